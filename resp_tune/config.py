@@ -1,0 +1,212 @@
+"""The trial config: everything one training run needs, in one frozen, validated value.
+
+Only the standard library is imported here, so that the features and the training loop also run on a
+host that has torch and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from resp_tune.errors import UserError, nearest
+
+Balance = Literal["none", "sampler", "sampler_all"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def _bounded(default: Any, low: float, high: float, help: str) -> Any:
+    return field(default=default, metadata={"low": low, "high": high, "help": help})
+
+
+def _choice(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What turns a waveform into log-mel frames; it names a feature store.
+
+    Frames are `10·log10(max(mel power, 1e-10))` of a centred Hann STFT of `n_fft` samples every
+    `hop_length`, through `n_mels` HTK triangles between `f_min` and `f_max` Hz, without filter norm.
+    """
+
+    sample_rate: int
+    n_fft: int
+    hop_length: int
+    n_mels: int
+    f_min: float
+    f_max: float
+
+    def frames(self, samples: int) -> int:
+        """Frames of a waveform of `samples` samples at `sample_rate`."""
+        return 1 + samples // self.hop_length
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """Everything that one training run depends on, besides the clips and their sides.
+
+    The defaults are the preset `baseline`. A value out of range raises `UserError`.
+    """
+
+    sample_rate: int = _bounded(4000, 1000, 192_000, "Hz, recordings are resampled to it")
+    clip_seconds: float = _bounded(10.0, 0.1, 600.0, "s, length of what the network sees")
+    n_fft: int = _bounded(256, 16, 16_384, "samples of a window")
+    hop_length: int = _bounded(128, 1, 16_384, "samples between frames")
+    n_mels: int = _bounded(48, 1, 512, "mel bands")
+    f_min: float = _bounded(50.0, 0.0, 96_000.0, "Hz, lower edge of the lowest band")
+    f_max: float | None = field(
+        default=None,
+        metadata={"low": 1.0, "high": 96_000.0, "help": "Hz, upper edge; null: half the rate"},
+    )
+    top_db: float = _bounded(80.0, 1.0, 200.0, "dB below a clip's loudest bin that are kept")
+    channels: int = _bounded(1, 1, 2, "2: the notebook's two identical channels")
+    pad: Literal["silence", "repeat"] = _choice("repeat", "what fills a clip that is too short")
+    crop: Literal["start", "random"] = _choice(
+        "random",
+        "what is kept of a recording that is too long: start: its beginning; random: anywhere in "
+        "training, and in evaluation the mean over crops that cover it",
+    )
+    normalise: Literal["none", "clip"] = _choice("clip", "clip: zero mean, unit sd over a clip")
+    time_shift: float = _bounded(0.4, 0.0, 1.0, "fraction of a clip, largest circular shift")
+    max_mask_pct: float = _bounded(0.1, 0.0, 1.0, "fraction of an axis, widest SpecAugment mask")
+    n_freq_masks: int = _bounded(1, 0, 10, "frequency masks an item")
+    n_time_masks: int = _bounded(2, 0, 10, "time masks an item")
+    augment_validation: bool = _choice(False, "the notebook's defect: augments validation as well")
+    width: int = _bounded(16, 1, 256, "channels of the first block; each block doubles them")
+    dropout: float = _bounded(0.25, 0.0, 0.95, "of each of the three last layers")
+    lr: float = _bounded(3e-3, 1e-7, 10.0, "peak of OneCycle")
+    weight_decay: float = _bounded(1e-2, 0.0, 10.0, "AdamW's")
+    batch_size: int = _bounded(32, 1, 65_536, "items an optimiser step")
+    micro_batch: int | None = field(
+        default=None,
+        metadata={"low": 1, "high": 65_536, "help": "items at once; null: the whole batch"},
+    )
+    epochs: int = _bounded(20, 1, 100_000, "full length of the OneCycle schedule")
+    balance: Balance = _choice(
+        "sampler",
+        "none: each item once; sampler: drawn with weight 1 / (class count in training); "
+        "sampler_all: the notebook's, counts over training and validation",
+    )
+    precision: Precision = _choice(
+        "auto", "of the network's arithmetic; auto: bfloat16 where the hardware has it"
+    )
+    seed: int = _bounded(0, 0, 2**63 - 1, "of weights, draws and dropout")
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            _check(spec, getattr(self, spec.name))
+        if self.f_max is not None and self.f_max > self.sample_rate / 2:
+            raise UserError(
+                f"f_max {self.f_max:g} Hz is above half the sample_rate {self.sample_rate}: "
+                f"at most {self.sample_rate / 2:g}"
+            )
+        if self.f_min >= self.front_end.f_max:
+            raise UserError(f"f_min {self.f_min:g} Hz is not below f_max {self.front_end.f_max:g}")
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise UserError(f"micro_batch {self.micro_batch} is above batch_size {self.batch_size}")
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """The part of the config that names a feature store."""
+        return FrontEnd(
+            self.sample_rate,
+            self.n_fft,
+            self.hop_length,
+            self.n_mels,
+            self.f_min,
+            self.sample_rate / 2 if self.f_max is None else self.f_max,
+        )
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of one clip: the notebook's `rate // 1000 · milliseconds` samples, by the hop."""
+        samples = int(self.sample_rate // 1000 * (self.clip_seconds * 1000))
+        return self.front_end.frames(samples)
+
+    def replace(self, values: Mapping[str, Any]) -> TrialConfig:
+        """This config with `values` put in; an unknown field or a bad value raises `UserError`."""
+        for name in values:
+            if name not in FIELDS:
+                raise UserError(f"unknown field '{name}': {nearest(name, FIELDS)}")
+        return dataclasses.replace(self, **{k: _coerce(k, v) for k, v in values.items()})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by field name, as JSON and YAML hold them."""
+        return dataclasses.asdict(self)
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(TrialConfig)}
+_HINTS = get_type_hints(TrialConfig)
+
+
+def _options(name: str) -> tuple[Any, ...]:
+    return get_args(_HINTS[name]) if get_origin(_HINTS[name]) is Literal else ()
+
+
+def _coerce(name: str, value: Any) -> Any:
+    """YAML's `10` for a float field, `1e1` written as a float for an int field."""
+    if isinstance(value, bool):
+        return value
+    hint = _HINTS[name]
+    if isinstance(value, int) and (hint is float or float in get_args(hint)):
+        return float(value)
+    if isinstance(value, float) and (hint is int or int in get_args(hint)) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _check(spec: dataclasses.Field[Any], value: Any) -> None:
+    name, hint = spec.name, _HINTS[spec.name]
+    if options := _options(name):
+        if value not in options:
+            listed = ", ".join(str(o) for o in options)
+            raise UserError(f"{name}: {value!r} is not one of {listed}")
+        return
+    kinds = get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return
+    if type(value) not in kinds:
+        wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+        raise UserError(f"{name}: {value!r} is not {wanted}")
+    if "low" in spec.metadata:
+        low, high = spec.metadata["low"], spec.metadata["high"]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise UserError(f"{name}: {value!r} is outside {low:g} to {high:g}")
+
+
+PRESETS: dict[str, TrialConfig] = {
+    "baseline": TrialConfig(),
+    # The notebook's own settings. Its defects, kept here and nowhere else: validation items are
+    # augmented, class counts of the sampler come from both sides, 61 % of the bands lie above
+    # 2 kHz, and (with `--protocol recording`) patients stand on both sides.
+    "notebook": TrialConfig(
+        sample_rate=44_100,
+        clip_seconds=20.0,
+        n_fft=1024,
+        hop_length=512,
+        n_mels=64,
+        f_min=0.0,
+        channels=2,
+        pad="silence",
+        crop="start",
+        normalise="none",
+        augment_validation=True,
+        width=8,
+        lr=1e-3,
+        batch_size=128,
+        balance="sampler_all",
+        precision="float32",
+    ),
+}
+
+
+def preset(name: str) -> TrialConfig:
+    """The preset `name`; an unknown one raises `UserError` with the list."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset '{name}': {nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,1 @@
+"""Files become recordings, clips with labels, and sides that share no patient."""

@@ -1,0 +1,88 @@
+"""What each diagnosis sounds like, which ages it has, and the real data set's tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Range = tuple[float, float]
+
+# Recordings of the real data set by diagnosis and device.
+ICBHI_DEVICES: dict[str, dict[str, int]] = {
+    "COPD": {"AKGC417L": 646, "Meditron": 36, "LittC2SE": 51, "Litt3200": 60},
+    "Healthy": {"Meditron": 35},
+    "URTI": {"Meditron": 23},
+    "Bronchiectasis": {"Meditron": 16},
+    "Pneumonia": {"Meditron": 2, "LittC2SE": 35},
+    "Bronchiolitis": {"Meditron": 13},
+    "LRTI": {"Meditron": 2},
+    "Asthma": {"LittC2SE": 1},
+}
+ICBHI_PATIENTS: dict[str, int] = {
+    "COPD": 64,
+    "Healthy": 26,
+    "URTI": 14,
+    "Bronchiectasis": 7,
+    "Pneumonia": 6,
+    "Bronchiolitis": 6,
+    "LRTI": 2,
+    "Asthma": 1,
+}
+SIX = ("COPD", "Healthy", "URTI", "Bronchiectasis", "Pneumonia", "Bronchiolitis")
+
+INFANT: Range = (0.3, 3.0)
+CHILD: Range = (4.0, 15.0)
+ADULT: Range = (20.0, 55.0)
+ELDER: Range = (56.0, 90.0)
+ALL_AGES = (INFANT, CHILD, ADULT, ELDER)
+
+# Years; the range of the real patients with each diagnosis.
+ICBHI_AGES: dict[str, Range] = {
+    "COPD": (45.0, 93.0),
+    "Healthy": (0.25, 16.0),
+    "URTI": (0.7, 16.0),
+    "Bronchiectasis": (19.0, 73.0),
+    "Pneumonia": (60.0, 81.0),
+    "Bronchiolitis": (0.7, 3.0),
+    "LRTI": (0.6, 3.0),
+    "Asthma": (60.0, 75.0),
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sounds of one diagnosis.
+
+    `crackle`, `wheeze`: probability that a breathing cycle of a patient of middling severity has
+    one. `crackles`: how many in such a cycle. `pitch`: Hz, of an adult's wheeze. `breath`: gain of
+    the breath noise. `bronchial`: expiration as loud and as bright as over the trachea.
+    `voices`: simultaneous wheezes. `ages`: groups the patients come from when nothing is
+    confounded.
+    """
+
+    crackle: float
+    wheeze: float
+    texture: Literal["fine", "coarse"] = "coarse"
+    crackles: tuple[int, int] = (2, 6)
+    pitch: Range = (150.0, 600.0)
+    rhonchus: bool = False
+    voices: int = 1
+    breath: float = 1.0
+    bronchial: bool = False
+    expiration: float = 1.0
+    ages: tuple[Range, ...] = ALL_AGES
+
+
+# Rates are higher and kinds are purer than in real patients: a small set has to be learnable.
+PROFILES: dict[str, Profile] = {
+    "COPD": Profile(0.35, 0.75, pitch=(150, 330), breath=0.7, expiration=1.25, ages=(ADULT, ELDER)),
+    "Healthy": Profile(0.04, 0.01),
+    "URTI": Profile(0.05, 0.75, rhonchus=True, pitch=(80, 160)),
+    "Bronchiectasis": Profile(0.92, 0.12, crackles=(6, 12), pitch=(200, 450)),
+    "Pneumonia": Profile(0.70, 0.04, texture="fine", crackles=(4, 12), bronchial=True),
+    "Bronchiolitis": Profile(
+        0.35, 0.80, texture="fine", crackles=(4, 8), pitch=(300, 600), ages=(INFANT,)
+    ),
+    "LRTI": Profile(0.10, 0.15, texture="fine", crackles=(3, 6), ages=(INFANT,)),
+    "Asthma": Profile(0.01, 0.85, pitch=(250, 600), voices=2, expiration=1.15),
+}

@@ -1,0 +1,32 @@
+"""Numbers and lists as a sentence says them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def count(number: int, noun: str) -> str:
+    """`1 recording`, `2 recordings`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """`a, b, c and 5 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def amount(number: int, noun: str, patients: int) -> str:
+    """`2 recordings of 1 patient`."""
+    return f"{count(number, noun)} of {count(patients, 'patient')}"
+
+
+def one_line(text: str) -> str:
+    """`text` without line ends and whatever else cannot be printed, such as odd file names have."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def shorten(text: str, most: int = 40) -> str:
+    """One line of at most `most` characters."""
+    line = one_line(text)
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,0 +1,1 @@
+"""Recordings become log-mel frames, and frames become batches."""

@@ -1,0 +1,69 @@
+"""Batches of clips from frames: one gather by row index, then the clip's clamp, scale and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from resp_tune.config import TrialConfig
+from resp_tune.features.augment import Draws
+from resp_tune.features.frames import Frames
+
+
+@dataclass(frozen=True)
+class ClipFrames:
+    """Which rows of `frames` belong to each clip: int64 `[clips]`, on the CPU for drawing."""
+
+    frames: Frames
+    first: torch.Tensor
+    count: torch.Tensor
+
+    def to(self, device: torch.device) -> ClipFrames:
+        """The same clips with their frames on `device`."""
+        return ClipFrames(self.frames.to(device), self.first.to(device), self.count.to(device))
+
+
+def make_batch(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Tensor:
+    """The items of `draws` as float32 `[items, 1, frames, n_mels]`, on the frames' device.
+
+    Time stands before frequency because the frames lie so on disk: a batch is one gather of rows.
+    Order as in the notebook: pad or crop, shift, clamp by `top_db`, mask with the mean of the clip.
+    """
+    values = clips.frames.values
+    rows = _rows(clips, draws, config)
+    x = values.index_select(0, rows.flatten()).float().view(*rows.shape, values.shape[1])
+    loudest = x.amax(dim=(1, 2), keepdim=True)
+    x = torch.maximum(x, loudest - config.top_db)
+    fill = x.mean(dim=(1, 2), keepdim=True)
+    if config.normalise == "clip":
+        x = (x - fill) / x.std(dim=(1, 2), keepdim=True).clamp(min=1e-3)
+        fill = torch.zeros_like(fill)
+    masked_frames = _covered(draws.time_start, draws.time_width, x.shape[1])
+    masked_bands = _covered(draws.freq_start, draws.freq_width, x.shape[2])
+    if masked_frames is not None:
+        x = torch.where(masked_frames[:, :, None], fill, x)
+    if masked_bands is not None:
+        x = torch.where(masked_bands[:, None, :], fill, x)
+    return x[:, None]
+
+
+def _rows(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Tensor:
+    """Row of `frames.values` behind each frame of each item, int64 `[items, clip_frames]`."""
+    length = config.clip_frames
+    count, first = clips.count[draws.clip, None], clips.first[draws.clip, None]
+    t = torch.arange(length, device=count.device)
+    position = (t - draws.shift[:, None]) % length  # undo the roll: out[t] = in[t − shift]
+    source = position - draws.pad[:, None] + draws.crop[:, None]
+    if config.pad == "repeat":
+        return first + source % count
+    inside = (source >= 0) & (source < count)
+    return torch.where(inside, first + source, clips.frames.silence)
+
+
+def _covered(start: torch.Tensor, width: torch.Tensor, size: int) -> torch.Tensor | None:
+    """Which positions of an axis any mask covers, bool `[items, size]`; None without masks."""
+    if start.shape[1] == 0:
+        return None
+    at = torch.arange(size, device=start.device)
+    return ((at >= start[..., None]) & (at < (start + width)[..., None])).any(dim=1)

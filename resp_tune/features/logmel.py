@@ -1,0 +1,77 @@
+"""The front end: a waveform becomes log-mel frames, for many mel banks from one STFT."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torchaudio.functional as audio_functional
+
+from resp_tune.config import FrontEnd
+from resp_tune.errors import UserError
+
+SILENCE_DB = -100.0  # 10·log10 of the floor 1e-10: what a frame of zeros becomes
+
+
+def log_mels(waveform: torch.Tensor, front_ends: Sequence[FrontEnd]) -> list[torch.Tensor]:
+    """Log-mel frames of `waveform` (float32 `[samples]`) under each front end, float32 `[frames, n_mels]`.
+
+    The front ends must share sample rate, n_fft and hop: the power spectrogram is computed once.
+    Frames are centred with reflected edges and are not clamped by `top_db`, since that depends on
+    which part of a recording becomes a clip. Equals torchaudio's `MelSpectrogram` followed by
+    `AmplitudeToDB(top_db=None)`, transposed.
+    """
+    power = _power_spectrogram(waveform, front_ends[0].n_fft, front_ends[0].hop_length)
+    return [(power @ mel_bank(f)).clamp_(min=1e-10).log10_().mul_(10.0) for f in front_ends]
+
+
+def _power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
+    """`|STFT|²`, float32 `[frames, n_fft // 2 + 1]`, with a periodic Hann window."""
+    shortest = n_fft // 2 + 1  # reflection needs one sample more than it mirrors
+    if waveform.numel() < shortest:
+        waveform = torch.nn.functional.pad(waveform, (0, shortest - waveform.numel()))
+    spectrum = torch.stft(
+        waveform,
+        n_fft,
+        hop_length,
+        window=torch.hann_window(n_fft),
+        center=True,
+        pad_mode="reflect",
+        return_complex=True,
+    ).T
+    return torch.view_as_real(spectrum).square_().sum(-1)
+
+
+@lru_cache(maxsize=64)
+def mel_bank(front_end: FrontEnd) -> torch.Tensor:
+    """Triangles on the HTK mel scale, float32 `[n_fft // 2 + 1, n_mels]`."""
+    with warnings.catch_warnings():
+        # torchaudio warns of empty filters; `check_filters` refuses them and says what to change.
+        warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
+        bank: torch.Tensor = audio_functional.melscale_fbanks(
+            n_freqs=front_end.n_fft // 2 + 1,
+            f_min=front_end.f_min,
+            f_max=front_end.f_max,
+            n_mels=front_end.n_mels,
+            sample_rate=front_end.sample_rate,
+            norm=None,
+            mel_scale="htk",
+        )
+    return bank
+
+
+def empty_filters(front_end: FrontEnd) -> int:
+    """How many mel filters fall between two FFT bins and are always silent."""
+    return int((mel_bank(front_end).amax(0) == 0).sum())
+
+
+def check_filters(front_end: FrontEnd) -> None:
+    """Raise `UserError` for a bank with empty filters: a trial with dead inputs is a wasted trial."""
+    if empty := empty_filters(front_end):
+        raise UserError(
+            f"n_mels {front_end.n_mels} leaves {empty} empty mel filter{'s' * (empty > 1)} at "
+            f"{front_end.sample_rate} Hz, n_fft {front_end.n_fft}, "
+            f"{front_end.f_min:g} to {front_end.f_max:g} Hz: use fewer mels or a larger n_fft"
+        )

@@ -1,0 +1,22 @@
+"""Which clips an epoch shows, and how often: answers to classes of very different size."""
+
+from __future__ import annotations
+
+import torch
+
+from resp_tune.config import Balance
+
+
+def draw_clips(
+    balance: Balance, train: torch.Tensor, validation: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Indices of the training clips of one epoch, int64 `[len(train)]`.
+
+    `train`, `validation`: int64 labels. `none` shows each clip once in random order; the samplers draw
+    with replacement, like `WeightedRandomSampler`, with weight 1 / (count of the clip's class).
+    """
+    if balance == "none":
+        return torch.randperm(len(train), generator=generator)
+    counted = train if balance == "sampler" else torch.cat([train, validation])
+    weights = 1.0 / torch.bincount(counted)[train].double()
+    return torch.multinomial(weights, len(train), replacement=True, generator=generator)

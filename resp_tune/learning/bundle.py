@@ -1,0 +1,131 @@
+"""The bundle: a trained model as a folder of `weights.safetensors` and a readable `config.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from resp_tune.config import TrialConfig
+from resp_tune.errors import UserError
+from resp_tune.features.augment import draw_plain
+from resp_tune.features.batches import ClipFrames
+from resp_tune.features.frames import join_frames
+from resp_tune.features.logmel import log_mels
+from resp_tune.learning.network import SoundNet
+from resp_tune.learning.training import build_network, predict
+from resp_tune.paths import write_atomically
+
+FORMAT = 1
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Networks of one config, one for each inner fold; a prediction is the mean of theirs."""
+
+    config: TrialConfig
+    classes: tuple[str, ...]
+    networks: tuple[SoundNet, ...]
+    details: dict[str, Any]
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the waveforms that `predict_waveform` takes."""
+        return self.config.sample_rate
+
+    def predict_waveform(self, waveform: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
+        with torch.inference_mode():
+            frames = join_frames(log_mels(waveform, [self.config.front_end]), ["waveform"])
+            return self.predict_clips(ClipFrames(frames, frames.first, frames.count))[0]
+
+    def predict_clips(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
+        """Class probabilities `[clips, classes]`, never augmented."""
+        draws = draw_plain(clips.count, self.config)
+        folds = [predict(network, clips, draws, self.config) for network in self.networks]
+        mean: npt.NDArray[np.float32] = np.mean(folds, axis=0)
+        return mean
+
+
+def save_bundle(
+    folder: Path,
+    config: TrialConfig,
+    classes: Sequence[str],
+    networks: Sequence[SoundNet],
+    details: Mapping[str, Any],
+) -> str:
+    """Write a bundle into `folder` and return the SHA-256 of its weights.
+
+    `details` (task, provenance …) go into `config.json` beside what loading needs.
+    """
+    tensors = {
+        f"fold{n}.{name}": value.detach().cpu().contiguous()
+        for n, network in enumerate(networks)
+        for name, value in network.state_dict().items()
+    }
+    weights = save(tensors)
+    digest = hashlib.sha256(weights).hexdigest()
+    content = {
+        "format": FORMAT,
+        "classes": list(classes),
+        "front_end": asdict(config.front_end),
+        "trial_config": config.as_dict(),
+        "folds": len(networks),
+        "weights_sha256": digest,
+        **details,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, weights)
+    write_atomically(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
+    return digest
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """The bundle in `folder`; raises `UserError` when it is not there, damaged or of another kind."""
+    folder = Path(folder)
+    content = _read_config(folder)
+    path = folder / WEIGHTS
+    try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != content["weights_sha256"]:
+            raise UserError(f"'{path}' is damaged: its hash is not the one in config.json")
+        config = TrialConfig().replace(content["trial_config"])
+        classes = tuple(str(c) for c in content["classes"])
+        tensors = load_file(path)
+        networks = []
+        for n in range(int(content["folds"])):
+            network = build_network(config, len(classes))
+            prefix = f"fold{n}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            network.load_state_dict(own)
+            networks.append(network.eval())
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"'{folder}' is not a sound bundle ({error}): save it again") from error
+    return Bundle(config, classes, tuple(networks), content)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"'{folder}' is not a bundle: no readable config.json in it; give the winner/ folder of a "
+            "search or models:/NAME@ALIAS"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged: it is not JSON") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"'{path}' is not a bundle that this version reads (format {FORMAT})")
+    return content

@@ -1,0 +1,118 @@
+"""How far a figure would move with other patients: bootstrap over patients, all draws at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from resp_tune.learning.metrics import SMALLEST, Labels, Probabilities
+
+DRAWS = 2000
+Floats = npt.NDArray[np.float64]
+
+
+def bootstrap(
+    labels: Labels,
+    probabilities: Probabilities,
+    patients: Sequence[str],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, Floats]:
+    """Each metric on `draws` resamples of the patients, float `[draws]`.
+
+    Patients are drawn with replacement and bring all their clips. As in the metrics themselves, a
+    class that no drawn clip has is left out of the averages. The same patients and seed give the same
+    resamples, so that two models on the same clips can be compared draw by draw.
+    """
+    names, of_clip = np.unique(np.asarray(patients), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(names), size=(draws, len(names)))
+    weight = np.zeros((draws, len(names)))
+    np.add.at(weight, (np.arange(draws)[:, None], drawn), 1.0)
+    clip_weight = weight[:, of_clip]
+    classes = probabilities.shape[1]
+    matrices = _confusions(labels, probabilities, of_clip, len(names), classes)
+    matrix = np.einsum("dp,pij->dij", weight, matrices, optimize=True)
+    return {
+        **_from_confusion(matrix),
+        "auroc": _auroc(labels, probabilities, clip_weight),
+        "log_loss": _log_loss(labels, probabilities, clip_weight),
+    }
+
+
+def intervals(
+    samples: dict[str, Floats], *, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """The central `level` of each metric's resamples, as (low, high)."""
+    tail = (1 - level) / 2
+    return {
+        name: (float(np.nanquantile(v, tail)), float(np.nanquantile(v, 1 - tail)))
+        for name, v in samples.items()
+    }
+
+
+def _confusions(
+    labels: Labels, probabilities: Probabilities, of_clip: Labels, patients: int, classes: int
+) -> Floats:
+    """Each patient's confusion matrix, `[patients, classes, classes]`."""
+    flat = (of_clip * classes + labels) * classes + probabilities.argmax(1)
+    counts = np.bincount(flat, minlength=patients * classes * classes)
+    return counts.reshape(patients, classes, classes).astype(np.float64)
+
+
+def _from_confusion(matrix: Floats) -> dict[str, Floats]:
+    """Metrics of confusion matrices `[draws, classes, classes]`."""
+    hits = np.einsum("dii->di", matrix)
+    true, predicted = matrix.sum(2), matrix.sum(1)
+    n = true.sum(1)
+    present = true > 0
+    recall = np.divide(hits, true, out=np.zeros_like(hits), where=present)
+    f1 = 2 * hits / np.maximum(true + predicted, 1)
+    normal, abnormal = true[:, 0], n - true[:, 0]
+    terms = [
+        np.divide(hits[:, 0], normal, out=np.full_like(n, np.nan), where=normal > 0),
+        np.divide(hits[:, 1:].sum(1), abnormal, out=np.full_like(n, np.nan), where=abnormal > 0),
+    ]
+    spread = np.sqrt((n**2 - (predicted**2).sum(1)) * (n**2 - (true**2).sum(1)))
+    covariance = hits.sum(1) * n - (true * predicted).sum(1)
+    return {
+        "macro_f1": _mean(f1, present),
+        "balanced_accuracy": _mean(recall, present),
+        "mcc": np.divide(covariance, spread, out=np.zeros_like(n), where=spread > 0),
+        "accuracy": hits.sum(1) / n,
+        "icbhi_score": np.nanmean(terms, axis=0),
+    }
+
+
+def _mean(values: Floats, present: npt.NDArray[np.bool_]) -> Floats:
+    mean: Floats = (values * present).sum(1) / present.sum(1)
+    return mean
+
+
+def _auroc(labels: Labels, probabilities: Probabilities, weight: Floats) -> Floats:
+    """Weighted one-vs-rest areas; ties count half, by giving each tie group its middle rank."""
+    total = np.zeros(len(weight))
+    counted = np.zeros(len(weight))
+    for c in np.unique(labels):
+        _, group = np.unique(probabilities[:, c], return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        positive = weight[:, order] * (labels[order] == c)
+        negative = weight[:, order] * (labels[order] != c)
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        pos, neg = (np.add.reduceat(w, starts, axis=1) for w in (positive, negative))
+        below = np.cumsum(neg, axis=1) - neg / 2
+        n_pos, n_neg = pos.sum(1), neg.sum(1)
+        defined = (n_pos > 0) & (n_neg > 0)
+        pairs = n_pos * n_neg
+        area = np.divide((pos * below).sum(1), pairs, out=np.zeros_like(pairs), where=defined)
+        total, counted = total + area, counted + defined
+    return np.divide(total, counted, out=np.full_like(total, 0.5), where=counted > 0)
+
+
+def _log_loss(labels: Labels, probabilities: Probabilities, weight: Floats) -> Floats:
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    loss: Floats = weight @ -np.log(np.clip(chosen, SMALLEST, 1.0)) / weight.sum(1)
+    return loss

@@ -1,0 +1,131 @@
+"""Metrics of class probabilities, in numpy, because trials compute them every epoch.
+
+`labels`: int `[n]`; `probabilities`: float `[n, classes]`, rows sum to 1. A class that no label has
+is left out of the macro averages (its recall is not defined there).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Labels = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.floating]
+SMALLEST = float(np.finfo(np.float32).eps)  # probabilities are clipped to it before the logarithm
+
+
+def confusion(labels: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
+    """Counts `[true class, predicted class]`."""
+    flat = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return flat.reshape(classes, classes)
+
+
+def accuracy(labels: Labels, probabilities: Probabilities) -> float:
+    """Share of items whose most probable class is the true one."""
+    return float((probabilities.argmax(1) == labels).mean())
+
+
+def balanced_accuracy(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean recall over the classes present."""
+    matrix = _confusion(labels, probabilities)
+    present = matrix.sum(1) > 0
+    return float((matrix.diagonal()[present] / matrix.sum(1)[present]).mean())
+
+
+def macro_f1(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean F1 = 2·TP / (2·TP + FP + FN) over the classes present."""
+    matrix = _confusion(labels, probabilities)
+    present = matrix.sum(1) > 0
+    f1 = 2 * matrix.diagonal() / np.maximum(matrix.sum(0) + matrix.sum(1), 1)
+    return float(f1[present].mean())
+
+
+def mcc(labels: Labels, probabilities: Probabilities) -> float:
+    """Matthews' correlation for several classes (Gorodkin's R_K); 0 where it is not defined."""
+    matrix = _confusion(labels, probabilities).astype(np.float64)
+    true, predicted, n = matrix.sum(1), matrix.sum(0), matrix.sum()
+    below = math.sqrt((n**2 - (predicted**2).sum()) * (n**2 - (true**2).sum()))
+    return float((matrix.trace() * n - true @ predicted) / below) if below > 0 else 0.0
+
+
+def auroc(labels: Labels, probabilities: Probabilities) -> float:
+    """Macro one-vs-rest area under the ROC curve, by ranks (Mann–Whitney); 0.5 with one class."""
+    areas = []
+    for c in np.unique(labels):
+        positive = labels == c
+        n_pos, n_neg = positive.sum(), (~positive).sum()
+        if n_neg:
+            ranks = _ranks(probabilities[:, c])
+            areas.append((ranks[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+    return float(np.mean(areas)) if areas else 0.5
+
+
+def _ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Ranks from 1, ties sharing their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    means: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    return means
+
+
+def log_loss(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean −ln of the true class's probability."""
+    chosen = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.clip(chosen.astype(np.float64), SMALLEST, 1.0)).mean())
+
+
+def icbhi_score(labels: Labels, probabilities: Probabilities) -> float:
+    """(Se + Sp) / 2 of the ICBHI 2017 challenge; class 0 is `normal`.
+
+    Sp: share of normal items called normal. Se: share of abnormal items given their right class. A
+    term without items is left out.
+    """
+    right = probabilities.argmax(1) == labels
+    normal = labels == 0
+    terms = [right[side].mean() for side in (normal, ~normal) if side.any()]
+    return float(np.mean(terms))
+
+
+def _confusion(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.int64]:
+    return confusion(labels, probabilities.argmax(1), probabilities.shape[1])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, the direction that is better, and its worst finite value."""
+
+    compute: Callable[[Labels, Probabilities], float]
+    mode: Literal["max", "min"]
+    worst: float
+
+
+METRICS: dict[str, Metric] = {
+    "macro_f1": Metric(macro_f1, "max", 0.0),
+    "balanced_accuracy": Metric(balanced_accuracy, "max", 0.0),
+    "mcc": Metric(mcc, "max", -1.0),
+    "auroc": Metric(auroc, "max", 0.0),
+    "log_loss": Metric(log_loss, "min", -math.log(SMALLEST)),
+    "accuracy": Metric(accuracy, "max", 0.0),
+    "icbhi_score": Metric(icbhi_score, "max", 0.0),
+}
+
+
+def all_metrics(
+    labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
+) -> dict[str, float]:
+    """Every metric that the classes allow; `icbhi_score` needs `normal` as the first class."""
+    return {
+        name: metric.compute(labels, probabilities)
+        for name, metric in METRICS.items()
+        if name != "icbhi_score" or classes[0] == "normal"
+    }
+
+
+def majority_accuracy(labels: Labels) -> float:
+    """Accuracy of always answering the most frequent class of `labels`."""
+    return float(np.bincount(labels).max() / len(labels))

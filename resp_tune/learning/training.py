@@ -1,0 +1,306 @@
+"""One training run, epoch by epoch; usable without Ray: `for epoch in fit(config, folds): …`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from resp_tune.config import TrialConfig
+from resp_tune.features.augment import Draws, draw_augmented, draw_plain
+from resp_tune.features.batches import ClipFrames, make_batch
+from resp_tune.learning.balance import draw_clips
+from resp_tune.learning.metrics import all_metrics
+from resp_tune.learning.network import SoundNet
+from resp_tune.learning.seeds import mix_seed
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Side:
+    """Clips of one side: their frames, and their labels as int64 `[clips]` on the CPU."""
+
+    clips: ClipFrames
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What one network is trained and validated on."""
+
+    train: Side
+    validation: Side
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Figures of one epoch. `epoch` counts from 1; `seconds` holds training and validation.
+
+    With several inner folds the losses and metrics are means over them.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    metrics: dict[str, float]
+    lr: float
+    seconds: float
+
+    @property
+    def finite(self) -> bool:
+        """False when the training has diverged."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.val_loss)
+
+    def row(self) -> dict[str, float]:
+        """One flat row, as MLflow and `epochs.csv` name the columns."""
+        values = {f"val_{name}": value for name, value in self.metrics.items()}
+        return {
+            "epoch": self.epoch,
+            "train_loss": self.train_loss,
+            "val_loss": self.val_loss,
+            **values,
+            "lr": self.lr,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, float]) -> EpochResult:
+        """The result that `row()` described."""
+        plain = {"epoch", "train_loss", "val_loss", "lr", "seconds"}
+        metrics = {k.removeprefix("val_"): v for k, v in row.items() if k not in plain}
+        return cls(
+            int(row["epoch"]),
+            row["train_loss"],
+            row["val_loss"],
+            metrics,
+            row["lr"],
+            row["seconds"],
+        )
+
+
+def fit(
+    config: TrialConfig, folds: Sequence[TrainingData], device: str | torch.device = "cpu"
+) -> Iterator[EpochResult]:
+    """Train one network a fold and yield each epoch's figures, `config.epochs` of them.
+
+    Stops after the first epoch whose loss is not finite.
+    """
+    training = Training(config, folds, device)
+    while not training.done:
+        yield training.run_epoch()
+
+
+class Training:
+    """A training run that can stop after any epoch and go on from `state()`, to the same bits.
+
+    All folds advance together, so that an epoch's figures are the mean over all of them and a
+    scheduler compares like with like.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        folds: Sequence[TrainingData],
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.config = config
+        self.history: list[EpochResult] = []
+        self.runs = [
+            _FoldRun(config, data, torch.device(device), n) for n, data in enumerate(folds)
+        ]
+
+    @property
+    def done(self) -> bool:
+        """True after the last epoch, and after an epoch whose loss is not finite."""
+        if not self.history:
+            return False
+        return len(self.history) == self.config.epochs or not self.history[-1].finite
+
+    def run_epoch(self) -> EpochResult:
+        """Train and validate once over; appended to `history` and returned."""
+        started = time.perf_counter()
+        epoch = len(self.history) + 1
+        train_loss = _mean(run.train(epoch) for run in self.runs)
+        # A network with infinite weights gives NaN probabilities, which no metric accepts.
+        found = [run.validate(epoch) if math.isfinite(train_loss) else None for run in self.runs]
+        metrics = [m for m in found if m is not None]
+        names = metrics[0] if metrics else {}
+        means = {name: _mean(m[name] for m in metrics) for name in names}
+        result = EpochResult(
+            epoch,
+            train_loss,
+            means.get("log_loss", math.nan),
+            means,
+            self.runs[0].lr,
+            time.perf_counter() - started,
+        )
+        self.history.append(result)
+        return result
+
+    def predict_validation(self) -> list[npt.NDArray[np.float32]]:
+        """Validation probabilities of each fold's network on its own validation side."""
+        return [run.predict_validation(len(self.history)) for run in self.runs]
+
+    def networks(self) -> list[SoundNet]:
+        """The trained networks, one a fold, ready to predict."""
+        return [run.network.eval() for run in self.runs]
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on: tensors and plain values, safe for `torch.save`.
+
+        No random state is in it: every epoch is seeded by the config's seed and its number.
+        """
+        return {
+            "history": [e.row() for e in self.history],
+            "folds": [run.state() for run in self.runs],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, which must come from the same config and folds."""
+        self.history = [EpochResult.from_row(row) for row in state["history"]]
+        for run, saved in zip(self.runs, state["folds"], strict=True):
+            run.load_state(saved)
+
+
+class _FoldRun:
+    """One network on one pair of sides."""
+
+    def __init__(
+        self, config: TrialConfig, data: TrainingData, device: torch.device, fold: int
+    ) -> None:
+        self.config, self.device, self.fold = config, device, fold
+        self.labels = (data.train.labels, data.validation.labels)
+        self.classes = data.classes
+        self.counts = (data.train.clips.count, data.validation.clips.count)
+        self.clips = (data.train.clips.to(device), data.validation.clips.to(device))
+        self.device_labels = data.train.labels.to(device)
+        torch.manual_seed(mix_seed(config.seed, fold, 0))
+        self.network = build_network(config, len(data.classes)).to(
+            device, memory_format=torch.channels_last
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.batches = batch_bounds(len(data.train.labels), config.batch_size)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=config.lr, total_steps=len(self.batches) * config.epochs
+        )
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def train(self, epoch: int) -> float:
+        """One epoch over the training side; the mean loss over its items."""
+        seed = mix_seed(self.config.seed, self.fold, epoch)
+        torch.manual_seed(seed)  # dropout
+        generator = torch.Generator().manual_seed(seed)
+        clip = draw_clips(self.config.balance, *self.labels, generator)
+        draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        for start, stop in self.batches:
+            # Summed on the device: reading each loss would wait for every step.
+            total += self._step(draws[start:stop])
+            self.schedule.step()
+        return float(total) / self.batches[-1][1]
+
+    def _step(self, draws: Draws) -> torch.Tensor:
+        """One optimiser step, in micro-batches whose gradients add up; the summed loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        size = self.config.micro_batch or len(draws)
+        total = torch.zeros((), device=self.device)
+        for start, stop in batch_bounds(len(draws), size):
+            part = draws[start:stop]
+            x = make_batch(self.clips[0], part, self.config)
+            with autocast(self.config, self.device):
+                logits = self.network(x)
+            loss = nn.functional.cross_entropy(
+                logits.float(), self.device_labels[part.clip], reduction="sum"
+            )
+            (loss / len(draws)).backward()  # type: ignore[no-untyped-call]  # torch's own
+            total += loss.detach()
+        self.optimizer.step()
+        return total
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        probabilities = self.predict_validation(epoch)
+        if not np.isfinite(probabilities).all():
+            return {"log_loss": math.nan}
+        return all_metrics(self.labels[1].numpy(), probabilities, self.classes)
+
+    def predict_validation(self, epoch: int) -> npt.NDArray[np.float32]:
+        config = self.config
+        draws = draw_plain(self.counts[1], config)
+        if config.augment_validation:
+            generator = torch.Generator().manual_seed(mix_seed(config.seed, self.fold, -epoch))
+            draws = draw_augmented(
+                torch.arange(len(self.counts[1])), self.counts[1], config, generator
+            )
+        return predict(self.network, self.clips[1], draws, config)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def build_network(config: TrialConfig, classes: int) -> SoundNet:
+    """The untrained network of a config."""
+    return SoundNet(classes, width=config.width, dropout=config.dropout, channels=config.channels)
+
+
+def predict(
+    network: nn.Module, clips: ClipFrames, draws: Draws, config: TrialConfig
+) -> npt.NDArray[np.float32]:
+    """Class probabilities `[clips, classes]`: the mean over each clip's items in `draws`."""
+    network.eval()
+    n_clips = len(clips.count)
+    device = clips.frames.values.device
+    draws = draws.to(device)
+    parts = []
+    with torch.inference_mode(), autocast(config, device):
+        for start in range(0, len(draws), EVALUATION_BATCH):
+            x = make_batch(clips, draws[start : start + EVALUATION_BATCH], config)
+            parts.append(network(x).float().softmax(1))
+        items = torch.cat(parts)
+        sums = torch.zeros(n_clips, items.shape[1], device=device).index_add_(0, draws.clip, items)
+        counts = torch.bincount(draws.clip, minlength=n_clips)
+        mean: npt.NDArray[np.float32] = (sums / counts[:, None]).cpu().numpy()
+    return mean
+
+
+def autocast(config: TrialConfig, device: torch.device) -> torch.autocast:
+    """The arithmetic that `config.precision` asks for."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def batch_bounds(items: int, size: int) -> list[tuple[int, int]]:
+    """Start and stop of each batch; the last is kept, and takes in a single item left over.
+
+    Batch statistics of one item are not defined.
+    """
+    starts = list(range(0, items, size))
+    if len(starts) > 1 and items - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], items], strict=True))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

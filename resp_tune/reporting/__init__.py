@@ -1,0 +1,1 @@
+"""Pages made from the files of a finished search."""

@@ -1,0 +1,32 @@
+"""One process at a time may run a search of one name."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from resp_tune.errors import UserError
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold `folder`; `UserError` says who else does. A dead holder's lock is gone with it."""
+    lock, holder = FileLock(folder / ".lock", timeout=0), folder / ".held_by"
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise UserError(
+            f"search '{folder.name}' is being run by {who}: wait for it, or give another --name"
+        ) from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,196 @@
+"""Everything that can be wrong with a search, checked before anything is started or written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resp_tune.config import FrontEnd
+from resp_tune.data.recordings import Dataset, load_dataset
+from resp_tune.data.sides import Sides, load_sides
+from resp_tune.data.splits import make_sides
+from resp_tune.data.synthetic import default_synthetic
+from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.errors import UserError
+from resp_tune.features.logmel import check_filters
+from resp_tune.learning.problem import Problem
+from resp_tune.paths import cache_folder
+from resp_tune.searching.settings import SearchSettings
+from resp_tune.tracking.lookup import THREADS
+from resp_tune.tracking.store import probe
+from resp_tune.tracking.uri import resolve_uri
+from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
+from resp_tune.tuning.space import SearchSpace, load_space
+from resp_tune.tuning.trainable import LOGICAL_GPUS
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A search that can start."""
+
+    settings: SearchSettings
+    name: str
+    folder: Path
+    tracking_uri: str
+    problem: Problem
+    space: SearchSpace
+    front_ends: tuple[FrontEnd, ...]
+    machine: Machine
+    slots: Slots
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that Ray is started with."""
+        asked = self.settings.gpus
+        return self.machine.gpus if asked is None else asked
+
+    @property
+    def device_type(self) -> str:
+        """Where trials compute: `cuda`, or `cpu` also for logical GPUs."""
+        real = self.slots.gpus > 0 and os.environ.get(LOGICAL_GPUS) != "1"
+        return "cuda" if real else "cpu"
+
+    @property
+    def trial_tags(self) -> dict[str, str]:
+        """What MLflow says of every trial: the device, and the threads that its bits depend on."""
+        import torch
+
+        real = self.device_type == "cuda"
+        name = torch.cuda.get_device_name() if real else "cpu"
+        rehearsed = self.slots.gpus > 0 and not real
+        return {
+            "resp_tune.device": f"{name} (logical GPU)" if rehearsed else name,
+            THREADS: str(self.slots.threads),
+        }
+
+    def meaning(self) -> dict[str, Any]:
+        """What makes a trial of this search comparable with another: bound to its study.
+
+        The base config's fields stand by name, so that a difference can be named.
+        """
+        s, space = self.settings, self.space
+        fixed = {
+            f"field {k}": v
+            for k, v in space.base.as_dict().items()
+            if k not in space.parameters and k not in ("seed", "epochs")
+        }
+        ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
+        return {
+            "task": s.task,
+            "protocol": s.protocol,
+            "metric": s.metric,
+            "folds": s.folds,
+            "split seed": s.split_seed,
+            "epochs": s.epochs,
+            "seed": s.seed,
+            "recordings": data_digest(self.problem, self.machine.cpus),
+            "searched fields": sorted(space.parameters),
+            **ranges,
+            **fixed,
+        }
+
+
+def prepare(settings: SearchSettings, say: Say) -> Prepared:
+    """Check the settings against space, machine, data, storage and tracking; writes nothing.
+
+    Only the default synthetic data set is made, in the cache folder, when no data is given.
+    """
+    space = load_space(settings.space)
+    front_ends = space.front_ends()
+    for front_end in front_ends:
+        check_filters(front_end)
+    machine = this_machine()
+    slots = plan_slots(
+        machine,
+        gpus=settings.gpus,
+        trials_per_gpu=settings.trials_per_gpu,
+        concurrency=settings.concurrency,
+        cpus_per_trial=settings.cpus_per_trial,
+        logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",
+    )
+    storage = settings.storage.expanduser().absolute()
+    check_storage(storage)
+    tracking_uri = resolve_uri(settings.tracking_uri, storage)
+    probe(tracking_uri)
+    dataset = load_dataset(data_folder(settings.data, say))
+    name = settings.named
+    problem = make_problem(dataset, settings, storage / name / "split.json")
+    return Prepared(
+        settings, name, storage / name, tracking_uri, problem, space, front_ends, machine, slots
+    )
+
+
+def data_folder(given: str | None, say: Say) -> Path:
+    """`--data`, else `$RESP_TUNE_DATA`, else the synthetic set in the cache folder."""
+    chosen = given or os.environ.get("RESP_TUNE_DATA")
+    if not chosen:
+        folder = default_synthetic(cache_folder())
+        say(f"data: no --data given: a small SYNTHETIC set, made by this program, in {folder}")
+        return folder
+    if "://" in chosen:
+        raise UserError(f"--data '{chosen}': only folders are built so far, not URIs")
+    return Path(chosen).expanduser()
+
+
+def make_problem(dataset: Dataset, settings: SearchSettings, saved: Path | None) -> Problem:
+    """The clips and sides of the settings; sides that a search has saved in `saved` stand."""
+    clips = make_clips(get_task(settings.task), dataset)
+    sides = make_sides(
+        dataset,
+        clips,
+        settings.protocol,
+        split_seed=settings.split_seed,
+        folds=settings.folds,
+        hold_out_device=settings.hold_out_device,
+        drop_shared_patients=settings.drop_shared_patients,
+    )
+    if saved is not None and saved.exists():
+        sides = _same_sides(load_sides(saved), sides, saved)
+    return Problem(dataset, clips, sides)
+
+
+def _same_sides(old: Sides, new: Sides, path: Path) -> Sides:
+    if old.digest != new.digest:
+        raise UserError(
+            f"the sides of this search ({path}) are not those of this data, task and protocol: "
+            f"{_difference(old, new)}. Give the old settings, or another --name"
+        )
+    return old
+
+
+def _difference(old: Sides, new: Sides) -> str:
+    for what in ("task", "protocol", "split_seed", "classes"):
+        if getattr(old, what) != getattr(new, what):
+            return f"{what.replace('_', ' ')} was {getattr(old, what)}, now {getattr(new, what)}"
+    if len(old.folds) != len(new.folds):
+        return f"--folds was {len(old.folds)}, now {len(new.folds)}"
+    before, now = (
+        {s for f in x.folds for s in (*f.train, *f.validation)} | set(x.test or ())
+        for x in (old, new)
+    )
+    return f"{len(before - now)} recordings are gone and {len(now - before)} are new"
+
+
+def check_storage(storage: Path) -> None:
+    """Raise `UserError` when no folder can be made or written at `storage`."""
+    place = storage
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"--storage '{storage}': '{place}' is a file, not a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--storage '{storage}': '{place}' may not be written: give another folder")
+
+
+def data_digest(problem: Problem, workers: int) -> str:
+    """A hash of every recording that the search reads, their names included."""
+    sources = problem.sources(problem.search_stems, workers)
+    content = json.dumps([[s.stem, s.digest] for s in sources])
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""The settings of a search, as its flags give them."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from resp_tune.errors import UserError, nearest
+
+# Names only: `--help` and a mistyped flag must not wait for Ray, Optuna and torch to load.
+TASKS = ("diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles")
+PROTOCOLS = ("patient", "official", "recording", "device")
+METRICS = (
+    "macro_f1",
+    "balanced_accuracy",
+    "mcc",
+    "auroc",
+    "log_loss",
+    "accuracy",
+    "icbhi_score",
+)
+SCHEDULERS = ("asha", "none")
+SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """One field a flag; see `python -m resp_tune.search --help`. Durations are in seconds."""
+
+    data: str | None = None
+    task: str = "diagnosis"
+    protocol: str = "patient"
+    metric: str = "macro_f1"
+    folds: int = 1
+    split_seed: int = 0
+    hold_out_device: str | None = None
+    drop_shared_patients: bool = False
+    space: str = "search_spaces/default.yaml"
+    trials: int | None = None
+    epochs: int = 20
+    time_budget: float | None = None
+    gpus: int | None = None
+    trials_per_gpu: int = 1
+    concurrency: int | None = None
+    cpus_per_trial: float | None = None
+    scheduler: str = "asha"
+    sampler: str = "tpe"
+    name: str | None = None
+    storage: Path = Path("results")
+    tracking_uri: str | None = None
+    seed: int = 0
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("task", self.task, TASKS),
+            ("protocol", self.protocol, PROTOCOLS),
+            ("metric", self.metric, METRICS),
+            ("scheduler", self.scheduler, SCHEDULERS),
+            ("sampler", self.sampler, SAMPLERS),
+        ):
+            if given not in known:
+                hint = nearest(given, known)
+                listed = "" if hint.startswith("known") else f" (known: {', '.join(known)})"
+                raise UserError(f"--{what} '{given}' is not one that is built: {hint}{listed}")
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            raise UserError(
+                f"--name {self.name[:80]!r} is not a name: 1 to 64 letters, digits, '.', '_' or '-', "
+                "the first a letter or digit"
+            )
+        if not 1 <= self.folds <= 4:
+            raise UserError(f"--folds {self.folds} is outside 1 to 4")
+        if self.metric == "icbhi_score" and self.task != "cycles":
+            raise UserError("--metric icbhi_score needs --task cycles")
+        if "://" in str(self.storage) or re.match(r"[a-z0-9]+:/", str(self.storage)):
+            raise UserError(f"--storage '{self.storage}': only folders are built so far, not URIs")
+
+    @property
+    def budget(self) -> int | None:
+        """Trials in all; None where a time budget alone decides."""
+        if self.trials is None and self.time_budget is None:
+            return 20
+        return self.trials
+
+    @property
+    def named(self) -> str:
+        """The name, or a timestamp."""
+        return self.name or time.strftime("%Y%m%d-%H%M%S")

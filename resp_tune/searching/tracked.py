@@ -1,0 +1,50 @@
+"""Tells MLflow what happens to the trials of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from resp_tune.learning.metrics import METRICS
+from resp_tune.tracking.runs import SearchRuns
+from resp_tune.tuning.study import TrialRecord, best_of
+
+
+class TrackedTrials:
+    """A listener of the recorder that writes to MLflow, and replays what MLflow may have missed."""
+
+    def __init__(self, runs: SearchRuns, metric: str, tags: Mapping[str, str]) -> None:
+        self.runs, self.metric, self.tags = runs, metric, tags
+        self.finished: list[TrialRecord] = []
+
+    def replay(self, trials: Sequence[TrialRecord]) -> None:
+        """Everything the study knows; what is in MLflow already stays as it is."""
+        for trial in trials:
+            if trial.state is not None:
+                self.started(trial, trial.config.seed)
+                self.advanced(trial, trial.epochs)
+                self.ended(trial)
+
+    def started(self, trial: TrialRecord, seed: int) -> None:
+        """A trial was handed out."""
+        params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
+        self.runs.start_trial(trial.number, params=params, seed=seed, tags=self.tags)
+
+    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+        """A trial has new epochs."""
+        self.runs.log_epochs(trial.number, epochs)
+
+    def ended(self, trial: TrialRecord) -> None:
+        """A trial is over; the parent run carries the best so far."""
+        assert trial.state is not None
+        # Pruned trials show where they stood, or the table sorted by score would show nothing.
+        stood = trial.epochs[-1].get(f"val_{self.metric}") if trial.epochs else None
+        score = METRICS[self.metric].worst if trial.state == "diverged" else stood
+        self.runs.end_trial(
+            trial.number, trial.state, score=score, seconds=trial.seconds, error=trial.error
+        )
+        if trial.state == "finished":
+            self.finished.append(trial)
+            best = best_of(self.finished, self.metric)
+            assert best is not None
+            assert best.score is not None
+            self.runs.best(best.score, best.number)

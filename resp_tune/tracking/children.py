@@ -1,0 +1,246 @@
+"""The runs below a search's parent run. Everything here happens on the writer's thread.
+
+A method may be called again with the same arguments, after a failure half-way or in a replay:
+it then writes only what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from resp_tune.tracking.names import (
+    INTERRUPTED,
+    KIND,
+    NUMBER,
+    RUNNING,
+    STATE,
+    STATUS,
+    WEIGHTS,
+    Kind,
+    State,
+    conditions,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, Run, RunTag
+
+
+class Key(NamedTuple):
+    """What names a run below its parent; new weights make a new evaluation of the same trial."""
+
+    kind: Kind
+    number: int
+    weights: str = ""
+
+    def tags(self) -> dict[str, str]:
+        """The tags that the run is found by."""
+        tags = {KIND: self.kind, NUMBER: str(self.number)}
+        return tags | {WEIGHTS: self.weights} if self.weights else tags
+
+
+_MOST_IN_A_BATCH = 1000  # the store's own limit of metrics
+_LONGEST_ERROR = 2000  # characters; a tag holds 8000
+
+
+@dataclass
+class _Child:
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    described: bool  # its parameters are written
+    steps: set[int] | None  # those logged; None: not asked yet
+
+    @property
+    def end(self) -> str | None:
+        """The state it ended in; None while it runs, or where it was only interrupted."""
+        state = self.tags.get(STATE)
+        return state if state in STATUS and self.status != "RUNNING" else None
+
+
+class Children:
+    """The child runs of one search, by kind and number."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment: str,
+        metric: str,
+        common: Mapping[str, str],
+        found: Iterable[Run],
+    ) -> None:
+        self._client, self._experiment, self._metric = client, experiment, metric
+        self._common = dict(common)
+        self._uncertain: set[Key] = set()
+        self._children: dict[Key, _Child] = {}
+        for run in found:
+            key = _key_of(run)
+            # The oldest stands, should somebody have copied a run.
+            if key is not None and key not in self._children:
+                self._children[key] = _as_child(run)
+
+    def ids(self, kind: Kind) -> dict[int, str]:
+        """Run ids by number."""
+        items = list(self._children.items())
+        return {key.number: child.run_id for key, child in items if key.kind == kind}
+
+    def ended(self) -> int:
+        """How many trials have ended."""
+        items = list(self._children.items())
+        return sum(key.kind == "trial" and child.end is not None for key, child in items)
+
+    def start(
+        self, key: Key, params: Mapping[str, Any], tags: Mapping[str, str], now: int
+    ) -> _Child:
+        """Find or create the run, running and with its parameters; an ended one stays ended."""
+        child = self._children.get(key) or self._create(key, tags, now)
+        if child.end is not None:
+            return child
+        if child.status != "RUNNING":
+            self._client.update_run(child.run_id, status="RUNNING")
+            child.status = "RUNNING"
+        if not child.described or child.tags.get(STATE) != RUNNING:
+            self._client.log_batch(
+                child.run_id,
+                params=params_of(params),
+                tags=tags_of({**tags, STATE: RUNNING}),
+            )
+            child.tags[STATE], child.described = RUNNING, True
+        return child
+
+    def _create(self, key: Key, tags: Mapping[str, str], now: int) -> _Child:
+        mine = {**self._common, **key.tags()}
+        if key in self._uncertain:
+            # The last attempt failed on our side of the wire; it may have succeeded on the other.
+            runs = self._client.search_runs([self._experiment], conditions(mine))
+            if runs:
+                self._children[key] = _as_child(runs[0])
+                return self._children[key]
+        self._uncertain.add(key)
+        run = self._client.create_run(
+            self._experiment,
+            start_time=now,
+            tags={**tags, **mine, STATE: RUNNING},
+            run_name=f"{key.kind}-{key.number}",
+        )
+        self._uncertain.discard(key)
+        self._children[key] = _Child(
+            run.info.run_id, "RUNNING", dict(run.data.tags), described=False, steps=set()
+        )
+        return self._children[key]
+
+    def log(self, key: Key, epochs: Sequence[Mapping[str, float]], now: int) -> None:
+        """One batch with all metrics of the epochs that are not logged yet."""
+        child = self._running(key)
+        if child is None or not epochs:
+            return
+        if child.steps is None:
+            name = next(name for name in epochs[0] if name != "epoch")
+            history = self._client.get_metric_history(child.run_id, name)
+            child.steps = {metric.step for metric in history}
+        new = [epoch for epoch in epochs if int(epoch["epoch"]) not in child.steps]
+        metrics = [
+            metric
+            for epoch in new
+            for metric in metrics_of(self._ordered(epoch), int(epoch["epoch"]), now)
+        ]
+        for start in range(0, len(metrics), _MOST_IN_A_BATCH):
+            self._client.log_batch(child.run_id, metrics[start : start + _MOST_IN_A_BATCH])
+        child.steps |= {int(epoch["epoch"]) for epoch in new}
+
+    def _ordered(self, epoch: Mapping[str, float]) -> dict[str, float]:
+        # MLflow's page for comparing runs opens on the metric that was logged first.
+        first = f"val_{self._metric}"
+        names = sorted((name for name in epoch if name != "epoch"), key=lambda name: name != first)
+        return {name: epoch[name] for name in names}
+
+    def _running(self, key: Key) -> _Child | None:
+        child = self._children.get(key)
+        if child is None:
+            raise LookupError(f"{key.kind} {key.number} was never started")
+        return None if child.end is not None else child
+
+    def end(
+        self,
+        key: Key,
+        state: State,
+        metrics: Mapping[str, float | None],
+        error: str | None,
+        now: int,
+    ) -> None:
+        """End the run truly; one that ended in this state already is left alone."""
+        child = self._children.get(key)
+        if child is None:
+            raise LookupError(f"{key.kind} {key.number} was never started")
+        if child.end == state:
+            return
+        tags: dict[str, str] = {STATE: state}
+        if error:
+            tags["resp_tune.error"] = error[:_LONGEST_ERROR]
+        step = max(child.steps or {0})
+        self._client.log_batch(
+            child.run_id, metrics=metrics_of(metrics, step, now), tags=tags_of(tags)
+        )
+        self._client.set_terminated(child.run_id, status=STATUS[state], end_time=now)
+        child.tags.update(tags)
+        child.status = STATUS[state]
+
+    def interrupt(self, now: int) -> None:
+        """End what still runs as KILLED and `interrupted`; `start` takes it up again."""
+        for child in list(self._children.values()):
+            if child.status == "RUNNING":
+                self._client.set_tag(child.run_id, STATE, INTERRUPTED)
+                self._client.set_terminated(child.run_id, status="KILLED", end_time=now)
+                child.tags[STATE], child.status = INTERRUPTED, "KILLED"
+
+    def evaluation(
+        self,
+        key: Key,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        now: int,
+    ) -> str:
+        """The finished run of a reading of the test side, made once for the same weights."""
+        child = self.start(key, params, tags, now)
+        self.end(key, "finished", metrics, None, now)
+        return child.run_id
+
+
+def _key_of(run: Run) -> Key | None:
+    tags = run.data.tags
+    kind = next((kind for kind in get_args(Kind) if kind == tags.get(KIND)), None)
+    if kind is None or not tags.get(NUMBER, "").isdecimal():
+        return None
+    return Key(kind, int(tags[NUMBER]), tags.get(WEIGHTS, "") if kind == "evaluation" else "")
+
+
+def _as_child(run: Run) -> _Child:
+    return _Child(
+        run.info.run_id, run.info.status, dict(run.data.tags), bool(run.data.params), steps=None
+    )
+
+
+def metrics_of(values: Mapping[str, float | None], step: int, now: int) -> list[Metric]:
+    """MLflow's metrics; None is left out, a value that is not finite is written as such."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(name, float(value), now, step) for name, value in values.items() if value is not None
+    ]
+
+
+def params_of(values: Mapping[str, Any]) -> list[Param]:
+    """MLflow's parameters: text."""
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)) for name, value in values.items()]
+
+
+def tags_of(values: Mapping[str, str]) -> list[RunTag]:
+    """MLflow's tags."""
+    from mlflow.entities import RunTag
+
+    return [RunTag(name, value) for name, value in values.items()]

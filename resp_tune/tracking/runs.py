@@ -1,0 +1,263 @@
+"""A search in MLflow: one parent run, below it a run a trial, written by the driver alone.
+
+runs = SearchRuns(uri, storage, "first", metric="macro_f1", mode="max", params={}, tags={})
+runs.start_trial(0, params=config, seed=17)
+runs.log_epochs(0, [{"epoch": 1, "train_loss": 1.2, "val_macro_f1": 0.3}])
+runs.end_trial(0, "finished", score=0.3, seconds=4.2)
+runs.close("FINISHED")
+
+Every write is idempotent: the driver may replay its whole study, and what is there stays as it is.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resp_tune.errors import UserError
+from resp_tune.tracking.children import Children, Key, metrics_of, params_of, tags_of
+from resp_tune.tracking.client import connect, experiment_id
+from resp_tune.tracking.names import (
+    KIND,
+    METRIC,
+    MODE,
+    PARENT,
+    RUNNING,
+    SEARCH,
+    STATE,
+    STUDY,
+    WEIGHTS,
+    Kind,
+    ParentStatus,
+    State,
+    runs_filter,
+)
+from resp_tune.tracking.uri import redact, root_cause
+from resp_tune.tracking.views import save_view
+from resp_tune.tracking.writer import Say, Writer, say_on_stderr
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+CLOSE_SECONDS = 30.0
+
+_PARENT_STATE = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
+
+
+class SearchRuns:
+    """The driver's handle on the MLflow runs of one search.
+
+    The constructor finds or makes the experiment and the parent run, and raises `UserError` where
+    that fails; afterwards nothing raises and nothing waits, except `run_ids`, `log_evaluation` and
+    `close`, which wait for the queue, up to a bound.
+
+    `study_id` tells two searches of one name on one store apart (a study that was deleted and
+    begun anew, another user's): each gets a parent of its own. `columns` are the parameters that
+    the search varies: they become columns of the saved view.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        storage: Path,
+        name: str,
+        *,
+        metric: str,
+        mode: Literal["max", "min"],
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        study_id: str | None = None,
+        columns: Sequence[str] = (),
+        say: Say = say_on_stderr,
+    ) -> None:
+        from mlflow.exceptions import MlflowException
+
+        self.name, self.metric, self.mode = name, metric, mode
+        self._common = {SEARCH: name} | ({STUDY: study_id} if study_id else {})
+        self._client = connect(uri)
+        try:
+            self.experiment_id = experiment_id(self._client, uri, storage)
+            found = list(_runs(self._client, self.experiment_id, runs_filter(name, study_id)))
+            parent = self._open_parent(found, params, tags)
+            save_view(
+                self._client, self.experiment_id, name, metric, mode, columns, study_id=study_id
+            )
+        except MlflowException as error:
+            raise UserError(
+                f"the MLflow store '{redact(uri)}' cannot be written to ({root_cause(error)}): "
+                "give another --tracking-uri"
+            ) from None
+        self.parent_run_id = parent.info.run_id
+        self._best: tuple[float | None, float | None] = (
+            parent.data.metrics.get(f"best_{metric}"),
+            parent.data.metrics.get("best_trial"),
+        )
+        self._children = Children(
+            self._client,
+            self.experiment_id,
+            metric,
+            {**self._common, PARENT: self.parent_run_id},
+            [run for run in found if run.data.tags.get(PARENT) == self.parent_run_id],
+        )
+        self._writer = Writer(uri, say)
+
+    def _open_parent(
+        self, found: Sequence[Run], params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> Run:
+        parent = next((run for run in found if run.data.tags.get(KIND) == "search"), None)
+        mine = {**_origin(), **tags, **self._common, KIND: "search", STATE: RUNNING}
+        mine |= {METRIC: self.metric, MODE: self.mode}
+        if parent is None:
+            parent = self._client.create_run(self.experiment_id, run_name=self.name, tags=mine)
+        elif parent.info.status != "RUNNING":
+            self._client.update_run(parent.info.run_id, status="RUNNING")
+        known = parent.data.params
+        # A parameter of a run cannot change; a search that grew says so in a tag.
+        changed = {
+            f"resp_tune.{key}": str(value)
+            for key, value in params.items()
+            if known.get(key, str(value)) != str(value)
+        }
+        self._client.log_batch(
+            parent.info.run_id,
+            params=params_of({k: v for k, v in params.items() if k not in known}),
+            tags=tags_of({**mine, **changed}),
+        )
+        return parent
+
+    def start_trial(
+        self,
+        number: int,
+        *,
+        params: Mapping[str, Any],
+        seed: int,
+        tags: Mapping[str, str] | None = None,
+        kind: Kind = "trial",
+    ) -> None:
+        """Find or create the run of trial `number`; one that was interrupted runs again."""
+        key, now = Key(kind, number), _now()
+        given, named = {**params, "seed": seed}, {**_origin(), **(tags or {})}
+        self._writer.put(
+            f"start of {kind} {number}", lambda: self._children.start(key, given, named, now)
+        )
+
+    def log_epochs(
+        self, number: int, epochs: Sequence[Mapping[str, float]], *, kind: Kind = "trial"
+    ) -> None:
+        """Log epoch results in one batch. Each has `epoch` (from 1; the step) and its metrics.
+
+        Epochs that are logged already are skipped.
+        """
+        key, now, given = Key(kind, number), _now(), [dict(epoch) for epoch in epochs]
+        self._writer.put(f"epochs of {kind} {number}", lambda: self._children.log(key, given, now))
+
+    def end_trial(
+        self,
+        number: int,
+        state: State,
+        *,
+        score: float | None,
+        seconds: float,
+        error: str | None = None,
+        kind: Kind = "trial",
+    ) -> None:
+        """End a run in `state`, with its score (at its last epoch) under the metric's own name."""
+        key, now = Key(kind, number), _now()
+        shown = score if score is not None and math.isfinite(score) else None
+        metrics = {self.metric: shown, "total_seconds": seconds}
+        self._writer.put(
+            f"end of {kind} {number}",
+            lambda: self._children.end(key, state, metrics, error, now),
+        )
+
+    def best(self, score: float, number: int) -> None:
+        """Let the parent carry the best score so far, and whose it is."""
+        now = _now()
+        self._writer.put("best score", lambda: self._write_best(score, number, now))
+
+    def _write_best(self, score: float, number: int, now: int) -> None:
+        if self._best == (score, number):
+            return
+        metrics = {self.metric: score, f"best_{self.metric}": score, "best_trial": number}
+        # Steps count the ended trials: MLflow shows the value of the highest step.
+        step = self._children.ended()
+        self._client.log_batch(self.parent_run_id, metrics=metrics_of(metrics, step, now))
+        self._best = (score, number)
+
+    def run_ids(self, kind: Kind = "trial", *, seconds: float = CLOSE_SECONDS) -> dict[int, str]:
+        """MLflow run ids by number, after what is queued was written or `seconds` have passed."""
+        self._writer.flush(seconds)
+        return self._children.ids(kind)
+
+    def log_evaluation(
+        self,
+        *,
+        number: int,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        seconds: float = CLOSE_SECONDS,
+    ) -> str | None:
+        """Record a reading of the test side; its run id, or None while the store is away.
+
+        The only run with `test_<metric>`. The tag `resp_tune.weights_sha256` tells readings of
+        one trial's number apart: the same weights keep their run.
+        """
+        key, now = Key("evaluation", number, tags.get(WEIGHTS, "")), _now()
+        given, named, written = dict(params), {**_origin(), **tags}, list[str]()
+
+        def write() -> None:
+            written.append(self._children.evaluation(key, given, metrics, named, now))
+
+        self._writer.put(f"evaluation of trial {number}", write)
+        self._writer.flush(seconds)
+        return written[0] if written else None
+
+    def close(self, status: ParentStatus, *, seconds: float = CLOSE_SECONDS) -> None:
+        """End the parent, and trials still running as `interrupted`; write what is queued.
+
+        Waits `seconds` at most and then says what is missing; the next run of the same command
+        writes it.
+        """
+        now = _now()
+        self._writer.put("end of interrupted trials", lambda: self._children.interrupt(now))
+        self._writer.put("end of the search", lambda: self._end_parent(status, now))
+        self._writer.close(seconds)
+
+    def _end_parent(self, status: ParentStatus, now: int) -> None:
+        self._client.set_tag(self.parent_run_id, STATE, _PARENT_STATE[status])
+        self._client.set_terminated(self.parent_run_id, status=status, end_time=now)
+
+
+def _runs(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment],
+            query,
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _origin() -> dict[str, str]:
+    """What the UI shows as a run's source and user."""
+    origin = {"mlflow.source.name": "resp_tune.search", "mlflow.source.type": "LOCAL"}
+    try:
+        return {**origin, "mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):  # a container's user without a name
+        return origin

@@ -1,0 +1,141 @@
+"""Writes to MLflow in order, on one thread, off the search's critical path.
+
+A store that does not answer stops nobody: entries wait in memory, in order, and are tried again.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from resp_tune.tracking.uri import redact, root_cause
+
+Say = Callable[[str], None]
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+# What the store refuses for good; anything else may pass when it is tried again.
+_PERMANENT = {
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+
+
+def say_on_stderr(message: str) -> None:
+    """The default of `Say`: stdout holds results only."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    what: str
+    write: Callable[[], object]
+
+
+class Writer:
+    """An ordered queue of writes. A write may be tried several times: it must be idempotent."""
+
+    def __init__(self, uri: str, say: Say = say_on_stderr) -> None:
+        self._uri, self._say = uri, say
+        self._entries: deque[_Entry] = deque()
+        self._changed = threading.Condition()
+        self._closing = self._hurry = False
+        self._outage: str | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, what: str, write: Callable[[], object]) -> None:
+        """Queue `write`; returns at once. `what` names it in messages."""
+        with self._changed:
+            self._entries.append(_Entry(what, write))
+            self._changed.notify_all()
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until the queue is empty, `seconds` at most; whether it is."""
+        with self._changed:
+            self._hurry = True  # an outage's pause is cut short: it may be over
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._entries, timeout=seconds)
+
+    def close(self, seconds: float) -> int:
+        """`flush`, end the thread, and say what could not be written; how many entries that is."""
+        self.flush(seconds)
+        with self._changed:
+            self._closing = True
+            left, reason = len(self._entries), self._outage or "it is slow"
+            self._changed.notify_all()
+        if left:
+            self._say(
+                f"warning: {left} entries could not be written to MLflow at '{redact(self._uri)}' "
+                f"({reason}); the search itself is complete: the same command writes them again"
+            )
+        else:
+            self._thread.join(timeout=5)
+        return left
+
+    def _work(self) -> None:
+        pause = _FIRST_PAUSE
+        while (entry := self._next()) is not None:
+            failure = _attempt(entry)
+            if failure is None:
+                self._recovered()
+                pause = _FIRST_PAUSE
+            elif _is_permanent(failure):
+                self._say(f"warning: MLflow refused the {entry.what}: {_reason(failure)}")
+            else:
+                self._suffer(_reason(failure))
+                self._rest(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            with self._changed:
+                self._entries.popleft()
+                self._changed.notify_all()
+
+    def _next(self) -> _Entry | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._entries or self._closing)
+            return None if self._closing else self._entries[0]
+
+    def _suffer(self, reason: str) -> None:
+        if self._outage is None:
+            self._say(
+                f"warning: MLflow at '{redact(self._uri)}' cannot be written to ({reason}): "
+                "the search goes on, its entries are kept and written when it is back"
+            )
+        self._outage = reason
+
+    def _recovered(self) -> None:
+        if self._outage is not None:
+            self._outage = None
+            self._say(f"MLflow is back: writing the {len(self._entries)} entries that waited")
+
+    def _rest(self, pause: float) -> None:
+        until = time.monotonic() + pause
+        with self._changed:
+            self._hurry = False
+            while not (self._hurry or self._closing) and (rest := until - time.monotonic()) > 0:
+                self._changed.wait(rest)
+
+
+def _attempt(entry: _Entry) -> Exception | None:
+    try:
+        entry.write()
+    except Exception as error:  # handled by the caller, whatever it is: the thread must live
+        return error
+    return None
+
+
+def _is_permanent(error: Exception) -> bool:
+    code = getattr(error, "error_code", None)
+    # Not mlflow's own exception and not a network's: a mistake in this program, so no retrying.
+    return code in _PERMANENT if code is not None else not isinstance(error, OSError)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if _is_permanent(error) else root_cause(error)
+    return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__

@@ -1,0 +1,193 @@
+"""One training run, without Ray.
+
+    python -m resp_tune.train --preset notebook --data ICBHI      the notebook, on its random split
+    python -m resp_tune.train --config mine.yaml --data ICBHI --out model
+    python -m resp_tune.train --run MLFLOW_RUN_ID --data ICBHI    a trial of a search once more
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resp_tune.cli import Parser, natural_int, positive_int, run, say
+from resp_tune.config import TrialConfig, preset
+from resp_tune.errors import RunError, UserError
+from resp_tune.searching.settings import PROTOCOLS, TASKS, SearchSettings
+
+if TYPE_CHECKING:
+    from resp_tune.learning.problem import Problem
+    from resp_tune.learning.training import EpochResult, Training
+
+COLUMNS = ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "lr")
+
+
+def parser() -> Parser:
+    """All flags. Task and protocol follow the preset or the run where they are not given."""
+    p = Parser("train", __doc__ or "")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--preset", metavar="NAME", help="baseline or notebook")
+    source.add_argument("--config", metavar="FILE", help="YAML file of trial config fields, over the preset baseline")  # noqa: E501
+    source.add_argument("--run", metavar="ID", help="MLflow run of a trial: the same config, sides and seed again")  # noqa: E501
+    p.add_argument("--data", metavar="PATH", help="folder with the recordings; default: $RESP_TUNE_DATA, else a small synthetic set")  # noqa: E501
+    p.add_argument("--task", choices=TASKS, help="default: diagnosis; of the preset notebook diagnosis-8")  # noqa: E501
+    p.add_argument("--protocol", choices=PROTOCOLS, help="default: patient; of the preset notebook recording")  # noqa: E501
+    p.add_argument("--split-seed", type=natural_int, metavar="N", help="of the sides (default: 0)")
+    p.add_argument("--seed", type=natural_int, metavar="N", help="of weights, draws and dropout (default: the config's)")  # noqa: E501
+    p.add_argument("--epochs", type=positive_int, metavar="N", help="default: the config's")
+    p.add_argument("--threads", type=positive_int, metavar="N", help="of the CPU (default: all cores; with --run as the trial had)")  # noqa: E501
+    p.add_argument("--tracking-uri", metavar="URI", help="where --run is looked up (default: $MLFLOW_TRACKING_URI, else results/mlflow.db)")  # noqa: E501
+    p.add_argument("--out", metavar="DIR", help="folder for the trained bundle and epochs.csv")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train and print every epoch; the last line on stdout is the bundle, where `--out` is given."""
+    args = parser().parse(argv)
+    from resp_tune.searching.prepare import data_folder, make_problem
+    from resp_tune.data.recordings import load_dataset
+
+    config, settings, threads = read_arguments(args)
+    out = None if args.out is None else _empty_folder(args.out)
+    dataset = load_dataset(data_folder(args.data, say))
+    problem = make_problem(dataset, settings, None)
+    for note in (*dataset.problems, *problem.clips.dropped, *problem.sides.notes):
+        say(f"note: {note}")
+    training = _train(config, problem, threads)
+    _print_result(training, problem)
+    if out is not None:
+        print(_save(out, training, problem, settings))
+
+
+def read_arguments(args: Namespace) -> tuple[TrialConfig, SearchSettings, int | None]:
+    """The config, the settings of the sides, and the number of threads."""
+    usual: dict[str, Any] = {}
+    threads = args.threads
+    if args.preset is not None:
+        config = preset(args.preset)
+        if args.preset == "notebook":
+            usual = {"task": "diagnosis-8", "protocol": "recording"}
+    elif args.config is not None:
+        config = _read_config(args.config)
+    else:
+        config, usual, trial_threads = _read_run(args.run, args.tracking_uri)
+        threads = threads or trial_threads
+    flags = {k: getattr(args, k) for k in ("task", "protocol", "split_seed")}
+    chosen = {**usual, **{k: v for k, v in flags.items() if v is not None}}
+    overrides = {k: getattr(args, k) for k in ("seed", "epochs") if getattr(args, k) is not None}
+    return config.replace(overrides), SearchSettings(**chosen), threads
+
+
+def _read_config(path: str) -> TrialConfig:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"--config '{path}' cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config '{path}' is not a mapping of trial config field to value")
+    try:
+        return TrialConfig().replace({str(k): v for k, v in content.items()})
+    except UserError as error:
+        raise UserError(f"--config '{path}': {error}") from error
+
+
+def _read_run(run_id: str, uri: str | None) -> tuple[TrialConfig, dict[str, Any], int]:
+    from resp_tune.tracking.lookup import trial_run
+    from resp_tune.tracking.uri import resolve_uri
+
+    trial = trial_run(resolve_uri(uri, Path("results").absolute()), run_id)
+    return TrialConfig().replace(trial.config), trial.settings, trial.threads
+
+
+def _empty_folder(given: str) -> Path:
+    folder = Path(given).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out '{given}' exists and is not an empty folder: give another")
+    return folder
+
+
+def _train(config: TrialConfig, problem: Problem, threads: int | None) -> Training:
+    import torch
+
+    from resp_tune.features.logmel import check_filters
+    from resp_tune.features.store import open_store
+    from resp_tune.learning.precision import settle_precision
+    from resp_tune.learning.problem import fill_stores
+    from resp_tune.learning.training import Training
+    from resp_tune.tuning.plan import this_machine
+
+    front_end = config.front_end
+    check_filters(front_end)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = this_machine().cpus
+    store = fill_stores(problem, problem.search_stems, [front_end], workers=workers)
+    torch.set_num_threads(threads or workers)
+    config = settle_precision(config, device)
+    say(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
+    frames = open_store(store.folders[front_end])
+    training = Training(config, [f.tensors(frames, front_end) for f in problem.folds()], device)
+    print("epoch", *(c.removeprefix("val_") if c != "val_loss" else c for c in COLUMNS), "s", sep="\t")
+    while not training.done:
+        _print_epoch(training.run_epoch())
+    if not training.history[-1].finite:
+        raise RunError(f"the loss of epoch {len(training.history)} is not finite: lower lr")
+    return training
+
+
+def _print_epoch(epoch: EpochResult) -> None:
+    row = epoch.row()
+    values = (f"{row[c]:.4g}" for c in COLUMNS)
+    print(epoch.epoch, *values, f"{epoch.seconds:.2f}", sep="\t", flush=True)
+
+
+def _print_result(training: Training, problem: Problem) -> None:
+    from resp_tune.learning.metrics import majority_accuracy
+
+    last = training.history[-1].metrics
+    rates = [majority_accuracy(f.validation.label) for f in problem.folds()]
+    print(
+        f"validation after epoch {len(training.history)}: accuracy {last['accuracy']:.4f} beside a "
+        f"majority rate of {sum(rates) / len(rates):.4f}, balanced accuracy "
+        f"{last['balanced_accuracy']:.4f}, macro_f1 {last['macro_f1']:.4f}"
+    )
+    leaks = problem.sides.leaks(problem.dataset)
+    if leaks.patients:
+        print(
+            f"LEAK: {leaks.recording_share:.1%} of the validation recordings have their patient in "
+            f"training ({leaks.patients} patients, {leaks.sessions} sessions on both sides)"
+        )
+    if problem.dataset.synthetic:
+        print("the data is SYNTHETIC: these figures say nothing about patients")
+
+
+def _save(
+    folder: Path, training: Training, problem: Problem, settings: SearchSettings
+) -> Path:
+    import pandas as pd
+
+    from resp_tune.learning.bundle import save_bundle
+    from resp_tune.searching.files import versions, write_csv
+
+    details: Mapping[str, Any] = {
+        "task": settings.task,
+        "protocol": settings.protocol,
+        "provenance": {
+            "data": problem.dataset.root.name,
+            "synthetic": problem.dataset.synthetic,
+            "split_sha256": problem.sides.digest,
+            "validation": training.history[-1].metrics,
+            "versions": versions(),
+        },
+    }
+    save_bundle(folder, training.config, problem.sides.classes, training.networks(), details)
+    write_csv(folder / "epochs.csv", pd.DataFrame([e.row() for e in training.history]))
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,136 @@
+"""What happens to trials, written to the study first and then told to whoever listens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import TrialState
+
+from resp_tune.config import TrialConfig
+from resp_tune.learning.metrics import METRICS
+from resp_tune.tuning.space import SearchSpace
+from resp_tune.tuning.study import State, TrialRecord, record, trial_seed
+
+
+class Listener(Protocol):
+    """Something that follows a search: the tracker, the table on the terminal."""
+
+    def started(self, trial: TrialRecord, seed: int) -> None:
+        """A trial was handed out, for the first time or again."""
+
+    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+        """A trial has reported new epochs."""
+
+    def ended(self, trial: TrialRecord) -> None:
+        """A trial has reached its final state."""
+
+
+class Recorder:
+    """Hands out trials of a study and writes down what becomes of them.
+
+    Trials that an earlier driver left running come first, with the same number and parameters; then
+    the study's sampler is asked until there are `budget` trials or `deadline` (of `time.monotonic`)
+    has passed.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: SearchSpace,
+        *,
+        metric: str,
+        epochs: int,
+        seed: int,
+        budget: int | None,
+        deadline: float | None,
+        listeners: Sequence[Listener],
+        settle: Callable[[TrialConfig], TrialConfig] = lambda config: config,
+    ) -> None:
+        self.study, self.space = study, space
+        self.metric, self.epochs, self.seed = metric, epochs, seed
+        self.budget, self.deadline = budget, deadline
+        self.listeners, self.settle = listeners, settle
+        trials = study.get_trials(deepcopy=False)
+        self._left_running = [t._trial_id for t in trials if t.state == TrialState.RUNNING]
+        self._handed_out = sum(t.state != TrialState.WAITING for t in trials)
+        self._trials: dict[int, optuna.trial.Trial] = {}
+        self._rows: dict[int, list[dict[str, float]]] = {}
+        self._clock: dict[int, float] = {}
+        if not trials:
+            study.enqueue_trial(space.baseline_params())
+
+    def out_of_time(self) -> bool:
+        """True once the deadline has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def next_trial(self) -> dict[str, Any] | None:
+        """What a worker needs to run the next trial, None when the budget is met."""
+        if self._left_running:
+            trial = optuna.trial.Trial(self.study, self._left_running.pop(0))
+        elif self.out_of_time() or (
+            self.budget is not None and self._handed_out >= self.budget
+        ):
+            return None
+        else:
+            trial = self.study.ask()
+            self._handed_out += 1
+        seed = trial_seed(self.seed, trial.number)
+        config = self.settle(self.space.suggest(trial)).replace(
+            {"seed": seed, "epochs": self.epochs}
+        )
+        trial.set_user_attr("seed", seed)
+        trial.set_user_attr("config", config.as_dict())
+        number = trial.number
+        self._trials[number] = trial
+        self._rows[number] = list(trial.user_attrs.get("epochs", []))
+        self._clock[number] = time.monotonic() - trial.user_attrs.get("seconds", 0.0)
+        for listener in self.listeners:
+            listener.started(self._record(number), seed)
+        return {
+            "number": number,
+            "config": config.as_dict(),
+            "epochs_reported": len(self._rows[number]),
+        }
+
+    def advance(self, number: int, rows: Sequence[dict[str, float]]) -> None:
+        """Epochs of a running trial."""
+        if not rows:
+            return
+        trial = self._trials[number]
+        self._rows[number] += rows
+        for row in rows:
+            value = row.get(f"val_{self.metric}")
+            if value is not None:
+                trial.report(value, int(row["epoch"]))
+        trial.set_user_attr("epochs", self._rows[number])
+        trial.set_user_attr("seconds", self._seconds(number))
+        for listener in self.listeners:
+            listener.advanced(self._record(number), rows)
+
+    def end(self, number: int, state: State, reason: str | None = None) -> None:
+        """The end of a running trial; `reason` is the error, or what stopped it."""
+        trial = self._trials[number]
+        trial.set_user_attr("seconds", self._seconds(number))
+        if reason is not None:
+            trial.set_user_attr("error" if state == "failed" else "stopped", reason)
+        if state == "diverged":
+            trial.set_user_attr("diverged", True)
+            self.study.tell(trial, METRICS[self.metric].worst)
+        elif state == "finished":
+            self.study.tell(trial, self._rows[number][-1][f"val_{self.metric}"])
+        else:
+            end = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
+            self.study.tell(trial, state=end)
+        for listener in self.listeners:
+            listener.ended(self._record(number))
+        del self._trials[number], self._rows[number], self._clock[number]
+
+    def _seconds(self, number: int) -> float:
+        return time.monotonic() - self._clock[number]
+
+    def _record(self, number: int) -> TrialRecord:
+        storage, trial_id = self.study._storage, self._trials[number]._trial_id
+        return record(storage.get_trial(trial_id), self.space)

@@ -1,0 +1,65 @@
+"""The trials of a search, run by Ray Tune until the recorder has no more."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from resp_tune.errors import RunError
+from resp_tune.tuning.plan import Slots
+from resp_tune.tuning.recorder import Recorder
+from resp_tune.tuning.searcher import StudySearcher, TimeBudget
+from resp_tune.tuning.study import TrialRecord
+from resp_tune.tuning.trainable import TrialTrainable, Work
+
+WORKER_LOSSES = 3  # a trial whose worker dies is taken up again this often
+
+
+def run_trials(
+    recorder: Recorder, work: Work, slots: Slots, scheduler: TrialScheduler
+) -> None:
+    """Run trials until the recorder's budget is met; what became of them is in its study."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    trainable = tune.with_resources(
+        tune.with_parameters(TrialTrainable, work=work),
+        {"cpu": slots.cpus, "gpu": slots.gpus},
+    )
+    # Ray wants a folder for its own state; ours is the study, so this one is thrown away.
+    with tempfile.TemporaryDirectory(prefix="resp_tune_ray_") as folder:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(recorder),
+                scheduler=scheduler,
+                num_samples=-1,
+                max_concurrent_trials=slots.concurrency,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                stop=TimeBudget(recorder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=WORKER_LOSSES),
+            ),
+        )
+        tuner.fit()
+
+
+def check_some_finished(trials: Sequence[TrialRecord]) -> None:
+    """Raise `RunError` with the first cause when no trial has finished."""
+    if any(t.state == "finished" for t in trials):
+        return
+    failed = [t for t in trials if t.state == "failed"]
+    if failed:
+        first = failed[0]
+        raise RunError(
+            f"no trial finished; trial {first.number} failed with: {first.error} "
+            f"(whole traceback: trials/{first.number}/error.txt)"
+        )
+    states = ", ".join(f"trial {t.number} {t.state}" for t in trials[:3])
+    raise RunError(f"no trial finished ({states}): give more time or trials, or a lower lr")

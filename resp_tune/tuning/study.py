@@ -1,0 +1,136 @@
+"""The study: the one truth about a search. Everything else that is written can be made from it again.
+
+A trial of the search is a trial of the Optuna study, and its number. Beside Optuna's own values it
+carries `config`, `seed`, `epochs` (one row an epoch), `seconds`, and where they apply `diverged`,
+`error`, `stopped`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from resp_tune.config import TrialConfig
+from resp_tune.errors import UserError
+from resp_tune.learning.metrics import METRICS
+from resp_tune.learning.seeds import mix_seed
+from resp_tune.tuning.space import SearchSpace
+
+State = Literal["finished", "pruned", "diverged", "failed"]
+STATES: tuple[State, ...] = ("finished", "pruned", "diverged", "failed")
+
+# Attributes of the study itself.
+SETTINGS = "resp_tune.settings"  # what a trial means
+STUDY_ID = "resp_tune.study_id"  # tells it from another study of the same name
+SECONDS = "resp_tune.seconds"  # wall time of all runs of the command
+READINGS = "resp_tune.test_readings"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as the study has it. `state` is None while it runs; `score` is for finished ones.
+
+    `values` are the searched fields, `epochs` the rows of `EpochResult.row()`.
+    """
+
+    number: int
+    state: State | None
+    score: float | None
+    config: TrialConfig
+    values: dict[str, Any]
+    epochs: list[dict[str, float]]
+    seconds: float
+    error: str | None
+
+
+def open_study(path: Path, name: str, metric: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+    """The study in the sqlite file `path`, made if it is not there."""
+    # Two minutes: longer than anything that should hold the file, shorter than a person's patience.
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 120}}
+    )
+    return optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction="maximize" if METRICS[metric].mode == "max" else "minimize",
+        sampler=sampler,
+        load_if_exists=True,
+    )
+
+
+def read_study(path: Path, name: str) -> optuna.Study:
+    """The study in an existing file; raises `UserError` when there is none that can be read."""
+    if not path.is_file():
+        raise UserError(f"'{path}' is not there: no search of that name was run here")
+    try:
+        return optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
+    except Exception as error:  # sqlalchemy, sqlite and optuna each have their own
+        raise UserError(f"'{path}' cannot be read as the study '{name}': {error}") from error
+
+
+def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
+    """Remember what a trial of this study means; refuse a command that means something else."""
+    known = study.user_attrs.get(SETTINGS)
+    if known is None:
+        study.set_user_attr(SETTINGS, dict(settings))
+        return
+    changed = [
+        f"{key} was {known.get(key)!r}, now {value!r}"
+        for key, value in settings.items()
+        if known.get(key) != value
+    ]
+    if changed:
+        raise UserError(
+            f"search '{study.study_name}' was started with other settings: {'; '.join(changed)}. "
+            "Give the old ones, or another --name"
+        )
+
+
+def trial_seed(search_seed: int, number: int) -> int:
+    """A trial's own seed, so that any trial can be run again alone."""
+    return mix_seed(search_seed, number) % 2**32
+
+
+def records(study: optuna.Study, space: SearchSpace) -> list[TrialRecord]:
+    """Every trial that has been handed out, by number."""
+    return [
+        record(trial, space)
+        for trial in study.get_trials(deepcopy=False)
+        if "config" in trial.user_attrs
+    ]
+
+
+def record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
+    """One trial of the study."""
+    attrs = trial.user_attrs
+    config = TrialConfig().replace(attrs["config"])
+    state = state_of(trial)
+    return TrialRecord(
+        number=trial.number,
+        state=state,
+        score=trial.value if state == "finished" else None,
+        config=config,
+        values=space.values(config),
+        epochs=attrs.get("epochs", []),
+        seconds=attrs.get("seconds", 0.0),
+        error=attrs.get("error"),
+    )
+
+
+def state_of(trial: FrozenTrial) -> State | None:
+    """A trial's state in the words of this project; None while it waits or runs."""
+    if trial.state == TrialState.COMPLETE:
+        return "diverged" if trial.user_attrs.get("diverged") else "finished"
+    return {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(trial.state)  # type: ignore[return-value]  # the two values are States
+
+
+def best_of(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
+    """The finished trial with the best score; of equals, the first."""
+    finished = [t for t in trials if t.state == "finished" and t.score is not None]
+    sign = 1 if METRICS[metric].mode == "max" else -1
+    return max(finished, key=lambda t: (sign * (t.score or 0.0), -t.number), default=None)

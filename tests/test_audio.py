@@ -1,0 +1,185 @@
+"""Decoding: formats, first channel, resampling against torchaudio, and files that are no audio."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+from small_sets import originals, write_audio
+
+from resp_tune.data.audio import AudioError, load_waveform, read_audio
+from resp_tune.data.decoding import read_header
+from resp_tune.errors import UserError
+
+TOLERANCE = {
+    "PCM_16": 2**-15,
+    "PCM_24": 2**-23,
+    "PCM_32": 2**-23,
+    "FLOAT": 2**-23,
+    "DOUBLE": 2**-23,
+}
+
+
+@pytest.mark.parametrize("subtype", TOLERANCE)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_wav_of_every_depth(tmp_path: Path, subtype: str, channels: int) -> None:
+    path = tmp_path / "a.wav"
+    written = write_audio(path, rate=10_000, channels=channels, subtype=subtype)
+    samples, rate = read_audio(path)
+    assert (rate, samples.shape, samples.dtype) == (10_000, (channels, 10_000), np.float32)
+    np.testing.assert_allclose(samples, written.T, atol=TOLERANCE[subtype])
+    header = read_header(path)
+    assert (header.sample_rate, header.channels, header.samples) == (10_000, channels, 10_000)
+    assert header.problem is None
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_flac(tmp_path: Path, subtype: str) -> None:
+    path = tmp_path / "a.flac"
+    written = write_audio(path, rate=44_100, subtype=subtype)
+    samples, rate = read_audio(path)
+    assert rate == 44_100
+    np.testing.assert_allclose(samples, written.T, atol=TOLERANCE[subtype])
+    assert read_header(path).samples == 44_100
+
+
+def test_full_scale_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.array([-32768, 0, 16384], dtype=np.int16), 4000)
+    assert read_audio(path)[0].tolist() == [[-1.0, 0.0, 0.5]]
+
+
+def test_first_channel_of_stereo(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    written = write_audio(path, channels=2)
+    waveform = load_waveform(path, 4000)
+    assert (waveform.dtype, waveform.shape) == (torch.float32, (4000,))
+    np.testing.assert_allclose(waveform.numpy(), written[:, 0], atol=2**-15)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [(44_100, 4000), (10_000, 4000), (4000, 44_100), (22_050, 16_000)]
+)
+def test_resampling_is_torchaudios(tmp_path: Path, source: int, target: int) -> None:
+    path = tmp_path / "a.wav"
+    write_audio(path, rate=source, seconds=0.7)
+    samples = torch.from_numpy(read_audio(path)[0][0])
+    ours = load_waveform(path, target)
+    assert torch.equal(ours, torchaudio.transforms.Resample(source, target)(samples))
+    functional = torchaudio.functional.resample(samples, source, target)
+    torch.testing.assert_close(ours, functional, atol=1e-5, rtol=0)
+
+
+def test_rates_without_a_common_divisor(tmp_path: Path) -> None:
+    """44 101 Hz is resampled with an approximate ratio: a tone must come out where it was."""
+    path = tmp_path / "a.wav"
+    times = np.arange(5 * 44_101) / 44_101
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * times), 44_101, subtype="FLOAT")
+    waveform = load_waveform(path, 4000).numpy()
+    assert abs(len(waveform) - 20_000) <= 1
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(waveform)) / 4000)
+    np.testing.assert_allclose(waveform[100:-100], expected[100:-100], atol=2e-3)
+
+
+def _nan(path: Path) -> None:
+    soundfile.write(path, np.array([0.0, np.nan] * 2000), 4000, subtype="FLOAT")
+
+
+def _flac_without_end(path: Path) -> None:
+    write_audio(path.with_suffix(".flac"), seconds=5)
+    data = path.with_suffix(".flac").read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def _no_samples(path: Path) -> None:
+    soundfile.write(path, np.zeros(0), 4000)
+
+
+def _header_only(path: Path) -> None:
+    write_audio(path)
+    path.write_bytes(path.read_bytes()[:20])
+
+
+BAD = {
+    "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
+    "text": (lambda path: path.write_text("hello\n" * 100), "cannot be read as wav or FLAC"),
+    "truncated header": (_header_only, "cannot be read as wav or FLAC"),
+    "NaN": (_nan, "not numbers"),
+    "no samples": (_no_samples, "holds no samples"),
+    "folder": (lambda path: path.mkdir(), "is a folder"),
+    "broken link": (lambda path: path.symlink_to("gone.wav"), "cannot be opened"),
+    "pipe": (lambda path: os.mkfifo(path), "is not a regular file"),
+    "missing": (lambda path: None, "cannot be opened"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_named_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "bad.wav"
+    make, message = BAD[kind]
+    make(path)
+    for read in (read_audio, read_header, lambda path: load_waveform(path, 4000)):
+        with pytest.raises(AudioError) as caught:
+            read(path)
+        assert isinstance(caught.value, UserError)
+        assert message in str(caught.value)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_flac_without_its_end_is_no_recording(tmp_path: Path) -> None:
+    path = tmp_path / "bad.wav"
+    _flac_without_end(path)
+    with pytest.raises(AudioError, match="bad.wav"):
+        read_header(path)
+
+
+def test_wav_without_its_end_is_used_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    write_audio(path)
+    path.write_bytes(path.read_bytes()[: 44 + 2 * 3000])
+    header = read_header(path)
+    assert header.samples == 3000
+    assert header.problem
+    assert "6000 of 8000" in header.problem
+    assert read_audio(path)[0].shape == (1, 3000)
+
+
+def test_wav_written_into_a_pipe_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    write_audio(path)
+    data = bytearray(path.read_bytes())
+    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(data))
+    assert (read_header(path).samples, read_header(path).problem) == (4000, None)
+
+
+def test_too_short_for_a_breath(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", seconds=0.05)
+    with pytest.raises(AudioError, match=r"0\.05 s long; at least 0\.1 s"):
+        read_header(tmp_path / "a.wav")
+
+
+def test_originals_of_every_format() -> None:
+    folder = originals() / "audio_and_txt_files"
+    seen = set()
+    for path in sorted(folder.glob("*.wav")):
+        info = soundfile.info(path)
+        seen.add((info.samplerate, info.subtype))
+        samples, rate = read_audio(path)
+        header = read_header(path)
+        assert (header.sample_rate, header.samples, header.problem) == (
+            rate,
+            samples.shape[1],
+            None,
+        )
+        assert 0.01 < np.abs(samples).max() <= 1
+        resampled = load_waveform(path, 4000)
+        assert abs(len(resampled) - header.seconds * 4000) <= 1
+    assert {rate for rate, _ in seen} == {44_100, 10_000, 4000}
+    assert {subtype for _, subtype in seen} == {"PCM_16", "PCM_24", "PCM_32"}
