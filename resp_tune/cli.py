@@ -27,6 +27,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """What argparse calls for a wrong argument."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:

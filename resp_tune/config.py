@@ -129,7 +129,7 @@ class TrialConfig:
         return self.front_end.frames(samples)
 
     def replace(self, values: Mapping[str, Any]) -> TrialConfig:
-        """This config with `values` put in; an unknown field or a bad value raises `UserError`."""
+        """A copy with `values` put in; an unknown field or a bad value raises `UserError`."""
         for name in values:
             if name not in FIELDS:
                 raise UserError(f"unknown field '{name}': {nearest(name, FIELDS)}")

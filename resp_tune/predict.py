@@ -29,9 +29,17 @@ def parser() -> Parser:
     """All flags."""
     p = Parser("predict", __doc__ or "")
     p.add_argument("files", nargs="+", metavar="FILE", help="wav or FLAC, any rate")
-    p.add_argument("--winner", metavar="DIR", default=CHAMPION, help="a winner/ folder, or models:/NAME@ALIAS")  # noqa: E501
-    p.add_argument("--tracking-uri", metavar="URI", help="where models:/… is looked up (default: $MLFLOW_TRACKING_URI, else results/mlflow.db)")  # noqa: E501
-    p.add_argument("--json", action="store_true", help="print a list of {file, class, probabilities}")  # noqa: E501
+    p.add_argument(
+        "--winner", metavar="DIR", default=CHAMPION, help="a winner/ folder, or models:/NAME@ALIAS"
+    )
+    p.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="where models:/… is looked up (default: $MLFLOW_TRACKING_URI, else results/mlflow.db)",
+    )
+    p.add_argument(
+        "--json", action="store_true", help="print a list of {file, class, probabilities}"
+    )
     return p
 
 
@@ -78,7 +86,8 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
     path = Path(file).expanduser()
     probabilities = bundle.predict_waveform(load_waveform(path, bundle.sample_rate)).tolist()
     by_class = dict(zip(bundle.classes, (round(p, 6) for p in probabilities), strict=True))
-    return {"file": file, "class": max(by_class, key=by_class.__getitem__), "probabilities": by_class}
+    likeliest = max(by_class, key=by_class.__getitem__)
+    return {"file": file, "class": likeliest, "probabilities": by_class}
 
 
 def _print(results: list[dict[str, Any]], bundle: Bundle) -> None:

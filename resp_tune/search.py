@@ -36,37 +36,114 @@ def parser() -> Parser:
     """All flags; their defaults are those of `SearchSettings`."""
     p = Parser("search", __doc__ or "")
     data = p.add_argument_group("what is learnt, and how it is judged")
-    data.add_argument("--data", metavar="PATH", help="folder with the recordings; default: $RESP_TUNE_DATA, else a small synthetic set")  # noqa: E501
+    data.add_argument(
+        "--data",
+        metavar="PATH",
+        help="folder with the recordings; default: $RESP_TUNE_DATA, else a small synthetic set",
+    )
     data.add_argument("--task", default=DEFAULTS.task, help=_one_of(known.TASKS))
     data.add_argument("--protocol", default=DEFAULTS.protocol, help=_one_of(known.PROTOCOLS))
     data.add_argument("--metric", default=DEFAULTS.metric, help=_one_of(known.METRICS))
-    data.add_argument("--folds", type=positive_int, metavar="K", default=DEFAULTS.folds, help="inner folds that a trial is scored on, 1 to 4")  # noqa: E501
-    data.add_argument("--split-seed", type=natural_int, metavar="N", default=DEFAULTS.split_seed, help="of the sides; --seed does not move them")  # noqa: E501
-    data.add_argument("--hold-out-device", metavar="NAME", help="the test side of --protocol device")
-    data.add_argument("--drop-shared-patients", action="store_true", help="of --protocol official: leave out patients who stand on both of its sides")  # noqa: E501
+    data.add_argument(
+        "--folds",
+        type=positive_int,
+        metavar="K",
+        default=DEFAULTS.folds,
+        help="inner folds that a trial is scored on, 1 to 4",
+    )
+    data.add_argument(
+        "--split-seed",
+        type=natural_int,
+        metavar="N",
+        default=DEFAULTS.split_seed,
+        help="of the sides; --seed does not move them",
+    )
+    data.add_argument(
+        "--hold-out-device", metavar="NAME", help="the test side of --protocol device"
+    )
+    data.add_argument(
+        "--drop-shared-patients",
+        action="store_true",
+        help="of --protocol official: leave out patients who stand on both of its sides",
+    )
     what = p.add_argument_group("what is tried")
     what.add_argument("--space", metavar="FILE", default=DEFAULTS.space, help="search space, YAML")
-    what.add_argument("--trials", type=positive_int, metavar="N", help="trials in all, earlier runs of this name included (default: 20; without a limit under --time-budget)")  # noqa: E501
-    what.add_argument("--epochs", type=positive_int, metavar="N", default=DEFAULTS.epochs, help="of every trial; the length of its OneCycle schedule")  # noqa: E501
-    what.add_argument("--time-budget", type=duration, metavar="30m", help="no trial starts after it, and running ones are pruned")  # noqa: E501
+    what.add_argument(
+        "--trials",
+        type=positive_int,
+        metavar="N",
+        help="trials in all, earlier runs of this name included (default: 20; without a limit under --time-budget)",
+    )
+    what.add_argument(
+        "--epochs",
+        type=positive_int,
+        metavar="N",
+        default=DEFAULTS.epochs,
+        help="of every trial; the length of its OneCycle schedule",
+    )
+    what.add_argument(
+        "--time-budget",
+        type=duration,
+        metavar="30m",
+        help="no trial starts after it, and running ones are pruned",
+    )
     what.add_argument("--scheduler", default=DEFAULTS.scheduler, help=_one_of(known.SCHEDULERS))
     what.add_argument("--sampler", default=DEFAULTS.sampler, help=_one_of(known.SAMPLERS))
-    what.add_argument("--replicates", type=positive_int, metavar="R", default=1, help="only 1 is built so far")  # noqa: E501
-    what.add_argument("--seed", type=natural_int, metavar="N", default=DEFAULTS.seed, help="of the sampler and of every trial")  # noqa: E501
+    what.add_argument(
+        "--replicates", type=positive_int, metavar="R", default=1, help="only 1 is built so far"
+    )
+    what.add_argument(
+        "--seed",
+        type=natural_int,
+        metavar="N",
+        default=DEFAULTS.seed,
+        help="of the sampler and of every trial",
+    )
     where = p.add_argument_group("where it runs")
-    where.add_argument("--gpus", type=natural_int, metavar="N", help="GPUs that trials may hold at once, 0: CPU (default: all there are)")  # noqa: E501
+    where.add_argument(
+        "--gpus",
+        type=natural_int,
+        metavar="N",
+        help="GPUs that trials may hold at once, 0: CPU (default: all there are)",
+    )
     where.add_argument("--trials-per-gpu", metavar="K", default="1", help="trials that share a GPU")
-    where.add_argument("--concurrency", type=positive_int, metavar="N", help="trials at once (default: from the machine)")  # noqa: E501
-    where.add_argument("--cpus-per-trial", type=positive_float, metavar="X", help="may be a fraction (default: from the machine)")  # noqa: E501
+    where.add_argument(
+        "--concurrency",
+        type=positive_int,
+        metavar="N",
+        help="trials at once (default: from the machine)",
+    )
+    where.add_argument(
+        "--cpus-per-trial",
+        type=positive_float,
+        metavar="X",
+        help="may be a fraction (default: from the machine)",
+    )
     where.add_argument("--address", default="local", help="only local is built so far")
     where.add_argument("--wait-for-gpus", metavar="10m", help=SUPPRESS)
     where.add_argument("--trial-timeout", metavar="10m", help=SUPPRESS)
     keep = p.add_argument_group("where results go")
     keep.add_argument("--name", help="of the search (default: a timestamp)")
-    keep.add_argument("--storage", metavar="PATH", type=Path, default=DEFAULTS.storage, help="folder that the folder NAME goes into")  # noqa: E501
-    keep.add_argument("--tracking-uri", metavar="URI", help="MLflow's (default: $MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db)")  # noqa: E501
-    keep.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start and write nothing")  # noqa: E501
-    keep.add_argument("--config", metavar="FILE", help="YAML file of these settings; flags override it")  # noqa: E501
+    keep.add_argument(
+        "--storage",
+        metavar="PATH",
+        type=Path,
+        default=DEFAULTS.storage,
+        help="folder that the folder NAME goes into",
+    )
+    keep.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow's (default: $MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db)",
+    )
+    keep.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print the plan, start and write nothing",
+    )
+    keep.add_argument(
+        "--config", metavar="FILE", help="YAML file of these settings; flags override it"
+    )
     return p
 
 
@@ -100,7 +177,8 @@ def _refuse_unbuilt(args: dict[str, Any]) -> None:
             raise UserError(NOT_BUILT.format(name, args[name], built))
     for name in ("wait_for_gpus", "trial_timeout"):
         if args[name] is not None:
-            flags = ", ".join(f"--{f.replace('_', '-')}" for f in SearchSettings.__dataclass_fields__)
+            fields = SearchSettings.__dataclass_fields__
+            flags = ", ".join(f"--{f.replace('_', '-')}" for f in fields)
             raise UserError(NOT_BUILT.format(name.replace("_", "-"), args[name], flags))
 
 
@@ -111,7 +189,8 @@ def _flags_of(path: str, names: set[str]) -> list[str]:
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--config '{path}' cannot be read: {' '.join(str(error).split())}") from error
+        cause = " ".join(str(error).split())
+        raise UserError(f"--config '{path}' cannot be read: {cause}") from error
     if not isinstance(content, dict):
         raise UserError(f"--config '{path}' is not a mapping of setting to value")
     known_names = {name.replace("_", "-") for name in names} - {"config"}
@@ -119,7 +198,8 @@ def _flags_of(path: str, names: set[str]) -> list[str]:
     for key, value in content.items():
         name = str(key).replace("_", "-")
         if name not in known_names:
-            raise UserError(f"--config '{path}': unknown setting '{key}': {nearest(name, known_names)}")
+            hint = nearest(name, known_names)
+            raise UserError(f"--config '{path}': unknown setting '{key}': {hint}")
         if isinstance(value, dict | list):
             raise UserError(f"--config '{path}': {key} is not a single value")
         if value is True:

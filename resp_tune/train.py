@@ -1,8 +1,8 @@
 """One training run, without Ray.
 
-    python -m resp_tune.train --preset notebook --data ICBHI      the notebook, on its random split
-    python -m resp_tune.train --config mine.yaml --data ICBHI --out model
-    python -m resp_tune.train --run MLFLOW_RUN_ID --data ICBHI    a trial of a search once more
+python -m resp_tune.train --preset notebook --data ICBHI      the notebook, on its random split
+python -m resp_tune.train --config mine.yaml --data ICBHI --out model
+python -m resp_tune.train --run MLFLOW_RUN_ID --data ICBHI    a trial of a search once more
 """
 
 from __future__ import annotations
@@ -30,16 +30,44 @@ def parser() -> Parser:
     p = Parser("train", __doc__ or "")
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--preset", metavar="NAME", help="baseline or notebook")
-    source.add_argument("--config", metavar="FILE", help="YAML file of trial config fields, over the preset baseline")  # noqa: E501
-    source.add_argument("--run", metavar="ID", help="MLflow run of a trial: the same config, sides and seed again")  # noqa: E501
-    p.add_argument("--data", metavar="PATH", help="folder with the recordings; default: $RESP_TUNE_DATA, else a small synthetic set")  # noqa: E501
-    p.add_argument("--task", choices=TASKS, help="default: diagnosis; of the preset notebook diagnosis-8")  # noqa: E501
-    p.add_argument("--protocol", choices=PROTOCOLS, help="default: patient; of the preset notebook recording")  # noqa: E501
+    source.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file of trial config fields, over the preset baseline",
+    )
+    source.add_argument(
+        "--run", metavar="ID", help="MLflow run of a trial: the same config, sides and seed again"
+    )
+    p.add_argument(
+        "--data",
+        metavar="PATH",
+        help="folder with the recordings; default: $RESP_TUNE_DATA, else a small synthetic set",
+    )
+    p.add_argument(
+        "--task", choices=TASKS, help="default: diagnosis; of the preset notebook diagnosis-8"
+    )
+    p.add_argument(
+        "--protocol", choices=PROTOCOLS, help="default: patient; of the preset notebook recording"
+    )
     p.add_argument("--split-seed", type=natural_int, metavar="N", help="of the sides (default: 0)")
-    p.add_argument("--seed", type=natural_int, metavar="N", help="of weights, draws and dropout (default: the config's)")  # noqa: E501
+    p.add_argument(
+        "--seed",
+        type=natural_int,
+        metavar="N",
+        help="of weights, draws and dropout (default: the config's)",
+    )
     p.add_argument("--epochs", type=positive_int, metavar="N", help="default: the config's")
-    p.add_argument("--threads", type=positive_int, metavar="N", help="of the CPU (default: all cores; with --run as the trial had)")  # noqa: E501
-    p.add_argument("--tracking-uri", metavar="URI", help="where --run is looked up (default: $MLFLOW_TRACKING_URI, else results/mlflow.db)")  # noqa: E501
+    p.add_argument(
+        "--threads",
+        type=positive_int,
+        metavar="N",
+        help="of the CPU (default: all cores; with --run as the trial had)",
+    )
+    p.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="where --run is looked up (default: $MLFLOW_TRACKING_URI, else results/mlflow.db)",
+    )
     p.add_argument("--out", metavar="DIR", help="folder for the trained bundle and epochs.csv")
     return p
 
@@ -47,8 +75,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; the last line on stdout is the bundle, where `--out` is given."""
     args = parser().parse(argv)
-    from resp_tune.searching.prepare import data_folder, make_problem
     from resp_tune.data.recordings import load_dataset
+    from resp_tune.searching.prepare import data_folder, make_problem
 
     config, settings, threads = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
@@ -87,7 +115,8 @@ def _read_config(path: str) -> TrialConfig:
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--config '{path}' cannot be read: {' '.join(str(error).split())}") from error
+        cause = " ".join(str(error).split())
+        raise UserError(f"--config '{path}' cannot be read: {cause}") from error
     if not isinstance(content, dict):
         raise UserError(f"--config '{path}' is not a mapping of trial config field to value")
     try:
@@ -131,7 +160,7 @@ def _train(config: TrialConfig, problem: Problem, threads: int | None) -> Traini
     say(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
     frames = open_store(store.folders[front_end])
     training = Training(config, [f.tensors(frames, front_end) for f in problem.folds()], device)
-    print("epoch", *(c.removeprefix("val_") if c != "val_loss" else c for c in COLUMNS), "s", sep="\t")
+    print("epoch", *COLUMNS, "seconds", sep="\t")
     while not training.done:
         _print_epoch(training.run_epoch())
     if not training.history[-1].finite:
@@ -165,9 +194,7 @@ def _print_result(training: Training, problem: Problem) -> None:
         print("the data is SYNTHETIC: these figures say nothing about patients")
 
 
-def _save(
-    folder: Path, training: Training, problem: Problem, settings: SearchSettings
-) -> Path:
+def _save(folder: Path, training: Training, problem: Problem, settings: SearchSettings) -> Path:
     import pandas as pd
 
     from resp_tune.learning.bundle import save_bundle

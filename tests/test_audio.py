@@ -135,7 +135,7 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path, kind: str) -> None:
 def test_flac_without_its_end_is_no_recording(tmp_path: Path) -> None:
     path = tmp_path / "bad.wav"
     _flac_without_end(path)
-    with pytest.raises(AudioError, match="bad.wav"):
+    with pytest.raises(AudioError, match=r"bad\.wav"):
         read_header(path)
 
 

@@ -325,7 +325,8 @@ def test_people_that_make_no_sense(tmp_path: Path) -> None:
 def test_official_split_with_gaps(tmp_path: Path) -> None:
     root = write_set(tmp_path, PAIR)
     (root / "ICBHI_challenge_train_test.txt").write_text(
-        "101_1b1_Al_sc_Litt3200\ttest\n150_1b1_Al_sc_Meditron\ttrain\n102_1b1_Ar_mc_LittC2SE maybe\n"
+        "101_1b1_Al_sc_Litt3200\ttest\n150_1b1_Al_sc_Meditron\ttrain\n"
+        "102_1b1_Ar_mc_LittC2SE maybe\n"
     )
     dataset = load_dataset(root)
     assert [r.official for r in dataset.recordings] == ["test", None]
@@ -409,9 +410,7 @@ def test_recordings_without_diagnoses(tmp_path: Path) -> None:
 def test_nothing_usable(tmp_path: Path) -> None:
     root = write_set(tmp_path, PAIR)
     (root / "patient_diagnosis.csv").write_text("500,COPD\n")
-    with pytest.raises(
-        UserError, match="none of the 2 recordings .* is usable: .*101.*no diagnosis"
-    ):
+    with pytest.raises(UserError, match=r"none of the 2 recordings .*: .*101.*no diagnosis"):
         load_dataset(root)
 
 

@@ -16,8 +16,8 @@ from resp_tune.config import TrialConfig
 class Draws:
     """What happens to each item of an epoch, int64; `[items]`, the masks `[items, masks]`.
 
-    Item `i` shows clip `clip[i]`, from its frame `crop[i]`, after `pad[i]` frames of padding, rolled
-    forward by `shift[i]`, with bands `[start, start + width)` and frames `[start, start + width)` masked.
+    Item `i` shows clip `clip[i]`, from its frame `crop[i]`, after `pad[i]` frames of padding,
+    rolled forward by `shift[i]`, with bands and frames `[start, start + width)` masked.
     """
 
     clip: torch.Tensor
@@ -43,7 +43,7 @@ class Draws:
 def draw_augmented(
     clip: torch.Tensor, frames: torch.Tensor, config: TrialConfig, generator: torch.Generator
 ) -> Draws:
-    """Random crop or pad offset, shift and masks for items that show clips `clip` (int64 `[items]`).
+    """Random crop or pad offset, shift and masks for items that show `clip` (int64 `[items]`).
 
     `frames`: int64 `[clips]`, the length of every clip.
     """

@@ -16,8 +16,9 @@ SILENCE_DB = -100.0  # 10·log10 of the floor 1e-10: what a frame of zeros becom
 
 
 def log_mels(waveform: torch.Tensor, front_ends: Sequence[FrontEnd]) -> list[torch.Tensor]:
-    """Log-mel frames of `waveform` (float32 `[samples]`) under each front end, float32 `[frames, n_mels]`.
+    """Log-mel frames of `waveform` under each front end.
 
+    `waveform`: float32 `[samples]`; each result: float32 `[frames, n_mels]`, in dB.
     The front ends must share sample rate, n_fft and hop: the power spectrogram is computed once.
     Frames are centred with reflected edges and are not clamped by `top_db`, since that depends on
     which part of a recording becomes a clip. Equals torchaudio's `MelSpectrogram` followed by
@@ -68,7 +69,7 @@ def empty_filters(front_end: FrontEnd) -> int:
 
 
 def check_filters(front_end: FrontEnd) -> None:
-    """Raise `UserError` for a bank with empty filters: a trial with dead inputs is a wasted trial."""
+    """Raise `UserError` for a bank with empty filters: a trial with dead inputs is wasted."""
     if empty := empty_filters(front_end):
         raise UserError(
             f"n_mels {front_end.n_mels} leaves {empty} empty mel filter{'s' * (empty > 1)} at "

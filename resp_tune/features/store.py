@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Source:
-    """A recording as the store sees it: `digest` names its content, `load(rate)` gives `[samples]`."""
+    """A recording: `digest` names its content, `load(sample_rate)` gives float32 `[samples]`."""
 
     stem: str
     digest: str
@@ -256,7 +256,7 @@ def _sound(folder: Path) -> bool:
     with (folder / "frames.f16").open("rb") as file:
         while block := file.read(1 << 24):
             crc = zlib.crc32(block, crc)
-    return crc == index["crc32"]
+    return crc == int(index["crc32"])
 
 
 def _evict(root: Path, limit_bytes: int, keep: set[Path]) -> None:

@@ -12,8 +12,8 @@ def draw_clips(
 ) -> torch.Tensor:
     """Indices of the training clips of one epoch, int64 `[len(train)]`.
 
-    `train`, `validation`: int64 labels. `none` shows each clip once in random order; the samplers draw
-    with replacement, like `WeightedRandomSampler`, with weight 1 / (count of the clip's class).
+    `train`, `validation`: int64 labels. `none` shows each clip once in random order; the samplers
+    draw with replacement, like `WeightedRandomSampler`, with weight 1 / (count of the clip's class).
     """
     if balance == "none":
         return torch.randperm(len(train), generator=generator)

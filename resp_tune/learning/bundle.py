@@ -47,7 +47,9 @@ class Bundle:
         """Class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
         with torch.inference_mode():
             frames = join_frames(log_mels(waveform, [self.config.front_end]), ["waveform"])
-            return self.predict_clips(ClipFrames(frames, frames.first, frames.count))[0]
+            clip = ClipFrames(frames, frames.first, frames.count)
+            probabilities: npt.NDArray[np.float32] = self.predict_clips(clip)[0]
+            return probabilities
 
     def predict_clips(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
         """Class probabilities `[clips, classes]`, never augmented."""
@@ -91,7 +93,7 @@ def save_bundle(
 
 
 def load_bundle(folder: str | Path) -> Bundle:
-    """The bundle in `folder`; raises `UserError` when it is not there, damaged or of another kind."""
+    """The bundle in `folder`; raises `UserError` when it is missing, damaged or of another kind."""
     folder = Path(folder)
     content = _read_config(folder)
     path = folder / WEIGHTS
@@ -121,8 +123,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(
-            f"'{folder}' is not a bundle: no readable config.json in it; give the winner/ folder of a "
-            "search or models:/NAME@ALIAS"
+            f"'{folder}' is not a bundle: no readable config.json in it; give the winner/ folder "
+            "of a search or models:/NAME@ALIAS"
         ) from error
     except ValueError as error:
         raise UserError(f"'{path}' is damaged: it is not JSON") from error

@@ -24,8 +24,8 @@ def bootstrap(
     """Each metric on `draws` resamples of the patients, float `[draws]`.
 
     Patients are drawn with replacement and bring all their clips. As in the metrics themselves, a
-    class that no drawn clip has is left out of the averages. The same patients and seed give the same
-    resamples, so that two models on the same clips can be compared draw by draw.
+    class that no drawn clip has is left out of the averages. The same patients and seed give the
+    same resamples, so that two models on the same clips can be compared draw by draw.
     """
     names, of_clip = np.unique(np.asarray(patients), return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -43,9 +43,7 @@ def bootstrap(
     }
 
 
-def intervals(
-    samples: dict[str, Floats], *, level: float = 0.95
-) -> dict[str, tuple[float, float]]:
+def intervals(samples: dict[str, Floats], *, level: float = 0.95) -> dict[str, tuple[float, float]]:
     """The central `level` of each metric's resamples, as (low, high)."""
     tail = (1 - level) / 2
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -9,8 +11,8 @@ from torch import nn
 class SoundNet(nn.Module):
     """Class scores (logits) `[items, classes]` of log-mel clips `[items, 1, frames, n_mels]`.
 
-    Blocks of Conv(stride 2) → ReLU → BatchNorm with `width`, 2, 4 and 8 times `width` channels; global
-    max and mean side by side; three of BatchNorm → Dropout → Linear with nothing between them, as
+    Blocks of Conv(stride 2) → ReLU → BatchNorm with `width`, 2, 4 and 8 times `width` channels;
+    global max and mean side by side; three of BatchNorm → Dropout → Linear with nothing between them, as
     in the notebook (whose `width` is 8). With `channels=2` the first convolution has two input
     channels that both see the one clip.
     """
@@ -30,7 +32,7 @@ class SoundNet(nn.Module):
         self.head = nn.Sequential(
             *(
                 nn.Sequential(nn.BatchNorm1d(n_in), nn.Dropout(dropout), nn.Linear(n_in, n_out))
-                for n_in, n_out in zip(layers, layers[1:], strict=False)
+                for n_in, n_out in itertools.pairwise(layers)
             )
         )
         for module in self.modules():
@@ -38,6 +40,7 @@ class SoundNet(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch."""
         x = self.blocks(x)
         pooled = torch.cat([x.amax(dim=(2, 3)), x.mean(dim=(2, 3))], dim=1)
         return self.head(pooled)  # type: ignore[no-any-return]  # torch types modules as Any
@@ -50,7 +53,9 @@ class SameInputConv(nn.Conv2d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(input, self.weight.sum(dim=1, keepdim=True), self.bias)
+        """The convolution of `input` `[items, 1, …]` repeated to the layer's input channels."""
+        summed = self.weight.sum(dim=1, keepdim=True)
+        return nn.functional.conv2d(input, summed, self.bias, self.stride, self.padding)
 
 
 def _first_conv(c_in: int, c_out: int, kernel: int) -> nn.Conv2d:

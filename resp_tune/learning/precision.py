@@ -17,6 +17,6 @@ def settle_precision(config: TrialConfig, device_type: str) -> TrialConfig:
 def has_bfloat16(device_type: str) -> bool:
     """True where bfloat16 is native; elsewhere it is emulated and slower than float32."""
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

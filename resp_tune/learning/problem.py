@@ -1,4 +1,4 @@
-"""A problem to learn: recordings, the clips of a task, and the sides of a protocol, made into tensors."""
+"""A problem to learn: recordings, the clips of a task and their sides, made into tensors."""
 
 from __future__ import annotations
 

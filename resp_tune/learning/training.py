@@ -184,9 +184,8 @@ class _FoldRun:
         self.clips = (data.train.clips.to(device), data.validation.clips.to(device))
         self.device_labels = data.train.labels.to(device)
         torch.manual_seed(mix_seed(config.seed, fold, 0))
-        self.network = build_network(config, len(data.classes)).to(
-            device, memory_format=torch.channels_last
-        )
+        network = build_network(config, len(data.classes)).to(device)
+        self.network = network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )

@@ -48,7 +48,8 @@ def finish(
     """Everything that follows the last trial; the path of `summary.json`."""
     trials = records(study, prepared.space)
     winner = best_of(trials, prepared.settings.metric)
-    assert winner is not None
+    if winner is None:
+        raise RunError("no trial has finished: there is no winner")
     folder = prepared.folder / "winner"
     checkpoint = prepared.folder / "trials" / str(winner.number) / "checkpoint.pt"
     bundle = write_bundle(folder, winner, checkpoint, prepared.problem, _details(prepared, winner))
@@ -106,11 +107,13 @@ def _read_test(
 ) -> tuple[Scored | None, list[dict[str, Any]]]:
     """The winner on the test side. The reading is in the study before the side is opened."""
     readings = study.user_attrs.get(READINGS, [])
-    if prepared.problem.sides.test is None:
+    test = prepared.problem.sides.test
+    if test is None:
         return None, readings
     readings = declare_reading(readings, winner.number, bundle.details["weights_sha256"])
     study.set_user_attr(READINGS, readings)
-    return score_test(bundle, prepared.problem, workers=prepared.machine.cpus), readings
+    scored = score_test(bundle, prepared.problem, test, workers=prepared.machine.cpus)
+    return scored, readings
 
 
 def _summary(

@@ -69,8 +69,8 @@ class SearchSettings:
                 raise UserError(f"--{what} '{given}' is not one that is built: {hint}{listed}")
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise UserError(
-                f"--name {self.name[:80]!r} is not a name: 1 to 64 letters, digits, '.', '_' or '-', "
-                "the first a letter or digit"
+                f"--name {self.name[:80]!r} is not a name: 1 to 64 letters, digits, '.', '_' or "
+                "'-', the first a letter or digit"
             )
         if not 1 <= self.folds <= 4:
             raise UserError(f"--folds {self.folds} is outside 1 to 4")

@@ -36,15 +36,18 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ("task", f"{s.task}: {', '.join(sides.classes)}"),
         (
             "protocol",
-            f"{s.protocol}, {len(sides.folds)} inner fold{'s' * (len(sides.folds) > 1)}: recordings "
-            f"{len(fold.train)} train, {len(fold.validation)} validation, {test}",
+            f"{s.protocol}, {len(sides.folds)} inner fold{'s' * (len(sides.folds) > 1)}: "
+            f"{len(fold.train)} recordings train, {len(fold.validation)} validation, {test}",
         ),
         (
             "space",
             f"{s.space}: {', '.join(prepared.space.parameters)}; "
             f"{len(prepared.front_ends)} front end{'s' * (len(prepared.front_ends) > 1)}",
         ),
-        ("budget", f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {prepared.slots}"),
+        (
+            "budget",
+            f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {prepared.slots}",
+        ),
         ("metric", f"{s.metric} on validation"),
         ("tracking", redact(prepared.tracking_uri)),
     ]
@@ -94,8 +97,8 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
     leaks = summary["leaks"]
     if leaks["patients"]:
         lines.append(
-            f"LEAK: {leaks['patients']} patients and {leaks['sessions']} sessions stand on more than "
-            "one side: these figures do not say how a new patient would be judged"
+            f"LEAK: {leaks['patients']} patients and {leaks['sessions']} sessions stand on more "
+            "than one side: these figures do not say how a new patient would be judged"
         )
     if summary["data"]["synthetic"]:
         lines.append("the data is SYNTHETIC: these figures say nothing about patients")

@@ -35,7 +35,8 @@ class TrackedTrials:
 
     def ended(self, trial: TrialRecord) -> None:
         """A trial is over; the parent run carries the best so far."""
-        assert trial.state is not None
+        if trial.state is None:
+            return
         # Pruned trials show where they stood, or the table sorted by score would show nothing.
         stood = trial.epochs[-1].get(f"val_{self.metric}") if trial.epochs else None
         score = METRICS[self.metric].worst if trial.state == "diverged" else stood
@@ -45,6 +46,5 @@ class TrackedTrials:
         if trial.state == "finished":
             self.finished.append(trial)
             best = best_of(self.finished, self.metric)
-            assert best is not None
-            assert best.score is not None
-            self.runs.best(best.score, best.number)
+            if best is not None and best.score is not None:
+                self.runs.best(best.score, best.number)

@@ -70,10 +70,8 @@ def score_validation(bundle: Bundle, problem: Problem, store: Path) -> pd.DataFr
     return pd.concat(parts, ignore_index=True)
 
 
-def score_test(bundle: Bundle, problem: Problem, *, workers: int) -> Scored:
-    """Score the bundle on the test side, whose recordings are read here for the first time."""
-    assert problem.sides.test is not None
-    stems = problem.sides.test
+def score_test(bundle: Bundle, problem: Problem, stems: Sequence[str], *, workers: int) -> Scored:
+    """Score the bundle on the test side `stems`, whose recordings are read here and not before."""
     front_end = bundle.config.front_end
     store = fill_stores(problem, stems, [front_end], workers=workers).folders[front_end]
     table = problem.table(stems, stems)

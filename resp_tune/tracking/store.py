@@ -125,9 +125,10 @@ def _probe_postgres(uri: str) -> None:
             pass
         engine.dispose()
     except ModuleNotFoundError as error:
+        package = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
         raise UserError(
             f"tracking URI '{redact(uri)}' needs the module {error.name}: "
-            "pip install psycopg2-binary"
+            f"pip install {package.get(error.name or '', error.name)}"
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
         raise UserError(

@@ -55,5 +55,5 @@ def root_cause(error: BaseException) -> str:
     while (below := inner.__cause__ or inner.__context__) is not None:
         inner = below
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    first_line = text.strip().splitlines()[0]
+    first_line = re.sub(r"^[A-Z_]+: ", "", text.strip().splitlines()[0])
     return re.sub(r"\w+://\S+", lambda match: redact(match[0]), first_line)

@@ -24,7 +24,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Slots:
-    """`concurrency` trials at once, each with `cpus` cores (of which `threads` compute) and `gpus`."""
+    """`concurrency` trials at once, each with `cpus` cores, `threads` of them busy, and `gpus`."""
 
     concurrency: int
     cpus: float
@@ -63,7 +63,8 @@ def plan_slots(
         raise UserError(
             f"--gpus {gpus}: this machine has {machine.gpus or 'no'} GPU"
             f"{'s' * (machine.gpus > 1)} that torch can use; give --gpus {machine.gpus}"
-            f"{' for the CPU' if not machine.gpus else ''}, or {'RESP_TUNE_LOGICAL_GPUS=1'} to rehearse"
+            f"{' for the CPU' if not machine.gpus else ''}, or set RESP_TUNE_LOGICAL_GPUS=1 to "
+            "rehearse"
         )
     if gpus:
         most = gpus * trials_per_gpu

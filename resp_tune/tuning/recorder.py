@@ -70,9 +70,7 @@ class Recorder:
         """What a worker needs to run the next trial, None when the budget is met."""
         if self._left_running:
             trial = optuna.trial.Trial(self.study, self._left_running.pop(0))
-        elif self.out_of_time() or (
-            self.budget is not None and self._handed_out >= self.budget
-        ):
+        elif self.out_of_time() or (self.budget is not None and self._handed_out >= self.budget):
             return None
         else:
             trial = self.study.ask()

@@ -19,9 +19,7 @@ from resp_tune.tuning.trainable import TrialTrainable, Work
 WORKER_LOSSES = 3  # a trial whose worker dies is taken up again this often
 
 
-def run_trials(
-    recorder: Recorder, work: Work, slots: Slots, scheduler: TrialScheduler
-) -> None:
+def run_trials(recorder: Recorder, work: Work, slots: Slots, scheduler: TrialScheduler) -> None:
     """Run trials until the recorder's budget is met; what became of them is in its study."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     trainable = tune.with_resources(

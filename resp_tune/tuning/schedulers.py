@@ -40,7 +40,7 @@ def make_scheduler(
 ) -> TrialScheduler:
     """The scheduler `name`, with the rungs that the trials in `past` had reached."""
     if name == "none":
-        return FIFOScheduler()
+        return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray's
     mode = METRICS[metric].mode
     scheduler = AsyncHyperBandScheduler(
         time_attr="epoch",
@@ -61,5 +61,5 @@ def make_scheduler(
                 break
             best = value if best is None else better(best, value)
             if row["epoch"] in milestones(name, epochs):
-                bracket.on_result(key, row["epoch"], sign * best)
+                bracket.on_result(key, int(row["epoch"]), sign * best)  # type: ignore[arg-type]  # it reads the id
     return scheduler

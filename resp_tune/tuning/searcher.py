@@ -12,7 +12,7 @@ from resp_tune.tuning.recorder import Recorder
 
 
 class StudySearcher(Searcher):
-    """Ray Tune's searcher over a recorder. The study is the state; Ray's copies of it are not used."""
+    """Ray Tune's searcher over a recorder. The study is the state; Ray's copies are not used."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class StudySearcher(Searcher):
         """The study knows its metric and space; Ray has nothing to add."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's own FINISHED is a str
         """The next trial's config, or `FINISHED` when the budget is met."""
         config = self.recorder.next_trial()
         if config is None:
@@ -53,7 +53,8 @@ class StudySearcher(Searcher):
         if result["error"]:
             self.recorder.end(number, "failed", result["error"])
         elif result["diverged"]:
-            self.recorder.end(number, "diverged", f"the loss of epoch {result['epoch']} is not finite")
+            reason = f"the loss of epoch {result['epoch']} is not finite"
+            self.recorder.end(number, "diverged", reason)
         elif result["epoch"] == self.recorder.epochs:
             self.recorder.end(number, "finished")
         else:

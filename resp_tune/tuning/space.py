@@ -197,8 +197,8 @@ class SearchSpace:
         choices = [_all_values(n, self.parameters[n]) for n in searched]
         if (count := _product(choices)) > MOST_FRONT_ENDS:
             raise UserError(
-                f"space '{self.name}': {' × '.join(searched)} give {count} front ends, each a feature "
-                f"store on disk; at most {MOST_FRONT_ENDS}: use fewer values"
+                f"space '{self.name}': {' × '.join(searched)} give {count} front ends, each a "
+                f"feature store on disk; at most {MOST_FRONT_ENDS}: use fewer values"
             )
         return tuple(
             dict.fromkeys(
@@ -217,7 +217,7 @@ def load_space(given: str) -> SearchSpace:
     path = _find(given)
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"space '{given}' has more than {LARGEST_FILE} bytes: not a search space")
+            raise UserError(f"space '{given}' has over {LARGEST_FILE} bytes: not a search space")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"space '{given}' cannot be read: {error}") from error
@@ -333,5 +333,3 @@ def _product(choices: list[list[Any]]) -> int:
     for values in choices:
         count *= len(values)
     return count
-
-

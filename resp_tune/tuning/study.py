@@ -1,4 +1,4 @@
-"""The study: the one truth about a search. Everything else that is written can be made from it again.
+"""The study: the one truth about a search, from which all else that is written can be made again.
 
 A trial of the search is a trial of the Optuna study, and its number. Beside Optuna's own values it
 carries `config`, `seed`, `epochs` (one row an epoch), `seconds`, and where they apply `diverged`,
@@ -48,7 +48,9 @@ class TrialRecord:
     error: str | None
 
 
-def open_study(path: Path, name: str, metric: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+def open_study(
+    path: Path, name: str, metric: str, sampler: optuna.samplers.BaseSampler
+) -> optuna.Study:
     """The study in the sqlite file `path`, made if it is not there."""
     # Two minutes: longer than anything that should hold the file, shorter than a person's patience.
     storage = optuna.storages.RDBStorage(

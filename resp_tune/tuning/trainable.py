@@ -40,12 +40,12 @@ class Work:
 class TrialTrainable(tune.Trainable):
     """Runs the epochs of one trial config after another.
 
-    A result carries `number`, `epoch`, `epochs` (the rows since the last report), `best_so_far` (what
-    rungs compare), `diverged`, `error`. An exception of the training ends the trial with `error` and
-    leaves the actor usable; only a dead worker is Ray's to retry.
+    A result carries `number`, `epoch`, `epochs` (the rows since the last report), `best_so_far`
+    (what rungs compare), `diverged`, `error`. An exception of the training ends the trial with
+    `error` and leaves the actor usable; only a dead worker is Ray's to retry.
     """
 
-    def setup(self, config: dict[str, Any], work: Work) -> None:
+    def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # with_parameters gives `work`
         """Called once an actor; imports torch here, where it is needed."""
         self.work = work
         self._begin(config)
@@ -79,7 +79,7 @@ class TrialTrainable(tune.Trainable):
         while not training.done:
             training.run_epoch()
             if training.done or time.monotonic() - self.checkpointed > CHECKPOINT_SECONDS:
-                self._write_checkpoint()
+                self._write_checkpoint(training)
             now_due = time.monotonic() - started > REPORT_SECONDS
             if now_due or len(training.history) in self.work.milestones:
                 return
@@ -128,14 +128,13 @@ class TrialTrainable(tune.Trainable):
             )
         return "cuda"
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, training: Training) -> None:
         import torch
 
-        assert self.training is not None
         self.checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.checkpoint_path.with_suffix(".part")
         with beside.open("wb") as file:
-            torch.save(self.training.state(), file)
+            torch.save(training.state(), file)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.checkpoint_path)
@@ -151,7 +150,7 @@ class TrialTrainable(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Write our own checkpoint; Ray's copy only says that there is one."""
         if self.training is not None:
-            self._write_checkpoint()
+            self._write_checkpoint(self.training)
         return {"number": self.number}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:

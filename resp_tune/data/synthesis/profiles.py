@@ -75,13 +75,13 @@ class Profile:
 
 # Rates are higher and kinds are purer than in real patients: a small set has to be learnable.
 PROFILES: dict[str, Profile] = {
-    "COPD": Profile(0.35, 0.75, pitch=(150, 330), breath=0.7, expiration=1.25, ages=(ADULT, ELDER)),
-    "Healthy": Profile(0.04, 0.01),
-    "URTI": Profile(0.05, 0.75, rhonchus=True, pitch=(80, 160)),
-    "Bronchiectasis": Profile(0.92, 0.12, crackles=(6, 12), pitch=(200, 450)),
-    "Pneumonia": Profile(0.70, 0.04, texture="fine", crackles=(4, 12), bronchial=True),
+    "COPD": Profile(0.35, 0.85, pitch=(170, 330), breath=0.7, expiration=1.25, ages=(ADULT, ELDER)),
+    "Healthy": Profile(0.03, 0.01),
+    "URTI": Profile(0.05, 0.85, rhonchus=True, pitch=(80, 140)),
+    "Bronchiectasis": Profile(0.95, 0.10, crackles=(8, 14), pitch=(200, 450)),
+    "Pneumonia": Profile(0.80, 0.04, texture="fine", crackles=(4, 12), bronchial=True),
     "Bronchiolitis": Profile(
-        0.35, 0.80, texture="fine", crackles=(4, 8), pitch=(300, 600), ages=(INFANT,)
+        0.35, 0.85, texture="fine", crackles=(4, 8), pitch=(300, 600), ages=(INFANT,)
     ),
     "LRTI": Profile(0.10, 0.15, texture="fine", crackles=(3, 6), ages=(INFANT,)),
     "Asthma": Profile(0.01, 0.85, pitch=(250, 600), voices=2, expiration=1.15),

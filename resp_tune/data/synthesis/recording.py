@@ -86,7 +86,7 @@ def make_chest(patient: Patient, seed: int) -> Chest:
     profile, infant = PROFILES[patient.diagnosis], patient.age <= 3
     grown = min(patient.age / 16, 1.0)
     return Chest(
-        severity=float(rng.normal(0, 0.7)),
+        severity=float(rng.normal(0, 0.5)),
         cycle_seconds=float(rng.uniform(1.3, 1.8) + 1.4 * grown),
         scale=float(rng.uniform(1.3, 1.6) if infant else rng.uniform(0.92, 1.1)),
         pitch=float(rng.uniform(*profile.pitch) * (1.25 if infant else 1.0)),
@@ -200,7 +200,7 @@ def _one_crackle(
     two_cycles = rng.uniform(max(3, 4.5 * idw), 6) if fine else rng.uniform(max(8, 4.5 * idw), 15)
     wave = crackle(RATE, idw / 1000, two_cycles / 1000)
     sign = -1 if rng.random() < (0.3 if expiration else 0.75) else 1
-    peak = _local_rms(out, at, 0.05) * 10 ** (rng.uniform(12, 20) / 20)
+    peak = _local_rms(out, at, 0.05) * 10 ** (rng.uniform(15, 20) / 20)
     add(out, sign * peak * wave, round(min(max(at, start), end - 0.02) * RATE))
 
 
@@ -218,7 +218,7 @@ def _one_wheeze(
         harmonics=int(rng.integers(4, 9) if profile.rhonchus else rng.integers(1, 5)),
         decay=float(rng.uniform(0.6, 0.8) if profile.rhonchus else rng.uniform(0.3, 0.6)),
     )
-    level = _local_rms(out, at + seconds / 2, seconds) * 10 ** (rng.uniform(3, 12) / 20)
+    level = _local_rms(out, at + seconds / 2, seconds) * 10 ** (rng.uniform(5, 15) / 20)
     add(out, level / math.sqrt(profile.voices) * tone, round(at * RATE))
 
 

@@ -1,0 +1,21 @@
+# Makes the checkout's virtual environment, once, and again when what it is made from has changed.
+# Sourced by the other scripts: sets ROOT and VENV. Needs Python 3.11 or newer with venv, and pip.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${RESP_TUNE_VENV:-$ROOT/.venv}
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  echo "error: $python is not Python 3.11 or newer: install one, or name it, e.g. PYTHON=python3.12" >&2
+  exit 2
+fi
+
+stamp=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)
+if [ "$(cat "$VENV/.made_from" 2>/dev/null || true)" != "$stamp" ]; then
+  echo "setting up $VENV (once; torch alone is several GB where it brings CUDA)" >&2
+  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --constraint "$ROOT/constraints.txt" --editable "$ROOT[dev]" >&2
+  echo "$stamp" > "$VENV/.made_from"
+  echo "set up in $SECONDS s" >&2
+fi

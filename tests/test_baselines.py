@@ -1,0 +1,213 @@
+"""Baselines without audio: the reference table, and the cases in which the answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.model_selection import StratifiedGroupKFold
+from small_sets import imagined, real_set
+
+from resp_tune.data import baselines
+from resp_tune.data.baselines import (
+    controlled_clips,
+    held_out_baselines,
+    no_audio_baselines,
+    patient_lookup,
+)
+from resp_tune.data.recordings import Dataset, load_dataset
+from resp_tune.data.splits import clips_of, make_sides
+from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.errors import UserError
+
+# majority accuracy, then balanced accuracy and macro-F1 of device only and of all columns
+TABLE = {
+    "diagnosis-8": (0.862, 0.256, 0.232, 0.417, 0.367),
+    "diagnosis": (0.865, 0.477, 0.363, 0.595, 0.505),
+    "chronic": (0.880, 0.652, 0.473, 0.627, 0.634),
+    "healthy-sick": (0.962, 0.948, 0.689, 0.890, 0.772),
+    "copd": (0.862, 0.836, 0.836, 0.823, 0.867),
+}
+
+
+@pytest.fixture(scope="module")
+def icbhi() -> Dataset:
+    return load_dataset(real_set())
+
+
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for tables in which a column tells all or nothing."""
+    monkeypatch.setattr(baselines, "_TREES", 20)
+
+
+def _row(scores: dict[str, Any]) -> list[float]:
+    return [
+        scores["majority_accuracy"],
+        *(scores[c][m] for c in ("device", "all") for m in ("balanced_accuracy", "macro_f1")),
+    ]
+
+
+def _confounded(*, confound: bool) -> Dataset:
+    """Twelve patients a class; with `confound` the device tells the class, else nothing does."""
+    pairs = []
+    for number in range(24):
+        sick = number % 2
+        told = sick if confound else (number // 2) % 2
+        device = "Litt3200" if told else "Meditron"
+        diagnosis = "COPD" if sick else "Healthy"
+        pairs += [
+            (f"{100 + number}_1b1_{location}_sc_{device}", diagnosis)
+            for location in ("Al", "Ar")[: 1 + number % 2]
+        ]
+    return imagined(pairs)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [name if name == "diagnosis" else pytest.param(name, marks=pytest.mark.slow) for name in TABLE],
+)
+def test_reference_table(icbhi: Dataset, task: str) -> None:
+    found = _row(no_audio_baselines(icbhi, make_clips(get_task(task), icbhi), jobs=2))
+    np.testing.assert_allclose(found, TABLE[task], atol=0.02)
+    assert found[0] == pytest.approx(TABLE[task][0], abs=5e-4)
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_against_a_plain_loop() -> None:
+    dataset = _confounded(confound=False)
+    clips = make_clips(get_task("diagnosis"), dataset)
+    recordings = dataset.recordings
+    labels = np.array([r.diagnosis for r in recordings])
+    patients = np.array([r.patient for r in recordings])
+    columns = np.array([[r.device == "Litt3200", r.device == "Meditron"] for r in recordings])
+    weights = np.array([1 / (patients == patient).sum() for patient in patients])
+    expected = []
+    for seed in (0, 1):
+        answer = labels.copy()
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+        for train, test in folds.split(labels, labels, patients):
+            forest = RandomForestClassifier(
+                20, min_samples_leaf=3, class_weight="balanced", random_state=seed
+            )
+            forest.fit(columns[train], labels[train], sample_weight=weights[train])
+            answer[test] = forest.predict(columns[test])
+        expected.append(
+            (
+                balanced_accuracy_score(labels, answer),
+                f1_score(labels, answer, average="macro"),
+            )
+        )
+    found = no_audio_baselines(dataset, clips, seeds=2, jobs=1)["device"]
+    means = np.mean(expected, axis=0)
+    assert found == pytest.approx({"balanced_accuracy": means[0], "macro_f1": means[1]})
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_a_told_device_tells_all_and_an_untold_one_nothing() -> None:
+    for confound, low, high in ((True, 1.0, 1.0), (False, 0.0, 0.7)):
+        dataset = _confounded(confound=confound)
+        clips = make_clips(get_task("diagnosis"), dataset)
+        scores = no_audio_baselines(dataset, clips, seeds=1, jobs=1)
+        assert low <= scores["device"]["balanced_accuracy"] <= high
+        assert scores["majority_accuracy"] == pytest.approx(24 / 36)
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_missing_age_and_sex_are_values_too() -> None:
+    dataset = _confounded(confound=False)
+    recordings = tuple(
+        dataclasses.replace(r, age=None, sex=None) if r.diagnosis == "COPD" else r
+        for r in dataset.recordings
+    )
+    dataset = dataclasses.replace(dataset, recordings=recordings)
+    clips = make_clips(get_task("diagnosis"), dataset)
+    assert no_audio_baselines(dataset, clips, seeds=1, jobs=1)["all"]["balanced_accuracy"] == 1.0
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_small_sets_have_fewer_folds() -> None:
+    stems = [(f"{n}_1b1_Al_sc_Meditron", "COPD" if n % 2 else "Healthy") for n in range(6)]
+    dataset = imagined(stems)
+    scores = no_audio_baselines(dataset, make_clips(get_task("copd"), dataset), seeds=1, jobs=1)
+    assert 0 <= scores["all"]["macro_f1"] <= 1
+    alone = imagined(stems[:1])
+    with pytest.raises(UserError, match="at least two patients"):
+        no_audio_baselines(alone, make_clips(get_task("copd"), alone))
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_held_out_is_fitted_on_the_other_sides() -> None:
+    dataset = _confounded(confound=True)
+    clips = make_clips(get_task("diagnosis"), dataset)
+    sides = make_sides(dataset, clips, "patient")
+    assert sides.test is not None
+    scores = held_out_baselines(dataset, clips, sides, seeds=1)
+    assert scores["device"] == {"balanced_accuracy": 1.0, "macro_f1": 1.0}
+    truth = [dataset.recordings[c.recording].diagnosis for c in clips.clips]
+    assert truth.count("COPD") > truth.count("Healthy")
+    asked = clips_of(dataset, clips, sides, sides.test)
+    copd = np.mean([sides.classes[clip.label] == "COPD" for clip in asked])
+    assert scores["majority_accuracy"] == pytest.approx(copd)
+    # With the test side's devices swapped, what was learnt on the other sides is always wrong.
+    other = {"Litt3200": "Meditron", "Meditron": "Litt3200"}
+    swapped = dataclasses.replace(
+        dataset,
+        recordings=tuple(
+            dataclasses.replace(r, device=other[r.device]) if r.stem in sides.test else r
+            for r in dataset.recordings
+        ),
+    )
+    scores = held_out_baselines(swapped, clips, sides, seeds=1)
+    assert scores["device"] == {"balanced_accuracy": 0.0, "macro_f1": 0.0}
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_held_out_without_a_test_side_uses_validation() -> None:
+    dataset = _confounded(confound=True)
+    clips = make_clips(get_task("diagnosis"), dataset)
+    sides = make_sides(dataset, clips, "recording", split_seed=1)
+    assert held_out_baselines(dataset, clips, sides, seeds=1)["device"]["macro_f1"] == 1.0
+
+
+def test_cycles_are_rows_of_their_recording(icbhi: Dataset) -> None:
+    clips = make_clips(get_task("cycles"), icbhi)
+    sides = make_sides(icbhi, clips, "official")
+    scores = held_out_baselines(icbhi, clips, sides, seeds=1)
+    assert scores["majority_accuracy"] == pytest.approx(1579 / 2756)
+    assert 0.2 < scores["all"]["balanced_accuracy"] < 0.45
+
+
+def test_looking_up_the_patient(icbhi: Dataset) -> None:
+    scores = patient_lookup(icbhi, make_clips(get_task("diagnosis-8"), icbhi))
+    assert scores["accuracy"] == pytest.approx(0.957, abs=0.01)
+    assert scores["macro_f1"] == pytest.approx(0.77, abs=0.04)
+    assert scores["balanced_accuracy"] == pytest.approx(0.72, abs=0.04)
+
+
+def test_looking_up_strangers_gives_the_majority() -> None:
+    """One recording a patient: nobody is known, everyone gets the commonest class."""
+    pairs = [(f"{n}_1b1_Al_sc_Meditron", "COPD" if n % 4 else "Healthy") for n in range(100, 200)]
+    dataset = imagined(pairs)
+    scores = patient_lookup(dataset, make_clips(get_task("copd"), dataset), seeds=5)
+    assert scores["balanced_accuracy"] == pytest.approx(0.5)
+    assert scores["accuracy"] == pytest.approx(0.75, abs=0.1)
+
+
+def test_the_controlled_group(icbhi: Dataset) -> None:
+    clips = controlled_clips(icbhi)
+    chosen = [icbhi.recordings[clip.recording] for clip in clips.clips]
+    healthy = [r for r in chosen if r.diagnosis == "Healthy"]
+    sick = [r for r in chosen if r.diagnosis != "Healthy"]
+    assert (len(healthy), len({r.patient for r in healthy})) == (35, 26)
+    assert (len(sick), len({r.patient for r in sick})) == (40, 23)
+
+
+@pytest.mark.slow
+def test_the_controlled_group_without_audio(icbhi: Dataset) -> None:
+    scores = no_audio_baselines(icbhi, controlled_clips(icbhi), jobs=2)
+    assert scores["all"]["balanced_accuracy"] == pytest.approx(0.655, abs=0.02)

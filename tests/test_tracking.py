@@ -1,0 +1,497 @@
+"""SearchRuns on real stores: sqlite files and a real `mlflow server` process."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from resp_tune.errors import UserError
+from resp_tune.tracking.links import search_links
+from resp_tune.tracking.runs import SearchRuns
+from resp_tune.tracking.searches import list_searches
+from resp_tune.tracking.store import probe, redact, resolve_uri
+
+PARAMS = {"lr": 0.003, "n_mels": 48, "pad": "repeat", "micro_batch": None}
+
+
+def epoch(number: int, value: float) -> dict[str, float]:
+    return {"epoch": number, "train_loss": 1 / number, "val_macro_f1": value, "lr": 1e-3}
+
+
+def open_search(uri: str, storage: Path, name: str = "first", **more: Any) -> SearchRuns:
+    given: dict[str, Any] = {"metric": "macro_f1", "mode": "max", "params": {"trials": 4}}
+    return SearchRuns(uri, storage, name, **{**given, "tags": {"resp_tune.task": "copd"}, **more})
+
+
+def fill(runs: SearchRuns) -> None:
+    """A study of four trials, one of each end, as the driver replays it."""
+    states = ("finished", "pruned", "diverged", "failed")
+    for number, state in enumerate(states):
+        runs.start_trial(number, params=PARAMS, seed=10 + number, tags={"resp_tune.device": "cpu"})
+        for e in range(1, 4):
+            value = math.nan if state == "diverged" else 0.1 * number + 0.2 * e
+            runs.log_epochs(number, [epoch(e, value)])
+        score = {"finished": 0.6, "pruned": 0.7}.get(state)
+        error = "ValueError: no" if state == "failed" else None
+        runs.end_trial(number, state, score=score, seconds=2.5, error=error)  # type: ignore[arg-type]  # a literal
+    runs.best(0.6, 0)
+
+
+def all_runs(uri: str) -> dict[str, Run]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("resp_tune")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in runs}) == len(runs), "duplicates"
+    return {run.info.run_name: run for run in runs}
+
+
+def contents(uri: str) -> dict[str, list[Any]]:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
+        tables = ("runs", "metrics", "params", "tags", "experiment_tags")
+        return {t: sorted(database.execute(f"SELECT * FROM {t}"), key=repr) for t in tables}  # noqa: S608  # our own names
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store as mlflow makes it, which takes seconds; most tests start from a copy."""
+    file = tmp_path_factory.mktemp("fresh") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments(max_results=1)
+    return file
+
+
+@pytest.fixture
+def uri(tmp_path: Path, fresh_store: Path) -> str:
+    shutil.copy(fresh_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def free_port() -> int:
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        return int(probe_socket.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", f"{folder}/artifacts"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            try:
+                probe(address)
+                break
+            except UserError:
+                time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(None, Path("results")) == f"sqlite:///{tmp_path}/results/mlflow.db"
+    assert resolve_uri("sqlite:///x.db", Path("results")) == f"sqlite:///{tmp_path}/x.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000/")
+    assert resolve_uri(None, Path("results")) == "http://host:5000"
+    assert resolve_uri("https://other", Path("results")) == "https://other"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:s3cret@db/x", "postgresql://me:***@db/x"),
+        ("https://t0ken@host/a", "https://***@host/a"),
+        ("https://host/a?token=s3cret&b=1", "https://host/a?token=***&b=***"),
+        ("https://me:s3@cret@host", "https://me:***@host"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+    ],
+)
+def test_redact(uri: str, shown: str) -> None:
+    assert redact(uri) == shown
+
+
+@contextmanager
+def web_server(status: int, body: bytes) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # the base class's name
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (403, "--allowed-hosts"),
+        (401, "MLFLOW_TRACKING_TOKEN"),
+        (200, "not an MLflow"),
+        (500, "500"),
+    ],
+)
+def test_probe_refuses_what_answers_wrongly(status: int, words: str) -> None:
+    with web_server(status, b"<html>") as address, pytest.raises(UserError, match=words):
+        probe(address)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("http://127.0.0.1:{port}", "Connection refused"),
+        ("http://me:s3cret@no-such-host.invalid:5000", "no-such-host"),
+        ("postgresql+psycopg2://me:s3cret@127.0.0.1:{port}/x", "cannot be reached"),
+        ("file:///tmp/mlruns", "sqlite:////tmp/mlruns.db"),
+        ("./mlruns", "no longer writes folders"),
+        ("databricks://x", "not supported"),
+        ("sqlite:///{tmp}/blocked/mlflow.db", "cannot be written"),
+        ("sqlite:///{tmp}", "is a folder"),
+        ("sqlite:///{tmp}/a%20b.db", "does not fit"),
+        ("sqlite:///{tmp}/study.db", "something else"),
+        ("sqlite:///{tmp}/blocked", "cannot be read"),
+    ],
+)
+def test_probe_refuses(given: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "blocked").write_text("a file that is not a database, where a folder should be")
+    with closing(sqlite3.connect(tmp_path / "study.db")) as other:
+        other.execute("CREATE TABLE studies (x)")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=words) as caught:
+        probe(given.format(port=free_port(), tmp=tmp_path))
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_probe_of_a_silent_host_takes_five_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"answer"):
+            probe(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - start < 6.5
+
+
+def test_probe_accepts_a_store_to_be_made_and_makes_nothing(tmp_path: Path) -> None:
+    probe(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_states_tags_parameters_and_metrics(uri: str, tmp_path: Path) -> None:
+    runs = open_search(uri, tmp_path)
+    fill(runs)
+    ids = runs.run_ids()
+    evaluation = runs.log_evaluation(
+        number=0,
+        params={"lr": 0.003},
+        metrics={"test_macro_f1": 0.5},
+        tags={"resp_tune.weights_sha256": "ab"},
+    )
+    runs.close("FINISHED")
+    found = all_runs(uri)
+    assert {n: found[f"trial-{n}"].info.run_id for n in range(4)} == ids
+    ends = {0: ("FINISHED", "finished"), 1: ("KILLED", "pruned")}
+    ends |= {2: ("FAILED", "diverged"), 3: ("FAILED", "failed")}
+    for number, (status, state) in ends.items():
+        run = found[f"trial-{number}"]
+        tags = run.data.tags
+        assert (run.info.status, tags["resp_tune.state"]) == (status, state)
+        assert tags["resp_tune.kind"] == "trial"
+        assert tags["resp_tune.search"] == "first"
+        assert tags["resp_tune.trial_number"] == str(number)
+        assert tags["resp_tune.device"] == "cpu"
+        assert tags["mlflow.parentRunId"] == runs.parent_run_id
+        assert run.data.params == {k: str(v) for k, v in {**PARAMS, "seed": 10 + number}.items()}
+        assert run.data.metrics["total_seconds"] == 2.5
+        assert run.info.end_time >= run.info.start_time
+    assert found["trial-0"].data.metrics["macro_f1"] == 0.6
+    assert "macro_f1" not in found["trial-2"].data.metrics
+    assert "no" in found["trial-3"].data.tags["resp_tune.error"]
+    history = MlflowClient(uri).get_metric_history(ids[0], "val_macro_f1")
+    assert [(m.step, m.value) for m in history] == [(1, 0.2), (2, 0.4), (3, pytest.approx(0.6))]
+    assert math.isnan(found["trial-2"].data.metrics["val_macro_f1"])
+    parent = found["first"]
+    assert (parent.info.status, parent.data.tags["resp_tune.kind"]) == ("FINISHED", "search")
+    assert parent.data.metrics == {"macro_f1": 0.6, "best_macro_f1": 0.6, "best_trial": 0}
+    assert parent.data.params == {"trials": "4"}
+    tested = [run for run in found.values() if "test_macro_f1" in run.data.metrics]
+    assert [run.info.run_id for run in tested] == [evaluation]
+    assert tested[0].data.tags["resp_tune.kind"] == "evaluation"
+
+
+def test_a_replay_changes_nothing_and_growth_shows(uri: str, tmp_path: Path) -> None:
+    runs = open_search(uri, tmp_path)
+    fill(runs)
+    reading: dict[str, Any] = {"number": 0, "params": {}, "metrics": {"test_macro_f1": 0.5}}
+    first = runs.log_evaluation(**reading, tags={"resp_tune.weights_sha256": "ab"})
+    runs.close("FINISHED")
+    before = contents(uri)
+
+    again = open_search(uri, tmp_path)
+    assert again.parent_run_id == runs.parent_run_id
+    assert MlflowClient(uri).get_run(runs.parent_run_id).info.status == "RUNNING"
+    fill(again)
+    assert again.log_evaluation(**reading, tags={"resp_tune.weights_sha256": "ab"}) == first
+    again.close("FINISHED")
+    after = contents(uri)
+    for table in ("metrics", "params", "tags", "experiment_tags"):
+        assert after[table] == before[table]
+    assert len(after["runs"]) == len(before["runs"]) == 6
+
+    grown = open_search(uri, tmp_path, params={"trials": 8})
+    assert grown.log_evaluation(**reading, tags={"resp_tune.weights_sha256": "cd"}) != first
+    grown.close("FINISHED")
+    parent = MlflowClient(uri).get_run(runs.parent_run_id).data
+    assert (parent.params["trials"], parent.tags["resp_tune.trials"]) == ("4", "8")
+
+
+def test_a_killed_driver_goes_on_in_the_same_runs(uri: str, tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from test_tracking import PARAMS, epoch, open_search
+runs = open_search({uri!r}, Path({str(tmp_path)!r}))
+for number in (0, 1):
+    runs.start_trial(number, params=PARAMS, seed=10 + number)
+    runs.log_epochs(number, [epoch(1, 0.2 + 0.1 * number), epoch(2, 0.4)])
+runs.end_trial(0, "finished", score=0.4, seconds=1.0)
+runs.run_ids()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    before = all_runs(uri)
+    assert [before[name].info.status for name in ("trial-0", "trial-1", "first")] == [
+        "FINISHED",
+        "RUNNING",
+        "RUNNING",
+    ]
+    runs = open_search(uri, tmp_path)
+    runs.start_trial(1, params=PARAMS, seed=11)
+    runs.log_epochs(1, [epoch(e, 0.1 * e) for e in (1, 2, 3)])
+    assert runs.run_ids() == {n: before[f"trial-{n}"].info.run_id for n in (0, 1)}
+    runs.close("KILLED")
+    after = all_runs(uri)
+    assert set(after) == set(before)
+    trial = after["trial-1"]
+    assert (trial.info.status, trial.data.tags["resp_tune.state"]) == ("KILLED", "interrupted")
+    history = MlflowClient(uri).get_metric_history(trial.info.run_id, "train_loss")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    assert after["first"].info.status == "KILLED"
+
+    runs = open_search(uri, tmp_path)
+    runs.start_trial(1, params=PARAMS, seed=11)
+    runs.run_ids()
+    assert all_runs(uri)["trial-1"].info.status == "RUNNING"
+    runs.end_trial(1, "finished", score=0.3, seconds=1.0)
+    runs.close("FINISHED")
+    assert all_runs(uri)["trial-1"].info.status == "FINISHED"
+
+
+def test_an_outage_loses_nothing_and_delays_nobody(tmp_path: Path) -> None:
+    port, said = free_port(), list[str]()
+    with mlflow_server(tmp_path, port) as address:
+        runs = open_search(address, tmp_path, say=said.append)
+        runs.start_trial(0, params=PARAMS, seed=1)
+        assert list(runs.run_ids()) == [0]
+    start = time.monotonic()
+    runs.log_epochs(0, [epoch(1, 0.5)])
+    runs.end_trial(0, "finished", score=0.5, seconds=1.0)
+    runs.start_trial(1, params=PARAMS, seed=2)
+    assert time.monotonic() - start < 0.1
+    assert runs.run_ids(seconds=1.5) == {0: runs.run_ids(seconds=0)[0]}
+    assert sum("the search goes on" in line for line in said) == 1
+    with mlflow_server(tmp_path, port) as address:
+        runs.end_trial(1, "pruned", score=0.2, seconds=1.0)
+        runs.close("FINISHED")
+        found = all_runs(address)
+        assert set(found) == {"first", "trial-0", "trial-1"}
+        assert found["trial-0"].data.metrics["macro_f1"] == 0.5
+        assert found["trial-1"].info.status == "KILLED"
+        assert "back" in said[-1]
+        location = MlflowClient(address).get_experiment(runs.experiment_id).artifact_location
+        assert location.startswith("mlflow-artifacts:")
+        lost = open_search(address, tmp_path, "second", say=said.append)
+    lost.start_trial(0, params=PARAMS, seed=1)
+    assert lost.log_evaluation(number=0, params={}, metrics={}, tags={}, seconds=0.5) is None
+    start = time.monotonic()
+    lost.close("FINISHED", seconds=1.0)
+    assert time.monotonic() - start < 3
+    assert "4 entries could not be written" in said[-1]
+
+
+def test_a_locked_database_is_waited_for(uri: str, tmp_path: Path) -> None:
+    runs = open_search(uri, tmp_path)
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        start = time.monotonic()
+        runs.start_trial(0, params=PARAMS, seed=1)
+        runs.log_epochs(0, [epoch(1, 0.5)])
+        assert time.monotonic() - start < 0.1
+        time.sleep(1.0)
+        other.rollback()
+    runs.close("FINISHED")
+    assert all_runs(uri)["trial-0"].data.metrics["val_macro_f1"] == 0.5
+
+
+def test_a_run_deleted_in_the_ui_is_said_and_stops_nothing(uri: str, tmp_path: Path) -> None:
+    said = list[str]()
+    runs = open_search(uri, tmp_path, say=said.append)
+    runs.start_trial(0, params=PARAMS, seed=1)
+    MlflowClient(uri).delete_run(runs.run_ids()[0])
+    runs.log_epochs(0, [epoch(1, 0.5)])
+    runs.end_trial(7, "finished", score=0.5, seconds=1.0)
+    runs.start_trial(1, params=PARAMS, seed=2)
+    runs.end_trial(1, "finished", score=0.5, seconds=1.0)
+    runs.close("FINISHED")
+    assert all_runs(uri)["trial-1"].info.status == "FINISHED"
+    assert any("epochs of trial 0" in line for line in said)
+    assert any("trial 7 was never started" in line for line in said)
+
+
+def test_one_batch_for_all_epochs(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = open_search(uri, tmp_path)
+    runs.start_trial(0, params=PARAMS, seed=1)
+    runs.run_ids()
+    batches = list[int]()
+    log_batch = MlflowClient.log_batch
+
+    def counted(client: MlflowClient, run_id: str, metrics: Any = (), **more: Any) -> Any:
+        batches.append(len(metrics))
+        return log_batch(client, run_id, metrics, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    runs.log_epochs(0, [epoch(e, 0.5) for e in range(1, 11)])
+    runs.run_ids()
+    assert batches == [30]
+    runs.close("FINISHED")
+
+
+def test_a_deleted_study_begun_anew_gets_runs_of_its_own(uri: str, tmp_path: Path) -> None:
+    old = open_search(uri, tmp_path, study_id="a")
+    fill(old)
+    old.close("FINISHED")
+    new = open_search(uri, tmp_path, study_id="b")
+    new.start_trial(0, params=PARAMS, seed=1)
+    assert new.parent_run_id != old.parent_run_id
+    assert set(new.run_ids().values()).isdisjoint(old.run_ids().values())
+    new.close("FINISHED")
+    newest, oldest = list_searches(uri)
+    assert (newest.study_id, newest.best) == ("b", ())
+    assert (oldest.study_id, oldest.score, len(oldest.best)) == ("a", 0.6, 1)
+
+
+def test_two_searches_start_at_once_on_a_fresh_store_elsewhere_and_quietly(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    script = """
+import sys
+from pathlib import Path
+from resp_tune.tracking.runs import SearchRuns
+uri, storage, name = sys.argv[1:]
+runs = SearchRuns(uri, Path(storage), name, metric="macro_f1", mode="max", params={}, tags={})
+runs.start_trial(0, params={"lr": 1}, seed=1)
+runs.end_trial(0, "finished", score=0.5, seconds=1.0)
+runs.close("FINISHED")
+"""
+    storage, uri = tmp_path / "results", f"sqlite:///{tmp_path}/results/mlflow.db"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, uri, str(storage), name],
+            cwd=tmp_path / "elsewhere",
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for name in ("one", "two", "three")
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=120)
+        assert (process.returncode, output) == (0, b"")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    searches = list_searches(uri)
+    assert {search.name for search in searches} == {"one", "two", "three"}
+    assert len({search.experiment_id for search in searches}) == 1
+    location = MlflowClient(uri).get_experiment(searches[0].experiment_id).artifact_location
+    assert location == f"file://{storage}/mlartifacts"
+
+
+def test_a_deleted_experiment_is_said(uri: str, tmp_path: Path) -> None:
+    runs = open_search(uri, tmp_path)
+    runs.close("FINISHED")
+    MlflowClient(uri).delete_experiment(runs.experiment_id)
+    with pytest.raises(UserError, match="mlflow experiments restore"):
+        open_search(uri, tmp_path)
+
+
+def test_links() -> None:
+    links = search_links("https://me:s3cret@host/", "3", "first", "log_loss", "min", ["a", "b"])
+    assert all(link.startswith("https://host/#/") for link in links.values())
+    assert not any(set(link) & set(" '`\"[]") for link in links.values())
+    page, _, query = links["trials"].partition("?")
+    assert page == "https://host/#/experiments/3/runs"
+    wanted = parse_qs(query)
+    assert wanted["searchFilter"] == [
+        "tags.`resp_tune.search` = 'first' and tags.`resp_tune.kind` = 'trial'"
+    ]
+    assert (wanted["orderByKey"], wanted["orderByAsc"]) == (["metrics.`log_loss`"], ["true"])
+    compared = parse_qs(links["compare"].partition("?")[2])
+    assert json.loads(compared["runs"][0]) == ["a", "b"]
+    assert json.loads(compared["experiments"][0]) == ["3"]
+    assert all("workflowType=machine_learning" in link for link in links.values())
+    local = search_links("sqlite:////x.db", "3", "first", "macro_f1", "max", ["a"])
+    assert local["trials"].startswith("http://127.0.0.1:5000/#/")
+    assert "compare" not in local
+
+
+def test_addresses_need_no_mlflow() -> None:
+    code = "import sys, resp_tune.tracking.store, resp_tune.tracking.links as l; "
+    code += "print('mlflow' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True
+    )
+    assert answer.stdout.split() == [b"False"]
