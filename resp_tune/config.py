@@ -30,7 +30,7 @@ def _choice(default: Any, help: str) -> Any:
 class FrontEnd:
     """What turns a waveform into log-mel frames; it names a feature store.
 
-    Frames are `10·log10(max(mel power, 1e-10))` of a centred Hann STFT of `n_fft` samples every
+    Frames are `10·log10(max(mel power, 1e-10))` of a centred Hann STFT of `n_fft` samples, every
     `hop_length`, through `n_mels` HTK triangles between `f_min` and `f_max` Hz, without filter norm.
     """
 

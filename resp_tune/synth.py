@@ -27,7 +27,7 @@ def parser() -> Parser:
         default=usual.recordings,
         metavar="N",
         help=f"files to make, at least {usual.least_recordings}: 5 patients in each of 6 classes;"
-        " from 108 on a patient has about 3",
+        " from 108 on a patient has 3",
     )
     parser.add_argument(
         "--seconds",
@@ -55,7 +55,7 @@ def parser() -> Parser:
     return parser
 
 
-def body(argv: Sequence[str] | None) -> None:
+def main(argv: Sequence[str] | None) -> None:
     """Make the set and print its folder."""
     args = parser().parse(argv)
     settings = SynthSettings(
@@ -79,4 +79,4 @@ def _progress(done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(body))
+    sys.exit(run(main))

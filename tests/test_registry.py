@@ -21,6 +21,7 @@ from resp_tune.learning.training import build_network
 from resp_tune.tracking.registry import RegisteredModel, fetch_bundle, register_winner
 from resp_tune.tracking.runs import SearchRuns
 
+NAMES = ["config.json", "weights.safetensors"]
 CLASSES = ["COPD", "Healthy", "URTI & co"]
 
 
@@ -67,22 +68,22 @@ def test_the_same_weights_keep_their_version_and_others_take_the_alias(
         *place, run_id=registered.run_id, bundle=make_bundle(tmp_path / "other", 1), alias="next"
     )
     assert other.version == 2
-    assert client.get_model_version_by_alias("resp_tune", "next").version == 2
+    assert int(client.get_model_version_by_alias("resp_tune", "next").version) == 2
     version = client.get_model_version_by_alias("resp_tune", "champion")
-    assert (version.version, version.run_id) == (1, registered.run_id)
+    assert (int(version.version), version.run_id) == (1, registered.run_id)
     assert version.tags["resp_tune.search"] == "first"
     config = json.loads((registered.bundle / "config.json").read_text())
     assert version.tags["resp_tune.weights_sha256"] == config["weights_sha256"]
     back = register_winner(*place, run_id=registered.run_id, bundle=registered.bundle, alias="next")
     assert back.version == 1
-    assert client.get_model_version_by_alias("resp_tune", "next").version == 1
+    assert int(client.get_model_version_by_alias("resp_tune", "next").version) == 1
     assert client.get_run(registered.run_id).info.status == "FINISHED"
 
 
 def test_fetched_is_the_bundle_and_nothing_else(registered: Registered, tmp_path: Path) -> None:
     folder = fetch_bundle("models:/resp_tune@champion", registered.uri, tmp_path / "new" / "one")
-    assert sorted(os.listdir(folder)) == ["config.json", "weights.safetensors"]
-    for name in os.listdir(folder):
+    assert sorted(file.name for file in folder.iterdir()) == NAMES
+    for name in NAMES:
         assert (folder / name).read_bytes() == (registered.bundle / name).read_bytes()
     assert fetch_bundle("models:/resp_tune/1", registered.uri, folder) == folder
 

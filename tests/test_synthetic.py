@@ -262,7 +262,7 @@ def test_one_second_still_has_a_cycle(tmp_path: Path) -> None:
 def test_wrong_flags(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
 ) -> None:
-    assert run(synth.body, [str(tmp_path / "set"), *flags]) == 2
+    assert run(synth.main, [str(tmp_path / "set"), *flags]) == 2
     shown = capsys.readouterr()
     assert words in shown.err
     assert shown.err.count("\n") == 1
@@ -272,11 +272,11 @@ def test_wrong_flags(
 
 def test_refuses_what_is_not_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "kept.txt").write_text("mine")
-    assert run(synth.body, [str(tmp_path), "--recordings", "30"]) == 2
+    assert run(synth.main, [str(tmp_path), "--recordings", "30"]) == 2
     assert "is not empty" in capsys.readouterr().err
-    assert run(synth.body, [str(tmp_path / "kept.txt")]) == 2
+    assert run(synth.main, [str(tmp_path / "kept.txt")]) == 2
     assert "is a file" in capsys.readouterr().err
-    assert run(synth.body, [str(tmp_path / "kept.txt" / "below")]) == 2
+    assert run(synth.main, [str(tmp_path / "kept.txt" / "below")]) == 2
     assert "cannot write to" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
 

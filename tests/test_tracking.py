@@ -53,6 +53,7 @@ def fill(runs: SearchRuns) -> None:
         score = {"finished": 0.6, "pruned": 0.7}.get(state)
         error = "ValueError: no" if state == "failed" else None
         runs.end_trial(number, state, score=score, seconds=2.5, error=error)  # type: ignore[arg-type]  # a literal
+    runs.best(0.5, 1)
     runs.best(0.6, 0)
 
 
@@ -269,6 +270,7 @@ def test_a_replay_changes_nothing_and_growth_shows(uri: str, tmp_path: Path) -> 
     again = open_search(uri, tmp_path)
     assert again.parent_run_id == runs.parent_run_id
     assert MlflowClient(uri).get_run(runs.parent_run_id).info.status == "RUNNING"
+    again.best(0.4, 3)
     fill(again)
     assert again.log_evaluation(**reading, tags={"resp_tune.weights_sha256": "ab"}) == first
     again.close("FINISHED")

@@ -162,14 +162,26 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
 
 
 def text_of(browser: webdriver.Chrome) -> str:
-    return str(browser.execute_script("return document.body.innerText"))  # type: ignore[no-untyped-call]  # selenium's
+    return str(browser.execute_script("return document.body.innerText"))
 
 
 def wait_for(browser: webdriver.Chrome, seen: Callable[[str], bool], what: str) -> str:
     WebDriverWait(browser, 60).until(lambda driver: seen(text_of(driver)), what)
-    if folder := os.environ.get("RESP_TUNE_SCREENSHOTS"):
-        browser.save_screenshot(f"{folder}/{re.sub('[^a-z]+', '-', what)}.png")
+    keep(browser, what)
     return text_of(browser)
+
+
+def wait_for_elements(browser: webdriver.Chrome, css: str, count: int, what: str) -> None:
+    WebDriverWait(browser, 60).until(
+        lambda driver: len(driver.find_elements(By.CSS_SELECTOR, css)) >= count, what
+    )
+    keep(browser, what)
+
+
+def keep(browser: webdriver.Chrome, what: str) -> None:
+    """For a person to look at: RESP_TUNE_SCREENSHOTS names the folder."""
+    if folder := os.environ.get("RESP_TUNE_SCREENSHOTS"):
+        browser.save_screenshot(f"{folder}/{what.replace(' ', '-')}.png")
 
 
 def trials_in(text: str) -> list[int]:
@@ -185,75 +197,55 @@ def test_trials_stand_best_first(served: Served, browser: webdriver.Chrome) -> N
 @pytest.mark.browser
 def test_the_view_has_columns(served: Served, browser: webdriver.Chrome) -> None:
     browser.get(served.links["trials, best first, with columns"])
+    shown = "diverged"  # in the column of the states
     text = wait_for(
-        browser,
-        lambda text: trials_in(text) == BEST_FIRST and "pruned" in text,
-        "view with columns",
+        browser, lambda text: trials_in(text) == BEST_FIRST and shown in text, "saved view"
     )
-    heads = ["resp_tune.state", "macro_f1", "val_macro_f1", "lr", "dropout", "n_mels"]
-    positions = [re.search(rf"^{re.escape(head)}$", text, re.MULTILINE) for head in heads]
-    assert all(positions), text
-    starts = [found.start() for found in positions if found]
-    assert starts == sorted(starts), "the columns' order"
-    assert "diverged" in text
+    assert "pruned" in text
+    columns = ["tags.`resp_tune.state`", "metrics.`macro_f1`", "metrics.`val_macro_f1`"]
+    columns += [f"params.`{name}`" for name in ("lr", "dropout", "n_mels")]
+
+    def stand_in_order(driver: webdriver.Chrome) -> bool:
+        heads = [
+            driver.find_element(By.CSS_SELECTOR, f'.ag-header-cell[col-id="{name}"]')
+            for name in columns
+        ]
+        lefts = [head.rect["x"] for head in heads]
+        return lefts == sorted(lefts)
+
+    WebDriverWait(browser, 30).until(stand_in_order, "the columns' order")
 
 
 @pytest.mark.browser
 def test_runs_stand_below_their_search(served: Served, browser: webdriver.Chrome) -> None:
     browser.get(served.links["the search and what it tried"])
-    text = wait_for(browser, lambda text: bool(re.search(r"^first$", text, re.M)), "the search")
+    text = wait_for(browser, lambda text: "\nfirst\n" in text, "the search alone")
     assert trials_in(text) == []
-    expand = "button[data-testid*='expander'], .mlflow-ui-expander, [data-testid='expander-icon']"
-    WebDriverWait(browser, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, expand))
-    browser.find_elements(By.CSS_SELECTOR, expand)[0].click()
+    browser.find_element(By.CSS_SELECTOR, ".ag-row [col-id*='Run Name'] button").click()
     wait_for(browser, lambda text: sorted(trials_in(text)) == list(range(6)), "nested below it")
 
 
 @pytest.mark.browser
 def test_the_best_are_compared(served: Served, browser: webdriver.Chrome) -> None:
-    link = served.links["the best compared"]
-    browser.get(link)
-    text = wait_for(
-        browser,
-        lambda text: "Parallel Coordinates Plot" in text and "Run details" in text,
-        "compared",
-    )
+    browser.get(served.links["the best compared"])
+    text = wait_for(browser, lambda text: "Run details" in text, "best compared")
     assert "Comparing 4 Runs" in text
-    WebDriverWait(browser, 60).until(
-        lambda d: len(d.find_elements(By.CSS_SELECTOR, ".parcoords g.y-axis")) >= 3,
-        "parallel coordinates with an axis for each parameter",
-    )
-    axes = [a.text for a in browser.find_elements(By.CSS_SELECTOR, ".parcoords .axis-title")]
-    assert "val_macro_f1" in axes, axes
-    assert {"lr", "dropout"} <= set(axes)
+    wait_for_elements(browser, ".js-plotly-plot .parcoords g.y-axis", 4, "parallel coordinates")
+    titles = browser.find_elements(By.CSS_SELECTOR, ".parcoords .axis-title")
+    assert {title.text for title in titles} == {"dropout", "lr", "n_mels", "val_macro_f1"}
 
 
 @pytest.mark.browser
-def test_curves_of_the_metrics(served: Served, browser: webdriver.Chrome) -> None:
+def test_curves_of_the_metrics(served: Served, browser: webdriver.Chrome, store: Store) -> None:
     browser.get(served.links["curves"])
-    wait_for(browser, lambda text: "Model metrics" in text and "val_loss" in text, "curves")
-    WebDriverWait(browser, 60).until(
-        lambda d: (
-            len(d.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .scatterlayer .trace")) >= 6
-        ),
-        "a curve for each trial",
-    )
-    run = served.links["trials, best first"].split("/runs?")[0]
+    wait_for_elements(browser, ".js-plotly-plot .scatterlayer .trace", 6, "curves of all trials")
+    assert "val_loss" in text_of(browser)
+    experiment = served.links["curves"].split("/runs?")[0]
+    query = "model-metrics?workflowType=machine_learning"
     browser.get("about:blank")
-    browser.get(f"{run}/runs/{best_id(served)}/model-metrics?workflowType=machine_learning")
-    WebDriverWait(browser, 60).until(
-        lambda d: (
-            len(d.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .scatterlayer .trace")) >= 3
-        ),
-        "curves of one trial",
-    )
-    wait_for(browser, lambda text: "val_macro_f1" in text, "one trial")
-
-
-def best_id(served: Served) -> str:
-    found = re.search(r"[0-9a-f]{32}", served.links["the best compared"])
-    assert found is not None
-    return found[0]
+    browser.get(f"{experiment}/runs/{store.ids[4]}/{query}")
+    wait_for_elements(browser, ".js-plotly-plot .scatterlayer .trace", 3, "curves of one trial")
+    assert "val_macro_f1" in text_of(browser)
 
 
 def test_ctrl_c_ends_the_server_as_well(served: Served) -> None:

@@ -14,6 +14,8 @@ import soundfile
 from resp_tune.errors import UserError
 
 MIN_SECONDS = 0.1  # shorter than any breath, and than one window of a front end
+RATES = (100, 768_000)  # Hz
+_SAMPLES_PER_BYTE = 8192  # FLAC's largest blocks of silence hold some 5000 a byte
 
 
 class AudioError(UserError):
@@ -48,11 +50,13 @@ def read_audio(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
     path = Path(path)
     _check_file(path)
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            _check_claims(path, file.frames, file.channels, file.samplerate)
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            if len(samples) != file.frames:
+                raise AudioError(f"'{path}' is cut off: {len(samples)} of {file.frames} samples")
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(path, error) from error
-    if samples.size == 0:
-        raise AudioError(f"'{path}' holds no samples")
     if not np.isfinite(samples).all():
         raise AudioError(f"'{path}' holds samples that are not numbers (NaN or infinite)")
     return np.ascontiguousarray(samples.T), int(rate)
@@ -68,7 +72,7 @@ def read_header(path: str | Path) -> Header:
     _check_file(path)
     try:
         info = soundfile.info(path, verbose=True)
-        _check_length(path, info.frames, info.samplerate)
+        _check_claims(path, info.frames, info.channels, info.samplerate)
         if info.format == "FLAC":
             with soundfile.SoundFile(path) as file:
                 file.seek(info.frames - 1)
@@ -76,6 +80,8 @@ def read_header(path: str | Path) -> Header:
                     raise AudioError(f"'{path}' is cut off: its end cannot be read")
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(path, error) from error
+    if (seconds := info.frames / info.samplerate) < MIN_SECONDS:
+        raise AudioError(f"'{path}' is {seconds:.3g} s long; at least {MIN_SECONDS:g} s")
     if info.subtype in ("FLOAT", "DOUBLE"):
         read_audio(path)
     return Header(info.samplerate, info.channels, info.frames, _cut_off(path, info.extra_info))
@@ -94,11 +100,14 @@ def _check_file(path: Path) -> None:
         raise AudioError(f"'{path}' cannot be opened: {error.strerror}") from error
 
 
-def _check_length(path: Path, samples: int, rate: int) -> None:
-    if samples <= 0:
+def _check_claims(path: Path, frames: int, channels: int, rate: int) -> None:
+    """Refuse what a damaged header claims, before memory is taken for it."""
+    if frames <= 0:
         raise AudioError(f"'{path}' holds no samples")
-    if samples / rate < MIN_SECONDS:
-        raise AudioError(f"'{path}' is {samples / rate:.3g} s long; at least {MIN_SECONDS:g} s")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"'{path}' claims {rate} Hz; recordings have {RATES[0]} to {RATES[1]} Hz")
+    if frames * channels > path.stat().st_size * _SAMPLES_PER_BYTE:
+        raise AudioError(f"'{path}' claims {frames} samples, more than a file of its size can hold")
 
 
 def _unreadable(path: Path, error: Exception) -> AudioError:

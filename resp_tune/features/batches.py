@@ -19,9 +19,10 @@ class ClipFrames:
     first: torch.Tensor
     count: torch.Tensor
 
-    def to(self, device: torch.device) -> ClipFrames:
-        """The same clips with their frames on `device`."""
-        return ClipFrames(self.frames.to(device), self.first.to(device), self.count.to(device))
+    def over(self, frames: Frames) -> ClipFrames:
+        """The same clips over `frames`, a copy of theirs on another device."""
+        device = frames.values.device
+        return ClipFrames(frames, self.first.to(device), self.count.to(device))
 
 
 def make_batch(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Tensor:

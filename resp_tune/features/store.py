@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
@@ -71,7 +71,7 @@ def fill(
 
     Front ends that share an STFT are computed in one pass. Processes that want the same store wait
     for the one that makes it. Old stores beyond `limit_bytes` are removed, least recently used
-    first, never one that is open. `progress(done, total)` counts recordings over all passes.
+    first, never one that a living process has filled or opened. `progress(done, total)` counts recordings over all passes.
     """
     folders = {f: root / store_key(sources, f) for f in dict.fromkeys(front_ends)}
     root.mkdir(parents=True, exist_ok=True)
@@ -92,6 +92,7 @@ def fill(
             computed += group
         for folder in folders.values():
             os.utime(folder / "index.json")
+            _hold(folder)
     _evict(root, limit_bytes, keep=set(folders.values()))
     return Filled(folders, tuple(computed))
 
@@ -105,8 +106,7 @@ def open_store(folder: Path) -> Frames:
     index = _read_index(folder)
     if index is None:
         raise RunError(f"feature store {folder} is not readable: run the same command again")
-    # Held open, this lock tells `_evict` that the store is in use; it ends with the process.
-    _HELD.append(_lock_shared(folder / "index.json"))
+    _hold(folder)
     rows, n_mels = index["rows"], index["front_end"]["n_mels"]
     values = torch.from_file(
         str(folder / "frames.f16"), shared=False, size=rows * n_mels, dtype=torch.float16
@@ -115,13 +115,17 @@ def open_store(folder: Path) -> Frames:
     return Frames(values, count.cumsum(0) - count, count, tuple(index["stems"]))
 
 
-_HELD: list[IO[bytes]] = []
+_HELD: dict[Path, IO[bytes]] = {}
 
 
-def _lock_shared(path: Path) -> IO[bytes]:
-    handle = path.open("rb")
+def _hold(folder: Path) -> None:
+    """Keep a store from being evicted until this process ends.
+
+    Its maker holds it as well as its readers, which may come much later: Ray has to start.
+    """
+    handle = (folder / "index.json").open("rb")
     fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
+    _HELD[folder] = handle
 
 
 def _by_stft(front_ends: Sequence[FrontEnd]) -> list[list[FrontEnd]]:
@@ -149,33 +153,39 @@ def _compute(
             mels = log_mels(source.load(front_ends[0].sample_rate), front_ends)
             return [m.to(torch.float16).numpy() for m in mels]
 
-    with contextlib.ExitStack() as stack:
+    # Around the stack, because a file that could not be written fails once more when it is closed.
+    with _full_disk_in_one_line(folders[front_ends[0]].parent), contextlib.ExitStack() as stack:
         # Registered first, so that it runs last: whatever is left beside a store is removed.
         beside = {f: folder.with_suffix(".part") for f, folder in folders.items()}
         for part in beside.values():
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             stack.callback(shutil.rmtree, part, ignore_errors=True)
-        try:
-            writers = {f: stack.enter_context(_Writer(beside[f], f)) for f in front_ends}
-            with one_thread_each(), ThreadPoolExecutor(workers) as pool:
-                for done, (source, mels) in enumerate(
-                    zip(sources, pool.map(one, sources), strict=True), 1
-                ):
-                    for f, values in zip(front_ends, mels, strict=True):
-                        writers[f].append(source.stem, values)
-                    progress(done, len(sources))
-            for f, folder in folders.items():
-                writers[f].finish()
-                shutil.rmtree(folder, ignore_errors=True)
-                beside[f].rename(folder)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise RunError(
-                f"no space left for the feature store under {beside[front_ends[0]].parent}: "
-                "free some, or set RESP_TUNE_CACHE to a folder on another disk"
-            ) from error
+        writers = {f: stack.enter_context(_Writer(beside[f], f)) for f in front_ends}
+        with one_thread_each(), ThreadPoolExecutor(workers) as pool:
+            for done, (source, mels) in enumerate(
+                zip(sources, pool.map(one, sources), strict=True), 1
+            ):
+                for f, values in zip(front_ends, mels, strict=True):
+                    writers[f].append(source.stem, values)
+                progress(done, len(sources))
+        for f, folder in folders.items():
+            writers[f].finish()
+            shutil.rmtree(folder, ignore_errors=True)
+            beside[f].rename(folder)
+
+
+@contextlib.contextmanager
+def _full_disk_in_one_line(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise RunError(
+            f"no space left for the feature store under {root}: "
+            "free some, or set RESP_TUNE_CACHE to a folder on another disk"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -260,23 +270,54 @@ def _sound(folder: Path) -> bool:
 
 
 def _evict(root: Path, limit_bytes: int, keep: set[Path]) -> None:
-    stores = [p.parent for p in root.glob("*/index.json")]
-    used = sorted(stores, key=lambda p: (p / "index.json").stat().st_mtime)
-    size = {p: (p / "frames.f16").stat().st_size for p in stores if (p / "frames.f16").exists()}
-    total = sum(size.values())
-    for folder in used:
+    """Remove stores beyond the limit, and what killed processes have left half-made."""
+    for part in root.glob("*.part"):
+        with _claimed(part) as free:
+            if free:
+                shutil.rmtree(part, ignore_errors=True)
+    stores = _by_last_use(root)
+    total = sum(size for _, size, _ in stores)
+    for _, size, folder in stores:
         if total <= limit_bytes:
             return
-        if folder in keep or not _unused(folder):
+        if folder in keep:
             continue
-        shutil.rmtree(folder)
-        total -= size.get(folder, 0)
+        with _claimed(folder) as free:
+            if free and _unused(folder):
+                shutil.rmtree(folder)
+                total -= size
+
+
+def _by_last_use(root: Path) -> list[tuple[float, int, Path]]:
+    """Time of last use, bytes and folder of every store, the one unused for longest first."""
+    found = []
+    for index in root.glob("*/index.json"):
+        with contextlib.suppress(FileNotFoundError):  # another process is removing it
+            size = (index.parent / "frames.f16").stat().st_size
+            found.append((index.stat().st_mtime, size, index.parent))
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Inside, True when no other process is filling or removing the store, and none can begin."""
+    lock = FileLock(folder.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _unused(folder: Path) -> bool:
-    with (folder / "index.json").open("rb") as handle:
-        try:
+    """False while any process holds the store; also when it is no longer there."""
+    try:
+        with (folder / "index.json").open("rb") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return True

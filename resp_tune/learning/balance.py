@@ -13,7 +13,7 @@ def draw_clips(
     """Indices of the training clips of one epoch, int64 `[len(train)]`.
 
     `train`, `validation`: int64 labels. `none` shows each clip once in random order; the samplers
-    draw with replacement, like `WeightedRandomSampler`, with weight 1 / (count of the clip's class).
+    draw with replacement, like `WeightedRandomSampler`, with weight 1 / (its class's count).
     """
     if balance == "none":
         return torch.randperm(len(train), generator=generator)

@@ -12,8 +12,8 @@ class SoundNet(nn.Module):
     """Class scores (logits) `[items, classes]` of log-mel clips `[items, 1, frames, n_mels]`.
 
     Blocks of Conv(stride 2) → ReLU → BatchNorm with `width`, 2, 4 and 8 times `width` channels;
-    global max and mean side by side; three of BatchNorm → Dropout → Linear with nothing between them, as
-    in the notebook (whose `width` is 8). With `channels=2` the first convolution has two input
+    global max and mean side by side; three of BatchNorm → Dropout → Linear with nothing between
+    them, as in the notebook (whose `width` is 8). With `channels=2` the first convolution has two input
     channels that both see the one clip.
     """
 

@@ -16,6 +16,7 @@ from torch import nn
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import Draws, draw_augmented, draw_plain
 from resp_tune.features.batches import ClipFrames, make_batch
+from resp_tune.features.frames import Frames
 from resp_tune.learning.balance import draw_clips
 from resp_tune.learning.metrics import all_metrics
 from resp_tune.learning.network import SoundNet
@@ -34,7 +35,7 @@ class Side:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What one network is trained and validated on."""
+    """What one network is trained and validated on: two sides over the same frames."""
 
     train: Side
     validation: Side
@@ -114,9 +115,9 @@ class Training:
     ) -> None:
         self.config = config
         self.history: list[EpochResult] = []
-        self.runs = [
-            _FoldRun(config, data, torch.device(device), n) for n, data in enumerate(folds)
-        ]
+        # All sides are clips of one store: its frames go to the device once.
+        frames = folds[0].train.clips.frames.to(torch.device(device))
+        self.runs = [_FoldRun(config, data, frames, n) for n, data in enumerate(folds)]
 
     @property
     def done(self) -> bool:
@@ -174,14 +175,13 @@ class Training:
 class _FoldRun:
     """One network on one pair of sides."""
 
-    def __init__(
-        self, config: TrialConfig, data: TrainingData, device: torch.device, fold: int
-    ) -> None:
+    def __init__(self, config: TrialConfig, data: TrainingData, frames: Frames, fold: int) -> None:
+        device = frames.values.device
         self.config, self.device, self.fold = config, device, fold
         self.labels = (data.train.labels, data.validation.labels)
         self.classes = data.classes
         self.counts = (data.train.clips.count, data.validation.clips.count)
-        self.clips = (data.train.clips.to(device), data.validation.clips.to(device))
+        self.clips = (data.train.clips.over(frames), data.validation.clips.over(frames))
         self.device_labels = data.train.labels.to(device)
         torch.manual_seed(mix_seed(config.seed, fold, 0))
         network = build_network(config, len(data.classes)).to(device)

@@ -93,10 +93,7 @@ class SearchRuns:
                 "give another --tracking-uri"
             ) from None
         self.parent_run_id = parent.info.run_id
-        self._best: tuple[float | None, float | None] = (
-            parent.data.metrics.get(f"best_{metric}"),
-            parent.data.metrics.get("best_trial"),
-        )
+        self._best = parent.data.metrics.get(f"best_{metric}")
         self._children = Children(
             self._client,
             self.experiment_id,
@@ -176,18 +173,19 @@ class SearchRuns:
         )
 
     def best(self, score: float, number: int) -> None:
-        """Let the parent carry the best score so far, and whose it is."""
+        """Let the parent carry the best score so far, and whose it is; a lesser one is ignored."""
         now = _now()
         self._writer.put("best score", lambda: self._write_best(score, number, now))
 
     def _write_best(self, score: float, number: int, now: int) -> None:
-        if self._best == (score, number):
-            return
+        sign = 1 if self.mode == "max" else -1
+        if self._best is not None and sign * score <= sign * self._best:
+            return  # a replay passes all of them again
         metrics = {self.metric: score, f"best_{self.metric}": score, "best_trial": number}
         # Steps count the ended trials: MLflow shows the value of the highest step.
         step = self._children.ended()
         self._client.log_batch(self.parent_run_id, metrics=metrics_of(metrics, step, now))
-        self._best = (score, number)
+        self._best = score
 
     def run_ids(self, kind: Kind = "trial", *, seconds: float = CLOSE_SECONDS) -> dict[int, str]:
         """MLflow run ids by number, after what is queued was written or `seconds` have passed."""

@@ -12,7 +12,7 @@ from resp_tune.learning.metrics import METRICS
 from resp_tune.tuning.study import TrialRecord
 
 SCHEDULERS = ("asha", "none")
-REDUCTION = 2
+REDUCTION = 3
 # OneCycle's learning rate is still near its peak before a third of the schedule: what a trial
 # scores there says little about its end.
 GRACE = 0.35

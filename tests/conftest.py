@@ -1,0 +1,25 @@
+"""What every test stands on: a cache folder of the session's own, and no settings of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+_USERS_OWN = (
+    "RESP_TUNE_DATA",
+    "RESP_TUNE_CACHE_GB",
+    "RESP_TUNE_LOGICAL_GPUS",
+    "MLFLOW_TRACKING_URI",
+    "RAY_ADDRESS",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Processes that tests start inherit it; a test that needs another sets its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESP_TUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in _USERS_OWN:
+            patch.delenv(name, raising=False)
+        yield

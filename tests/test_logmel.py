@@ -1,0 +1,125 @@
+"""The front end against torchaudio's, and the two facts that let clips be cut from frames."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchaudio
+
+from resp_tune.config import FrontEnd, preset
+from resp_tune.errors import UserError
+from resp_tune.features.logmel import (
+    SILENCE_DB,
+    check_filters,
+    empty_filters,
+    log_mels,
+    mel_bank,
+)
+
+SMALL = FrontEnd(4000, 256, 128, 48, 50.0, 2000.0)
+NOTEBOOK = preset("notebook").front_end
+
+
+def torchaudios(waveform: torch.Tensor, f: FrontEnd) -> torch.Tensor:
+    """`[frames, n_mels]`, by the transforms that the notebook uses."""
+    mel = torchaudio.transforms.MelSpectrogram(
+        f.sample_rate, f.n_fft, hop_length=f.hop_length, n_mels=f.n_mels, f_min=f.f_min, f_max=f.f_max
+    )
+    return torchaudio.transforms.AmplitudeToDB("power", top_db=None)(mel(waveform)).T
+
+
+def breath(samples: int, seed: int = 0) -> torch.Tensor:
+    """Noise that swells and fades over 80 dB, with a stretch of digital silence."""
+    noise = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+    swell = 10 ** (-4 * torch.linspace(0, 6 * torch.pi, samples).sin().square())
+    wave = 0.3 * noise * swell
+    wave[samples // 3 : samples // 2] = 0
+    return wave
+
+
+@pytest.mark.parametrize(
+    "front_end",
+    [
+        SMALL,
+        NOTEBOOK,
+        FrontEnd(16_000, 1024, 160, 128, 100.0, 4000.0),
+        FrontEnd(4000, 255, 100, 20, 0.0, 1999.0),  # an odd window
+    ],
+)
+def test_equals_torchaudio(front_end: FrontEnd) -> None:
+    waveform = breath(front_end.sample_rate * 3 + 17)
+    (ours,) = log_mels(waveform, [front_end])
+    theirs = torchaudios(waveform, front_end)
+    assert ours.shape == (front_end.frames(len(waveform)), front_end.n_mels)
+    assert ours.dtype == torch.float32
+    assert ours.min() == SILENCE_DB
+    torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)
+    assert (ours.half().float() - theirs).abs().max() <= 0.05
+
+
+def test_many_mel_banks_share_one_stft(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    stft = torch.stft
+
+    def counted(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(args)
+        return stft(*args, **kwargs)  # type: ignore[arg-type]  # passed through
+
+    waveform = breath(9000)
+    sizes = [FrontEnd(4000, 256, 128, n, low, 2000.0) for n in (16, 32, 48) for low in (0.0, 50.0)]
+    expected = [torchaudios(waveform, f) for f in sizes]
+    monkeypatch.setattr(torch, "stft", counted)
+    found = log_mels(waveform, sizes)
+    assert len(calls) == 1
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("samples", [1, 127, 128, 129, 256, 257])
+def test_very_short_waveforms(samples: int) -> None:
+    """Reflection needs more than half a window: what is shorter is followed by zeros."""
+    waveform = breath(10_000)[:samples]
+    (ours,) = log_mels(waveform, [SMALL])
+    padded = torch.nn.functional.pad(waveform, (0, max(0, 129 - samples)))
+    torch.testing.assert_close(ours, torchaudios(padded, SMALL), atol=0.01, rtol=0)
+
+
+def test_zeros_are_silence() -> None:
+    (ours,) = log_mels(torch.zeros(1000), [SMALL])
+    assert (ours == SILENCE_DB).all()
+
+
+@pytest.mark.parametrize("front_end", [SMALL, NOTEBOOK])
+def test_a_roll_of_frames_is_a_roll_of_the_waveform(front_end: FrontEnd) -> None:
+    """Away from the seam and the edge, when the clip is a whole number of hops."""
+    frames, hop, shift = 300, front_end.hop_length, 77
+    waveform = torch.randn(frames * hop, generator=torch.Generator().manual_seed(1))
+    (still,) = log_mels(waveform, [front_end])
+    (rolled,) = log_mels(waveform.roll(shift * hop), [front_end])
+    difference = (still[:frames].roll(shift, 0) - rolled[:frames]).abs().amax(1)
+    differing = set(difference.gt(0.1).nonzero().flatten().tolist())
+    assert differing <= {0, shift}  # the edge, which reflects, and the seam, which no longer does
+    assert differing  # white noise does not reflect into itself
+
+
+@pytest.mark.parametrize(
+    ("front_end", "empty"),
+    [
+        (FrontEnd(16_000, 1024, 512, 256, 50.0, 2000.0), 43),
+        (FrontEnd(44_100, 1024, 512, 128, 0.0, 22_050.0), 1),
+        (NOTEBOOK, 0),
+        (SMALL, 0),
+    ],
+)
+def test_empty_filters(front_end: FrontEnd, empty: int) -> None:
+    """The counts that were measured with torchaudio's own bank."""
+    assert empty_filters(front_end) == empty
+    assert mel_bank(front_end).shape == (front_end.n_fft // 2 + 1, front_end.n_mels)
+    if not empty:
+        check_filters(front_end)
+        return
+    with pytest.raises(UserError) as caught:
+        check_filters(front_end)
+    filters = f"{empty} empty mel filter{'s' if empty > 1 else ''} at {front_end.sample_rate} Hz"
+    assert f"n_mels {front_end.n_mels} leaves {filters}" in str(caught.value)
+    assert "use fewer mels or a larger n_fft" in str(caught.value)

@@ -1,0 +1,87 @@
+"""A toy problem for the tests of features and learning: tones in noise, one band a class."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import Any
+
+import torch
+
+from resp_tune.config import TrialConfig
+from resp_tune.features.batches import ClipFrames
+from resp_tune.features.frames import Frames, join_frames
+from resp_tune.features.logmel import log_mels
+from resp_tune.learning.training import Side, Training, TrainingData
+
+TONES = (200.0, 600.0, 1400.0)  # Hz
+CLASSES = ("low", "middle", "high")
+
+
+def toy_config(**values: Any) -> TrialConfig:
+    """Clips of 16 frames and 16 bands; a network of a few thousand weights."""
+    small = {
+        "clip_seconds": 0.5,
+        "n_mels": 16,
+        "width": 4,
+        "batch_size": 8,
+        "epochs": 3,
+        "lr": 0.01,
+        "precision": "float32",
+    }
+    return TrialConfig().replace(small | values)
+
+
+def toy_frames(config: TrialConfig, labels: torch.Tensor, seed: int) -> Frames:
+    """A recording a label, 0.3 to 1 s long: some are padded, some are cropped."""
+    generator = torch.Generator().manual_seed(seed)
+    mels = []
+    for label in labels.tolist():
+        samples = int(config.sample_rate * (0.3 + 0.7 * torch.rand(1, generator=generator).item()))
+        time = torch.arange(samples) / config.sample_rate
+        tone = torch.sin(2 * torch.pi * TONES[label] * time)
+        noise = torch.randn(samples, generator=generator)
+        mels += log_mels(0.1 * tone + 0.05 * noise, [config.front_end])
+    return join_frames(mels, [f"r{i}" for i in range(len(mels))])
+
+
+def toy_side(config: TrialConfig, clips: int, seed: int) -> Side:
+    """Unbalanced: half the clips are of class 0, a third of class 1, a sixth of class 2."""
+    labels = torch.tensor([0, 1, 0, 1, 0, 2])[torch.arange(clips) % 6]
+    frames = toy_frames(config, labels, seed)
+    return Side(ClipFrames(frames, frames.first, frames.count), labels)
+
+
+def toy_data(config: TrialConfig, train: int = 25, validation: int = 18, seed: int = 0) -> TrainingData:
+    """25 clips make three batches of 8, the last of them with the clip that is left over."""
+    sides = (toy_side(config, n, seed + i) for i, n in enumerate((train, validation)))
+    return TrainingData(*sides, CLASSES)
+
+
+def fingerprint(training: Training) -> str:
+    """A hash of every weight, of the optimiser's moments and of the figures but the seconds."""
+    digest = hashlib.sha256()
+    for fold in training.state()["folds"]:
+        moments = fold["optimizer"]["state"].values()
+        for tensors in (fold["network"], *moments):
+            for name in sorted(tensors):
+                digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+    for result in training.history:
+        row = {k: v for k, v in result.row().items() if k != "seconds"}
+        digest.update(repr(sorted(row.items())).encode())
+    return digest.hexdigest()
+
+
+def train_alone() -> str:
+    """The fingerprint of a short training with everything random switched on."""
+    torch.set_num_threads(1)
+    config = toy_config(n_freq_masks=1, max_mask_pct=0.3, augment_validation=True, seed=5)
+    folds = [toy_data(config, seed=seed) for seed in (0, 10)]
+    training = Training(config, folds)
+    while not training.done:
+        training.run_epoch()
+    return fingerprint(training)
+
+
+if __name__ == "__main__":  # run by test_training in a process of its own
+    sys.stdout.write(train_alone())
