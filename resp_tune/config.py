@@ -31,7 +31,7 @@ class FrontEnd:
     """What turns a waveform into log-mel frames; it names a feature store.
 
     Frames are `10·log10(max(mel power, 1e-10))` of a centred Hann STFT of `n_fft` samples, every
-    `hop_length`, through `n_mels` HTK triangles between `f_min` and `f_max` Hz, without filter norm.
+    `hop_length`, through `n_mels` HTK triangles from `f_min` to `f_max` Hz, without filter norm.
     """
 
     sample_rate: int

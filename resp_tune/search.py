@@ -72,7 +72,7 @@ def parser() -> Parser:
         "--trials",
         type=positive_int,
         metavar="N",
-        help="trials in all, earlier runs of this name included (default: 20; without a limit under --time-budget)",
+        help="in all, earlier runs of this name included (default: 20; none with --time-budget)",
     )
     what.add_argument(
         "--epochs",

@@ -73,7 +73,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train and print every epoch; the last line on stdout is the bundle, where `--out` is given."""
+    """Train and print every epoch; with `--out` the last line on stdout is the bundle."""
     args = parser().parse(argv)
     from resp_tune.data.recordings import load_dataset
     from resp_tune.searching.prepare import data_folder, make_problem

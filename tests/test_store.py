@@ -102,7 +102,11 @@ def test_frames_of_several_front_ends_from_one_fill(
 
 def test_several_workers_write_the_same_bytes(tmp_path: Path) -> None:
     for workers in (1, 3):
-        check(fill(tmp_path / str(workers), recordings(), [SMALL], limit_bytes=PLENTY, workers=workers))
+        check(
+            fill(
+                tmp_path / str(workers), recordings(), [SMALL], limit_bytes=PLENTY, workers=workers
+            )
+        )
 
 
 def test_real_formats_equal_torchaudio(tmp_path: Path) -> None:
@@ -273,6 +277,7 @@ def test_the_least_recently_used_store_goes_first(tmp_path: Path) -> None:
     assert [p.exists() for p in (old, middle, recent)] == [True, False, True]
     fill(tmp_path, recordings(), [SAME_SIZE[3]], limit_bytes=limit_for(2))
     assert [p.exists() for p in (old, middle, recent)] == [True, False, False]
+    store._HELD.clear()
     check(fill(tmp_path, recordings(), [SMALL, COARSE], limit_bytes=0))  # what is asked for stays
     assert len(list(tmp_path.glob("*/index.json"))) == 2
 
@@ -370,3 +375,19 @@ def test_a_store_that_another_process_has_open_stays(tmp_path: Path, holds: str)
     process.join()
     fill(tmp_path, recordings(), [SAME_SIZE[2]], limit_bytes=limit_for(1))
     assert [p.exists() for p in (old, middle, recent)] == [False, False, True]
+
+
+def fill_without_room(root: Path, turn: int, tell: Connection) -> None:
+    for i in range(8):
+        front_end = SAME_SIZE[(i + turn) % len(SAME_SIZE)]
+        filled = fill(root, recordings(2), [front_end], limit_bytes=0)
+        check(filled, front_end, 2)
+        store._HELD.clear()
+    tell.send("done")
+
+
+def test_processes_that_evict_each_others_stores(tmp_path: Path) -> None:
+    started = [start(fill_without_room, tmp_path, turn) for turn in range(3)]
+    for process, news in started:
+        assert news.recv() == "done"
+        process.join()

@@ -71,7 +71,8 @@ def fill(
 
     Front ends that share an STFT are computed in one pass. Processes that want the same store wait
     for the one that makes it. Old stores beyond `limit_bytes` are removed, least recently used
-    first, never one that a living process has filled or opened. `progress(done, total)` counts recordings over all passes.
+    first, never one that a living process has filled or opened. `progress(done, total)` counts
+    recordings over all passes.
     """
     folders = {f: root / store_key(sources, f) for f in dict.fromkeys(front_ends)}
     root.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ class SoundNet(nn.Module):
 
     Blocks of Conv(stride 2) → ReLU → BatchNorm with `width`, 2, 4 and 8 times `width` channels;
     global max and mean side by side; three of BatchNorm → Dropout → Linear with nothing between
-    them, as in the notebook (whose `width` is 8). With `channels=2` the first convolution has two input
-    channels that both see the one clip.
+    them, as in the notebook (whose `width` is 8). With `channels=2` the first convolution has two
+    input channels that both see the one clip.
     """
 
     def __init__(self, classes: int, *, width: int, dropout: float, channels: int = 1) -> None:

@@ -94,6 +94,12 @@ class SearchRuns:
             ) from None
         self.parent_run_id = parent.info.run_id
         self._best = parent.data.metrics.get(f"best_{metric}")
+        history = (
+            []
+            if self._best is None
+            else self._client.get_metric_history(self.parent_run_id, "best_trial")
+        )
+        self._best_step = max((point.step for point in history), default=-1)
         self._children = Children(
             self._client,
             self.experiment_id,
@@ -182,10 +188,11 @@ class SearchRuns:
         if self._best is not None and sign * score <= sign * self._best:
             return  # a replay passes all of them again
         metrics = {self.metric: score, f"best_{self.metric}": score, "best_trial": number}
-        # Steps count the ended trials: MLflow shows the value of the highest step.
-        step = self._children.ended()
+        # Steps count the ended trials. MLflow shows the value of the highest step, and of the
+        # latest millisecond on one step, in which two may fall: so no step is used twice.
+        step = max(self._children.ended(), self._best_step + 1)
         self._client.log_batch(self.parent_run_id, metrics=metrics_of(metrics, step, now))
-        self._best = score
+        self._best, self._best_step = score, step
 
     def run_ids(self, kind: Kind = "trial", *, seconds: float = CLOSE_SECONDS) -> dict[int, str]:
         """MLflow run ids by number, after what is queued was written or `seconds` have passed."""

@@ -1,0 +1,115 @@
+"""The result files of a search, read with care: a page is made of whatever is sound."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resp_tune.errors import UserError
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a search's folder holds. Tables are rows of text by column, empty where there is none.
+
+    `gaps` has a sentence for every file that is missing or damaged.
+    """
+
+    summary: Mapping[str, Any]
+    trials: Sequence[Row]
+    epochs: Sequence[Row]
+    predictions: Sequence[Row]
+    config: Mapping[str, Any]
+    gaps: tuple[str, ...]
+
+
+def read_results(folder: Path) -> Results:
+    """Read `folder`; raises `UserError` when there is no summary or it cannot be read."""
+    summary = _summary(folder / "summary.json")
+    gaps: list[str] = []
+    trials = _table(folder / "trials.csv", ("number", "state", "score"), gaps)
+    epochs = _table(folder / "epochs.csv", ("number", "epoch"), gaps)
+    predictions = _table(
+        folder / "winner" / "predictions.csv", ("side", "label", "predicted"), gaps
+    )
+    config: Mapping[str, Any] = {}
+    try:
+        config = _object(folder / "winner" / "config.json")
+    except (OSError, ValueError) as error:
+        gaps.append(_gap("winner/config.json", error))
+    return Results(summary, trials, epochs, predictions, config, tuple(gaps))
+
+
+def number(text: object) -> float | None:
+    """A finite number in a cell or a JSON value, else None."""
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
+        return None
+    try:
+        value = float(text)
+    except (ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def items(value: object) -> Sequence[Any]:
+    """`value` if it is a JSON array, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def _summary(path: Path) -> Mapping[str, Any]:
+    try:
+        return _object(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"'{path.parent}' has no summary.json: the search has not finished; the command that "
+            "started it goes on from where it is"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}' cannot be read ({error}): run the search's command again, it writes the "
+            "file anew"
+        ) from error
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
+
+
+def _table(path: Path, needed: Sequence[str], gaps: list[str]) -> Sequence[Row]:
+    name = f"{path.parent.name}/{path.name}" if path.parent.name == "winner" else path.name
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            # strict: a stray quote would otherwise swallow the rest of the file in silence.
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+        missing = [column for column in needed if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("it has rows of another length than its header")
+    except (OSError, ValueError, csv.Error) as error:
+        gaps.append(_gap(name, error))
+        return ()
+    return rows
+
+
+def _gap(name: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{name} is missing: what is made from it is left out."
+    reason = error.strerror if isinstance(error, OSError) else error
+    return f"{name} cannot be read ({reason}): what is made from it is left out."

@@ -1,0 +1,342 @@
+"""Figures for plotly.js as plain values: `{"data": […], "layout": {…}}`.
+
+Colours are written `var(--name)` and put in by the page, which knows whether it is dark. Text from
+files is escaped here, because plotly.js reads a little HTML in labels.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from resp_tune.reporting.facts import LOWER_IS_BETTER, metric_name
+from resp_tune.reporting.files import Row, number
+
+FIXED = ("number", "state", "score", "epochs", "seconds", "seed", "mlflow_run_id")
+STATES = {
+    "finished": ("var(--finished)", "circle"),
+    "pruned": ("var(--pruned)", "diamond-open"),
+    "diverged": ("var(--diverged)", "x"),
+    "failed": ("var(--failed)", "cross-open"),
+}
+CURVES = 8
+LINES = 150
+SLICES = 12
+
+Plot = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure, what it is called, and what it shows in words for those who cannot see it."""
+
+    id: str
+    title: str
+    text: str
+    plot: Plot
+    height: int = 360
+
+
+def shown(text: object, length: int = 60) -> str:
+    """File-derived text for a label, short and without markup."""
+    plain = str(text)
+    return html.escape(plain if len(plain) <= length else plain[: length - 1] + "…")
+
+
+def parameters(trials: Sequence[Row]) -> list[str]:
+    """The searched fields: the columns that are not fixed ones."""
+    return [column for column in (trials[0] if trials else ()) if column not in FIXED]
+
+
+def history(trials: Sequence[Row], epochs: Sequence[Row], metric: str) -> Chart | None:
+    """Score by trial with the best so far; stopped trials stand at their last validation value."""
+    last = {row["number"]: number(row.get(f"val_{metric}")) for row in epochs}
+    points = []
+    for row in trials:
+        score = number(row["score"])
+        value = last.get(row["number"]) if score is None else score
+        points.append((number(row["number"]), row["state"], value, row))
+    drawn = [p for p in points if p[2] is not None and p[1] != "diverged"]
+    if not drawn:
+        return None
+    better = min if metric in LOWER_IS_BETTER else max
+    worst = (max if better is min else min)(p[2] for p in drawn if p[2] is not None)
+    data: list[Plot] = []
+    finished = [(x, v) for x, state, v, _ in points if state == "finished" and v is not None]
+    if finished:
+        best = list(accumulate((v for _, v in finished), better))
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "best so far",
+                "x": [x for x, _ in finished],
+                "y": best,
+                "line": {"shape": "hv", "color": "var(--accent)", "width": 2},
+                "hovertemplate": "best so far %{y:.4f}<extra></extra>",
+            }
+        )
+    for state, (colour, symbol) in STATES.items():
+        mine = [p for p in points if p[1] == state]
+        if mine:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": state,
+                    "x": [p[0] for p in mine],
+                    # What has no value of its own stands at the lower edge.
+                    "y": [worst if p[2] is None or state == "diverged" else p[2] for p in mine],
+                    "text": [_hover(row) for *_, row in mine],
+                    "hovertemplate": "%{text}<extra></extra>",
+                    "marker": {"color": colour, "symbol": symbol, "size": 9},
+                }
+            )
+    top = better(v for _, v in finished) if finished else None
+    return Chart(
+        "history",
+        "Score of each trial, in the order they were tried",
+        f"{len(trials)} trials, {len(finished)} of them finished"
+        + ("" if top is None else f"; the best {metric_name(metric)} is {top:.4f}")
+        + ". A trial that was stopped stands at its last validation value; one that diverged or"
+        " failed stands at the worst value shown.",
+        {"data": data, "layout": _layout("trial", f"validation {metric_name(metric)}")},
+    )
+
+
+def curves(
+    trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: str
+) -> list[Chart]:
+    """Validation metric by epoch of the best trials, and the winner's two losses."""
+    ranked = [row["number"] for row in _ranked(trials, metric)]
+    chosen = [winner, *(n for n in ranked if n != winner)][:CURVES]
+    by_trial: dict[str, list[Row]] = {}
+    for row in epochs:
+        by_trial.setdefault(row["number"], []).append(row)
+    lines = []
+    for name in chosen:
+        line = _line(by_trial.get(name, ()), f"val_{metric}", f"trial {shown(name)}")
+        if line:
+            best = name == winner
+            style = {"width": 3 if best else 1.5, "color": f"var(--series-{len(lines) + 1})"}
+            lines.append({**line, "line": style})
+    found = []
+    if lines:
+        found.append(
+            Chart(
+                "curves",
+                f"Learning curves of the best {len(lines)} trials"
+                if len(lines) > 1
+                else "Learning curve",
+                f"Validation {metric_name(metric)} after each epoch; the winner's line is thick."
+                " A trial is scored at its last epoch, whatever its best one was.",
+                {"data": lines, "layout": _layout("epoch", f"validation {metric_name(metric)}")},
+            )
+        )
+    losses = []
+    for column, label, colour in (
+        ("train_loss", "training", "var(--series-2)"),
+        ("val_loss", "validation", "var(--series-1)"),
+    ):
+        line = _line(by_trial.get(winner, ()), column, label)
+        if line:
+            losses.append({**line, "line": {"width": 2, "color": colour}})
+    if losses:
+        found.append(
+            Chart(
+                "losses",
+                "The winner's loss",
+                f"Cross entropy of trial {winner} on both sides after each epoch. Training draws"
+                " classes evenly and is augmented, validation is neither.",
+                {"data": losses, "layout": _layout("epoch", "loss")},
+            )
+        )
+    return found
+
+
+def parallel(trials: Sequence[Row], metric: str, winner: str) -> Chart | None:
+    """A line a finished trial through its parameters to its score, the better the stronger."""
+    ranked = _ranked(trials, metric)[:LINES]
+    fields = parameters(trials)
+    if len(ranked) < 2 or not fields:
+        return None
+    axes = [_Axis.of(name, [row[name] for row in ranked]) for name in fields]
+    scores = _Axis.of("score", [row["score"] for row in ranked], plain=True)
+    axes.append(scores)
+    data: list[Plot] = []
+    for rank, row in reversed(list(enumerate(ranked))):
+        share = 1 - rank / max(len(ranked) - 1, 1)
+        best = row["number"] == winner
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "showlegend": False,
+                "x": list(range(len(axes))),
+                "y": [axis.at(row[axis.column]) for axis in axes],
+                "text": [_hover(row)] * len(axes),
+                "hovertemplate": "%{text}<extra></extra>",
+                "opacity": 1 if best else 0.15 + 0.6 * share**2,
+                "line": {
+                    "color": "var(--accent)" if best else "var(--finished)",
+                    "width": 3.5 if best else 1.5,
+                },
+            }
+        )
+    layout = _layout("", "")
+    layout["xaxis"] |= {
+        "tickvals": list(range(len(axes))),
+        "ticktext": [
+            f"{shown(a.column if a is not scores else metric_name(metric), 22)}" for a in axes
+        ],
+        "range": [-0.3, len(axes) - 0.7],
+        "zeroline": False,
+    }
+    layout["yaxis"] |= {"visible": False, "range": [-0.12, 1.1]}
+    layout["hovermode"] = "closest"
+    layout["annotations"] = [
+        {"x": i, "y": y, "text": shown(text, 12), "showarrow": False, "yanchor": anchor}
+        | {"font": {"size": 11, "color": "var(--muted)"}, "bgcolor": "var(--card)"}
+        for i, axis in enumerate(axes)
+        for y, text, anchor in ((0, axis.ends[0], "top"), (1, axis.ends[1], "bottom"))
+    ]
+    return Chart(
+        "parallel",
+        "Parameters of the finished trials",
+        f"Each line is one of the {len(ranked)} best finished trials; it runs through its"
+        f" parameters to its {metric_name(metric)} on the right. The winner's is thick; fainter"
+        " lines scored worse. Fields that span more than a factor of 30 are drawn by logarithm.",
+        {"data": data, "layout": layout},
+        height=420,
+    )
+
+
+def slices(trials: Sequence[Row], metric: str) -> list[Chart]:
+    """Score against each parameter: which values did well, and which were never tried."""
+    scored = _ranked(trials, metric)
+    charts = []
+    for k, name in enumerate(parameters(trials)[:SLICES] if len(scored) > 1 else ()):
+        axis = _Axis.of(name, [row[name] for row in scored])
+        numeric = axis.values is None
+        layout = _layout(shown(name), "")
+        layout["margin"] = {"l": 44, "r": 8, "t": 8, "b": 44}
+        layout["showlegend"] = False
+        layout["xaxis"]["type"] = "category" if not numeric else "log" if axis.log else "linear"
+        if axis.log:
+            layout["xaxis"]["dtick"] = 1
+        data = [
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [number(r[name]) if numeric else shown(r[name], 14) for r in scored],
+                "y": [number(row["score"]) for row in scored],
+                "text": [_hover(row) for row in scored],
+                "hovertemplate": "%{text}<extra></extra>",
+                "marker": {"color": "var(--finished)", "size": 7, "opacity": 0.75},
+            }
+        ]
+        charts.append(
+            Chart(
+                f"slice{k}",
+                name,
+                f"{metric_name(metric)} of finished trials against {name}.",
+                {"data": data, "layout": layout},
+                height=220,
+            )
+        )
+    return charts
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the parallel plot: numbers, by logarithm or not, or the values as they are."""
+
+    column: str
+    low: float
+    high: float
+    log: bool
+    values: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, column: str, cells: Sequence[str], *, plain: bool = False) -> _Axis:
+        numbers = [number(cell) for cell in cells]
+        known = [v for v in numbers if v is not None]
+        if not known or len(known) < len(numbers):
+            return cls(column, 0, 0, False, tuple(sorted(set(cells))))
+        low, high = min(known), max(known)
+        return cls(column, low, high, not plain and low > 0 and high / low > 30, None)
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        if self.values is not None:
+            return (self.values[0], self.values[-1]) if len(self.values) > 1 else ("", self.values[0])
+        return ("", f"{self.high:.3g}") if self.low == self.high else (
+            f"{self.low:.3g}",
+            f"{self.high:.3g}",
+        )
+
+    def at(self, cell: str) -> float:
+        """Height of a cell on this axis, 0 to 1; what stands alone is in the middle."""
+        if self.values is not None:
+            return self.values.index(cell) / (len(self.values) - 1) if len(self.values) > 1 else 0.5
+        value = number(cell)
+        if value is None or self.low == self.high:
+            return 0.5
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def _ranked(trials: Sequence[Row], metric: str) -> list[Row]:
+    """Finished trials with a score, best first."""
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    scored = [(number(row["score"]), row) for row in trials if row["state"] == "finished"]
+    kept = [(score, row) for score, row in scored if score is not None]
+    return [row for _, row in sorted(kept, key=lambda pair: sign * pair[0])]
+
+
+def _line(rows: Sequence[Row], column: str, name: str) -> Plot | None:
+    points = [(number(r["epoch"]), number(r.get(column))) for r in rows]
+    kept = sorted((x, y) for x, y in points if x is not None and y is not None)
+    if not kept:
+        return None
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": [x for x, _ in kept],
+        "y": [y for _, y in kept],
+        "marker": {"size": 4},
+        "hovertemplate": "epoch %{x}: %{y:.4f}",
+    }
+
+
+def _hover(row: Mapping[str, str]) -> str:
+    score = number(row["score"])
+    lines = [f"<b>trial {shown(row['number'])}</b>, {shown(row['state'])}"]
+    if score is not None:
+        lines.append(f"score {score:.4f}")
+    for name, cell in row.items():
+        if name not in FIXED:
+            value = number(cell)
+            lines.append(f"{shown(name)} {shown(cell) if value is None else f'{value:.4g}'}")
+    return "<br>".join(lines)
+
+
+def _layout(x: str, y: str) -> Plot:
+    axis = {"gridcolor": "var(--line)", "zerolinecolor": "var(--line)", "linecolor": "var(--line)"}
+    return {
+        "xaxis": {"title": {"text": x}, "automargin": True, **axis},
+        "yaxis": {"title": {"text": y}, "automargin": True, **axis},
+        "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "var(--text)"},
+        "hoverlabel": {"bgcolor": "var(--card)", "font": {"color": "var(--text)"}, "align": "left"},
+        "hovermode": "closest",
+    }
