@@ -23,9 +23,15 @@ NOTEBOOK = preset("notebook").front_end
 def torchaudios(waveform: torch.Tensor, f: FrontEnd) -> torch.Tensor:
     """`[frames, n_mels]`, by the transforms that the notebook uses."""
     mel = torchaudio.transforms.MelSpectrogram(
-        f.sample_rate, f.n_fft, hop_length=f.hop_length, n_mels=f.n_mels, f_min=f.f_min, f_max=f.f_max
+        f.sample_rate,
+        f.n_fft,
+        hop_length=f.hop_length,
+        n_mels=f.n_mels,
+        f_min=f.f_min,
+        f_max=f.f_max,
     )
-    return torchaudio.transforms.AmplitudeToDB("power", top_db=None)(mel(waveform)).T
+    decibels: torch.Tensor = torchaudio.transforms.AmplitudeToDB(top_db=None)(mel(waveform)).T
+    return decibels
 
 
 def breath(samples: int, seed: int = 0) -> torch.Tensor:

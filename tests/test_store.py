@@ -381,7 +381,7 @@ def fill_without_room(root: Path, turn: int, tell: Connection) -> None:
     for i in range(8):
         front_end = SAME_SIZE[(i + turn) % len(SAME_SIZE)]
         filled = fill(root, recordings(2), [front_end], limit_bytes=0)
-        check(filled, front_end, 2)
+        assert store._sound(filled.folders[front_end])
         store._HELD.clear()
     tell.send("done")
 

@@ -127,8 +127,8 @@ def served(store: Store) -> Iterator[Served]:
         texts = [line.removesuffix(":") for line in lines[1::2]]
         yield Served(process, dict(zip(texts, lines[2::2], strict=True)))
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()  # not killed: it ends the server with it
+        process.communicate(timeout=60)
 
 
 def server_processes(port: str) -> list[str]:

@@ -133,8 +133,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
     best = mapping(mapping(summary.get("baselines")).get("all"))
     device = mapping(mapping(summary.get("baselines")).get("device"))
     rival = max((v for v in (number(best.get(metric)), number(device.get(metric))) if v), default=0)
-    value, (low, high) = number(test.get(metric)), _interval(
-        mapping(test.get("intervals")).get(metric)
+    value, (low, high) = (
+        number(test.get(metric)),
+        _interval(mapping(test.get("intervals")).get(metric)),
     )
     if value is None:
         return (
@@ -193,7 +194,7 @@ def confusion(results: Results) -> Confusion | None:
 def _confusion(side: str, rows: Sequence[Row], known: Sequence[Any]) -> Confusion:
     seen = {row["label"] for row in rows} | {row["predicted"] for row in rows}
     named = [str(c) for c in known]
-    classes = tuple([*named, *sorted(seen - set(named))])
+    classes = (*named, *sorted(seen - set(named)))
     count = Counter((row["label"], row["predicted"]) for row in rows)
     truths, answers = Counter(r["label"] for r in rows), Counter(r["predicted"] for r in rows)
     devices = Counter(row.get("device", "") for row in rows)

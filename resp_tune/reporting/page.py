@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -102,11 +101,14 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "trials": results.trials,
         "columns": plots.parameters(results.trials),
         "run_links": _run_links(results),
-        "links": [(LINKS[k], v) for k, v in mapping(tracking.get("links")).items() if k in LINKS
-                  and _is_web(v)],  # fmt: skip
+        "links": [
+            (LINKS[k], v)
+            for k, v in mapping(tracking.get("links")).items()
+            if k in LINKS and _is_web(v)
+        ],
         "tracking": tracking,
         "served": _is_web(tracking.get("tracking_uri")),
-        "command": provenance.get("command"),
+        "repeat": provenance.get("command"),
         "predict": f"python -m resp_tune.predict --winner {folder / 'winner'} FILE…",
         "classes": [str(c) for c in items(summary.get("classes") or results.config.get("classes"))],
         "config": mapping(results.config.get("trial_config")),
@@ -183,9 +185,10 @@ def _share(value: float | None) -> str:
 
 def _short(value: object) -> str:
     """A value of a table: numbers with four digits that count, all else as it is."""
+    text = "" if value is None else str(value)
     found = number(value)
-    if found is None or isinstance(value, int):
-        return "–" if value in (None, "") else str(value)
-    if found == math.trunc(found) and abs(found) < 1e9:
+    if found is None or text.lstrip("-").isdecimal():
+        return text or "–"
+    if found.is_integer() and abs(found) < 1e9:
         return f"{found:.0f}"
     return f"{found:.4g}"

@@ -108,16 +108,14 @@ def history(trials: Sequence[Row], epochs: Sequence[Row], metric: str) -> Chart 
     )
 
 
-def curves(
-    trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: str
-) -> list[Chart]:
+def curves(trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: str) -> list[Chart]:
     """Validation metric by epoch of the best trials, and the winner's two losses."""
     ranked = [row["number"] for row in _ranked(trials, metric)]
     chosen = [winner, *(n for n in ranked if n != winner)][:CURVES]
     by_trial: dict[str, list[Row]] = {}
     for row in epochs:
         by_trial.setdefault(row["number"], []).append(row)
-    lines = []
+    lines: list[Plot] = []
     for name in chosen:
         line = _line(by_trial.get(name, ()), f"val_{metric}", f"trial {shown(name)}")
         if line:
@@ -273,10 +271,16 @@ class _Axis:
     @property
     def ends(self) -> tuple[str, str]:
         if self.values is not None:
-            return (self.values[0], self.values[-1]) if len(self.values) > 1 else ("", self.values[0])
-        return ("", f"{self.high:.3g}") if self.low == self.high else (
-            f"{self.low:.3g}",
-            f"{self.high:.3g}",
+            return (
+                (self.values[0], self.values[-1]) if len(self.values) > 1 else ("", self.values[0])
+            )
+        return (
+            ("", f"{self.high:.3g}")
+            if self.low == self.high
+            else (
+                f"{self.low:.3g}",
+                f"{self.high:.3g}",
+            )
         )
 
     def at(self, cell: str) -> float:

@@ -14,6 +14,8 @@ from resp_tune.learning.metrics import METRICS
 from resp_tune.tuning.space import SearchSpace
 from resp_tune.tuning.study import State, TrialRecord, record, trial_seed
 
+HOPELESS = 3
+
 
 class Listener(Protocol):
     """Something that follows a search: the tracker, the table on the terminal."""
@@ -56,6 +58,8 @@ class Recorder:
         trials = study.get_trials(deepcopy=False)
         self._left_running = [t._trial_id for t in trials if t.state == TrialState.RUNNING]
         self._handed_out = sum(t.state != TrialState.WAITING for t in trials)
+        self._ended: set[State] = set()
+        self._failures = 0
         self._trials: dict[int, optuna.trial.Trial] = {}
         self._rows: dict[int, list[dict[str, float]]] = {}
         self._clock: dict[int, float] = {}
@@ -70,7 +74,7 @@ class Recorder:
         """What a worker needs to run the next trial, None when the budget is met."""
         if self._left_running:
             trial = optuna.trial.Trial(self.study, self._left_running.pop(0))
-        elif self.out_of_time() or (self.budget is not None and self._handed_out >= self.budget):
+        elif self._hopeless() or self.out_of_time() or self._budget_met():
             return None
         else:
             trial = self.study.ask()
@@ -92,6 +96,13 @@ class Recorder:
             "config": config.as_dict(),
             "epochs_reported": len(self._rows[number]),
         }
+
+    def _budget_met(self) -> bool:
+        return self.budget is not None and self._handed_out >= self.budget
+
+    def _hopeless(self) -> bool:
+        """True when nothing but failures has come back: the next trial would fail as well."""
+        return self._ended == {"failed"} and self._failures >= HOPELESS
 
     def advance(self, number: int, rows: Sequence[dict[str, float]]) -> None:
         """Epochs of a running trial."""
@@ -122,6 +133,8 @@ class Recorder:
         else:
             end = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
             self.study.tell(trial, state=end)
+        self._ended.add(state)
+        self._failures += state == "failed"
         for listener in self.listeners:
             listener.ended(self._record(number))
         del self._trials[number], self._rows[number], self._clock[number]

@@ -1,0 +1,118 @@
+"""The network against the notebook's, written out plainly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from resp_tune.learning.network import SoundNet
+
+
+def plain(classes: int, width: int, dropout: float, channels: int) -> nn.Module:
+    """The layers of the article, one after the other, on `[items, channels, …]`."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = [channels, width, 2 * width, 4 * width, 8 * width]
+            kernels = [5, 3, 3, 3]
+            blocks: list[nn.Module] = []
+            for i in range(4):
+                conv = nn.Conv2d(
+                    sizes[i], sizes[i + 1], kernels[i], stride=2, padding=kernels[i] // 2
+                )
+                blocks += [conv, nn.ReLU(), nn.BatchNorm2d(sizes[i + 1])]
+            self.blocks = nn.Sequential(*blocks)
+            head: list[nn.Module] = []
+            for n_in, n_out in (
+                (16 * width, 32 * width),
+                (32 * width, 16 * width),
+                (16 * width, classes),
+            ):
+                head += [nn.BatchNorm1d(n_in), nn.Dropout(dropout), nn.Linear(n_in, n_out)]
+            self.head = nn.Sequential(*head)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.blocks(x)
+            largest = nn.functional.adaptive_max_pool2d(x, 1).flatten(1)
+            average = nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+            logits: torch.Tensor = self.head(torch.cat([largest, average], dim=1))
+            return logits
+
+    return Plain()
+
+
+def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """By order: both list their layers from the input to the output."""
+    values = list(ours.state_dict().values())
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_equals_the_plain_network(channels: int, training: bool) -> None:
+    """Outputs, gradients and running statistics; two channels see two copies of the clip."""
+    torch.manual_seed(0)
+    ours = SoundNet(8, width=8, dropout=0.0, channels=channels).train(training)
+    theirs = plain(8, 8, 0.0, channels).train(training)
+    same_weights(ours, theirs)
+    x = torch.randn(6, 1, 60, 40) * 20 - 50
+    labels = torch.arange(6)
+    for network, given in ((ours, x), (theirs, x.repeat(1, channels, 1, 1))):
+        network.output = network(given)  # type: ignore[assignment]  # kept for the comparison
+        nn.functional.cross_entropy(network.output, labels).backward()  # type: ignore[arg-type]  # a tensor
+    torch.testing.assert_close(ours.output, theirs.output, atol=1e-4, rtol=1e-4)
+    compared = 0
+    for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None
+        assert its.grad is not None
+        assert mine.shape == its.shape
+        torch.testing.assert_close(mine.grad, its.grad, atol=2e-4, rtol=1e-3)
+        compared += 1
+    assert compared == 4 * 4 + 3 * 4  # weight and bias of each convolution, norm and linear layer
+    for mine, its in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-4, rtol=1e-4)
+
+
+def test_two_channels_train_as_two() -> None:
+    """Summing the kernels must not tie them: each starts, and could be decayed, on its own."""
+    network = SoundNet(3, width=4, dropout=0.0, channels=2)
+    first = network.blocks[0][0].weight  # type: ignore[index]  # a Sequential of Sequentials
+    assert first.shape == (4, 2, 5, 5)
+    assert not torch.equal(first[:, 0], first[:, 1])
+
+
+@pytest.mark.parametrize(("channels", "count"), [(2, 92_928), (1, 92_728)])
+def test_number_of_weights(channels: int, count: int) -> None:
+    """By hand, two channels: convolutions 408 + 1168 + 4640 + 18 496, norms 240, head 67 976."""
+    network = SoundNet(8, width=8, dropout=0.25, channels=channels)
+    assert sum(p.numel() for p in network.parameters()) == count
+
+
+def test_weights_start_xavier_uniform() -> None:
+    torch.manual_seed(0)
+    network = SoundNet(8, width=16, dropout=0.25)
+    checked = 0
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(module.weight)
+            bound = (6 / (fan_in + fan_out)) ** 0.5
+            assert 0.9 * bound < module.weight.abs().max() <= bound
+            assert module.bias is not None
+            assert module.bias.abs().max() <= fan_in**-0.5  # torch's own
+            assert module.bias.any()
+            checked += 1
+    assert checked == 7
+
+
+def test_dropout_stands_before_each_linear_layer() -> None:
+    network = SoundNet(8, width=4, dropout=0.3)
+    kinds = [[type(m) for m in layers] for layers in network.head]  # type: ignore[union-attr]  # Sequential
+    assert kinds == [[nn.BatchNorm1d, nn.Dropout, nn.Linear]] * 3
+    assert {m.p for m in network.modules() if isinstance(m, nn.Dropout)} == {0.3}
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 1, 313, 48), (2, 1, 7, 80)])
+def test_any_size_of_clip(shape: tuple[int, ...]) -> None:
+    assert SoundNet(6, width=4, dropout=0.1).eval()(torch.randn(shape)).shape == (2, 6)

@@ -1,0 +1,398 @@
+"""The training loop: it learns, repeats to the bit, resumes to the bit, and ends when it must."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toy
+import torch
+from toy import TONES, fingerprint, toy_config, toy_data, toy_side
+from torch import nn
+
+from resp_tune.config import TrialConfig
+from resp_tune.features.augment import draw_plain
+from resp_tune.features.batches import ClipFrames, make_batch
+from resp_tune.features.frames import Frames
+from resp_tune.learning.metrics import all_metrics, majority_accuracy
+from resp_tune.learning.training import (
+    EpochResult,
+    Side,
+    Training,
+    TrainingData,
+    batch_bounds,
+    fit,
+    predict,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Bits are promised for one thread on the CPU; small tensors are also faster so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def without_seconds(history: list[EpochResult]) -> list[dict[str, float]]:
+    return [{k: v for k, v in e.row().items() if k != "seconds"} for e in history]
+
+
+def trained(config: TrialConfig, folds: list[TrainingData]) -> Training:
+    training = Training(config, folds)
+    while not training.done:
+        training.run_epoch()
+    return training
+
+
+@pytest.mark.parametrize("preset_like", ["baseline", "notebook"])
+def test_learns_where_the_tones_are(preset_like: str) -> None:
+    notebook = {
+        "channels": 2,
+        "pad": "silence",
+        "crop": "start",
+        "normalise": "none",
+        "balance": "sampler_all",
+        "augment_validation": True,
+    }
+    config = toy_config(epochs=6, **(notebook if preset_like == "notebook" else {}))
+    data = toy_data(config)
+    results = list(fit(config, [data]))
+    assert [r.epoch for r in results] == [1, 2, 3, 4, 5, 6]
+    last, labels = results[-1], data.validation.labels.numpy()
+    assert majority_accuracy(labels) == 0.5
+    assert last.metrics["accuracy"] > 0.9
+    assert last.metrics["macro_f1"] > 0.9
+    assert last.train_loss < results[0].train_loss / 2
+    assert last.val_loss == last.metrics["log_loss"]
+    assert all(r.seconds > 0 for r in results)
+
+
+def test_noise_alone_teaches_nothing() -> None:
+    """Labels that have nothing to do with the sounds: no clip of one side leaks to the other."""
+    config = toy_config(epochs=6)
+    data = toy_data(config)
+    shuffled = [
+        Side(
+            s.clips,
+            s.labels[torch.randperm(len(s.labels), generator=torch.Generator().manual_seed(1))],
+        )
+        for s in (data.train, data.validation)
+    ]
+    *_, last = fit(config, [TrainingData(*shuffled, data.classes)])
+    assert last.metrics["balanced_accuracy"] < 0.6  # chance is a third
+
+
+def test_same_seed_same_bits_in_another_process() -> None:
+    found = {toy.train_alone(), toy.train_alone()}
+    assert len(found) == 1
+    script = Path(toy.__file__)
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
+def test_another_seed_is_another_training() -> None:
+    data = [toy_data(toy_config())]
+    found = {fingerprint(trained(toy_config(seed=s, epochs=1), data)) for s in (0, 1, 2**40)}
+    assert len(found) == 3
+
+
+def test_other_random_numbers_do_not_disturb_it() -> None:
+    """Whoever draws from torch's own generator between epochs changes nothing."""
+    config, data = toy_config(), [toy_data(toy_config())]
+    training = Training(config, data)
+    while not training.done:
+        torch.rand(3)
+        training.run_epoch()
+    assert fingerprint(training) == fingerprint(trained(config, data))
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_resumed_after_any_epoch_to_the_same_bits(folds: int) -> None:
+    config = toy_config(epochs=4, max_mask_pct=0.3, dropout=0.4, augment_validation=True)
+    data = [toy_data(config, seed=10 * n) for n in range(folds)]
+    whole = Training(config, data)
+    saved = []
+    while not whole.done:
+        whole.run_epoch()
+        file = io.BytesIO()
+        torch.save(whole.state(), file)
+        saved.append(file.getvalue())
+    for epochs, content in enumerate(saved, 1):
+        resumed = Training(config.replace({"seed": config.seed}), data)
+        resumed.load_state(torch.load(io.BytesIO(content), weights_only=True))
+        assert len(resumed.history) == epochs
+        assert resumed.done == (epochs == 4)
+        while not resumed.done:
+            resumed.run_epoch()
+        assert fingerprint(resumed) == fingerprint(whole)
+        for one, other in zip(
+            resumed.predict_validation(), whole.predict_validation(), strict=True
+        ):
+            assert np.array_equal(one, other)
+
+
+def test_learning_rate_is_torchs_one_cycle_over_the_whole_budget() -> None:
+    config = toy_config(epochs=5, lr=0.02)
+    results = list(fit(config, [toy_data(config)]))
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=0.02)
+    steps = 3  # batches of an epoch: 25 clips in 8, 8 and 9
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=steps * 5)
+    expected = []
+    for step in range(1, steps * 5 + 1):
+        optimizer.step()
+        schedule.step()
+        if step % steps == 0:
+            expected.append(optimizer.param_groups[0]["lr"])
+    assert [r.lr for r in results] == expected
+    assert expected[-1] < 1e-5 < expected[0]
+
+
+class Recorded(nn.Module):
+    """A network without batch norm or dropout, so that parts of a batch do not see each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16 * 16, 3)
+        self.seen: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(x))
+        logits: torch.Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+def one_epoch_of(network: nn.Module, config: TrialConfig, data: TrainingData) -> dict[str, Any]:
+    training = Training(config, [data])
+    run = training.runs[0]
+    run.network = network  # type: ignore[assignment]  # any module that maps clips to logits
+    run.optimizer = torch.optim.SGD(network.parameters(), lr=0.1)  # type: ignore[assignment]  # its step shows the gradient
+    run.schedule = torch.optim.lr_scheduler.ConstantLR(run.optimizer, 1.0)  # type: ignore[assignment]  # no schedule
+    loss = run.train(1)
+    return {"loss": loss, **{k: v.clone() for k, v in network.state_dict().items()}}
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    """With batch statistics the parts would differ, since each part has its own; not here."""
+    data = toy_data(toy_config())
+    torch.manual_seed(0)
+    start = Recorded().state_dict()
+    found = []
+    for micro_batch, parts in (
+        (None, [8, 8, 9]),
+        (4, [4, 4, 4, 4, 4, 5]),
+        (3, [3, 3, 2] * 2 + [3] * 3),
+    ):
+        network = Recorded()
+        network.load_state_dict(start)
+        found.append(one_epoch_of(network, toy_config(micro_batch=micro_batch, batch_size=8), data))
+        assert network.seen == parts
+    for other in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(other[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_micro_batches_train_the_real_network() -> None:
+    config = toy_config(micro_batch=4, epochs=6)
+    *_, last = fit(config, [toy_data(config)])
+    assert last.metrics["accuracy"] > 0.8
+
+
+def test_train_loss_is_the_mean_over_the_items() -> None:
+    """Unlike the notebook's mean of batch means, which weighs a small last batch too much."""
+    config = toy_config(
+        balance="none", n_time_masks=0, n_freq_masks=0, time_shift=0.0, crop="start"
+    )
+    data = toy_data(config)
+    network = Recorded()
+    frozen = {k: v.clone() for k, v in network.state_dict().items()}
+    run = Training(config, [data]).runs[0]
+    run.network = network  # type: ignore[assignment]  # any module that maps clips to logits
+    run.optimizer = torch.optim.SGD(network.parameters(), lr=0.0)  # type: ignore[assignment]  # weights stay
+    run.schedule = torch.optim.lr_scheduler.ConstantLR(run.optimizer, 1.0)  # type: ignore[assignment]  # no schedule
+    loss = run.train(1)
+    assert all(torch.equal(v, frozen[k]) for k, v in network.state_dict().items())
+    plain = draw_plain(data.train.clips.count, config)
+    with torch.inference_mode():
+        # Where a short clip stands in its padding was drawn; clips are repeated, so a linear layer
+        # sees a rolled clip: compare on those that are not padded.
+        logits = network(make_batch(data.train.clips, plain, config))
+    long_enough = data.train.clips.count >= config.clip_frames
+    by_item = nn.functional.cross_entropy(logits, data.train.labels, reduction="none")
+    assert loss == pytest.approx(float(by_item.mean()), rel=0.2)
+    if long_enough.all():
+        assert loss == pytest.approx(float(by_item.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("items", "size", "bounds"),
+    [
+        (1, 8, [(0, 1)]),
+        (7, 8, [(0, 7)]),
+        (8, 8, [(0, 8)]),
+        (9, 8, [(0, 9)]),
+        (10, 8, [(0, 8), (8, 10)]),
+        (17, 8, [(0, 8), (8, 17)]),
+        (24, 8, [(0, 8), (8, 16), (16, 24)]),
+        (736, 128, [(i * 128, min((i + 1) * 128, 736)) for i in range(6)]),
+    ],
+)
+def test_batch_bounds(items: int, size: int, bounds: list[tuple[int, int]]) -> None:
+    assert batch_bounds(items, size) == bounds
+
+
+def test_batch_bounds_cover_everything_once() -> None:
+    for items in range(1, 60):
+        for size in range(2, 20):
+            bounds = batch_bounds(items, size)
+            assert [i for start, stop in bounds for i in range(start, stop)] == list(range(items))
+            assert all(stop - start >= 2 for start, stop in bounds) or items == 1
+            assert all(stop - start == size for start, stop in bounds[:-1])
+
+
+def test_a_huge_learning_rate_ends_the_training() -> None:
+    config = toy_config(lr=10.0, weight_decay=10.0, epochs=40, dropout=0.0, precision="float32")
+    side = toy_data(config).train
+    loud = Frames(
+        torch.full_like(side.clips.frames.values, 60_000.0),
+        side.clips.frames.first,
+        side.clips.frames.count,
+        side.clips.frames.stems,
+    )
+    config = config.replace({"normalise": "none"})
+    data = TrainingData(
+        Side(ClipFrames(loud, side.clips.first, side.clips.count), side.labels), side, toy.CLASSES
+    )
+    results = list(fit(config, [data]))
+    assert all(r.finite for r in results[:-1])
+    assert len(results) <= 40
+
+
+def with_value(side: Side, value: float) -> Side:
+    """The same clips with one frame of each overwritten."""
+    frames = side.clips.frames
+    values = frames.values.clone()
+    values[side.clips.first] = value
+    overwritten = Frames(values, frames.first, frames.count, frames.stems)
+    return Side(ClipFrames(overwritten, side.clips.first, side.clips.count), side.labels)
+
+
+def test_infinite_inputs_end_the_training_after_one_epoch() -> None:
+    config, data = toy_config(), toy_data(toy_config())
+    broken = TrainingData(with_value(data.train, math.inf), data.validation, data.classes)
+    training = trained(config, [broken])
+    (result,) = training.history
+    assert not result.finite
+    assert math.isnan(result.train_loss)
+    assert math.isnan(result.val_loss)
+    assert result.metrics == {}
+    assert training.done
+    again = Training(config, [broken])
+    again.load_state(training.state())
+    assert again.done
+    assert list(fit(config, [broken]))[0].epoch == 1
+
+
+@pytest.mark.parametrize("broken_fold", [0, 1])
+def test_one_fold_that_diverges_ends_all(broken_fold: int) -> None:
+    """Also when only its validation shows it, and whichever fold it is."""
+    config = toy_config()
+    folds = [toy_data(config, seed=10 * n) for n in range(2)]
+    whole = folds[broken_fold]
+    folds[broken_fold] = TrainingData(
+        whole.train, with_value(whole.validation, math.nan), whole.classes
+    )
+    (result,) = trained(config, folds).history
+    assert math.isfinite(result.train_loss)
+    assert math.isnan(result.val_loss)
+    assert not result.finite
+
+
+def test_two_folds_give_the_mean_of_their_figures() -> None:
+    config = toy_config(epochs=2)
+    folds = [toy_data(config, seed=10 * n) for n in range(2)]
+    together = trained(config, folds)
+    rows = []
+    for n, (data, probabilities) in enumerate(
+        zip(folds, together.predict_validation(), strict=True)
+    ):
+        rows.append(all_metrics(data.validation.labels.numpy(), probabilities, data.classes))
+        network = together.networks()[n]
+        plain = draw_plain(data.validation.clips.count, config)
+        np.testing.assert_array_equal(
+            probabilities, predict(network, data.validation.clips, plain, config)
+        )
+    last = together.history[-1]
+    for name, value in last.metrics.items():
+        assert value == pytest.approx((rows[0][name] + rows[1][name]) / 2)
+    # The first fold trains as if it were alone: folds do not draw from each other's randomness.
+    alone = trained(config, folds[:1])
+    pairs = zip(
+        alone.networks()[0].state_dict().values(),
+        together.networks()[0].state_dict().values(),
+        strict=True,
+    )
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_prediction_is_the_mean_over_a_clips_crops() -> None:
+    config = toy_config(epochs=1)
+    training = trained(config, [toy_data(config)])
+    network = training.networks()[0]
+    side = toy_side(config, 12, 7)
+    draws = draw_plain(side.clips.count, config)
+    assert len(draws) > 12
+    with torch.inference_mode():
+        items = network(make_batch(side.clips, draws, config)).softmax(1)
+    for n, mean in enumerate(predict(network, side.clips, draws, config)):
+        np.testing.assert_allclose(mean, items[draws.clip == n].mean(0), atol=1e-6)
+        assert mean.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_validation_is_augmented_only_where_the_preset_says_so() -> None:
+    for augmented in (False, True):
+        config = toy_config(epochs=1, augment_validation=augmented, max_mask_pct=0.5)
+        training = trained(config, [toy_data(config)])
+        first = training.predict_validation()[0]
+        np.testing.assert_array_equal(first, training.predict_validation()[0])
+        training.history.append(training.history[-1])  # as if another epoch had passed
+        assert np.array_equal(first, training.predict_validation()[0]) != augmented
+
+
+def test_an_epoch_result_survives_as_a_row() -> None:
+    result = EpochResult(3, 0.5, 0.7, {"macro_f1": 0.4, "log_loss": 0.7}, 1e-3, 2.5)
+    assert EpochResult.from_row(result.row()) == result
+    assert set(result.row()) == {
+        "epoch",
+        "train_loss",
+        "val_loss",
+        "val_macro_f1",
+        "val_log_loss",
+        "lr",
+        "seconds",
+    }
+
+
+def test_bfloat16_learns_too() -> None:
+    config = toy_config(precision="bfloat16", epochs=6)
+    *_, last = fit(config, [toy_data(config)])
+    assert last.metrics["accuracy"] > 0.8
+    assert len(TONES) == 3
