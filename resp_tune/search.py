@@ -9,7 +9,6 @@ The same --name continues a search that was cut off and extends one that is done
 
 from __future__ import annotations
 
-import signal
 import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
@@ -225,8 +224,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     from resp_tune.searching.run import run_search
 
-    # A scheduler's or a container's polite end is an interruption like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     summary = run_search(prepared, say, console)
     show_result(summary)
 

@@ -181,7 +181,7 @@ def test_probe_refuses_what_answers_wrongly(status: int, words: str) -> None:
     [
         ("http://127.0.0.1:{port}", "Connection refused"),
         ("http://me:s3cret@no-such-host.invalid:5000", "no-such-host"),
-        ("postgresql+psycopg2://me:s3cret@127.0.0.1:{port}/x", "cannot be reached"),
+        ("postgresql://me:s3cret@127.0.0.1:{port}/x", "cannot be reached"),
         ("file:///tmp/mlruns", "sqlite:////tmp/mlruns.db"),
         ("./mlruns", "no longer writes folders"),
         ("databricks://x", "not supported"),

@@ -115,8 +115,11 @@ class Training:
     ) -> None:
         self.config = config
         self.history: list[EpochResult] = []
-        # All sides are clips of one store: its frames go to the device once.
-        frames = folds[0].train.clips.frames.to(torch.device(device))
+        given = folds[0].train.clips.frames
+        sides = [side for data in folds for side in (data.train, data.validation)]
+        if any(side.clips.frames is not given for side in sides):
+            raise ValueError("all sides of all folds must be clips of the same frames")
+        frames = given.to(torch.device(device))  # once for all of them
         self.runs = [_FoldRun(config, data, frames, n) for n, data in enumerate(folds)]
 
     @property
@@ -134,8 +137,8 @@ class Training:
         # A network with infinite weights gives NaN probabilities, which no metric accepts.
         found = [run.validate(epoch) if math.isfinite(train_loss) else None for run in self.runs]
         metrics = [m for m in found if m is not None]
-        names = metrics[0] if metrics else {}
-        means = {name: _mean(m[name] for m in metrics) for name in names}
+        whole = len(metrics) == len(self.runs)
+        means = {name: _mean(m[name] for m in metrics) for name in metrics[0]} if whole else {}
         result = EpochResult(
             epoch,
             train_loss,
@@ -193,10 +196,7 @@ class _FoldRun:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, max_lr=config.lr, total_steps=len(self.batches) * config.epochs
         )
-
-    @property
-    def lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        self.lr = math.nan  # of the last step taken
 
     def train(self, epoch: int) -> float:
         """One epoch over the training side; the mean loss over its items."""
@@ -210,6 +210,7 @@ class _FoldRun:
         for start, stop in self.batches:
             # Summed on the device: reading each loss would wait for every step.
             total += self._step(draws[start:stop])
+            self.lr = float(self.optimizer.param_groups[0]["lr"])
             self.schedule.step()
         return float(total) / self.batches[-1][1]
 
@@ -231,10 +232,11 @@ class _FoldRun:
         self.optimizer.step()
         return total
 
-    def validate(self, epoch: int) -> dict[str, float]:
+    def validate(self, epoch: int) -> dict[str, float] | None:
+        """Metrics of the validation side; None when the probabilities are not finite."""
         probabilities = self.predict_validation(epoch)
         if not np.isfinite(probabilities).all():
-            return {"log_loss": math.nan}
+            return None
         return all_metrics(self.labels[1].numpy(), probabilities, self.classes)
 
     def predict_validation(self, epoch: int) -> npt.NDArray[np.float32]:

@@ -11,8 +11,8 @@ from resp_tune.reporting.files import Results, Row, items, mapping, number
 
 LOWER_IS_BETTER = frozenset({"log_loss"})
 BASELINES = {
-    "device": "Device only, no audio",
-    "all": "Device, place, age, sex, no audio",
+    "device": "Device only",
+    "all": "Device, place, age, sex only",
 }
 NAMES = {
     "macro_f1": "macro-F1",

@@ -53,7 +53,12 @@ def _page(results: Results, folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "short": _short, "share": _share}
+    environment.filters |= {
+        "figure": _figure,
+        "short": _short,
+        "sentence": _sentence,
+        "share": _share,
+    }
     return environment.get_template("page.html").render(
         **_context(results, folder),
         plotly=Markup(plotly),  # noqa: S704  # the library's own text
@@ -124,7 +129,7 @@ def _majority(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     rows = []
     value = number(test.get("majority_accuracy"))
     if value is not None:
-        rows.append(("test side", value, _figure(number(test.get("accuracy")))))
+        rows.append(("the test side", value, _figure(number(test.get("accuracy")))))
     value = number(mapping(summary.get("baselines")).get("majority_accuracy"))
     if value is not None:
         validation = number(mapping(winner.get("validation")).get("accuracy"))
@@ -177,6 +182,11 @@ def _json(value: object) -> Markup:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _sentence(text: str) -> str:
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def _share(value: float | None) -> str:

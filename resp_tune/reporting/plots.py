@@ -24,6 +24,7 @@ STATES = {
     "failed": ("var(--failed)", "cross-open"),
 }
 CURVES = 8
+LOGARITHMIC = ("lr", "weight_decay")
 LINES = 150
 SLICES = 12
 
@@ -38,7 +39,8 @@ class Chart:
     title: str
     text: str
     plot: Plot
-    height: int = 360
+    height: int = 360  # pixels
+    least_width: int = 0  # pixels; a narrower page scrolls
 
 
 def shown(text: object, length: int = 60) -> str:
@@ -207,9 +209,10 @@ def parallel(trials: Sequence[Row], metric: str, winner: str) -> Chart | None:
         "Parameters of the finished trials",
         f"Each line is one of the {len(ranked)} best finished trials; it runs through its"
         f" parameters to its {metric_name(metric)} on the right. The winner's is thick; fainter"
-        " lines scored worse. Fields that span more than a factor of 30 are drawn by logarithm.",
+        " lines scored worse. Learning rates and what else spans decades is drawn by logarithm.",
         {"data": data, "layout": layout},
         height=420,
+        least_width=85 * len(axes),
     )
 
 
@@ -225,7 +228,7 @@ def slices(trials: Sequence[Row], metric: str) -> list[Chart]:
         layout["showlegend"] = False
         layout["xaxis"]["type"] = "category" if not numeric else "log" if axis.log else "linear"
         if axis.log:
-            layout["xaxis"]["dtick"] = 1
+            layout["xaxis"]["dtick"] = "D2"
         data = [
             {
                 "type": "scatter",
@@ -266,7 +269,8 @@ class _Axis:
         if not known or len(known) < len(numbers):
             return cls(column, 0, 0, False, tuple(sorted(set(cells))))
         low, high = min(known), max(known)
-        return cls(column, low, high, not plain and low > 0 and high / low > 30, None)
+        log = low > 0 and (column in LOGARITHMIC or high / low > 100)
+        return cls(column, low, high, log and not plain, None)
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -332,10 +336,11 @@ def _hover(row: Mapping[str, str]) -> str:
 
 
 def _layout(x: str, y: str) -> Plot:
+    small = {"size": 13, "color": "var(--muted)"}
     axis = {"gridcolor": "var(--line)", "zerolinecolor": "var(--line)", "linecolor": "var(--line)"}
     return {
-        "xaxis": {"title": {"text": x}, "automargin": True, **axis},
-        "yaxis": {"title": {"text": y}, "automargin": True, **axis},
+        "xaxis": {"title": {"text": x, "font": small}, "automargin": True, **axis},
+        "yaxis": {"title": {"text": y, "font": small}, "automargin": True, **axis},
         "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -343,4 +348,9 @@ def _layout(x: str, y: str) -> Plot:
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "var(--text)"},
         "hoverlabel": {"bgcolor": "var(--card)", "font": {"color": "var(--text)"}, "align": "left"},
         "hovermode": "closest",
+        "modebar": {
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": "var(--muted)",
+            "activecolor": "var(--text)",
+        },
     }

@@ -149,7 +149,9 @@ def _tracked(prepared: Prepared, study: optuna.Study) -> Iterator[SearchRuns]:
 def _fill(prepared: Prepared, console: Console) -> Filled:
     """The feature stores of every front end that the space has, with a bar while they are made."""
     columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("fill", total=None, visible=False)
         return fill_stores(
             prepared.problem,

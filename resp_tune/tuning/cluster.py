@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 from resp_tune.tuning.plan import Machine
@@ -41,6 +42,9 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
         logging_level=logging.ERROR,
         object_store_memory=200_000_000,  # clip tables only: frames are memory-mapped
     )
+    # Ray has just put a handler of its own here, which aborts. A polite end from a scheduler or a
+    # container is an interruption like Ctrl-C: state kept, exit 130.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
