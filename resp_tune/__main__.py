@@ -11,6 +11,7 @@ from resp_tune.errors import nearest
 VERBS = {
     "search": "find the best trial config",
     "train": "one training run, without Ray",
+    "evaluate": "audit a data set, and a model on its test side",
     "predict": "diagnose recordings with a winner",
     "report": "make a search's report page again",
     "synth": "make a synthetic data set",

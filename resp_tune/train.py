@@ -145,6 +145,7 @@ def _train(config: TrialConfig, problem: Problem, threads: int | None) -> Traini
 
     from resp_tune.features.logmel import check_filters
     from resp_tune.features.store import open_store
+    from resp_tune.learning.memory import keep_freed_memory
     from resp_tune.learning.precision import settle_precision
     from resp_tune.learning.problem import fill_stores
     from resp_tune.learning.training import Training
@@ -156,6 +157,7 @@ def _train(config: TrialConfig, problem: Problem, threads: int | None) -> Traini
     workers = this_machine().cpus
     store = fill_stores(problem, problem.search_stems, [front_end], workers=workers)
     torch.set_num_threads(threads or workers)
+    keep_freed_memory()
     config = settle_precision(config, device)
     say(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
     frames = open_store(store.folders[front_end])

@@ -9,7 +9,13 @@ from typing import Any
 from resp_tune.data.recordings import Cycle, Dataset, Recording
 
 # Lower bounds in years, inclusive; each group ends where the next begins.
-AGE_GROUPS = ((0.0, "under 3"), (3.0, "3–17"), (18.0, "18–44"), (45.0, "45–64"), (65.0, "65 and up"))
+AGE_GROUPS = (
+    (0.0, "under 3"),
+    (3.0, "3–17"),
+    (18.0, "18–44"),
+    (45.0, "45–64"),
+    (65.0, "65 and up"),
+)
 NO_AGE = "unknown"
 Key = Callable[[Recording], str]
 
@@ -40,7 +46,7 @@ def tables(dataset: Dataset) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
     return {
         name: {
             value: _by((r for r in dataset.recordings if row(r) == value), column)
-            for value in _ordered(map(row, dataset.recordings))
+            for value in in_order(map(row, dataset.recordings))
         }
         for name, (row, column) in keys.items()
     }
@@ -52,6 +58,12 @@ def age_group(recording: Recording) -> str:
     if age is None:
         return NO_AGE
     return next(name for least, name in reversed(AGE_GROUPS) if age >= least)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Age groups from young to old, all else by the alphabet."""
+    ages = {name: i for i, (_, name) in enumerate(AGE_GROUPS)} | {NO_AGE: len(AGE_GROUPS)}
+    return sorted(set(names), key=lambda name: (ages.get(name, -1), name))
 
 
 def cycle_class(cycle: Cycle) -> str:
@@ -85,11 +97,5 @@ def _by(recordings: Iterable[Recording], key: Key) -> dict[str, dict[str, int]]:
             "recordings": len(groups[name]),
             "patients": len({r.patient for r in groups[name]}),
         }
-        for name in _ordered(groups)
+        for name in in_order(groups)
     }
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    """Age groups from young to old, all else by the alphabet."""
-    ages = {name: i for i, (_, name) in enumerate(AGE_GROUPS)} | {NO_AGE: len(AGE_GROUPS)}
-    return sorted(set(names), key=lambda name: (ages.get(name, -1), name))

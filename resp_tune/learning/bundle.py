@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
@@ -98,23 +98,41 @@ def load_bundle(folder: str | Path) -> Bundle:
     content = _read_config(folder)
     path = folder / WEIGHTS
     try:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != content["weights_sha256"]:
-            raise UserError(f"'{path}' is damaged: its hash is not the one in config.json")
-        config = TrialConfig().replace(content["trial_config"])
-        classes = tuple(str(c) for c in content["classes"])
-        tensors = load_file(path)
-        networks = []
-        for n in range(int(content["folds"])):
-            network = build_network(config, len(classes))
-            prefix = f"fold{n}."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            network.load_state_dict(own)
-            networks.append(network.eval())
+        weights = path.read_bytes()
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    if hashlib.sha256(weights).hexdigest() != content.get("weights_sha256"):
+        raise UserError(f"'{path}' is damaged: its hash is not the one in config.json")
+    try:
+        values = content["trial_config"]
+        if not isinstance(values, dict):
+            raise TypeError("trial_config is not a mapping")
+        config = TrialConfig().replace(values)
+        classes = tuple(str(c) for c in content["classes"])
+        networks = _load_networks(load(weights), int(content["folds"]), config, len(classes))
+    except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"'{folder}' is not a sound bundle ({error}): save it again") from error
-    return Bundle(config, classes, tuple(networks), content)
+    return Bundle(config, classes, networks, content)
+
+
+def _load_networks(
+    tensors: Mapping[str, torch.Tensor], folds: int, config: TrialConfig, classes: int
+) -> tuple[SoundNet, ...]:
+    """The network of each fold; raises `ValueError` for tensors of other folds or shapes."""
+    expected = {f"fold{n}" for n in range(folds)}
+    if not expected or {name.split(".")[0] for name in tensors} != expected:
+        raise ValueError(f"its weights are not those of {folds} folds")
+    networks = []
+    for n in range(folds):
+        network = build_network(config, classes)
+        prefix = f"fold{n}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:  # its message has a line for every tensor
+            raise ValueError("its weights do not fit its trial config and classes") from error
+        networks.append(network.eval())
+    return tuple(networks)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -126,7 +144,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"'{folder}' is not a bundle: no readable config.json in it; give the winner/ folder "
             "of a search or models:/NAME@ALIAS"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is damaged: it is not JSON") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"'{path}' is not a bundle that this version reads (format {FORMAT})")

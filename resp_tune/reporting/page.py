@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -20,7 +21,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from resp_tune.paths import write_atomically
-from resp_tune.reporting import facts, plots
+from resp_tune.reporting import facts, parameter_plots, plots
 from resp_tune.reporting.files import Results, items, mapping, number, read_results
 
 REPORT = "report.html"
@@ -44,12 +45,19 @@ def render(folder: Path) -> Path:
     return path
 
 
+class _Missing(jinja2.ChainableUndefined):
+    """What the files do not say is a dash in the page."""
+
+    def __str__(self) -> str:
+        return "–"
+
+
 def _page(results: Results, folder: Path) -> str:
     plotly, script = get_plotlyjs(), _script()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("resp_tune", "reporting"),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=_Missing,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -77,8 +85,8 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
     charts = {
         "history": plots.history(results.trials, results.epochs, metric),
         "curves": plots.curves(results.trials, results.epochs, metric, number_text),
-        "parallel": plots.parallel(results.trials, metric, number_text),
-        "slices": plots.slices(results.trials, metric),
+        "parallel": parameter_plots.parallel(results.trials, metric, number_text),
+        "slices": parameter_plots.slices(results.trials, metric),
     }
     return {
         "summary": summary,
@@ -89,6 +97,8 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "notes": [str(note) for note in items(data.get("notes"))],
         "gaps": results.gaps,
         "winner": winner,
+        "params": mapping(winner.get("params")),
+        "seeds": items(winner.get("seeds")),
         "tested": isinstance(test, Mapping),
         "majority": _majority(summary),
         "compared": facts.metric_name(facts.comparison_metric(summary)),
@@ -114,12 +124,16 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "tracking": tracking,
         "served": _is_web(tracking.get("tracking_uri")),
         "repeat": provenance.get("command"),
-        "predict": f"python -m resp_tune.predict --winner {folder / 'winner'} FILE…",
+        "predict": _predict(folder / "winner"),
         "classes": [str(c) for c in items(summary.get("classes") or results.config.get("classes"))],
         "config": mapping(results.config.get("trial_config")),
         "front_end": mapping(results.config.get("front_end")),
         "versions": mapping(summary.get("versions")),
     }
+
+
+def _predict(winner: Path) -> str:
+    return f"python -m resp_tune.predict --winner {shlex.quote(str(winner))} FILE…"
 
 
 def _majority(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:

@@ -7,7 +7,6 @@ files is escaped here, because plotly.js reads a little HTML in labels.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,9 +23,6 @@ STATES = {
     "failed": ("var(--failed)", "cross-open"),
 }
 CURVES = 8
-LOGARITHMIC = ("lr", "weight_decay")
-LINES = 150
-SLICES = 12
 
 Plot = dict[str, Any]
 
@@ -93,7 +89,7 @@ def history(trials: Sequence[Row], epochs: Sequence[Row], metric: str) -> Chart 
                     "x": [p[0] for p in mine],
                     # What has no value of its own stands at the lower edge.
                     "y": [worst if p[2] is None or state == "diverged" else p[2] for p in mine],
-                    "text": [_hover(row) for *_, row in mine],
+                    "text": [hover(row) for *_, row in mine],
                     "hovertemplate": "%{text}<extra></extra>",
                     "marker": {"color": colour, "symbol": symbol, "size": 9},
                 }
@@ -106,14 +102,17 @@ def history(trials: Sequence[Row], epochs: Sequence[Row], metric: str) -> Chart 
         + ("" if top is None else f"; the best {metric_name(metric)} is {top:.4f}")
         + ". A trial that was stopped stands at its last validation value; one that diverged or"
         " failed stands at the worst value shown.",
-        {"data": data, "layout": _layout("trial", f"validation {metric_name(metric)}")},
+        {
+            "data": data,
+            "layout": _counted("trial", f"validation {metric_name(metric)}", len(trials)),
+        },
     )
 
 
 def curves(trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: str) -> list[Chart]:
     """Validation metric by epoch of the best trials, and the winner's two losses."""
-    ranked = [row["number"] for row in _ranked(trials, metric)]
-    chosen = [winner, *(n for n in ranked if n != winner)][:CURVES]
+    best_first = [row["number"] for row in ranked(trials, metric)]
+    chosen = [winner, *(n for n in best_first if n != winner)][:CURVES]
     by_trial: dict[str, list[Row]] = {}
     for row in epochs:
         by_trial.setdefault(row["number"], []).append(row)
@@ -134,7 +133,10 @@ def curves(trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: st
                 else "Learning curve",
                 f"Validation {metric_name(metric)} after each epoch; the winner's line is thick."
                 " A trial is scored at its last epoch, whatever its best one was.",
-                {"data": lines, "layout": _layout("epoch", f"validation {metric_name(metric)}")},
+                {
+                    "data": lines,
+                    "layout": _counted("epoch", f"validation {metric_name(metric)}", _most(lines)),
+                },
             )
         )
     losses = []
@@ -152,154 +154,13 @@ def curves(trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: st
                 "The winner's loss",
                 f"Cross entropy of trial {winner} on both sides after each epoch. Training draws"
                 " classes evenly and is augmented, validation is neither.",
-                {"data": losses, "layout": _layout("epoch", "loss")},
+                {"data": losses, "layout": _counted("epoch", "loss", _most(losses))},
             )
         )
     return found
 
 
-def parallel(trials: Sequence[Row], metric: str, winner: str) -> Chart | None:
-    """A line a finished trial through its parameters to its score, the better the stronger."""
-    ranked = _ranked(trials, metric)[:LINES]
-    fields = parameters(trials)
-    if len(ranked) < 2 or not fields:
-        return None
-    axes = [_Axis.of(name, [row[name] for row in ranked]) for name in fields]
-    scores = _Axis.of("score", [row["score"] for row in ranked], plain=True)
-    axes.append(scores)
-    data: list[Plot] = []
-    for rank, row in reversed(list(enumerate(ranked))):
-        share = 1 - rank / max(len(ranked) - 1, 1)
-        best = row["number"] == winner
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "showlegend": False,
-                "x": list(range(len(axes))),
-                "y": [axis.at(row[axis.column]) for axis in axes],
-                "text": [_hover(row)] * len(axes),
-                "hovertemplate": "%{text}<extra></extra>",
-                "opacity": 1 if best else 0.15 + 0.6 * share**2,
-                "line": {
-                    "color": "var(--accent)" if best else "var(--finished)",
-                    "width": 3.5 if best else 1.5,
-                },
-            }
-        )
-    layout = _layout("", "")
-    layout["xaxis"] |= {
-        "tickvals": list(range(len(axes))),
-        "ticktext": [
-            f"{shown(a.column if a is not scores else metric_name(metric), 22)}" for a in axes
-        ],
-        "range": [-0.3, len(axes) - 0.7],
-        "zeroline": False,
-    }
-    layout["yaxis"] |= {"visible": False, "range": [-0.12, 1.1]}
-    layout["hovermode"] = "closest"
-    layout["annotations"] = [
-        {"x": i, "y": y, "text": shown(text, 12), "showarrow": False, "yanchor": anchor}
-        | {"font": {"size": 11, "color": "var(--muted)"}, "bgcolor": "var(--card)"}
-        for i, axis in enumerate(axes)
-        for y, text, anchor in ((0, axis.ends[0], "top"), (1, axis.ends[1], "bottom"))
-    ]
-    return Chart(
-        "parallel",
-        "Parameters of the finished trials",
-        f"Each line is one of the {len(ranked)} best finished trials; it runs through its"
-        f" parameters to its {metric_name(metric)} on the right. The winner's is thick; fainter"
-        " lines scored worse. Learning rates and what else spans decades is drawn by logarithm.",
-        {"data": data, "layout": layout},
-        height=420,
-        least_width=85 * len(axes),
-    )
-
-
-def slices(trials: Sequence[Row], metric: str) -> list[Chart]:
-    """Score against each parameter: which values did well, and which were never tried."""
-    scored = _ranked(trials, metric)
-    charts = []
-    for k, name in enumerate(parameters(trials)[:SLICES] if len(scored) > 1 else ()):
-        axis = _Axis.of(name, [row[name] for row in scored])
-        numeric = axis.values is None
-        layout = _layout(shown(name), "")
-        layout["margin"] = {"l": 44, "r": 8, "t": 8, "b": 44}
-        layout["showlegend"] = False
-        layout["xaxis"]["type"] = "category" if not numeric else "log" if axis.log else "linear"
-        if axis.log:
-            layout["xaxis"]["dtick"] = "D2"
-        data = [
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [number(r[name]) if numeric else shown(r[name], 14) for r in scored],
-                "y": [number(row["score"]) for row in scored],
-                "text": [_hover(row) for row in scored],
-                "hovertemplate": "%{text}<extra></extra>",
-                "marker": {"color": "var(--finished)", "size": 7, "opacity": 0.75},
-            }
-        ]
-        charts.append(
-            Chart(
-                f"slice{k}",
-                name,
-                f"{metric_name(metric)} of finished trials against {name}.",
-                {"data": data, "layout": layout},
-                height=220,
-            )
-        )
-    return charts
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One axis of the parallel plot: numbers, by logarithm or not, or the values as they are."""
-
-    column: str
-    low: float
-    high: float
-    log: bool
-    values: tuple[str, ...] | None
-
-    @classmethod
-    def of(cls, column: str, cells: Sequence[str], *, plain: bool = False) -> _Axis:
-        numbers = [number(cell) for cell in cells]
-        known = [v for v in numbers if v is not None]
-        if not known or len(known) < len(numbers):
-            return cls(column, 0, 0, False, tuple(sorted(set(cells))))
-        low, high = min(known), max(known)
-        log = low > 0 and (column in LOGARITHMIC or high / low > 100)
-        return cls(column, low, high, log and not plain, None)
-
-    @property
-    def ends(self) -> tuple[str, str]:
-        if self.values is not None:
-            return (
-                (self.values[0], self.values[-1]) if len(self.values) > 1 else ("", self.values[0])
-            )
-        return (
-            ("", f"{self.high:.3g}")
-            if self.low == self.high
-            else (
-                f"{self.low:.3g}",
-                f"{self.high:.3g}",
-            )
-        )
-
-    def at(self, cell: str) -> float:
-        """Height of a cell on this axis, 0 to 1; what stands alone is in the middle."""
-        if self.values is not None:
-            return self.values.index(cell) / (len(self.values) - 1) if len(self.values) > 1 else 0.5
-        value = number(cell)
-        if value is None or self.low == self.high:
-            return 0.5
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-
-def _ranked(trials: Sequence[Row], metric: str) -> list[Row]:
+def ranked(trials: Sequence[Row], metric: str) -> list[Row]:
     """Finished trials with a score, best first."""
     sign = 1 if metric in LOWER_IS_BETTER else -1
     scored = [(number(row["score"]), row) for row in trials if row["state"] == "finished"]
@@ -323,7 +184,12 @@ def _line(rows: Sequence[Row], column: str, name: str) -> Plot | None:
     }
 
 
-def _hover(row: Mapping[str, str]) -> str:
+def _most(lines: Sequence[Plot]) -> float:
+    return max(float(line["x"][-1]) for line in lines)
+
+
+def hover(row: Mapping[str, str]) -> str:
+    """What is said of a trial under the pointer."""
     score = number(row["score"])
     lines = [f"<b>trial {shown(row['number'])}</b>, {shown(row['state'])}"]
     if score is not None:
@@ -335,7 +201,16 @@ def _hover(row: Mapping[str, str]) -> str:
     return "<br>".join(lines)
 
 
-def _layout(x: str, y: str) -> Plot:
+def _counted(x: str, y: str, most: float) -> Plot:
+    """A layout whose x counts something, up to `most`: no ticks between whole numbers."""
+    layout = layout_of(x, y)
+    if most <= 10:
+        layout["xaxis"]["dtick"] = 1
+    return layout
+
+
+def layout_of(x: str, y: str) -> Plot:
+    """The layout of all figures, with titles of both axes."""
     small = {"size": 13, "color": "var(--muted)"}
     axis = {"gridcolor": "var(--line)", "zerolinecolor": "var(--line)", "linecolor": "var(--line)"}
     return {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from resp_tune.config import FrontEnd, TrialConfig
+from resp_tune.learning.memory import keep_freed_memory
 from resp_tune.learning.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class TrialTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # with_parameters gives `work`
         """Called once an actor; imports torch here, where it is needed."""
+        keep_freed_memory()
         self.work = work
         self._begin(config)
 

@@ -1,0 +1,152 @@
+"""The audit as tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from resp_tune.auditing.words import (
+    CONTROLLED,
+    CYCLES,
+    TABLES,
+    baseline_reasons,
+    baseline_rows,
+    columns_of,
+    figure,
+    leak_reasons,
+    leak_rows,
+    model_rows,
+    share,
+    span,
+)
+from resp_tune.data.wording import one_line
+
+LEAST_WIDTH = 100  # of a pipe or a file, where no terminal says how wide it is
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the audit; everything that comes from files is printed as it is, never as markup."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(LEAST_WIDTH, console.width))
+    _data(console, found)
+    _lines(console, "Defects", found["defects"])
+    for name, title in TABLES.items():
+        _print_table(console, title, *_crossed(found["tables"][name]))
+    headers = ("protocol", "patients", "sessions", "leaked", "task, classes", "recordings")
+    _print_table(
+        console,
+        "Leaks: on more than one side; held-out recordings whose patient is trained on",
+        headers,
+        leak_rows(found["leaks"]),
+    )
+    _reasons(console, leak_reasons(found["leaks"]))
+    _lookup(console, found["patient_lookup"])
+    headers = ("task", "chance", "majority", "device BA", "device F1", "sheet BA", "sheet F1")
+    _print_table(
+        console,
+        "Without any audio, by patient (sheet: device, location, age, sex)",
+        headers,
+        baseline_rows(found),
+    )
+    _reasons(console, baseline_reasons(found))
+    if "model" in found:
+        _model(console, found["model"])
+    _lines(console, "Warnings", found["warnings"] or ["none: no shortcut was found"])
+
+
+def _data(console: Console, found: Mapping[str, Any]) -> None:
+    counts, data = found["counts"], found["data"]
+    kind = "SYNTHETIC recordings" if data["synthetic"] else "recordings"
+    classes = ", ".join(f"{name} {counts['cycles_by_class'][name]}" for name in CYCLES)
+    console.print(
+        Text(
+            f"{one_line(data['name'])}: {counts['recordings']} {kind} of {counts['patients']} "
+            f"patients in {counts['sessions']} sessions, {counts['hours']:.1f} h; "
+            f"{counts['cycles']} cycles ({classes})"
+        )
+    )
+
+
+def _lookup(console: Console, lookup: Mapping[str, Any]) -> None:
+    console.print(
+        Text("\nLooking up the patient, without audio (random split by recording)", "bold")
+    )
+    if "reason" in lookup:
+        console.print(Text(f"  not for this set: {lookup['reason']}"))
+        return
+    names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced"}
+    values = ", ".join(f"{text} {lookup[key]:.3f}" for key, text in names.items())
+    console.print(Text(f"  {values}, task {lookup['task']}: what such a split rewards"))
+
+
+def _model(console: Console, model: Mapping[str, Any]) -> None:
+    who = f"{model['search']}, trial {model['trial']}, " if model["search"] else ""
+    console.print(Text(f"\nModel: {who}{model['task']}, {model['protocol']}", "bold"))
+    test = model["test"]
+    if test is None:
+        console.print(Text(f"  {model['reason']}"))
+        return
+    headers = ("", "clips", "patients", "macro-F1", "balanced accuracy", "accuracy", "majority")
+    _print_table(console, "Test side, with 95 % patient-bootstrap intervals", headers,
+                 model_rows(model))  # fmt: skip
+    rows = [
+        (
+            name,
+            figure(row["recall"]),
+            figure(row["precision"]),
+            str(row["support"]),
+            figure(row.get("patient_recall")),
+            str(row["patients"]),
+        )
+        for name, row in test["per_class"].items()
+    ]
+    headers = ("class", "recall", "precision", "clips", "patients' recall", "patients")
+    _print_table(console, "Each class", headers, rows)
+    if test["controlled"]:
+        found = test["controlled"]
+        console.print(
+            Text(
+                f"{CONTROLLED}, healthy or sick: balanced accuracy "
+                f"{span(found, 'balanced_accuracy')}, AUROC {span(found, 'auroc')} "
+                f"({found['clips']} clips of {found['patients']} patients)"
+            )
+        )
+
+
+def _crossed(
+    rows: Mapping[str, Mapping[str, Mapping[str, int]]],
+) -> tuple[Sequence[str], list[Sequence[str]]]:
+    columns = columns_of(rows)
+    lines = [
+        (name, *(share(cells.get(column)) for column in columns)) for name, cells in rows.items()
+    ]
+    return ("", *columns), list(lines)
+
+
+def _print_table(
+    console: Console, title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]
+) -> None:
+    table = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False)
+    for place, header in enumerate(headers):
+        words = place == 0 or header == ""
+        table.add_column(Text(one_line(header)), justify="left" if words else "right")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    console.print()
+    console.print(table)
+
+
+def _reasons(console: Console, reasons: Sequence[str]) -> None:
+    for reason in reasons:
+        console.print(Text(f"  {one_line(reason)}", "dim"), soft_wrap=True)
+
+
+def _lines(console: Console, title: str, lines: Sequence[str]) -> None:
+    console.print(Text(f"\n{title}", "bold"))
+    for line in lines or ["none found"]:
+        console.print(Text(f"  - {one_line(line)}"), soft_wrap=True)

@@ -1,0 +1,135 @@
+"""The audit's values as rows of text, the same for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from resp_tune.auditing.counts import in_order
+
+CYCLES = ("normal", "crackle", "wheeze", "both")
+CONTROLLED = "Children on the Meditron"
+TABLES = {
+    "diagnosis_by_device": "Diagnosis × device: recordings (patients)",
+    "diagnosis_by_age": "Diagnosis × age in years: recordings (patients)",
+    "device_by_age": "Device × age in years: recordings (patients)",
+}
+_NONE = "–"
+
+
+def figure(value: float | None) -> str:
+    """Three decimals, or a dash."""
+    return _NONE if value is None else f"{value:.3f}"
+
+
+def share(cell: Mapping[str, int] | None) -> str:
+    """`646 (32)`: recordings and, in brackets, their patients."""
+    return _NONE if cell is None else f"{cell['recordings']} ({cell['patients']})"
+
+
+def span(figures: Mapping[str, Any], name: str) -> str:
+    """`0.505 [0.410, 0.600]`."""
+    low, high = figures["intervals"][name]
+    return f"{figures[name]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+    """The columns of a table, age groups from young to old."""
+    return in_order(column for cells in rows.values() for column in cells)
+
+
+def leak_rows(leaks: Mapping[str, Mapping[str, Any]]) -> list[Sequence[str]]:
+    """Protocol, patients, sessions, share of leaked recordings, classes, sizes of the sides."""
+    rows: list[Sequence[str]] = []
+    for name, found in _protocols(leaks):
+        if found["patients"] is None:
+            rows.append((name, *[_NONE] * 4, "see below"))
+            continue
+        leaked = f"{100 * found['recording_share']:.1f} %"
+        sizes = " + ".join(str(n) for n in found.get("recordings", {}).values())
+        classes = f"{found['task']}, {len(found['classes'])}" if sizes else ""
+        rows.append((name, str(found["patients"]), str(found["sessions"]), leaked, classes, sizes))
+    return rows
+
+
+def leak_reasons(leaks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why a protocol cannot be had from this data set, a line each."""
+    return [f"{name}: {found['reason']}" for name, found in _protocols(leaks) if "reason" in found]
+
+
+def _protocols(leaks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for protocol, found in leaks.items():
+        held_out = found.get("held_out", {})
+        if not held_out:
+            yield protocol, found
+        for device, one in held_out.items():
+            yield f"{protocol}: {device}", one
+        if dropped := found.get("without_shared_patients"):
+            yield f"{protocol}, shared dropped", dropped
+
+
+def baseline_reasons(found: Mapping[str, Any]) -> list[str]:
+    """Why a task has no baselines, a line each."""
+    scores = {**found["baselines"], CONTROLLED: found["controlled"]["baselines"] or {}}
+    return [f"{task}: {one['reason']}" for task, one in scores.items() if "reason" in one]
+
+
+def baseline_rows(found: Mapping[str, Any]) -> list[Sequence[str]]:
+    """A row a task: chance, majority accuracy, then balanced accuracy and macro-F1 of both."""
+    rows: list[Sequence[str]] = []
+    for task, scores in {
+        **found["baselines"],
+        CONTROLLED: found["controlled"]["baselines"],
+    }.items():
+        if scores is None or scores["device"] is None:
+            rows.append((task, *[_NONE] * 6))
+            continue
+        rows.append(
+            (
+                task,
+                figure(scores["chance"]),
+                figure(scores["majority_accuracy"]),
+                *(
+                    figure(scores[columns][metric])
+                    for columns in ("device", "all")
+                    for metric in ("balanced_accuracy", "macro_f1")
+                ),
+            )
+        )
+    return rows
+
+
+def model_rows(model: Mapping[str, Any]) -> list[Sequence[str]]:
+    """The test side by clip, by patient and within each device; then what needs no audio."""
+    test = model["test"]
+    unit = "cycle" if model["task"] == "cycles" else "recording"
+    rows = [_figures_row(f"by {unit}", test["by_clip"])]
+    if test["by_patient"]:
+        rows.append(_figures_row("by patient", test["by_patient"]))
+    for device, found in test["by_device"].items():
+        rows.append(_figures_row(f"within {device} ({len(found['classes'])} classes)", found))
+    for key, name in (("device", "device alone, no audio"), ("all", "data sheet, no audio")):
+        scores = test["baselines"][key]
+        f1, balanced = figure(scores["macro_f1"]), figure(scores["balanced_accuracy"])
+        rows.append((name, "", "", f1, balanced, "", ""))
+    rows.append(
+        (
+            "majority class of the other sides",
+            *[""] * 4,
+            figure(test["baselines"]["majority_accuracy"]),
+            "",
+        )  # fmt: skip
+    )
+    return rows
+
+
+def _figures_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        name,
+        str(found["clips"]),
+        str(found["patients"]),
+        span(found, "macro_f1"),
+        span(found, "balanced_accuracy"),
+        span(found, "accuracy"),
+        figure(found["majority_accuracy"]),
+    )

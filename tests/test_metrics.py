@@ -1,0 +1,149 @@
+"""Metrics against scikit-learn's, on random and on degenerate cases, and the ICBHI score by hand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from resp_tune.learning import metrics
+from resp_tune.learning.metrics import METRICS, Labels, Probabilities
+
+
+def sk_macro_f1(labels: Labels, p: Probabilities) -> float:
+    present = np.unique(labels)
+    return float(sk.f1_score(labels, p.argmax(1), labels=present, average="macro", zero_division=0))
+
+
+def sk_auroc(labels: Labels, p: Probabilities) -> float:
+    areas = [sk.roc_auc_score(labels == c, p[:, c]) for c in np.unique(labels)]
+    return float(np.mean(areas))
+
+
+def sk_icbhi(labels: Labels, p: Probabilities) -> float:
+    right = p.argmax(1) == labels
+    terms = [np.mean(right[side]) for side in (labels == 0, labels > 0) if side.any()]
+    return float(np.mean(terms))
+
+
+ORACLES: dict[str, Callable[[Labels, Probabilities], float]] = {
+    "macro_f1": sk_macro_f1,
+    "balanced_accuracy": lambda y, p: float(sk.balanced_accuracy_score(y, p.argmax(1))),
+    "mcc": lambda y, p: float(sk.matthews_corrcoef(y, p.argmax(1))),
+    "auroc": sk_auroc,
+    "log_loss": lambda y, p: float(sk.log_loss(y, p, labels=range(p.shape[1]))),
+    "accuracy": lambda y, p: float(sk.accuracy_score(y, p.argmax(1))),
+    "icbhi_score": sk_icbhi,
+}
+
+
+def random_case(
+    seed: int, *, n: int = 60, classes: int = 5, ties: bool = False
+) -> tuple[Labels, Probabilities]:
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.ones(classes), n)
+    if ties:
+        p = np.round(p * 4) / 4 + 1e-3
+        p /= p.sum(1, keepdims=True)
+    labels = np.where(rng.random(n) < 0.4, p.argmax(1), rng.integers(classes, size=n))
+    return labels.astype(np.int64), p.astype(np.float32)
+
+
+def absent(labels: Labels, missing: int) -> Labels:
+    return np.where(labels == missing, (missing + 1) % 5, labels)
+
+
+CASES = {
+    **{f"random {seed}": random_case(seed) for seed in range(5)},
+    "two classes": random_case(5, classes=2),
+    "many ties": random_case(6, ties=True),
+    "one answer for all": (
+        random_case(7)[0],
+        np.tile(np.float32([0.5, 0.2, 0.1, 0.1, 0.1]), (60, 1)),
+    ),
+    "first class absent": (absent(random_case(8)[0], 0), random_case(8)[1]),
+    "last class absent": (absent(random_case(9)[0], 4), random_case(9)[1]),
+    "all right": (np.arange(60) % 5, np.eye(5, dtype=np.float32)[np.arange(60) % 5]),
+    "all wrong": (np.arange(60) % 5, np.eye(5, dtype=np.float32)[(np.arange(60) + 1) % 5]),
+    "two items": random_case(11, n=2),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_scikit_learn(case: str, name: str) -> None:
+    labels, p = CASES[case]
+    with warnings.catch_warnings():
+        # Of classes that are predicted and never true, and of probabilities that need clipping.
+        warnings.simplefilter("ignore")
+        expected = ORACLES[name](labels, p)
+    assert METRICS[name].compute(labels, p) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_confusion_matrix() -> None:
+    labels, p = random_case(0)
+    expected = sk.confusion_matrix(labels, p.argmax(1), labels=range(5))
+    assert (metrics.confusion(labels, p.argmax(1), 5) == expected).all()
+
+
+def test_one_class_alone() -> None:
+    """scikit-learn has no area for it; ours is that of a coin, and every figure is finite."""
+    labels = np.zeros(9, dtype=np.int64)
+    p = random_case(0, n=9)[1]
+    assert metrics.auroc(labels, p) == 0.5
+    assert metrics.mcc(labels, p) == 0.0
+    share = float((p.argmax(1) == 0).mean())
+    assert metrics.balanced_accuracy(labels, p) == metrics.accuracy(labels, p) == share
+    assert metrics.icbhi_score(labels, p) == share
+    assert metrics.macro_f1(labels, p) == pytest.approx(2 * share / (1 + share))
+
+
+def test_icbhi_score_by_hand() -> None:
+    """normal 10, crackle 6, wheeze 3, both 1; rows are the true class.
+
+    Sp = 7/10. Se = (3 + 2 + 0) / 10: a crackle called `both` is wrong although it is abnormal.
+    """
+    matrix = [[7, 2, 1, 0], [1, 3, 1, 1], [1, 0, 2, 0], [0, 1, 0, 0]]
+    labels = np.repeat(np.arange(4), [10, 6, 3, 1])
+    predicted = np.concatenate([np.repeat(np.arange(4), row) for row in matrix])
+    p = np.eye(4, dtype=np.float32)[predicted]
+    assert metrics.icbhi_score(labels, p) == pytest.approx((7 / 10 + 5 / 10) / 2)
+    always_normal = np.eye(4, dtype=np.float32)[np.zeros(20, dtype=int)]
+    assert metrics.icbhi_score(labels, always_normal) == 0.5
+    abnormal = labels > 0
+    assert metrics.icbhi_score(labels[abnormal], p[abnormal]) == pytest.approx(0.5)
+
+
+def test_icbhi_score_is_for_cycles_alone() -> None:
+    labels, p = random_case(0, classes=4)
+    cycles = metrics.all_metrics(labels, p, ("normal", "crackle", "wheeze", "both"))
+    diagnoses = metrics.all_metrics(labels, p, ("COPD", "Healthy", "URTI", "Pneumonia"))
+    assert set(cycles) == set(METRICS)
+    assert set(diagnoses) == set(METRICS) - {"icbhi_score"}
+    assert all(cycles[name] == value for name, value in diagnoses.items())
+
+
+def test_a_probability_of_zero_costs_a_finite_amount() -> None:
+    labels, p = np.array([0, 1]), np.array([[0, 1], [1, 0]], dtype=np.float32)
+    assert metrics.log_loss(labels, p) == METRICS["log_loss"].worst
+    assert math.isfinite(METRICS["log_loss"].worst)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(2, 6), st.booleans())
+def test_worst_is_worst(seed: int, n: int, classes: int, ties: bool) -> None:
+    labels, p = random_case(seed, n=n, classes=classes, ties=ties)
+    for metric in METRICS.values():
+        value = metric.compute(labels, p)
+        assert math.isfinite(value)
+        assert value >= metric.worst if metric.mode == "max" else value <= metric.worst + 1e-9
+
+
+def test_majority_accuracy() -> None:
+    assert metrics.majority_accuracy(np.array([2, 2, 0, 2, 1])) == 0.6
