@@ -18,7 +18,7 @@ from resp_tune.data.wording import count
 from resp_tune.errors import UserError
 from resp_tune.learning.bundle import Bundle
 from resp_tune.learning.intervals import bootstrap, intervals
-from resp_tune.learning.metrics import all_metrics, majority_accuracy
+from resp_tune.learning.metrics import Probabilities, all_metrics, majority_accuracy
 from resp_tune.learning.problem import Problem
 from resp_tune.searching.winner import score_test
 
@@ -137,20 +137,23 @@ def figures(
 ) -> dict[str, Any]:
     """Metrics of predictions with 95 % patient-bootstrap intervals, beside the majority rate.
 
-    `frame` has columns patient, label and p_<class>. `names` chooses metrics, None: all.
+    `frame` has columns patient, label and p_<class>. `names` chooses metrics, None: all. One
+    patient alone has no intervals.
     """
-    labels = frame["label"].map({name: i for i, name in enumerate(classes)}).to_numpy(np.int64)
-    probabilities = frame[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+    labels = np.array([list(classes).index(name) for name in frame["label"]], dtype=np.int64)
+    probabilities: Probabilities = frame[[f"p_{name}" for name in classes]].to_numpy(np.float64)
     metrics = all_metrics(labels, probabilities, tuple(classes))
     chosen = list(metrics) if names is None else list(names)
-    spans = intervals(bootstrap(labels, probabilities, list(frame["patient"])))
+    patients = list(frame["patient"])
+    several = len(set(patients)) > 1
+    spans = intervals(bootstrap(labels, probabilities, patients)) if several else {}
     return {
         "clips": len(frame),
-        "patients": frame["patient"].nunique(),
+        "patients": len(set(patients)),
         "classes": [name for i, name in enumerate(classes) if i in labels],
         **{name: metrics[name] for name in chosen},
         "majority_accuracy": majority_accuracy(labels),
-        "intervals": {name: list(spans[name]) for name in chosen},
+        "intervals": {name: list(spans[name]) for name in chosen if name in spans},
     }
 
 

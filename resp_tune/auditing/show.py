@@ -37,20 +37,18 @@ def show(found: Mapping[str, Any]) -> None:
     _lines(console, "Defects", found["defects"])
     for name, title in TABLES.items():
         _print_table(console, title, *_crossed(found["tables"][name]))
-    headers = ("protocol", "patients", "sessions", "leaked", "task, classes", "recordings")
     _print_table(
         console,
         "Leaks: on more than one side; held-out recordings whose patient is trained on",
-        headers,
+        ("protocol", "patients", "sessions", "leaked", "task, classes", "recordings"),
         leak_rows(found["leaks"]),
     )
     _reasons(console, leak_reasons(found["leaks"]))
     _lookup(console, found["patient_lookup"])
-    headers = ("task", "chance", "majority", "device BA", "device F1", "sheet BA", "sheet F1")
     _print_table(
         console,
         "Without any audio, by patient (sheet: device, location, age, sex)",
-        headers,
+        ("task", "chance", "majority", "device BA", "device F1", "sheet BA", "sheet F1"),
         baseline_rows(found),
     )
     _reasons(console, baseline_reasons(found))
@@ -91,9 +89,12 @@ def _model(console: Console, model: Mapping[str, Any]) -> None:
     if test is None:
         console.print(Text(f"  {model['reason']}"))
         return
-    headers = ("", "clips", "patients", "macro-F1", "balanced accuracy", "accuracy", "majority")
-    _print_table(console, "Test side, with 95 % patient-bootstrap intervals", headers,
-                 model_rows(model))  # fmt: skip
+    _print_table(
+        console,
+        "Test side, with 95 % patient-bootstrap intervals",
+        ("", "clips", "patients", "macro-F1", "balanced accuracy", "accuracy", "majority"),
+        model_rows(model),
+    )
     rows = [
         (
             name,
@@ -105,8 +106,12 @@ def _model(console: Console, model: Mapping[str, Any]) -> None:
         )
         for name, row in test["per_class"].items()
     ]
-    headers = ("class", "recall", "precision", "clips", "patients' recall", "patients")
-    _print_table(console, "Each class", headers, rows)
+    _print_table(
+        console,
+        "Each class",
+        ("class", "recall", "precision", "clips", "patients' recall", "patients"),
+        rows,
+    )
     if test["controlled"]:
         found = test["controlled"]
         console.print(
@@ -131,13 +136,15 @@ def _crossed(
 def _print_table(
     console: Console, title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> None:
-    table = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for place, header in enumerate(headers):
         words = place == 0 or header == ""
-        table.add_column(Text(one_line(header)), justify="left" if words else "right")
+        table.add_column(
+            Text(one_line(header)), justify="left" if words else "right", no_wrap=not words
+        )
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
-    console.print()
+    console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
     console.print(table)
 
 

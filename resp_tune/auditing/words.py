@@ -28,7 +28,9 @@ def share(cell: Mapping[str, int] | None) -> str:
 
 
 def span(figures: Mapping[str, Any], name: str) -> str:
-    """`0.505 [0.410, 0.600]`."""
+    """`0.505 [0.410, 0.600]`; without brackets where a single patient leaves nothing to draw."""
+    if name not in figures["intervals"]:
+        return figure(figures[name])
     low, high = figures["intervals"][name]
     return f"{figures[name]:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -107,18 +109,18 @@ def model_rows(model: Mapping[str, Any]) -> list[Sequence[str]]:
     if test["by_patient"]:
         rows.append(_figures_row("by patient", test["by_patient"]))
     for device, found in test["by_device"].items():
-        rows.append(_figures_row(f"within {device} ({len(found['classes'])} classes)", found))
-    for key, name in (("device", "device alone, no audio"), ("all", "data sheet, no audio")):
+        rows.append(_figures_row(f"within {device}, {_classes(found)}", found))
+    for key, name in (("device", "device, no audio"), ("all", "sheet, no audio")):
         scores = test["baselines"][key]
         f1, balanced = figure(scores["macro_f1"]), figure(scores["balanced_accuracy"])
         rows.append((name, "", "", f1, balanced, "", ""))
     rows.append(
         (
-            "majority class of the other sides",
+            "majority class trained on",
             *[""] * 4,
             figure(test["baselines"]["majority_accuracy"]),
             "",
-        )  # fmt: skip
+        )
     )
     return rows
 
@@ -130,6 +132,10 @@ def _figures_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:
         str(found["patients"]),
         span(found, "macro_f1"),
         span(found, "balanced_accuracy"),
-        span(found, "accuracy"),
+        figure(found["accuracy"]),
         figure(found["majority_accuracy"]),
     )
+
+
+def _classes(found: Mapping[str, Any]) -> str:
+    return "1 class" if len(found["classes"]) == 1 else f"{len(found['classes'])} classes"

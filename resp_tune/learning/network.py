@@ -47,7 +47,7 @@ class SoundNet(nn.Module):
 
 
 class SameInputConv(nn.Conv2d):
-    """A stride-2 convolution whose input channels are copies of one; equal to `Conv2d` on the copies.
+    """A stride-2 convolution whose input channels are copies of one, equal to `Conv2d` on them.
 
     Two identities make it fast, gradients included. A convolution of copies is one of the original
     with the kernels summed. And a stride-2 kernel on one channel is a stride-1 kernel of half the

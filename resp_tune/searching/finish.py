@@ -87,7 +87,7 @@ def _details(prepared: Prepared, winner: TrialRecord) -> dict[str, Any]:
             "search": prepared.name,
             "trial": winner.number,
             "score": {settings.metric: winner.score},
-            "data": problem.dataset.root.name,
+            "data": prepared.data_name,
             "synthetic": problem.dataset.synthetic,
             "split_sha256": problem.sides.digest,
             "command": command(sys.argv[1:]),
@@ -139,7 +139,7 @@ def _summary(
         "protocol": settings.protocol,
         "metric": settings.metric,
         "data": {
-            "name": problem.dataset.root.name,
+            "name": prepared.data_name,
             "synthetic": problem.dataset.synthetic,
             "recordings": len(problem.dataset.recordings),
             "notes": [*problem.dataset.problems, *problem.clips.dropped, *problem.sides.notes],

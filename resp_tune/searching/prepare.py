@@ -52,6 +52,12 @@ class Prepared:
         return self.machine.gpus if asked is None else asked
 
     @property
+    def data_name(self) -> str:
+        """What files call the data: not its path, which says whose machine it was."""
+        root = self.problem.dataset.root.absolute()
+        return "built-in synthetic set" if root.is_relative_to(cache_folder()) else root.name
+
+    @property
     def device_type(self) -> str:
         """Where trials compute: `cuda`, or `cpu` also for logical GPUs."""
         real = self.slots.gpus > 0 and os.environ.get(LOGICAL_GPUS) != "1"

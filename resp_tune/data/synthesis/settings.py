@@ -9,7 +9,7 @@ from typing import Literal
 from resp_tune.errors import UserError
 
 # Part of a cached set's key: raise it whenever the same settings would give other files.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 MAX_RECORDINGS = 10_000
 MIN_SECONDS, MAX_SECONDS = 1.0, 120.0

@@ -1,0 +1,140 @@
+"""How a machine is divided among trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resp_tune.errors import UserError
+from resp_tune.tuning.plan import TRIAL_MEMORY, Machine, Slots, plan_slots, this_machine
+
+GIGABYTE = 10**9
+LAPTOP = Machine(cpus=2, gpus=0, memory=8 * GIGABYTE)
+SERVER = Machine(cpus=16, gpus=2, memory=128 * GIGABYTE)
+
+
+def plan(machine: Machine, **asked: Any) -> Slots:
+    given: dict[str, Any] = {
+        "gpus": None,
+        "trials_per_gpu": 1,
+        "concurrency": None,
+        "cpus_per_trial": None,
+        "logical_gpus": False,
+    }
+    return plan_slots(machine, **(given | asked))
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "slots"),
+    [
+        # Without a GPU: a core a trial, as far as memory goes.
+        (LAPTOP, {}, Slots(2, 1.0, 0.0, 1)),
+        (Machine(8, 0, 4 * GIGABYTE), {}, Slots(2, 4.0, 0.0, 4)),
+        (Machine(8, 0, GIGABYTE // 2), {}, Slots(1, 8.0, 0.0, 8)),
+        (Machine(8, 0, 16 * GIGABYTE), {"concurrency": 3}, Slots(3, 2.0, 0.0, 2)),
+        (LAPTOP, {"concurrency": 1}, Slots(1, 2.0, 0.0, 2)),
+        (LAPTOP, {"concurrency": 2, "cpus_per_trial": 0.5}, Slots(2, 0.5, 0.0, 1)),
+        (LAPTOP, {"concurrency": 3}, Slots(3, 0.666, 0.0, 1)),
+        (LAPTOP, {"cpus_per_trial": 0.5}, Slots(4, 0.5, 0.0, 1)),
+        (LAPTOP, {"cpus_per_trial": 2.0}, Slots(1, 2.0, 0.0, 2)),
+        # All GPUs that there are, unless fewer are asked for.
+        (SERVER, {}, Slots(2, 8.0, 1.0, 8)),
+        (SERVER, {"gpus": 1}, Slots(1, 16.0, 1.0, 16)),
+        (SERVER, {"gpus": 2, "trials_per_gpu": 4}, Slots(8, 2.0, 0.25, 2)),
+        (SERVER, {"concurrency": 1}, Slots(1, 16.0, 1.0, 16)),
+        (SERVER, {"trials_per_gpu": 3, "concurrency": 99}, Slots(6, 16 / 6, 1 / 3, 2)),
+        (SERVER, {"gpus": 0, "concurrency": 4}, Slots(4, 4.0, 0.0, 4)),
+        # Rehearsals.
+        (LAPTOP, {"gpus": 4, "logical_gpus": True}, Slots(4, 0.5, 1.0, 1)),
+        (LAPTOP, {"gpus": 4, "logical_gpus": True, "concurrency": 2}, Slots(2, 1.0, 1.0, 1)),
+    ],
+)
+def test_slots(machine: Machine, asked: dict[str, Any], slots: Slots) -> None:
+    assert plan(machine, **asked) == slots
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "message"),
+    [
+        (
+            LAPTOP,
+            {"gpus": 1},
+            "--gpus 1: this machine has no GPU that torch can use; give --gpus 0 for the CPU, or "
+            "set RESP_TUNE_LOGICAL_GPUS=1 to rehearse",
+        ),
+        (
+            SERVER,
+            {"gpus": 4},
+            "--gpus 4: this machine has 2 GPUs that torch can use; give --gpus 2",
+        ),
+        (Machine(4, 1, GIGABYTE), {"gpus": 2}, "has 1 GPU that torch can use; give --gpus 1"),
+        (
+            LAPTOP,
+            {"cpus_per_trial": 3.0},
+            "1 trials at once with 3 CPUs each need more than the 2 CPUs of this machine: lower",
+        ),
+        (LAPTOP, {"concurrency": 2, "cpus_per_trial": 1.5}, "2 trials at once with 1.5 CPUs each"),
+        (
+            SERVER,
+            {"cpus_per_trial": 9.0},
+            "2 trials at once with 9 CPUs each need more than the 16",
+        ),
+    ],
+)
+def test_what_the_machine_has_not(machine: Machine, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(machine, **asked)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    st.builds(Machine, st.integers(1, 128), st.integers(0, 8), st.integers(0, 10**12)),
+    st.none() | st.integers(0, 8),
+    st.integers(1, 8),
+    st.none() | st.integers(1, 300),
+    st.none() | st.floats(0.01, 64),
+    st.booleans(),
+)
+def test_never_more_than_there_is(
+    machine: Machine,
+    gpus: int | None,
+    trials_per_gpu: int,
+    concurrency: int | None,
+    cpus_per_trial: float | None,
+    logical: bool,
+) -> None:
+    asked = {
+        "gpus": gpus,
+        "trials_per_gpu": trials_per_gpu,
+        "concurrency": concurrency,
+        "cpus_per_trial": cpus_per_trial,
+        "logical_gpus": logical,
+    }
+    try:
+        slots = plan(machine, **asked)
+    except UserError:
+        return
+    have = gpus if gpus is not None else machine.gpus
+    assert slots.concurrency >= 1
+    assert slots.threads >= 1
+    assert 0 < slots.cpus * slots.concurrency <= machine.cpus + 1e-3
+    assert slots.gpus * slots.concurrency <= have + 1e-9
+    assert (slots.gpus > 0) == (have > 0)
+    assert logical or have <= machine.gpus
+    assert cpus_per_trial is None or slots.cpus == cpus_per_trial
+
+
+def test_slots_in_words() -> None:
+    assert str(Slots(1, 2.0, 0.0, 2)) == "1 trial at once, each on 2 CPU"
+    assert str(Slots(8, 0.5, 0.25, 1)) == "8 trials at once, each on 0.5 CPU and 0.25 GPU"
+
+
+def test_this_machine() -> None:
+    machine = this_machine()
+    assert machine.cpus >= 1
+    assert machine.gpus >= 0
+    assert machine.memory > TRIAL_MEMORY / 100

@@ -1,0 +1,297 @@
+"""The recorder over a real study: what is handed out, what is written down, what is told."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from resp_tune.config import TrialConfig, preset
+from resp_tune.errors import UserError
+from resp_tune.learning.metrics import METRICS
+from resp_tune.tuning.recorder import HOPELESS, Recorder
+from resp_tune.tuning.samplers import make_sampler
+from resp_tune.tuning.space import load_space
+from resp_tune.tuning.study import (
+    TrialRecord,
+    best_of,
+    bind_settings,
+    open_study,
+    read_study,
+    records,
+    trial_seed,
+)
+
+SPACE = load_space("default.yaml")
+
+
+class Diary:
+    """A listener that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, int, Any]] = []
+
+    def started(self, trial: TrialRecord, seed: int) -> None:
+        self.lines.append(("started", trial.number, seed))
+
+    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+        self.lines.append(("advanced", trial.number, [int(row["epoch"]) for row in epochs]))
+
+    def ended(self, trial: TrialRecord) -> None:
+        self.lines.append(("ended", trial.number, trial.state))
+
+
+def study_at(folder: Path, metric: str = "macro_f1") -> optuna.Study:
+    return open_study(folder / "study.db", "first", metric, make_sampler("random", 0))
+
+
+def recorder_of(study: optuna.Study, diary: Diary | None = None, **more: Any) -> Recorder:
+    asked: dict[str, Any] = {
+        "metric": "macro_f1",
+        "epochs": 3,
+        "seed": 5,
+        "budget": 4,
+        "deadline": None,
+        "listeners": [] if diary is None else [diary],
+    }
+    return Recorder(study, SPACE, **(asked | more))
+
+
+def row(epoch: int, value: float, metric: str = "macro_f1") -> dict[str, float]:
+    return {"epoch": epoch, "train_loss": 1.0, f"val_{metric}": value, "lr": 1e-3, "seconds": 0.1}
+
+
+def next_of(recorder: Recorder) -> dict[str, Any]:
+    handed = recorder.next_trial()
+    assert handed is not None
+    return handed
+
+
+def finish(recorder: Recorder, number: int, value: float) -> None:
+    recorder.advance(number, [row(e, value * e / 3) for e in (1, 2, 3)])
+    recorder.end(number, "finished")
+
+
+def test_the_first_trial_is_the_baseline(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path))
+    first, second = next_of(recorder), next_of(recorder)
+    assert (first["number"], first["epochs_reported"]) == (0, 0)
+    seeded = {"seed": trial_seed(5, 0), "epochs": 3}
+    assert TrialConfig().replace(first["config"]) == preset("baseline").replace(seeded)
+    assert second["config"] | {"seed": 0} != first["config"] | {"seed": 0}
+    assert second["config"]["seed"] == trial_seed(5, 1) != trial_seed(5, 0)
+
+
+def test_what_is_settled_is_what_is_recorded(tmp_path: Path) -> None:
+    study = study_at(tmp_path)
+    settled = recorder_of(study, settle=lambda config: config.replace({"precision": "float32"}))
+    assert next_of(settled)["config"]["precision"] == "float32"
+    assert records(study, SPACE)[0].config.precision == "float32"
+
+
+def test_every_end_as_the_study_has_it(tmp_path: Path) -> None:
+    study, diary = study_at(tmp_path), Diary()
+    recorder = recorder_of(study, diary)
+    for _ in range(4):
+        next_of(recorder)
+    assert recorder.next_trial() is None  # the budget is met
+    finish(recorder, 0, 0.6)
+    recorder.advance(1, [row(1, 0.1), row(2, 0.2)])
+    recorder.end(1, "pruned", "scheduler")
+    recorder.advance(2, [row(1, 0.3), {"epoch": 2, "train_loss": math.nan, "val_loss": math.nan}])
+    recorder.end(2, "diverged", "the loss of epoch 2 is not finite")
+    recorder.end(3, "failed", "ValueError: no")
+
+    again = read_study(tmp_path / "study.db", "first")
+    trials = again.get_trials()
+    expected = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE, TrialState.FAIL]
+    assert [t.state for t in trials] == expected
+    assert [t.value for t in trials] == [0.6, 0.2, METRICS["macro_f1"].worst, None]
+    assert trials[0].intermediate_values == pytest.approx({1: 0.2, 2: 0.4, 3: 0.6})
+    assert trials[1].intermediate_values == {1: 0.1, 2: 0.2}
+    assert trials[2].intermediate_values == {1: 0.3}
+    assert trials[2].user_attrs["diverged"] is True
+    assert trials[1].user_attrs["stopped"] == "scheduler"
+    assert trials[3].user_attrs["error"] == "ValueError: no"
+
+    found = records(again, SPACE)
+    assert [r.state for r in found] == ["finished", "pruned", "diverged", "failed"]
+    assert [r.score for r in found] == [0.6, None, None, None]
+    assert [len(r.epochs) for r in found] == [3, 2, 2, 0]
+    assert math.isnan(found[2].epochs[1]["train_loss"])
+    assert found[3].error == "ValueError: no"
+    assert all(r.seconds >= 0 for r in found)
+    assert [r.values["lr"] for r in found] == [t.params["lr"] for t in trials]
+    best = best_of(found, "macro_f1")
+    assert best is not None
+    assert best.number == 0
+
+    assert diary.lines == [
+        *[("started", n, trial_seed(5, n)) for n in range(4)],
+        ("advanced", 0, [1, 2, 3]),
+        ("ended", 0, "finished"),
+        ("advanced", 1, [1, 2]),
+        ("ended", 1, "pruned"),
+        ("advanced", 2, [1, 2]),
+        ("ended", 2, "diverged"),
+        ("ended", 3, "failed"),
+    ]
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_a_diverged_trial_has_the_worst_score(tmp_path: Path, metric: str) -> None:
+    study = study_at(tmp_path, metric)
+    recorder = recorder_of(study, metric=metric)
+    next_of(recorder)
+    next_of(recorder)
+    recorder.end(0, "diverged")
+    recorder.advance(1, [row(e, 0.5, metric) for e in (1, 2, 3)])
+    recorder.end(1, "finished")
+    assert math.isfinite(study.trials[0].value)
+    assert study.best_trial.number == 1
+    best = best_of(records(study, SPACE), metric)
+    assert best is not None
+    assert best.number == 1
+
+
+def test_trials_left_running_come_first(tmp_path: Path) -> None:
+    """As after a kill: same number, same config, and what was reported is not lost."""
+    first = recorder_of(study_at(tmp_path))
+    handed = [next_of(first) for _ in range(3)]
+    finish(first, 1, 0.4)
+    first.advance(0, [row(1, 0.1)])
+    first.advance(2, [row(1, 0.2), row(2, 0.3)])
+    del first
+
+    study, diary = study_at(tmp_path), Diary()
+    second = recorder_of(study, diary, budget=5)
+    again = [next_of(second), next_of(second)]
+    assert [h["number"] for h in again] == [0, 2]
+    assert [h["config"] for h in again] == [handed[0]["config"], handed[2]["config"]]
+    assert [h["epochs_reported"] for h in again] == [1, 2]
+    second.advance(0, [row(2, 0.4), row(3, 0.5)])
+    second.end(0, "finished")
+    second.advance(2, [])  # everything had been reported already
+    second.advance(2, [row(3, 0.6)])
+    second.end(2, "finished")
+    new = [next_of(second), next_of(second)]
+    assert [h["number"] for h in new] == [3, 4]
+    assert second.next_trial() is None
+
+    found = records(study, SPACE)
+    assert [[int(r["epoch"]) for r in t.epochs] for t in found] == [[1, 2, 3]] * 3 + [[]] * 2
+    assert [t.score for t in found] == [0.5, 0.4, 0.6, None, None]
+    assert [t.state for t in found] == ["finished"] * 3 + [None, None]
+    assert study.trials[0].intermediate_values == {1: 0.1, 2: 0.4, 3: 0.5}
+    assert [line for line in diary.lines if line[0] == "advanced"] == [
+        ("advanced", 0, [2, 3]),
+        ("advanced", 2, [3]),
+    ]
+
+
+def test_an_interrupted_trial_is_handed_out_again_and_again(tmp_path: Path) -> None:
+    configs = []
+    for _ in range(3):
+        handed = next_of(recorder_of(study_at(tmp_path)))
+        assert handed["number"] == 0
+        configs.append(handed["config"])
+    assert configs[0] == configs[1] == configs[2]
+    assert len(study_at(tmp_path).trials) == 1
+
+
+def test_a_search_that_grows(tmp_path: Path) -> None:
+    for budget in (2, 2, 5):
+        recorder = recorder_of(study_at(tmp_path), budget=budget)
+        while (handed := recorder.next_trial()) is not None:
+            finish(recorder, handed["number"], 0.5)
+        assert len(study_at(tmp_path).trials) == budget
+    found = records(study_at(tmp_path), SPACE)
+    assert [t.number for t in found] == [0, 1, 2, 3, 4]
+    baselines = [t for t in found if SPACE.values(SPACE.baseline()) == t.values]
+    assert [t.number for t in baselines] == [0]  # tried once, not with every start
+
+
+def test_a_smaller_budget_hands_out_nothing(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path), budget=3)
+    for number in range(3):
+        next_of(recorder)
+        finish(recorder, number, 0.5)
+    assert recorder_of(study_at(tmp_path), budget=2).next_trial() is None
+
+
+def test_failed_and_pruned_trials_count(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path), budget=3)
+    next_of(recorder)
+    finish(recorder, 0, 0.5)
+    next_of(recorder)
+    recorder.end(1, "failed", "no")
+    next_of(recorder)
+    recorder.end(2, "pruned", "scheduler")
+    assert recorder.next_trial() is None
+    assert recorder_of(study_at(tmp_path), budget=3).next_trial() is None
+
+
+def test_a_deadline_ends_the_search_but_not_what_was_begun(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path), budget=None, deadline=time.monotonic() + 3600)
+    assert not recorder.out_of_time()
+    assert next_of(recorder)["number"] == 0
+    late = recorder_of(study_at(tmp_path), budget=None, deadline=time.monotonic() - 1)
+    assert late.out_of_time()
+    assert next_of(late)["number"] == 0
+    assert late.next_trial() is None
+
+
+def test_without_a_budget_it_goes_on(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path), budget=None)
+    assert [next_of(recorder)["number"] for _ in range(6)] == list(range(6))
+
+
+def test_when_everything_fails_it_gives_up(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path), budget=50)
+    for number in range(HOPELESS):
+        assert next_of(recorder)["number"] == number
+        recorder.end(number, "failed", "no")
+    assert recorder.next_trial() is None
+
+
+def test_one_success_and_it_goes_on(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path), budget=50)
+    next_of(recorder)
+    finish(recorder, 0, 0.5)
+    for number in range(1, HOPELESS + 2):
+        assert next_of(recorder)["number"] == number
+        recorder.end(number, "failed", "no")
+    assert next_of(recorder)["number"] == HOPELESS + 2
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    settings = {"metric": "macro_f1", "epochs": 3, "parameter lr": {"low": 1e-3, "high": 1e-2}}
+    bind_settings(study_at(tmp_path), settings)
+    bind_settings(study_at(tmp_path), settings)
+    with pytest.raises(UserError) as caught:
+        bind_settings(study_at(tmp_path), settings | {"epochs": 5})
+    assert str(caught.value) == (
+        "search 'first' was started with other settings: epochs was 3, now 5. Give the old ones, "
+        "or another --name"
+    )
+
+
+def test_a_study_that_is_not_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not there: no search of that name"):
+        read_study(tmp_path / "study.db", "first")
+    (tmp_path / "study.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(UserError, match="cannot be read as the study 'first'"):
+        read_study(tmp_path / "study.db", "first")
+
+
+def test_seeds_differ_and_repeat() -> None:
+    seeds = {trial_seed(search, number) for search in range(20) for number in range(200)}
+    assert len(seeds) == 20 * 200
+    assert trial_seed(3, 7) == trial_seed(3, 7)
+    assert all(0 <= seed < 2**32 for seed in seeds)
