@@ -164,7 +164,7 @@ def test_trials_left_running_come_first(tmp_path: Path) -> None:
     """As after a kill: same number, same config, and what was reported is not lost."""
     first = recorder_of(study_at(tmp_path))
     handed = [next_of(first) for _ in range(3)]
-    finish(first, 1, 0.4)
+    finish(first, 1, 0.75)
     first.advance(0, [row(1, 0.1)])
     first.advance(2, [row(1, 0.2), row(2, 0.3)])
     del first
@@ -186,7 +186,7 @@ def test_trials_left_running_come_first(tmp_path: Path) -> None:
 
     found = records(study, SPACE)
     assert [[int(r["epoch"]) for r in t.epochs] for t in found] == [[1, 2, 3]] * 3 + [[]] * 2
-    assert [t.score for t in found] == [0.5, 0.4, 0.6, None, None]
+    assert [t.score for t in found] == [0.5, 0.75, 0.6, None, None]
     assert [t.state for t in found] == ["finished"] * 3 + [None, None]
     assert study.trials[0].intermediate_values == {1: 0.1, 2: 0.4, 3: 0.5}
     assert [line for line in diary.lines if line[0] == "advanced"] == [
