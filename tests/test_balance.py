@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy import stats  # type: ignore[import-untyped]  # no types
+from scipy import stats
 from torch.utils.data import WeightedRandomSampler
 
 from resp_tune.learning.balance import draw_clips

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn's, on random and on degenerate cases, and the ICBHI score by hand."""
+"""Metrics against scikit-learn's, on random and degenerate cases, and the ICBHI score by hand."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ CASES = {
     "many ties": random_case(6, ties=True),
     "one answer for all": (
         random_case(7)[0],
-        np.tile(np.float32([0.5, 0.2, 0.1, 0.1, 0.1]), (60, 1)),
+        np.array([[0.5, 0.2, 0.1, 0.1, 0.1]] * 60, dtype=np.float32),
     ),
     "first class absent": (absent(random_case(8)[0], 0), random_case(8)[1]),
     "last class absent": (absent(random_case(9)[0], 4), random_case(9)[1]),
@@ -105,7 +105,7 @@ def test_one_class_alone() -> None:
 
 
 def test_icbhi_score_by_hand() -> None:
-    """normal 10, crackle 6, wheeze 3, both 1; rows are the true class.
+    """Ten normal, crackle 6, wheeze 3, both 1; rows are the true class.
 
     Sp = 7/10. Se = (3 + 2 + 0) / 10: a crackle called `both` is wrong although it is abnormal.
     """

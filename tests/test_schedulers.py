@@ -124,9 +124,10 @@ def test_a_trial_that_was_cut_off_goes_on_as_if_it_had_not_been(reached: int, me
 def test_epochs_without_a_figure_are_not_counted() -> None:
     """What a diverged trial reported last has no place on a rung."""
     first = milestones("asha", EPOCHS)[0]
-    rows = [{"epoch": e, "val_macro_f1": 0.9} for e in range(1, first)]
+    rows: list[dict[str, float]] = [{"epoch": e, "val_macro_f1": 0.9} for e in range(1, first)]
     diverged = [*rows, {"epoch": first, "val_macro_f1": float("nan")}]
-    for past in (rows, diverged, [*rows, {"epoch": first}]):
+    unscored: list[dict[str, float]] = [*rows, {"epoch": first}]
+    for past in (rows, diverged, unscored):
         record = TrialRecord(0, "diverged", None, TrialConfig(), {}, past, 1.0, None)
         scheduler: Any = asha("macro_f1", [record])
         assert all(not recorded for _, recorded in scheduler._brackets[0]._rungs)

@@ -5,61 +5,36 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import soundfile
 import torch
 from small_sets import originals
 from test_logmel import SMALL, torchaudios
+from toy_stores import (
+    COARSE,
+    OTHER_STFT,
+    PLENTY,
+    SAME_SIZE,
+    aged,
+    check,
+    limit_for,
+    noise,
+    one,
+    recordings,
+)
 
-from resp_tune.config import FrontEnd, preset
+from resp_tune.config import preset
 from resp_tune.data.audio import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features import store
-from resp_tune.features.logmel import SILENCE_DB, log_mels
-from resp_tune.features.store import Filled, Source, fill, open_store, store_key
-
-COARSE = dataclasses.replace(SMALL, n_mels=16)
-OTHER_STFT = dataclasses.replace(SMALL, n_fft=512)
-PLENTY = 10**9
-
-
-def noise(seed: int, rate: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 0.1 * torch.randn(rate // 2 + 100 * seed, generator=generator)
-
-
-def recordings(n: int = 4, load: Callable[[int, int], torch.Tensor] = noise) -> list[Source]:
-    return [Source(f"r{i}", f"digest{i}", partial(load, i)) for i in range(n)]
-
-
-def expected(n: int, front_end: FrontEnd) -> torch.Tensor:
-    mels = [log_mels(noise(i, front_end.sample_rate), [front_end])[0].half() for i in range(n)]
-    silence = torch.full((1, front_end.n_mels), SILENCE_DB, dtype=torch.float16)
-    return torch.cat([*mels, silence])
-
-
-def one(root: Path, front_end: FrontEnd = SMALL, n: int = 4) -> Filled:
-    return fill(root, recordings(n), [front_end], limit_bytes=PLENTY)
-
-
-def check(filled: Filled, front_end: FrontEnd = SMALL, n: int = 4) -> None:
-    """What is on disk is what was asked for, and nothing lies beside it."""
-    folder = filled.folders[front_end]
-    on_disk = torch.from_numpy(np.fromfile(folder / "frames.f16", dtype=np.float16))
-    assert torch.equal(on_disk.view(-1, front_end.n_mels), expected(n, front_end))
-    assert not list(folder.parent.glob("*.part"))
-    assert sorted(p.name for p in folder.iterdir()) == ["frames.f16", "index.json"]
+from resp_tune.features.logmel import SILENCE_DB
+from resp_tune.features.store import Source, fill, open_store, store_key
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +50,12 @@ def test_frames_of_several_front_ends_from_one_fill(
 ) -> None:
     passes: list[int] = []
     stft = torch.stft
-    monkeypatch.setattr(torch, "stft", lambda *a, **k: passes.append(1) or stft(*a, **k))
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        passes.append(1)
+        return stft(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "stft", counted)
     loads: list[int] = []
 
     def load(seed: int, rate: int) -> torch.Tensor:
@@ -253,22 +233,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     check(one(tmp_path, n=n), n=n)
 
 
-def aged(root: Path, front_ends: Sequence[FrontEnd]) -> list[Path]:
-    """Stores of these front ends, the first used longest ago, made by a process that is gone."""
-    folders = [one(root, f).folders[f] for f in front_ends]
-    store._HELD.clear()
-    for age, folder in zip(range(len(folders), 0, -1), folders, strict=True):
-        os.utime(folder / "index.json", (time.time() - 3600 * age,) * 2)
-    return folders
-
-
-SAME_SIZE = [dataclasses.replace(SMALL, f_min=f) for f in (10.0, 20.0, 30.0, 40.0)]
-
-
-def limit_for(stores: int) -> int:
-    return stores * expected(4, SMALL).numel() * 2
-
-
 def test_the_least_recently_used_store_goes_first(tmp_path: Path) -> None:
     old, middle, recent = aged(tmp_path, SAME_SIZE[:3])
     fill(tmp_path, recordings(), [SAME_SIZE[0]], limit_bytes=PLENTY)  # used again: now the newest
@@ -280,114 +244,3 @@ def test_the_least_recently_used_store_goes_first(tmp_path: Path) -> None:
     store._HELD.clear()
     check(fill(tmp_path, recordings(), [SMALL, COARSE], limit_bytes=0))  # what is asked for stays
     assert len(list(tmp_path.glob("*/index.json"))) == 2
-
-
-# --- Other processes. Each is forked from a server that has torch loaded and no threads.
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["resp_tune.features.store"])
-
-
-def fill_and_tell(root: Path, front_ends: Sequence[FrontEnd], tell: Connection) -> None:
-    """Fill slowly; sends the number of recordings done after each, at last what was computed."""
-
-    def slowly(seed: int, rate: int) -> torch.Tensor:
-        time.sleep(0.01)
-        return noise(seed, rate)
-
-    tell.send(0)
-    progress = lambda done, _total: tell.send(done)  # noqa: E731  # a line is enough
-    filled = fill(root, recordings(10, slowly), front_ends, limit_bytes=PLENTY, progress=progress)
-    tell.send(filled.computed)
-
-
-def hold_open(folder: Path, tell: Connection) -> None:
-    open_store(folder)
-    tell.send("held")
-    tell.recv()
-
-
-def hold_filled(folder: Path, tell: Connection) -> None:
-    """Like the driver of a search, which fills and leaves the opening to its workers."""
-    assert one(folder.parent, SAME_SIZE[0]).folders == {SAME_SIZE[0]: folder}
-    os.utime(folder / "index.json", (0, 0))
-    tell.send("held")
-    tell.recv()
-
-
-def start(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
-    ours, theirs = _processes.Pipe()
-    process = _processes.Process(target=target, args=(*args, theirs))
-    process.start()
-    theirs.close()
-    return process, ours
-
-
-def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path) -> None:
-    chance = random.Random(0)  # noqa: S311  # no secret
-    for attempt in range(12):
-        root = tmp_path / str(attempt % 3)  # most attempts start from what an earlier one left
-        process, news = start(fill_and_tell, root, [SMALL, COARSE])
-        moment = chance.randrange(12)
-        while (told := news.recv()) != moment and not isinstance(told, tuple):
-            pass
-        time.sleep(chance.random() * 0.01)
-        process.kill()
-        process.join()
-        for folder in root.glob("*/"):
-            assert folder.suffix == ".part" or store._sound(folder)
-    # What a killed process had begun is removed with the next fill, of whatever.
-    for attempt in range(3):
-        one(tmp_path / str(attempt), OTHER_STFT)
-        assert not list((tmp_path / str(attempt)).glob("*.part"))
-    for attempt in range(3):
-        filled = fill(tmp_path / str(attempt), recordings(10), [SMALL, COARSE], limit_bytes=PLENTY)
-        check(filled, SMALL, 10)
-        check(filled, COARSE, 10)
-
-
-def test_two_at_once_compute_once(tmp_path: Path) -> None:
-    """Also when they ask in another order, which must not lock them up."""
-    asked = ([SMALL, COARSE, OTHER_STFT], [OTHER_STFT, COARSE, SMALL])
-    started = [start(fill_and_tell, tmp_path, front_ends) for front_ends in asked]
-    computed: list[FrontEnd] = []
-    for process, news in started:
-        while not isinstance(told := news.recv(), tuple):
-            pass
-        computed += told
-        process.join()
-        assert process.exitcode == 0
-    assert len(computed) == 3
-    assert set(computed) == set(asked[0])
-
-
-HOLDERS = {"opened": hold_open, "filled": hold_filled}
-
-
-@pytest.mark.parametrize("holds", HOLDERS)
-def test_a_store_that_another_process_has_open_stays(tmp_path: Path, holds: str) -> None:
-    old, middle, recent = aged(tmp_path, SAME_SIZE[:3])
-    process, news = start(HOLDERS[holds], old)
-    assert news.recv() == "held"
-    fill(tmp_path, recordings(), [SAME_SIZE[2]], limit_bytes=limit_for(1))
-    assert [p.exists() for p in (old, middle, recent)] == [True, False, True]
-    news.send("enough")
-    process.join()
-    fill(tmp_path, recordings(), [SAME_SIZE[2]], limit_bytes=limit_for(1))
-    assert [p.exists() for p in (old, middle, recent)] == [False, False, True]
-
-
-def fill_without_room(root: Path, turn: int, tell: Connection) -> None:
-    for i in range(8):
-        front_end = SAME_SIZE[(i + turn) % len(SAME_SIZE)]
-        filled = fill(root, recordings(2), [front_end], limit_bytes=0)
-        assert store._sound(filled.folders[front_end])
-        store._HELD.clear()
-    tell.send("done")
-
-
-def test_processes_that_evict_each_others_stores(tmp_path: Path) -> None:
-    started = [start(fill_without_room, tmp_path, turn) for turn in range(3)]
-    for process, news in started:
-        assert news.recv() == "done"
-        process.join()

@@ -73,6 +73,14 @@ def toy_data(config: TrialConfig) -> TrainingData:
     return toy_folds(config, 1)[0]
 
 
+def trained(config: TrialConfig, folds: list[TrainingData]) -> Training:
+    """A training that has run to its end."""
+    training = Training(config, folds)
+    while not training.done:
+        training.run_epoch()
+    return training
+
+
 def fingerprint(training: Training) -> str:
     """A hash of every weight, of the optimiser's moments and of the figures but the seconds."""
     digest = hashlib.sha256()
@@ -91,10 +99,7 @@ def train_alone() -> str:
     """The fingerprint of a short training with everything random switched on."""
     torch.set_num_threads(1)
     config = toy_config(n_freq_masks=1, max_mask_pct=0.3, augment_validation=True, seed=5)
-    training = Training(config, toy_folds(config, 2))
-    while not training.done:
-        training.run_epoch()
-    return fingerprint(training)
+    return fingerprint(trained(config, toy_folds(config, 2)))
 
 
 if __name__ == "__main__":  # run by test_training in a process of its own

@@ -57,7 +57,7 @@ def sides_of(bundle: Bundle, dataset: Dataset) -> Problem:
             clips,
             details["protocol"],
             split_seed=int(provenance.get("split_seed", 0)),
-            folds=len(bundle.networks),
+            folds=int(provenance.get("folds", len(bundle.networks))),
             hold_out_device=provenance.get("hold_out_device"),
             drop_shared_patients=bool(provenance.get("drop_shared_patients", False)),
         )

@@ -84,7 +84,7 @@ def _lookup(console: Console, lookup: Mapping[str, Any]) -> None:
 
 def _model(console: Console, model: Mapping[str, Any]) -> None:
     who = f"{model['search']}, trial {model['trial']}, " if model["search"] else ""
-    console.print(Text(f"\nModel: {who}{model['task']}, {model['protocol']}", "bold"))
+    console.print(Text(f"\nModel: {one_line(who)}{model['task']}, {model['protocol']}", "bold"))
     test = model["test"]
     if test is None:
         console.print(Text(f"  {model['reason']}"))

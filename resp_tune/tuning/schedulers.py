@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
@@ -35,6 +36,25 @@ def grace_period(epochs: int) -> int:
     return max(1, math.ceil(GRACE * epochs))
 
 
+class ContinuedAsha(AsyncHyperBandScheduler):
+    """ASHA whose rungs may hold trials of an earlier run of the search, by their number.
+
+    Such a trial has another id when it goes on; it must not be judged again where it has passed.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial is about to run, for the first time or again."""
+        super().on_trial_add(tune_controller, trial)
+        past = _past(trial.config["number"])
+        for _, recorded in self._brackets[0]._rungs:
+            if past in recorded:
+                recorded[trial.trial_id] = recorded.pop(past)
+
+
+def _past(number: int) -> str:
+    return f"past-{number}"
+
+
 def make_scheduler(
     name: str, *, epochs: int, metric: str, past: Sequence[TrialRecord]
 ) -> TrialScheduler:
@@ -42,7 +62,7 @@ def make_scheduler(
     if name == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray's
     mode = METRICS[metric].mode
-    scheduler = AsyncHyperBandScheduler(
+    scheduler = ContinuedAsha(
         time_attr="epoch",
         metric="best_so_far",
         mode=mode,
@@ -53,7 +73,7 @@ def make_scheduler(
     sign, better = (1.0, max) if mode == "max" else (-1.0, min)
     bracket = scheduler._brackets[0]  # no public way in; test_schedulers holds it to a fresh run
     for trial in past:
-        key = SimpleNamespace(trial_id=f"past-{trial.number}")
+        key = SimpleNamespace(trial_id=_past(trial.number))
         best: float | None = None
         for row in trial.epochs:
             value = row.get(f"val_{metric}")
