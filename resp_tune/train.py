@@ -208,6 +208,7 @@ def _save(folder: Path, training: Training, problem: Problem, settings: SearchSe
         "provenance": {
             "data": problem.dataset.root.name,
             "synthetic": problem.dataset.synthetic,
+            **settings.sides(),
             "split_sha256": problem.sides.digest,
             "validation": training.history[-1].metrics,
             "versions": versions(),

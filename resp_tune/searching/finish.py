@@ -89,6 +89,7 @@ def _details(prepared: Prepared, winner: TrialRecord) -> dict[str, Any]:
             "score": {settings.metric: winner.score},
             "data": prepared.data_name,
             "synthetic": problem.dataset.synthetic,
+            **settings.sides(),
             "split_sha256": problem.sides.digest,
             "command": command(sys.argv[1:]),
             "versions": files.versions(),

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from resp_tune.errors import UserError, nearest
 
@@ -85,6 +86,11 @@ class SearchSettings:
         if self.trials is None and self.time_budget is None:
             return 20
         return self.trials
+
+    def sides(self) -> dict[str, Any]:
+        """What the sides of this data follow from, beside task and protocol."""
+        names = ("split_seed", "folds", "hold_out_device", "drop_shared_patients")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def named(self) -> str:
