@@ -7,7 +7,7 @@ host that has torch and nothing else.
 from __future__ import annotations
 
 import dataclasses
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -154,7 +154,7 @@ def _coerce(name: str, value: Any) -> Any:
         return value
     hint = _HINTS[name]
     if isinstance(value, int) and (hint is float or float in get_args(hint)):
-        return float(value)
+        return float(value) if abs(value) < 2**53 else value
     if isinstance(value, float) and (hint is int or int in get_args(hint)) and value.is_integer():
         return int(value)
     return value
@@ -165,18 +165,18 @@ def _check(spec: dataclasses.Field[Any], value: Any) -> None:
     if options := _options(name):
         if value not in options:
             listed = ", ".join(str(o) for o in options)
-            raise UserError(f"{name}: {value!r} is not one of {listed}")
+            raise UserError(f"{name}: {reprlib.repr(value)} is not one of {listed}")
         return
     kinds = get_args(hint) or (hint,)
     if value is None and type(None) in kinds:
         return
     if type(value) not in kinds:
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise UserError(f"{name}: {value!r} is not {wanted}")
+        raise UserError(f"{name}: {reprlib.repr(value)} is not {wanted}")
     if "low" in spec.metadata:
         low, high = spec.metadata["low"], spec.metadata["high"]
-        if not (math.isfinite(value) and low <= value <= high):
-            raise UserError(f"{name}: {value!r} is outside {low:g} to {high:g}")
+        if not low <= value <= high:  # true of NaN as well
+            raise UserError(f"{name}: {reprlib.repr(value)} is outside {low:g} to {high:g}")
 
 
 PRESETS: dict[str, TrialConfig] = {
