@@ -161,4 +161,4 @@ def test_the_logged_model_is_plain_code_and_lies_beside_the_store(registered: Re
     model = next((registered.storage / "mlartifacts").rglob("MLmodel")).parent
     names = {path.name for path in model.rglob("*") if path.is_file()}
     assert {"served_model.py", "config.json", "weights.safetensors", "input_example.json"} <= names
-    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pyc"))]
+    assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
