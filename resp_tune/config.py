@@ -81,10 +81,10 @@ class TrialConfig:
     dropout: float = _bounded(0.25, 0.0, 0.95, "of each of the three last layers")
     lr: float = _bounded(3e-3, 1e-7, 10.0, "peak of OneCycle")
     weight_decay: float = _bounded(1e-2, 0.0, 10.0, "AdamW's")
-    batch_size: int = _bounded(32, 1, 65_536, "items an optimiser step")
+    batch_size: int = _bounded(32, 2, 65_536, "items an optimiser step")
     micro_batch: int | None = field(
         default=None,
-        metadata={"low": 1, "high": 65_536, "help": "items at once; null: the whole batch"},
+        metadata={"low": 2, "high": 65_536, "help": "items at once; null: the whole batch"},
     )
     epochs: int = _bounded(20, 1, 100_000, "full length of the OneCycle schedule")
     balance: Balance = _choice(
@@ -132,7 +132,7 @@ class TrialConfig:
         """A copy with `values` put in; an unknown field or a bad value raises `UserError`."""
         for name in values:
             if name not in FIELDS:
-                raise UserError(f"unknown field '{name}': {nearest(name, FIELDS)}")
+                raise UserError(f"unknown field {name!r}: {nearest(name, FIELDS)}")
         return dataclasses.replace(self, **{k: _coerce(k, v) for k, v in values.items()})
 
     def as_dict(self) -> dict[str, Any]:
@@ -208,5 +208,5 @@ PRESETS: dict[str, TrialConfig] = {
 def preset(name: str) -> TrialConfig:
     """The preset `name`; an unknown one raises `UserError` with the list."""
     if name not in PRESETS:
-        raise UserError(f"unknown preset '{name}': {nearest(name, PRESETS)}")
+        raise UserError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
     return PRESETS[name]

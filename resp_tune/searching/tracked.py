@@ -21,13 +21,14 @@ class TrackedTrials:
         for trial in trials:
             if trial.state is not None:
                 self.started(trial, trial.config.seed)
-                self.advanced(trial, trial.epochs)
                 self.ended(trial)
 
     def started(self, trial: TrialRecord, seed: int) -> None:
         """A trial was handed out."""
         params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
         self.runs.start_trial(trial.number, params=params, seed=seed, tags=self.tags)
+        # What a trial had done before its driver was killed may not have reached MLflow.
+        self.advanced(trial, trial.epochs)
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
         """A trial has new epochs."""

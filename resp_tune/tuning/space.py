@@ -25,6 +25,10 @@ NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
 Scalar = bool | int | float | str | None
 
 
+# What a float holds exactly; YAML has whole numbers of any length.
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -60,10 +64,11 @@ class FloatRange(_Range):
 
     def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
         """How the study holds `value`, moved into the range."""
-        moved = min(max(float(value), self.low), self.high)
+        moved = min(max(_number_or(self.high, value), self.low), self.high)
         if self.step is not None:
-            moved = self.low + round((moved - self.low) / self.step) * self.step
-        return {name: min(moved, self.high)}
+            steps = min((moved - self.low) / self.step, (self.high - self.low) // self.step)
+            moved = self.low + round(steps) * self.step
+        return {name: moved}
 
     def ends(self) -> tuple[Any, ...]:
         """Values that must be valid for all of the range to be."""
@@ -74,9 +79,9 @@ class IntRange(_Range):
     """A whole number, uniform in `low..high` or in its logarithm."""
 
     type: Literal["int"]
-    low: int
-    high: int
-    step: int | None = None
+    low: Whole
+    high: Whole
+    step: Whole | None = None
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> int:
         """A value for `name`, chosen by the study's sampler."""
@@ -85,7 +90,7 @@ class IntRange(_Range):
     def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
         """How the study holds `value`, moved into the range."""
         step = self.step or 1
-        moved = min(max(int(value), self.low), self.high)
+        moved = int(min(max(_number_or(self.high, value), self.low), self.high))
         return {name: self.low + (moved - self.low) // step * step}
 
     def ends(self) -> tuple[Any, ...]:
@@ -101,7 +106,7 @@ class Ordinal(_Strict):
     """
 
     type: Literal["ordinal"]
-    values: list[int | float] = Field(min_length=2, max_length=1000)
+    values: list[Whole | float] = Field(min_length=2, max_length=1000)
 
     @model_validator(mode="after")
     def _ascending(self) -> Ordinal:
@@ -124,7 +129,8 @@ class Ordinal(_Strict):
 
     def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
         """How the study holds the value nearest to `value`."""
-        at = min(range(len(self.values)), key=lambda i: abs(self.values[i] - value))
+        wanted = _number_or(self.values[-1], value)
+        at = min(range(len(self.values)), key=lambda i: abs(self.values[i] - wanted))
         return {name: self.values[at]} if self._step is not None else {f"{name}_index": at}
 
     def ends(self) -> tuple[Any, ...]:
@@ -155,6 +161,11 @@ class Categorical(_Strict):
     def ends(self) -> tuple[Any, ...]:
         """Values that must be valid for all of the range to be."""
         return tuple(self.values)
+
+
+def _number_or(high: float, value: float | None) -> float:
+    """`value`, or the upper end for null: `f_max` and `micro_batch` mean as much as there is."""
+    return high if value is None else value
 
 
 Parameter = FloatRange | IntRange | Ordinal | Categorical
@@ -219,8 +230,9 @@ def load_space(given: str) -> SearchSpace:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"space '{given}' has over {LARGEST_FILE} bytes: not a search space")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"space '{given}' cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # days and numbers that cannot be, too
+        said = " ".join(str(error).split())
+        raise UserError(f"space '{given}' cannot be read: {said}") from error
     except yaml.YAMLError as error:
         raise UserError(f"space '{given}' is not YAML: {' '.join(str(error).split())}") from error
     try:
@@ -249,7 +261,7 @@ def _parse(name: str, content: Any) -> SearchSpace:
     known = ("description", "preset", "fixed", "parameters")
     for key in content:
         if key not in known:
-            raise UserError(f"unknown key '{key}': {nearest(str(key), known)}")
+            raise UserError(f"unknown key {str(key)!r}: {nearest(str(key), known)}")
     base = preset(str(content.get("preset", "baseline")))
     fixed, parameters = content.get("fixed") or {}, content.get("parameters")
     if not isinstance(fixed, dict):
@@ -262,13 +274,14 @@ def _parse(name: str, content: Any) -> SearchSpace:
         if field in fixed:
             raise UserError(f"'{field}' stands in both 'fixed' and 'parameters'")
         _check_values(base, field, parameter)
+    _check_micro_batches(base, parsed)
     description = " ".join(str(content.get("description", "")).split())
     return SearchSpace(name, description, base, parsed)
 
 
 def _parameter(field: str, value: Any) -> Parameter:
     if field not in FIELDS:
-        raise UserError(f"unknown field '{field}': {nearest(field, FIELDS)}")
+        raise UserError(f"unknown field {field!r}: {nearest(field, FIELDS)}")
     if field in NOT_SEARCHED:
         raise UserError(f"'{field}' is not searched: give --{field} instead")
     if isinstance(value, dict):
@@ -296,7 +309,7 @@ def _first_mistake(error: ValidationError, value: Any) -> str:
     if first["type"] == "extra_forbidden":
         known = {"ordinal": ["values"], "categorical": ["values"]}
         options = known.get(value["type"], ["low", "high", "log", "step"])
-        return f"unknown key '{where[0]}': {nearest(where[0], options)}"
+        return f"unknown key {where[0]!r}: {nearest(where[0], options)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(where[:1])}: {message}" if where else message
 
@@ -306,8 +319,8 @@ def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
     spec = FIELDS[field]
     for value in parameter.ends():
         probe = {field: value}
-        if field == "batch_size" and base.micro_batch is not None:
-            probe["micro_batch"] = None
+        if field in ("batch_size", "micro_batch"):  # held to each other by `_check_micro_batches`
+            probe = {"micro_batch": None, "batch_size": 65_536, **probe}
         if field in FRONT_END_FIELDS:
             continue  # judged in combination, by `front_ends`
         base.replace(probe)
@@ -315,11 +328,25 @@ def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
         raise UserError(f"{field}: type float does not fit a whole number: use int or ordinal")
 
 
+def _check_micro_batches(base: TrialConfig, parsed: Mapping[str, Parameter]) -> None:
+    """No trial may be handed a micro-batch above its batch, whatever else it is handed."""
+    micro, batch = (
+        parsed[name].ends() if name in parsed else (getattr(base, name),)
+        for name in ("micro_batch", "batch_size")
+    )
+    largest = max((m for m in micro if m is not None), default=0)
+    if largest > min(batch):
+        raise UserError(
+            f"micro_batch {largest} is above batch_size {min(batch)}, which a trial may be given "
+            "with it: keep all of one at or below all of the other"
+        )
+
+
 def _all_values(field: str, parameter: Parameter) -> list[Any]:
     if isinstance(parameter, IntRange):
-        values = list(range(parameter.low, parameter.high + 1, parameter.step or 1))
+        values = range(parameter.low, parameter.high + 1, parameter.step or 1)
         if not parameter.log and len(values) <= MOST_FRONT_ENDS:
-            return values
+            return list(values)
     if isinstance(parameter, Ordinal | Categorical):
         return list(parameter.values)
     raise UserError(
