@@ -29,7 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
 WHOLE_RANGES = {
     "n_freq_masks": (0, 10),
     "width": (1, 256),
-    "batch_size": (1, 500),
+    "batch_size": (2, 500),
     "n_mels": (8, 99),
 }
 CHOICES: dict[str, list[Any]] = {
