@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from argparse import SUPPRESS
+from argparse import _ArgumentGroup as Group  # argparse has no public name for it
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,14 @@ NOT_BUILT = "--{} {}: not built yet; built: {}"
 def parser() -> Parser:
     """All flags; their defaults are those of `SearchSettings`."""
     p = Parser("search", __doc__ or "")
-    data = p.add_argument_group("what is learnt, and how it is judged")
+    _data_flags(p.add_argument_group("what is learnt, and how it is judged"))
+    _trial_flags(p.add_argument_group("what is tried"))
+    _place_flags(p.add_argument_group("where it runs"))
+    _result_flags(p.add_argument_group("where results go"))
+    return p
+
+
+def _data_flags(data: Group) -> None:
     data.add_argument(
         "--data",
         metavar="PATH",
@@ -66,7 +74,9 @@ def parser() -> Parser:
         action="store_true",
         help="of --protocol official: leave out patients who stand on both of its sides",
     )
-    what = p.add_argument_group("what is tried")
+
+
+def _trial_flags(what: Group) -> None:
     what.add_argument("--space", metavar="FILE", default=DEFAULTS.space, help="search space, YAML")
     what.add_argument(
         "--trials",
@@ -99,7 +109,9 @@ def parser() -> Parser:
         default=DEFAULTS.seed,
         help="of the sampler and of every trial",
     )
-    where = p.add_argument_group("where it runs")
+
+
+def _place_flags(where: Group) -> None:
     where.add_argument(
         "--gpus",
         type=natural_int,
@@ -122,7 +134,9 @@ def parser() -> Parser:
     where.add_argument("--address", default="local", help="only local is built so far")
     where.add_argument("--wait-for-gpus", metavar="10m", help=SUPPRESS)
     where.add_argument("--trial-timeout", metavar="10m", help=SUPPRESS)
-    keep = p.add_argument_group("where results go")
+
+
+def _result_flags(keep: Group) -> None:
     keep.add_argument("--name", help="of the search (default: a timestamp)")
     keep.add_argument(
         "--storage",
@@ -144,7 +158,6 @@ def parser() -> Parser:
     keep.add_argument(
         "--config", metavar="FILE", help="YAML file of these settings; flags override it"
     )
-    return p
 
 
 def _one_of(names: Sequence[str]) -> str:
