@@ -57,7 +57,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        say("interrupted: what was finished is kept; the same command goes on from there")
+        say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our stdout (`| head`) has gone; Python's exit would flush into it again.

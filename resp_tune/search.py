@@ -230,14 +230,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.searching.prepare import prepare
     from resp_tune.searching.show import show_plan, show_result
 
-    prepared = prepare(settings, say)
-    console = Console(stderr=True)
+    prepared = prepare(settings, say, sys.argv[1:] if argv is None else argv)
+    # The plan is what a dry run is for; else it is a message, as stdout is for results.
+    console = Console(stderr=not settings.dry_run)
     show_plan(prepared, console)
     if settings.dry_run:
         return
     from resp_tune.searching.run import run_search
 
-    summary = run_search(prepared, say, console)
+    try:
+        summary = run_search(prepared, say, console)
+    except KeyboardInterrupt:
+        say(f"everything is kept; to go on: the same command with --name {prepared.name}")
+        raise
     show_result(summary)
 
 

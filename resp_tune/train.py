@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from resp_tune.searching.settings import PROTOCOLS, TASKS, SearchSettings
 if TYPE_CHECKING:
     from resp_tune.learning.problem import Problem
     from resp_tune.learning.training import EpochResult, Training
+    from resp_tune.tracking.lookup import TrialRun
 
 COLUMNS = ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "lr")
 
@@ -49,6 +51,8 @@ def parser() -> Parser:
     p.add_argument(
         "--protocol", choices=PROTOCOLS, help="default: patient; of the preset notebook recording"
     )
+    p.add_argument("--hold-out-device", metavar="NAME", help="of --protocol device")
+    p.add_argument("--drop-shared-patients", action="store_true", help="of --protocol official")
     p.add_argument("--split-seed", type=natural_int, metavar="N", help="of the sides (default: 0)")
     p.add_argument(
         "--seed",
@@ -78,21 +82,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.data.recordings import load_dataset
     from resp_tune.searching.prepare import data_folder, make_problem
 
-    config, settings, threads = read_arguments(args)
+    asked = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
     dataset = load_dataset(data_folder(args.data, say))
-    problem = make_problem(dataset, settings, None)
+    problem = make_problem(dataset, asked.settings, None)
+    if asked.split_sha256 not in (None, problem.sides.digest):
+        raise UserError(
+            f"--run {args.run}: this data does not give the sides that the trial had: give the "
+            "--data of its search, and no other task, protocol or --split-seed"
+        )
     for note in (*dataset.problems, *problem.clips.dropped, *problem.sides.notes):
         say(f"note: {note}")
-    training = _train(config, problem, threads)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # where it cannot be, before the training
+    training = _train(asked, problem)
     _print_result(training, problem)
     if out is not None:
-        print(_save(out, training, problem, settings))
+        print(_save(out, training, problem, asked.settings))
 
 
-def read_arguments(args: Namespace) -> tuple[TrialConfig, SearchSettings, int | None]:
-    """The config, the settings of the sides, and the number of threads."""
+@dataclass(frozen=True)
+class Asked:
+    """What to train on which sides; `threads` None: all cores. A repeated trial knows its sides."""
+
+    config: TrialConfig
+    settings: SearchSettings
+    threads: int | None
+    split_sha256: str | None = None
+    on_cpu: bool = False
+
+
+def read_arguments(args: Namespace) -> Asked:
+    """The arguments, with what follows from a preset or a trial's run."""
     usual: dict[str, Any] = {}
+    repeated: dict[str, Any] = {}
     threads = args.threads
     if args.preset is not None:
         config = preset(args.preset)
@@ -101,12 +124,18 @@ def read_arguments(args: Namespace) -> tuple[TrialConfig, SearchSettings, int | 
     elif args.config is not None:
         config = _read_config(args.config)
     else:
-        config, usual, trial_threads = _read_run(args.run, args.tracking_uri)
-        threads = threads or trial_threads
-    flags = {k: getattr(args, k) for k in ("task", "protocol", "split_seed")}
+        trial = _read_run(args.run, args.tracking_uri)
+        config, usual = TrialConfig().replace(trial.config), trial.settings
+        threads = threads or trial.threads
+        repeated = {"split_sha256": trial.split_sha256, "on_cpu": trial.on_cpu}
+    flags = {k: getattr(args, k) for k in ("task", "protocol", "split_seed", "hold_out_device")}
+    if args.protocol is not None:  # the options of another protocol do not go with it
+        usual = {k: v for k, v in usual.items() if k in ("task", "split_seed", "folds")}
     chosen = {**usual, **{k: v for k, v in flags.items() if v is not None}}
+    if args.drop_shared_patients:
+        chosen["drop_shared_patients"] = True
     overrides = {k: getattr(args, k) for k in ("seed", "epochs") if getattr(args, k) is not None}
-    return config.replace(overrides), SearchSettings(**chosen), threads
+    return Asked(config.replace(overrides), SearchSettings(**chosen), threads, **repeated)
 
 
 def _read_config(path: str) -> TrialConfig:
@@ -125,12 +154,11 @@ def _read_config(path: str) -> TrialConfig:
         raise UserError(f"--config '{path}': {error}") from error
 
 
-def _read_run(run_id: str, uri: str | None) -> tuple[TrialConfig, dict[str, Any], int]:
+def _read_run(run_id: str, uri: str | None) -> TrialRun:
     from resp_tune.tracking.lookup import trial_run
     from resp_tune.tracking.uri import resolve_uri
 
-    trial = trial_run(resolve_uri(uri, Path("results").absolute()), run_id)
-    return TrialConfig().replace(trial.config), trial.settings, trial.threads
+    return trial_run(resolve_uri(uri, Path("results").absolute()), run_id)
 
 
 def _empty_folder(given: str) -> Path:
@@ -140,7 +168,7 @@ def _empty_folder(given: str) -> Path:
     return folder
 
 
-def _train(config: TrialConfig, problem: Problem, threads: int | None) -> Training:
+def _train(asked: Asked, problem: Problem) -> Training:
     import torch
 
     from resp_tune.features.logmel import check_filters
@@ -151,12 +179,12 @@ def _train(config: TrialConfig, problem: Problem, threads: int | None) -> Traini
     from resp_tune.learning.training import Training
     from resp_tune.tuning.plan import this_machine
 
-    front_end = config.front_end
+    config, front_end = asked.config, asked.config.front_end
     check_filters(front_end)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() and not asked.on_cpu else "cpu"
     workers = this_machine().cpus
     store = fill_stores(problem, problem.search_stems, [front_end], workers=workers)
-    torch.set_num_threads(threads or workers)
+    torch.set_num_threads(asked.threads or workers)
     keep_freed_memory()
     config = settle_precision(config, device)
     say(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")

@@ -13,7 +13,11 @@ fi
 stamp=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)
 if [ "$(cat "$VENV/.made_from" 2>/dev/null || true)" != "$stamp" ]; then
   echo "setting up $VENV (once; torch alone is several GB where it brings CUDA)" >&2
-  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+  # Asked for by pip, not by python: without Debian's python3-venv a venv is left half made.
+  if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && ! "$python" -m venv --clear "$VENV"; then
+    "$python" -m venv --clear --without-pip "$VENV"
+    "$python" -m pip --python "$VENV/bin/python" install --quiet pip
+  fi
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$ROOT/constraints.txt" --editable "$ROOT[dev]" >&2
   echo "$stamp" > "$VENV/.made_from"

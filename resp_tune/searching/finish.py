@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ from resp_tune.tuning.study import READINGS, SECONDS, STUDY_ID, TrialRecord, bes
 
 COMPARED = 3  # runs that the link to MLflow's comparison opens
 
-Say = Callable[[str], None]
-
 
 def finish(
     prepared: Prepared,
@@ -43,7 +41,6 @@ def finish(
     runs: SearchRuns,
     filled: Filled,
     baselines: Mapping[str, Any],
-    say: Say,
 ) -> Path:
     """Everything that follows the last trial; the path of `summary.json`."""
     trials = records(study, prepared.space)
@@ -60,9 +57,6 @@ def finish(
     if scored is not None:
         predictions.append(scored.predictions)
     files.write_csv(folder / "predictions.csv", pd.concat(predictions, ignore_index=True))
-    run_ids = runs.run_ids()
-    files.write_trials(prepared.folder / "trials.csv", trials, run_ids)
-    files.write_epochs(prepared.folder / "epochs.csv", trials)
     summary = {
         **_summary(prepared, trials, winner, scored),
         "test_readings": readings,
@@ -91,15 +85,17 @@ def _details(prepared: Prepared, winner: TrialRecord) -> dict[str, Any]:
             "synthetic": problem.dataset.synthetic,
             **settings.sides(),
             "split_sha256": problem.sides.digest,
-            "command": command(sys.argv[1:]),
+            "command": command(prepared),
             "versions": files.versions(),
         },
     }
 
 
-def command(arguments: list[str]) -> str:
-    """The command that was typed, without what may hold a password."""
-    shown = [redact(a) for a in arguments]
+def command(prepared: Prepared) -> str:
+    """The command that was typed, with the data it found and without what may hold a password."""
+    shown = [redact(a) for a in prepared.arguments]
+    if prepared.settings.data is None and (found := os.environ.get("RESP_TUNE_DATA")):
+        shown += ["--data", found]
     return shlex.join(["python", "-m", "resp_tune.search", *shown])
 
 
@@ -182,8 +178,9 @@ def _into_mlflow(
     )
     if run_id is None:
         raise RunError(
-            f"the MLflow store '{redact(prepared.tracking_uri)}' is away: the winner is in "
-            f"{prepared.folder / 'winner'}; run the same command again to register it"
+            f"the MLflow store '{redact(prepared.tracking_uri)}' is away: the winner is "
+            f"{prepared.folder / 'winner'}; the same command with --name {prepared.name} "
+            "registers it"
         )
     model = register_winner(
         prepared.tracking_uri,

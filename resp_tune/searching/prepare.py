@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from resp_tune.features.logmel import check_filters
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import cache_folder
 from resp_tune.searching.settings import SearchSettings
-from resp_tune.tracking.lookup import THREADS
+from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
-from resp_tune.tracking.uri import resolve_uri
+from resp_tune.tracking.uri import resolve_uri, sqlite_file
 from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
 from resp_tune.tuning.space import SearchSpace, load_space
+from resp_tune.tuning.study import check_settings, read_study
 from resp_tune.tuning.trainable import LOGICAL_GPUS
 
 Say = Callable[[str], None]
@@ -44,6 +45,7 @@ class Prepared:
     front_ends: tuple[FrontEnd, ...]
     machine: Machine
     slots: Slots
+    arguments: tuple[str, ...]  # as typed
 
     @property
     def gpus(self) -> int:
@@ -72,7 +74,7 @@ class Prepared:
         name = torch.cuda.get_device_name() if real else "cpu"
         rehearsed = self.slots.gpus > 0 and not real
         return {
-            "resp_tune.device": f"{name} (logical GPU)" if rehearsed else name,
+            DEVICE: f"{name} (logical GPU)" if rehearsed else name,
             THREADS: str(self.slots.threads),
         }
 
@@ -103,7 +105,7 @@ class Prepared:
         }
 
 
-def prepare(settings: SearchSettings, say: Say) -> Prepared:
+def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -> Prepared:
     """Check the settings against space, machine, data, storage and tracking; writes nothing.
 
     Only the default synthetic data set is made, in the cache folder, when no data is given.
@@ -127,10 +129,24 @@ def prepare(settings: SearchSettings, say: Say) -> Prepared:
     probe(tracking_uri)
     dataset = load_dataset(data_folder(settings.data, say))
     name = settings.named
+    check_name(name, storage, tracking_uri)
     problem = make_problem(dataset, settings, storage / name / "split.json")
-    return Prepared(
-        settings, name, storage / name, tracking_uri, problem, space, front_ends, machine, slots
+    prepared = Prepared(
+        settings=settings,
+        name=name,
+        folder=storage / name,
+        tracking_uri=tracking_uri,
+        problem=problem,
+        space=space,
+        front_ends=front_ends,
+        machine=machine,
+        slots=slots,
+        arguments=tuple(arguments),
     )
+    database = prepared.folder / "study.db"
+    if database.exists():
+        check_settings(read_study(database, name), prepared.meaning())
+    return prepared
 
 
 def data_folder(given: str | None, say: Say) -> Path:
@@ -181,7 +197,18 @@ def _difference(old: Sides, new: Sides) -> str:
         {s for f in x.folds for s in (*f.train, *f.validation)} | set(x.test or ())
         for x in (old, new)
     )
+    if before == now:
+        return "the same recordings stand on other sides"
     return f"{len(before - now)} recordings are gone and {len(now - before)} are new"
+
+
+def check_name(name: str, storage: Path, tracking_uri: str) -> None:
+    """Raise `UserError` when the search's folder would be a file, or MLflow's."""
+    folder = storage / name
+    taken = {sqlite_file(tracking_uri), storage / "mlflow.db", storage / "mlartifacts"}
+    if folder in taken or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--name '{name}': '{folder}' is or will be something else: give another")
+    check_storage(folder)
 
 
 def check_storage(storage: Path) -> None:
@@ -196,7 +223,10 @@ def check_storage(storage: Path) -> None:
 
 
 def data_digest(problem: Problem, workers: int) -> str:
-    """A hash of every recording that the search reads, their names included."""
-    sources = problem.sources(problem.search_stems, workers)
-    content = json.dumps([[s.stem, s.digest] for s in sources])
-    return hashlib.sha256(content.encode()).hexdigest()
+    """A hash of every recording that the search reads: names, bytes, and labelled clips."""
+    stems, recordings = problem.search_stems, problem.dataset.recordings
+    sources = [[s.stem, s.digest] for s in problem.sources(stems, workers)]
+    named = ((recordings[c.recording].stem, c) for c in problem.clips.clips)
+    searched = set(stems)
+    clips = [[stem, c.start, c.end, c.label] for stem, c in named if stem in searched]
+    return hashlib.sha256(json.dumps([sources, clips]).encode()).hexdigest()

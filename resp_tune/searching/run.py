@@ -21,6 +21,7 @@ from resp_tune.learning.metrics import METRICS
 from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import fill_stores
 from resp_tune.learning.seeds import mix_seed
+from resp_tune.searching import files
 from resp_tune.searching.finish import finish
 from resp_tune.searching.holding import held
 from resp_tune.searching.known_baselines import baselines_of
@@ -75,10 +76,13 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
             tracked.replay(before)
             if _wants_more(study, prepared):
                 _run_trials(prepared, study, before, tracked, filling, console)
-            check_some_finished(records(study, prepared.space))
+            trials = records(study, prepared.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - clock
             study.set_user_attr(SECONDS, seconds)
-            return finish(prepared, study, runs, filling.result(), baselines.result(), say)
+            files.write_trials(prepared.folder / "trials.csv", trials, runs.run_ids())
+            files.write_epochs(prepared.folder / "epochs.csv", trials)
+            check_some_finished(trials)
+            return finish(prepared, study, runs, filling.result(), baselines.result())
 
 
 def _open(prepared: Prepared) -> optuna.Study:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from resp_tune.searching.prepare import Prepared
 from resp_tune.tracking.uri import redact
@@ -18,7 +19,8 @@ SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 def show_plan(prepared: Prepared, console: Console) -> None:
     """The plan in a few lines, on the console."""
     for name, text in plan_lines(prepared):
-        console.print(f"[bold]{name:<9}[/]{text}", highlight=False, soft_wrap=True)
+        line = f"[bold]{name:<9}[/]{escape(text)}"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
@@ -105,7 +107,8 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
     links = summary["mlflow"]["links"]
     lines += [f"{name}: {link}" for name, link in links.items()]
     if not summary["mlflow"]["tracking_uri"].startswith("http"):
-        lines.append(f"(links work while `bash scripts/ui {summary['name']}` runs)")
+        where = f"{summary['name']} --storage {folder.parent}"
+        lines.append(f"(links work while `bash scripts/ui {where}` runs)")
     return [*lines, f"report: {folder / 'report.html'}"]
 
 

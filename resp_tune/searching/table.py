@@ -86,8 +86,9 @@ class TrialTable:
 
     def render(self) -> Group:
         """The running trials by number, then the best of the others."""
-        running = [t for t in self.trials.values() if t.state is None]
-        ended = sorted((t for t in self.trials.values() if t.state is not None), key=self._rank)
+        trials = list(self.trials.values())  # the display's thread reads while trials come in
+        running = [t for t in trials if t.state is None]
+        ended = sorted((t for t in trials if t.state is not None), key=self._rank)
         shown = [*running, *ended][:ROWS]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("trial", "state", "epoch", self.metric, "s"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from resp_tune.config import FIELDS
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect
 from resp_tune.tracking.names import KIND, PARENT
@@ -14,16 +14,22 @@ from resp_tune.tracking.store import probe
 from resp_tune.tracking.uri import redact, root_cause
 
 THREADS = "resp_tune.threads"
+DEVICE = "resp_tune.device"
 _SETTINGS = ("task", "protocol", "folds", "split_seed", "hold_out_device", "drop_shared_patients")
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """The trial config's fields, the settings of the sides, the threads it had."""
+    """The trial config's fields, the settings and hash of its sides, the threads it had.
+
+    `on_cpu`: whether it was trained on the CPU, whose bits no GPU repeats.
+    """
 
     config: dict[str, Any]
     settings: dict[str, Any]
+    split_sha256: str
     threads: int
+    on_cpu: bool
 
 
 def trial_run(uri: str, run_id: str) -> TrialRun:
@@ -42,10 +48,19 @@ def trial_run(uri: str, run_id: str) -> TrialRun:
             f"--run {run_id} is not in '{redact(uri)}' ({root_cause(error)}): give a run id from "
             "trials.csv, and --tracking-uri where the search had one"
         ) from None
-    settings = {k: v for k, v in _plain(parent.data.params).items() if k in _SETTINGS}
-    return TrialRun(_plain(run.data.params), settings, int(run.data.tags.get(THREADS, "1")))
+    params, tags = parent.data.params, run.data.tags
+    return TrialRun(
+        config={name: _value(text) for name, text in run.data.params.items() if name in FIELDS},
+        settings={name: _value(text) for name, text in params.items() if name in _SETTINGS},
+        split_sha256=params["split_sha256"],
+        threads=int(tags.get(THREADS, "1")),
+        on_cpu=tags.get(DEVICE, "").startswith("cpu"),
+    )
 
 
-def _plain(params: dict[str, str]) -> dict[str, Any]:
-    """MLflow keeps text; what was a number, a boolean or nothing becomes it again."""
-    return {name: None if text == "None" else yaml.safe_load(text) for name, text in params.items()}
+def _value(text: str) -> Any:
+    """MLflow keeps text; what was a number, a boolean or None becomes it again."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

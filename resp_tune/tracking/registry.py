@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
 from resp_tune.tracking.names import WEIGHTS
 from resp_tune.tracking.uri import redact, root_cause, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import FileInfo
     from mlflow.entities.model_registry import ModelVersion
 
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9]\d{0,8}))")
@@ -58,7 +57,7 @@ def register_winner(
 ) -> RegisteredModel:
     """Log the bundle as a model of run `run_id`, register it and point `alias` at it.
 
-    The same weights keep their version, however often they are registered. Raises `UserError`
+    The same weights keep their version, however often they are registered. Raises `RunError`
     where the store cannot be reached or refuses.
     """
     from mlflow.exceptions import MlflowException
@@ -75,9 +74,9 @@ def register_winner(
                 version = _register(client, name, model_id, run_id, described)
         client.set_registered_model_alias(name, alias, str(version))
     except MlflowException as error:
-        raise UserError(
+        raise RunError(
             f"the winner could not be registered in '{redact(uri)}' ({root_cause(error)}): "
-            "the same command tries it again"
+            "the same command and --name tries it again"
         ) from None
     return RegisteredModel(name, version, f"models:/{name}/{version}")
 
@@ -266,11 +265,6 @@ def _download(model: str, scratch: str) -> list[Path]:
         Path(download_artifacts(f"{model}/{_BUNDLE}/{name}", dst_path=scratch))
         for name in sorted(names)
     ]
-
-
-def _is_wanted(entry: FileInfo) -> bool:
-    name = _base(entry.path)
-    return not entry.is_dir and bool(re.fullmatch(r"config\.json|\w[\w.-]*\.safetensors", name))
 
 
 def _base(path: str) -> str:

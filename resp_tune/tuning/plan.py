@@ -10,6 +10,7 @@ import psutil
 
 from resp_tune.errors import UserError
 
+LEAST_CPUS = 0.01
 TRIAL_MEMORY = 1.5e9  # bytes: torch, Ray's worker and a batch of the notebook's size
 
 
@@ -81,6 +82,8 @@ def plan_slots(
             f"{max(slots, 1)} trials at once with {cpus_per_trial:g} CPUs each need more than the "
             f"{machine.cpus} CPUs of this machine: lower --concurrency or --cpus-per-trial"
         )
+    if cpus_per_trial < LEAST_CPUS:
+        raise UserError(f"--cpus-per-trial {cpus_per_trial:g} is below {LEAST_CPUS:g}")
     gpu_share = 1 / trials_per_gpu if gpus else 0.0
     return Slots(slots, cpus_per_trial, gpu_share, max(1, int(cpus_per_trial)))
 

@@ -105,7 +105,12 @@ class Recorder:
         return self._ended == {"failed"} and self._failures >= HOPELESS
 
     def advance(self, number: int, rows: Sequence[dict[str, float]]) -> None:
-        """Epochs of a running trial."""
+        """Epochs of a running trial; those that are known are skipped.
+
+        A worker that takes over from a lost one tells again what the lost one had told.
+        """
+        known = len(self._rows[number])
+        rows = [row for row in rows if row["epoch"] > known]
         if not rows:
             return
         trial = self._trials[number]

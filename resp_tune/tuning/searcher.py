@@ -50,11 +50,11 @@ class StudySearcher(Searcher):
             self.recorder.end(number, "failed", "its worker was lost again and again")
             return
         self.recorder.advance(number, result["epochs"])
-        if result["error"]:
-            self.recorder.end(number, "failed", result["error"])
-        elif result["diverged"]:
-            reason = f"the loss of epoch {result['epoch']} is not finite"
+        if result["diverged"]:
+            reason = result["error"] or f"the loss of epoch {result['epoch']} is not finite"
             self.recorder.end(number, "diverged", reason)
+        elif result["error"]:
+            self.recorder.end(number, "failed", result["error"])
         elif result["epoch"] == self.recorder.epochs:
             self.recorder.end(number, "finished")
         else:

@@ -60,7 +60,8 @@ class FloatRange(_Range):
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> float:
         """A value for `name`, chosen by the study's sampler."""
-        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        # Some samplers give numpy's scalar, which is no float to JSON and the config.
+        return float(trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log))
 
     def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
         """How the study holds `value`, moved into the range."""
@@ -85,7 +86,7 @@ class IntRange(_Range):
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> int:
         """A value for `name`, chosen by the study's sampler."""
-        return trial.suggest_int(name, self.low, self.high, step=self.step or 1, log=self.log)
+        return int(trial.suggest_int(name, self.low, self.high, step=self.step or 1, log=self.log))
 
     def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
         """How the study holds `value`, moved into the range."""
@@ -124,7 +125,8 @@ class Ordinal(_Strict):
     def suggest(self, trial: optuna.trial.Trial, name: str) -> float:
         """A value for `name`, chosen by the study's sampler."""
         if (step := self._step) is not None:
-            return trial.suggest_int(name, int(self.values[0]), int(self.values[-1]), step=step)
+            low, high = int(self.values[0]), int(self.values[-1])
+            return int(trial.suggest_int(name, low, high, step=step))
         return self.values[trial.suggest_int(f"{name}_index", 0, len(self.values) - 1)]
 
     def optuna_params(self, name: str, value: Any) -> dict[str, Any]:

@@ -77,10 +77,14 @@ def read_study(path: Path, name: str) -> optuna.Study:
 
 def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
     """Remember what a trial of this study means; refuse a command that means something else."""
-    known = study.user_attrs.get(SETTINGS)
-    if known is None:
+    if SETTINGS not in study.user_attrs:
         study.set_user_attr(SETTINGS, dict(settings))
-        return
+    check_settings(study, settings)
+
+
+def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` with the difference when trials of `study` mean something else."""
+    known = study.user_attrs.get(SETTINGS, settings)
     changed = [
         f"{key} was {known.get(key)!r}, now {value!r}"
         for key, value in settings.items()

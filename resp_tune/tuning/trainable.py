@@ -66,13 +66,15 @@ class TrialTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run epochs until a report is due."""
-        error = None
+        error, out_of_memory = None, False
         try:
             self._run_epochs()
         except Exception as cause:  # whatever a config brings about belongs to its trial alone
+            # By name, since torch is not imported here: of CUDA, and of the host.
+            out_of_memory = type(cause).__name__ in ("OutOfMemoryError", "MemoryError")
             error = f"{type(cause).__name__}: {cause}"
             self._write_traceback()
-        return self._report(error)
+        return self._report(error, out_of_memory=out_of_memory)
 
     def _run_epochs(self) -> None:
         if self.training is None:
@@ -86,12 +88,12 @@ class TrialTrainable(tune.Trainable):
             if now_due or len(training.history) in self.work.milestones:
                 return
 
-    def _report(self, error: str | None) -> dict[str, Any]:
+    def _report(self, error: str | None, *, out_of_memory: bool) -> dict[str, Any]:
         history = self.training.history if self.training is not None else []
         rows = [e.row() for e in history]
         fresh, self.sent = rows[self.sent :], max(self.sent, len(rows))
         last = history[-1] if history else None
-        diverged = last is not None and not last.finite
+        diverged = out_of_memory or (last is not None and not last.finite)
         return {
             "number": self.number,
             "epoch": len(history),
@@ -115,7 +117,9 @@ class TrialTrainable(tune.Trainable):
         training = Training(self.trial_config, folds, self._device())
         self.checkpointed = time.monotonic()
         if self.checkpoint_path.exists():
-            training.load_state(torch.load(self.checkpoint_path, weights_only=True))
+            training.load_state(
+                torch.load(self.checkpoint_path, weights_only=True, map_location="cpu")
+            )
         return training
 
     def _device(self) -> str:
