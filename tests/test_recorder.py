@@ -295,3 +295,18 @@ def test_seeds_differ_and_repeat() -> None:
     assert len(seeds) == 20 * 200
     assert trial_seed(3, 7) == trial_seed(3, 7)
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_what_a_lost_worker_told_is_not_told_twice(tmp_path: Path) -> None:
+    """Ray starts the trial with the config it had: the new worker tells all from the first."""
+    diary = Diary()
+    study = study_at(tmp_path)
+    recorder = recorder_of(study, diary)
+    number = next_of(recorder)["number"]
+    recorder.advance(number, [row(1, 0.1), row(2, 0.2)])
+    recorder.advance(number, [row(1, 0.1), row(2, 0.2), row(3, 0.3)])
+    recorder.end(number, "finished")
+    (told,) = [t for t in records(study, SPACE) if t.number == number]
+    assert [r["epoch"] for r in told.epochs] == [1, 2, 3]
+    assert [line[2] for line in diary.lines if line[0] == "advanced"] == [[1, 2], [3]]
+    assert told.score == 0.3

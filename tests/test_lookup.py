@@ -1,0 +1,53 @@
+"""A trial's run, read back from MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resp_tune.config import TrialConfig
+from resp_tune.errors import UserError
+from resp_tune.tracking.lookup import trial_run
+from resp_tune.tracking.runs import SearchRuns
+
+
+def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    config = TrialConfig().replace({"lr": 1e-5, "weight_decay": 1e-6, "f_max": 1500.0, "seed": 7})
+    runs = SearchRuns(
+        uri,
+        tmp_path,
+        "first",
+        metric="macro_f1",
+        mode="max",
+        params={
+            "task": "diagnosis",
+            "split_seed": 3,
+            "folds": 2,
+            "hold_out_device": None,
+            "drop_shared_patients": True,
+            "split_sha256": "ab12",
+            "data": "/a folder: of mine, [copy]",  # is no YAML
+        },
+        tags={},
+    )
+    fields = {k: v for k, v in config.as_dict().items() if k != "seed"}
+    tags = {"resp_tune.threads": "2", "resp_tune.device": "cpu (logical GPU)"}
+    runs.start_trial(0, params=fields, seed=7, tags=tags)
+    run_id = runs.run_ids()[0]
+    runs.close("FINISHED")
+    found = trial_run(uri, run_id)
+    assert TrialConfig().replace(found.config) == config
+    assert found.settings == {
+        "task": "diagnosis",
+        "split_seed": 3,
+        "folds": 2,
+        "hold_out_device": None,
+        "drop_shared_patients": True,
+    }
+    assert (found.split_sha256, found.threads, found.on_cpu) == ("ab12", 2, True)
+    with pytest.raises(UserError, match="not the run of a trial"):
+        trial_run(uri, runs.parent_run_id)
+    with pytest.raises(UserError, match="run id"):
+        trial_run(uri, "f" * 32)
