@@ -6,7 +6,6 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
-from resp_tune.config import FIELDS
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect
 from resp_tune.tracking.names import KIND, PARENT
@@ -50,7 +49,7 @@ def trial_run(uri: str, run_id: str) -> TrialRun:
         ) from None
     params, tags = parent.data.params, run.data.tags
     return TrialRun(
-        config={name: _value(text) for name, text in run.data.params.items() if name in FIELDS},
+        config={name: _value(text) for name, text in run.data.params.items()},
         settings={name: _value(text) for name, text in params.items() if name in _SETTINGS},
         split_sha256=params["split_sha256"],
         threads=int(tags.get(THREADS, "1")),
