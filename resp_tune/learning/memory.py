@@ -11,8 +11,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 def keep_freed_memory() -> None:
     """Let malloc reuse the memory of the last batch instead of returning it to the system.
 
-    By default glibc maps every large tensor anew and the kernel clears each of its pages: on the
-    CPU that was 40 % of a training step. Elsewhere than on Linux with glibc nothing changes.
+    By default glibc maps every large tensor anew and the kernel clears each of its pages, at
+    every batch. Elsewhere than on Linux with glibc nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return
