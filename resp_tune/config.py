@@ -14,7 +14,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from resp_tune.errors import UserError, nearest
 
-Balance = Literal["none", "sampler", "sampler_all"]
+Balance = Literal[
+    "none",
+    "sampler",
+    "sampler_all",
+    "inverse",
+    "sqrt_inverse",
+    "effective_number",
+    "focal",
+    "logit_adjustment",
+]
+Compression = Literal["db", "pcen"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -32,6 +42,7 @@ class FrontEnd:
 
     Frames are `10·log10(max(mel power, 1e-10))` of a centred Hann STFT of `n_fft` samples, every
     `hop_length`, through `n_mels` HTK triangles from `f_min` to `f_max` Hz, without filter norm.
+    With `compression: pcen` the power is divided by its own recent past instead of being logged.
     """
 
     sample_rate: int
@@ -40,6 +51,7 @@ class FrontEnd:
     n_mels: int
     f_min: float
     f_max: float
+    compression: Compression = "db"
 
     def frames(self, samples: int) -> int:
         """Frames of a waveform of `samples` samples at `sample_rate`."""
@@ -71,13 +83,20 @@ class TrialConfig:
         "what is kept of a recording that is too long: start: its beginning; random: anywhere in "
         "training, and in evaluation the mean over crops that cover it",
     )
-    normalise: Literal["none", "clip"] = _choice("clip", "clip: zero mean, unit sd over a clip")
+    normalise: Literal["none", "clip", "recording", "band", "pcen"] = _choice(
+        "clip",
+        "zero mean and unit sd over: clip: what the network sees; recording: all of the recording; "
+        "band: each mel band of the training side. pcen: per-channel energy normalisation, no dB",
+    )
     time_shift: float = _bounded(0.4, 0.0, 1.0, "fraction of a clip, largest circular shift")
     max_mask_pct: float = _bounded(0.1, 0.0, 1.0, "fraction of an axis, widest SpecAugment mask")
     n_freq_masks: int = _bounded(1, 0, 10, "frequency masks an item")
     n_time_masks: int = _bounded(2, 0, 10, "time masks an item")
     augment_validation: bool = _choice(False, "the notebook's defect: augments validation as well")
-    width: int = _bounded(16, 1, 256, "channels of the first block; each block doubles them")
+    mixup: float = _bounded(0.0, 0.0, 1.0, "α of Beta(α, α), by which pairs are mixed; 0: none")
+    label_smoothing: float = _bounded(0.0, 0.0, 0.5, "of a label, spread over all classes")
+    width: int = _bounded(16, 1, 256, "channels of the first block; the next three double them")
+    depth: int = _bounded(4, 2, 7, "convolution blocks; each halves frames and bands")
     dropout: float = _bounded(0.25, 0.0, 0.95, "of each of the three last layers")
     lr: float = _bounded(3e-3, 1e-7, 10.0, "peak of OneCycle")
     weight_decay: float = _bounded(1e-2, 0.0, 10.0, "AdamW's")
@@ -87,10 +106,14 @@ class TrialConfig:
         metadata={"low": 2, "high": 65_536, "help": "items at once; null: the whole batch"},
     )
     epochs: int = _bounded(20, 1, 100_000, "full length of the OneCycle schedule")
+    ema: float = _bounded(
+        0.0, 0.0, 0.9999, "decay a step of the averaged weights that are evaluated; 0: none"
+    )
     balance: Balance = _choice(
         "sampler",
         "none: each item once; sampler: drawn with weight 1 / (class count in training); "
-        "sampler_all: the notebook's, counts over training and validation",
+        "sampler_all: the notebook's, counts over training and validation; the others show each "
+        "item once: inverse, sqrt_inverse, effective_number: loss weights; focal; logit_adjustment",
     )
     precision: Precision = _choice(
         "auto", "of the network's arithmetic; auto: bfloat16 where the hardware has it"
@@ -120,6 +143,7 @@ class TrialConfig:
             self.n_mels,
             self.f_min,
             self.sample_rate / 2 if self.f_max is None else self.f_max,
+            "pcen" if self.normalise == "pcen" else "db",
         )
 
     @property

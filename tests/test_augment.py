@@ -49,6 +49,11 @@ def plainly(clips: ClipFrames, draws: Draws, i: int, config: TrialConfig) -> tor
     x = x.clamp(min=x.max().item() - config.top_db)
     if config.normalise == "clip":
         x = (x - x.mean()) / x.std().clamp(min=1e-3)
+    if config.normalise == "recording":
+        # The last clip is a part of its recording, the others are all of theirs.
+        whole = clips.frames.values[clips.frames.first[n] :][: clips.frames.count[n]].float()
+        whole = whole.clamp(min=whole.max().item() - config.top_db)
+        x = (x - whole.mean()) / whole.std()
     fill = x.mean()
     masked = x.clone()
     for start, width in zip(draws.freq_start[i], draws.freq_width[i], strict=True):
@@ -58,14 +63,14 @@ def plainly(clips: ClipFrames, draws: Draws, i: int, config: TrialConfig) -> tor
     return masked
 
 
-@pytest.mark.parametrize("normalise", ["none", "clip"])
+@pytest.mark.parametrize("normalise", ["none", "clip", "recording"])
 @pytest.mark.parametrize("crop", ["start", "random"])
 @pytest.mark.parametrize("pad", ["silence", "repeat"])
 def test_a_batch_is_a_plain_loop(pad: str, crop: str, normalise: str) -> None:
     config = toy_config(
         pad=pad, crop=crop, normalise=normalise, top_db=50.0, max_mask_pct=0.5, n_freq_masks=2
     )
-    clips = random_clips(config)
+    clips = random_clips(config).prepared(config)
     items = torch.arange(200) % len(clips.count)
     for draws in (
         draw_augmented(items, clips.count, config, generator()),
@@ -81,9 +86,18 @@ def test_a_batch_is_a_plain_loop(pad: str, crop: str, normalise: str) -> None:
         torch.testing.assert_close(single, batch[:1], atol=1e-5, rtol=0)
 
 
-def test_the_frames_are_not_changed() -> None:
-    config = toy_config()
+def test_a_recordings_level_must_be_known() -> None:
+    config = toy_config(normalise="recording")
     clips = random_clips(config)
+    with pytest.raises(ValueError, match="prepared"):
+        make_batch(clips, draw_plain(clips.count, config), config)
+    assert random_clips(toy_config()).prepared(toy_config()).level is None
+
+
+@pytest.mark.parametrize("normalise", ["none", "clip", "recording"])
+def test_the_frames_are_not_changed(normalise: str) -> None:
+    config = toy_config(normalise=normalise)
+    clips = random_clips(config).prepared(config)
     before = clips.frames.values.clone()
     make_batch(clips, draw_augmented(torch.arange(7), clips.count, config, generator()), config)
     assert torch.equal(clips.frames.values, before)

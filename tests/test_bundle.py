@@ -87,6 +87,7 @@ def test_the_files_are_plain(training: Training, tmp_path: Path) -> None:
         "n_mels": 16,
         "f_min": 50.0,
         "f_max": 2000.0,
+        "compression": "db",
     }
     assert TrialConfig().replace(content["trial_config"]) == training.config
 

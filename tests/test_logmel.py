@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torchaudio
@@ -14,6 +16,7 @@ from resp_tune.features.logmel import (
     empty_filters,
     log_mels,
     mel_bank,
+    silence,
 )
 
 SMALL = FrontEnd(4000, 256, 128, 48, 50.0, 2000.0)
@@ -93,6 +96,47 @@ def test_very_short_waveforms(samples: int) -> None:
 def test_zeros_are_silence() -> None:
     (ours,) = log_mels(torch.zeros(1000), [SMALL])
     assert (ours == SILENCE_DB).all()
+
+
+def plain_pcen(power: torch.Tensor, frame_rate: float) -> torch.Tensor:
+    """The formula of arXiv:1607.05666, one frame after the other."""
+    energy, out = power.double() * 2**31, []
+    t = 0.4 * frame_rate
+    b = ((1 + 4 * t**2) ** 0.5 - 1) / (2 * t**2)
+    smooth = energy[0]
+    for now in energy:
+        smooth = (1 - b) * smooth + b * now
+        out.append((now / (1e-6 + smooth) ** 0.98 + 2) ** 0.5 - 2**0.5)
+    return torch.stack(out).float()
+
+
+def test_pcen_is_its_formula() -> None:
+    front_end = dataclasses.replace(SMALL, compression="pcen")
+    waveform = torch.cat([breath(9000), torch.zeros(3000), breath(5000)])
+    decibels, ours = log_mels(waveform, [SMALL, front_end])
+    power = 10 ** (decibels / 10)
+    power[decibels == SILENCE_DB] = 0  # the floor is the logarithm's, not PCEN's
+    theirs = plain_pcen(power, front_end.sample_rate / front_end.hop_length)
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
+    assert ours.half().isfinite().all()
+    assert (ours[75:90] == silence(front_end)).all()  # well inside the zeros
+
+
+def test_pcen_takes_away_what_a_stethoscope_adds() -> None:
+    """A gain that is steady in a band all but vanishes; in dB it stays in full."""
+    front_end = dataclasses.replace(SMALL, compression="pcen")
+    noise = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    sound = 0.01 * noise * (2 + torch.linspace(0, 40, 20_000).sin())
+    decibels, ours = log_mels(sound, [SMALL, front_end])
+    louder_db, louder = log_mels(10 * sound, [SMALL, front_end])
+    torch.testing.assert_close(louder_db - decibels, torch.full_like(ours, 20.0), atol=0.1, rtol=0)
+    assert (louder / ours).max() < 100**0.02 + 0.02  # the power to what the gain of 0.98 leaves
+
+
+def test_pcen_of_sudden_sound_fits_float16() -> None:
+    front_end = dataclasses.replace(SMALL, compression="pcen", hop_length=4)
+    (ours,) = log_mels(torch.cat([torch.zeros(4000), torch.ones(10), torch.zeros(99)]), [front_end])
+    assert ours.half().isfinite().all()
 
 
 @pytest.mark.parametrize("front_end", [SMALL, NOTEBOOK])

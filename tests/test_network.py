@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy import toy_config, toy_data
 
 from resp_tune.learning.network import SoundNet
+from resp_tune.learning.training import Training
 
 
 def plain(classes: int, width: int, dropout: float, channels: int) -> nn.Module:
@@ -119,3 +124,31 @@ def test_dropout_stands_before_each_linear_layer() -> None:
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 1, 313, 48), (2, 1, 7, 80)])
 def test_any_size_of_clip(shape: tuple[int, ...]) -> None:
     assert SoundNet(6, width=4, dropout=0.1).eval()(torch.randn(shape)).shape == (2, 6)
+
+
+def test_bands_are_standardised_by_the_training_side() -> None:
+    config = toy_config(normalise="band", top_db=30.0)
+    data = toy_data(config)
+    rows = []
+    for first, count in zip(data.train.clips.first, data.train.clips.count, strict=True):
+        values = data.train.clips.frames.values[first : first + count].float().numpy()
+        rows.append(np.maximum(values, values.max() - 30))
+    every = np.concatenate(rows)
+    network = Training(config, [data]).networks()[0]
+    assert network.bands is not None
+    np.testing.assert_allclose(network.bands.mean, every.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(network.bands.sd, every.std(0), rtol=1e-3)
+    plain = copy.deepcopy(network)
+    plain.bands = None
+    x = torch.randn(3, 1, 16, 16) * 10 - 40
+    standard = (x - network.bands.mean) / network.bands.sd
+    assert torch.equal(network(x), plain(standard))
+
+
+@pytest.mark.parametrize(("depth", "widest"), [(2, 8), (3, 16), (4, 32), (6, 32)])
+def test_depth_adds_blocks_of_at_most_eight_widths(depth: int, widest: int) -> None:
+    network = SoundNet(5, width=4, dropout=0.1, depth=depth)
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convs] == [min(4 * 2**i, 32) for i in range(depth)]
+    assert max(c.out_channels for c in convs) == widest
+    assert network.eval()(torch.randn(2, 1, 100, 40)).shape == (2, 5)

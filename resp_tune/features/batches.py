@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -13,16 +14,38 @@ from resp_tune.features.frames import Frames
 
 @dataclass(frozen=True)
 class ClipFrames:
-    """Which rows of `frames` belong to each clip: int64 `[clips]`, on the CPU for drawing."""
+    """Which rows of `frames` belong to each clip: int64 `[clips]`, on the CPU for drawing.
+
+    `level`: mean and standard deviation of each clip's recording, float32 `[clips, 2]`, where
+    `normalise: recording` asks for them.
+    """
 
     frames: Frames
     first: torch.Tensor
     count: torch.Tensor
+    level: torch.Tensor | None = None
 
     def over(self, frames: Frames) -> ClipFrames:
         """The same clips over `frames`, a copy of theirs on another device."""
         device = frames.values.device
-        return ClipFrames(frames, self.first.to(device), self.count.to(device))
+        level = None if self.level is None else self.level.to(device)
+        return ClipFrames(frames, self.first.to(device), self.count.to(device), level)
+
+    def prepared(self, config: TrialConfig) -> ClipFrames:
+        """The same clips with all that `config.normalise` needs to know of them."""
+        if config.normalise != "recording":
+            return self
+        recordings = torch.searchsorted(self.frames.first, self.first, right=True) - 1
+        which, of_clip = torch.unique(recordings, return_inverse=True)
+        levels = [_level(self.frames, int(n), config.top_db) for n in which]
+        return dataclasses.replace(self, level=torch.stack(levels)[of_clip])
+
+
+def _level(frames: Frames, recording: int, top_db: float) -> torch.Tensor:
+    first, count = int(frames.first[recording]), int(frames.count[recording])
+    x = frames.values[first : first + count].float()
+    x.clamp_(min=x.max() - top_db)
+    return torch.stack([x.mean(), x.std().clamp(min=1e-3)])
 
 
 def make_batch(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Tensor:
@@ -40,6 +63,11 @@ def make_batch(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Te
     if config.normalise == "clip":
         x = (x - fill) / x.std(dim=(1, 2), keepdim=True).clamp(min=1e-3)
         fill = torch.zeros_like(fill)
+    elif config.normalise == "recording":
+        if clips.level is None:
+            raise ValueError("normalise 'recording' needs `ClipFrames.prepared`")
+        mean, sd = clips.level[draws.clip].T[:, :, None, None]
+        x, fill = (x - mean) / sd, (fill - mean) / sd
     masked_frames = _covered(draws.time_start, draws.time_width, x.shape[1])
     masked_bands = _covered(draws.freq_start, draws.freq_width, x.shape[2])
     if masked_frames is not None:

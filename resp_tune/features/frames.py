@@ -14,7 +14,7 @@ from resp_tune.features.logmel import SILENCE_DB
 class Frames:
     """Log-mel frames of recordings, end to end.
 
-    `values`: float16 dB `[rows, n_mels]`; the last row is silence, which padding points at.
+    `values`: float16 dB (or PCEN) `[rows, n_mels]`; the last row is silence, for padding.
     `first`, `count`: int64 `[recordings]`, the rows of each recording. `stems`: their names.
     """
 
@@ -33,9 +33,11 @@ class Frames:
         return Frames(self.values.to(device), self.first, self.count, self.stems)
 
 
-def join_frames(log_mels: Sequence[torch.Tensor], stems: Sequence[str]) -> Frames:
+def join_frames(
+    log_mels: Sequence[torch.Tensor], stems: Sequence[str], silence: float = SILENCE_DB
+) -> Frames:
     """Frames from one `[frames, n_mels]` tensor a recording, in memory."""
     count = torch.tensor([len(m) for m in log_mels], dtype=torch.int64)
-    silence = torch.full((1, log_mels[0].shape[1]), SILENCE_DB)
-    values = torch.cat([*log_mels, silence]).to(torch.float16)
+    last = torch.full((1, log_mels[0].shape[1]), silence)
+    values = torch.cat([*log_mels, last]).to(torch.float16)
     return Frames(values, count.cumsum(0) - count, count, tuple(stems))

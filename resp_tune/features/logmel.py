@@ -1,7 +1,8 @@
-"""The front end: a waveform becomes log-mel frames, for many mel banks from one STFT."""
+"""The front end: a waveform becomes mel frames, in dB or PCEN, for many banks from one STFT."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,19 +14,55 @@ from resp_tune.config import FrontEnd
 from resp_tune.errors import UserError
 
 SILENCE_DB = -100.0  # 10·log10 of the floor 1e-10: what a frame of zeros becomes
+# PCEN's constants as Wang et al. (arXiv:1607.05666) and librosa give them; the time is in seconds.
+PCEN_GAIN, PCEN_BIAS, PCEN_POWER, PCEN_SECONDS, PCEN_FLOOR = 0.98, 2.0, 0.5, 0.4, 1e-6
+PCEN_SCALE = 2.0**31  # of waveforms in −1…1, for which the constants are not meant
 
 
 def log_mels(waveform: torch.Tensor, front_ends: Sequence[FrontEnd]) -> list[torch.Tensor]:
     """Log-mel frames of `waveform` under each front end.
 
-    `waveform`: float32 `[samples]`; each result: float32 `[frames, n_mels]`, in dB.
+    `waveform`: float32 `[samples]`; each result: float32 `[frames, n_mels]`, in dB or by PCEN.
     The front ends must share sample rate, n_fft and hop: the power spectrogram is computed once.
     Frames are centred with reflected edges and are not clamped by `top_db`, since that depends on
     which part of a recording becomes a clip. Equals torchaudio's `MelSpectrogram` followed by
     `AmplitudeToDB(top_db=None)`, transposed.
     """
     power = _power_spectrogram(waveform, front_ends[0].n_fft, front_ends[0].hop_length)
-    return [(power @ mel_bank(f)).clamp_(min=1e-10).log10_().mul_(10.0) for f in front_ends]
+    return [_compress(power @ mel_bank(f), f) for f in front_ends]
+
+
+def _compress(mel_power: torch.Tensor, front_end: FrontEnd) -> torch.Tensor:
+    if front_end.compression == "pcen":
+        return pcen(mel_power, front_end.sample_rate / front_end.hop_length)
+    return mel_power.clamp_(min=1e-10).log10_().mul_(10.0)
+
+
+def silence(front_end: FrontEnd) -> float:
+    """The value of every band in a frame of zeros."""
+    return SILENCE_DB if front_end.compression == "db" else 0.0
+
+
+def pcen(mel_power: torch.Tensor, frame_rate: float) -> torch.Tensor:
+    """Per-channel energy normalisation of `[frames, n_mels]`, `frame_rate` frames a second.
+
+    `(E / (ε + M)^gain + bias)^power − bias^power`, where M smooths E over about `PCEN_SECONDS` by a
+    first-order filter that starts at the first frame: what is steady in a band (the stethoscope's
+    hum, its own frequency response) is divided away. As `librosa.pcen`.
+    """
+    energy = mel_power * PCEN_SCALE
+    t = PCEN_SECONDS * frame_rate
+    b = (math.sqrt(1 + 4 * t**2) - 1) / (2 * t**2)
+    # M starts at the first energy: a filter at rest would take that for the end of a silence.
+    started = torch.cat([energy[:1] / b, energy[1:]]).double()
+    smooth = audio_functional.lfilter(
+        started.T.contiguous(),
+        torch.tensor([1.0, b - 1.0], dtype=torch.float64),
+        torch.tensor([b, 0.0], dtype=torch.float64),
+        clamp=False,
+    ).T.float()
+    ratio: torch.Tensor = energy / (PCEN_FLOOR + smooth).pow_(PCEN_GAIN)
+    return ratio.add_(PCEN_BIAS).pow_(PCEN_POWER).sub_(PCEN_BIAS**PCEN_POWER)
 
 
 def _power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
 from resp_tune.features.frames import Frames
-from resp_tune.features.logmel import SILENCE_DB, log_mels
+from resp_tune.features.logmel import log_mels, silence
 
 FORMAT = 1
 Progress = Callable[[int, int], None]
@@ -223,7 +223,7 @@ class _Writer:
         self._write(values)
 
     def finish(self) -> None:
-        self._write(np.full((1, self.front_end.n_mels), SILENCE_DB, np.float16))
+        self._write(np.full((1, self.front_end.n_mels), silence(self.front_end), np.float16))
         self.file.flush()
         os.fsync(self.file.fileno())
         index = {

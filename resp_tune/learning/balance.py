@@ -12,10 +12,11 @@ def draw_clips(
 ) -> torch.Tensor:
     """Indices of the training clips of one epoch, int64 `[len(train)]`.
 
-    `train`, `validation`: int64 labels. `none` shows each clip once in random order; the samplers
-    draw with replacement, like `WeightedRandomSampler`, with weight 1 / (its class's count).
+    `train`, `validation`: int64 labels. The samplers draw with replacement, like
+    `WeightedRandomSampler`, with weight 1 / (its class's count); the others show each clip once in
+    random order.
     """
-    if balance == "none":
+    if balance not in ("sampler", "sampler_all"):
         return torch.randperm(len(train), generator=generator)
     counted = train if balance == "sampler" else torch.cat([train, validation])
     weights = 1.0 / torch.bincount(counted)[train].double()

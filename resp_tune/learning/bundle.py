@@ -20,7 +20,7 @@ from resp_tune.errors import UserError
 from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipFrames
 from resp_tune.features.frames import join_frames
-from resp_tune.features.logmel import log_mels
+from resp_tune.features.logmel import log_mels, silence
 from resp_tune.learning.network import SoundNet
 from resp_tune.learning.training import build_network, predict
 from resp_tune.paths import write_atomically
@@ -31,7 +31,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Bundle:
-    """Networks of one config, one for each inner fold; a prediction is the mean of theirs."""
+    """Networks of one config, one for each seed and inner fold; a prediction is their mean."""
 
     config: TrialConfig
     classes: tuple[str, ...]
@@ -46,17 +46,22 @@ class Bundle:
     def predict_waveform(self, waveform: torch.Tensor) -> npt.NDArray[np.float32]:
         """Class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
         with torch.inference_mode():
-            frames = join_frames(log_mels(waveform, [self.config.front_end]), ["waveform"])
+            front_end = self.config.front_end
+            mels = log_mels(waveform, [front_end])
+            frames = join_frames(mels, ["waveform"], silence(front_end))
             clip = ClipFrames(frames, frames.first, frames.count)
             probabilities: npt.NDArray[np.float32] = self.predict_clips(clip)[0]
             return probabilities
 
     def predict_clips(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
         """Class probabilities `[clips, classes]`, never augmented."""
-        draws = draw_plain(clips.count, self.config)
-        folds = [predict(network, clips, draws, self.config) for network in self.networks]
-        mean: npt.NDArray[np.float32] = np.mean(folds, axis=0)
+        mean: npt.NDArray[np.float32] = self.predict_each(clips).mean(axis=0)
         return mean
+
+    def predict_each(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
+        """What every network says by itself, `[networks, clips, classes]`."""
+        draws, prepared = draw_plain(clips.count, self.config), clips.prepared(self.config)
+        return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])
 
 
 def save_bundle(

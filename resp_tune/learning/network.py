@@ -11,24 +11,38 @@ from torch import nn
 class SoundNet(nn.Module):
     """Class scores (logits) `[items, classes]` of log-mel clips `[items, 1, frames, n_mels]`.
 
-    Blocks of Conv(stride 2) → ReLU → BatchNorm with `width`, 2, 4 and 8 times `width` channels;
-    global max and mean side by side; three of BatchNorm → Dropout → Linear with nothing between
-    them, as in the notebook (whose `width` is 8). With `channels=2` the first convolution has two
-    input channels that both see the one clip.
+    `depth` blocks of Conv(stride 2) → ReLU → BatchNorm with `width`, 2, 4 and then 8 times `width`
+    channels; global max and mean side by side; three of BatchNorm → Dropout → Linear with nothing
+    between them, as in the notebook (whose `width` is 8 and `depth` 4). With `channels=2` the first
+    convolution has two input channels that both see the one clip. With `bands` the clips are first
+    standardised band by band, by what `bands.fit` was given.
     """
 
-    def __init__(self, classes: int, *, width: int, dropout: float, channels: int = 1) -> None:
+    def __init__(
+        self,
+        classes: int,
+        *,
+        width: int,
+        dropout: float,
+        channels: int = 1,
+        depth: int = 4,
+        bands: int | None = None,
+    ) -> None:
         super().__init__()
-        sizes = [channels, width, 2 * width, 4 * width, 8 * width]
+        self.bands = None if bands is None else Standardise(bands)
+        sizes = [channels, *(width * min(2**block, 8) for block in range(depth))]
         self.blocks = nn.Sequential(
             *(
-                nn.Sequential(conv(c_in, c_out, kernel), nn.ReLU(), nn.BatchNorm2d(c_out))
-                for conv, c_in, c_out, kernel in zip(
-                    (_first_conv, _conv, _conv, _conv), sizes, sizes[1:], (5, 3, 3, 3), strict=False
+                nn.Sequential(
+                    _conv(c_in, c_out) if block else SameInputConv(c_in, c_out, 5),
+                    nn.ReLU(),
+                    nn.BatchNorm2d(c_out),
                 )
+                for block, (c_in, c_out) in enumerate(itertools.pairwise(sizes))
             )
         )
-        layers = [16 * width, 32 * width, 16 * width, classes]
+        last = sizes[-1]
+        layers = [2 * last, 4 * last, 2 * last, classes]
         self.head = nn.Sequential(
             *(
                 nn.Sequential(nn.BatchNorm1d(n_in), nn.Dropout(dropout), nn.Linear(n_in, n_out))
@@ -41,6 +55,8 @@ class SoundNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch."""
+        if self.bands is not None:
+            x = self.bands(x)
         x = self.blocks(x)
         pooled = torch.cat([x.amax(dim=(2, 3)), x.mean(dim=(2, 3))], dim=1)
         return self.head(pooled)  # type: ignore[no-any-return]  # torch types modules as Any
@@ -54,6 +70,9 @@ class SameInputConv(nn.Conv2d):
     size on the four channels of 2 × 2 blocks: no fast kernel exists for one channel, and its output
     would drag the whole network out of the channels-last layout.
     """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
+        super().__init__(c_in, c_out, kernel, stride=2, padding=kernel // 2)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The convolution of `input` `[items, 1, height, width]`, padded by half the kernel."""
@@ -71,9 +90,26 @@ class SameInputConv(nn.Conv2d):
         return nn.functional.conv2d(blocks, kernel, self.bias)
 
 
-def _first_conv(c_in: int, c_out: int, kernel: int) -> nn.Conv2d:
-    return SameInputConv(c_in, c_out, kernel, stride=2, padding=kernel // 2)
+def _conv(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
 
 
-def _conv(c_in: int, c_out: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, kernel, stride=2, padding=kernel // 2)
+class Standardise(nn.Module):
+    """Bands `[…, bands]` to zero mean and unit deviation by statistics that are kept as buffers."""
+
+    mean: torch.Tensor
+    sd: torch.Tensor
+
+    def __init__(self, bands: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(bands))
+        self.register_buffer("sd", torch.ones(bands))
+
+    def fit(self, mean: torch.Tensor, sd: torch.Tensor) -> None:
+        """Take the statistics, float `[bands]`, of the training side."""
+        self.mean.copy_(mean)
+        self.sd.copy_(sd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The standardised bands."""
+        return (x - self.mean) / self.sd

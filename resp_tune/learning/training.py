@@ -17,8 +17,11 @@ from resp_tune.config import TrialConfig
 from resp_tune.features.augment import Draws, draw_augmented, draw_plain
 from resp_tune.features.batches import ClipFrames, make_batch
 from resp_tune.features.frames import Frames
+from resp_tune.learning.averaging import Average
 from resp_tune.learning.balance import draw_clips
+from resp_tune.learning.losses import make_loss
 from resp_tune.learning.metrics import all_metrics
+from resp_tune.learning.mixup import blend, blended_loss, draw_weights
 from resp_tune.learning.network import SoundNet
 from resp_tune.learning.seeds import mix_seed
 
@@ -156,7 +159,7 @@ class Training:
 
     def networks(self) -> list[SoundNet]:
         """The trained networks, one a fold, ready to predict."""
-        return [run.network.eval() for run in self.runs]
+        return [run.evaluated.eval() for run in self.runs]
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on: tensors and plain values, safe for `torch.save`.
@@ -184,11 +187,17 @@ class _FoldRun:
         self.labels = (data.train.labels, data.validation.labels)
         self.classes = data.classes
         self.counts = (data.train.clips.count, data.validation.clips.count)
-        self.clips = (data.train.clips.over(frames), data.validation.clips.over(frames))
+        self.clips = tuple(
+            side.clips.prepared(config).over(frames) for side in (data.train, data.validation)
+        )
         self.device_labels = data.train.labels.to(device)
         torch.manual_seed(mix_seed(config.seed, fold, 0))
-        network = build_network(config, len(data.classes)).to(device)
-        self.network = network.to(memory_format=torch.channels_last)
+        network = build_network(config, len(data.classes))
+        if network.bands is not None:
+            network.bands.fit(*band_statistics(data.train.clips, config.top_db))
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.average = Average(self.network, config.ema) if config.ema else None
+        self.loss = make_loss(config, self.device_labels, len(data.classes))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
@@ -198,6 +207,11 @@ class _FoldRun:
         )
         self.lr = math.nan  # of the last step taken
 
+    @property
+    def evaluated(self) -> SoundNet:
+        """The network that is scored and kept: the averaged one where there is one."""
+        return self.network if self.average is None else self.average.network
+
     def train(self, epoch: int) -> float:
         """One epoch over the training side; the mean loss over its items."""
         seed = mix_seed(self.config.seed, self.fold, epoch)
@@ -205,32 +219,38 @@ class _FoldRun:
         generator = torch.Generator().manual_seed(seed)
         clip = draw_clips(self.config.balance, *self.labels, generator)
         draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
+        mix = draw_weights(len(clip), self.config.mixup, seed)
+        mix = None if mix is None else mix.to(self.device)
         self.network.train()
         total = torch.zeros((), device=self.device)
         for start, stop in self.batches:
             # Summed on the device: reading each loss would wait for every step.
-            total += self._step(draws[start:stop])
+            total += self._step(draws[start:stop], None if mix is None else mix[start:stop])
             self.lr = float(self.optimizer.param_groups[0]["lr"])
             self.schedule.step()
+            if self.average is not None:
+                self.average.update(self.schedule.last_epoch)
         return float(total) / self.batches[-1][1]
 
-    def _step(self, draws: Draws) -> torch.Tensor:
+    def _step(self, draws: Draws, mix: torch.Tensor | None) -> torch.Tensor:
         """One optimiser step, in micro-batches whose gradients add up; the summed loss."""
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.micro_batch or len(draws)
         total = torch.zeros((), device=self.device)
         for start, stop in batch_bounds(len(draws), size):
-            part = draws[start:stop]
-            x = make_batch(self.clips[0], part, self.config)
-            with autocast(self.config, self.device):
-                logits = self.network(x)
-            loss = nn.functional.cross_entropy(
-                logits.float(), self.device_labels[part.clip], reduction="sum"
-            )
+            loss = self._losses(draws[start:stop], None if mix is None else mix[start:stop]).sum()
             (loss / len(draws)).backward()  # type: ignore[no-untyped-call]  # torch's own
             total += loss.detach()
         self.optimizer.step()
         return total
+
+    def _losses(self, draws: Draws, mix: torch.Tensor | None) -> torch.Tensor:
+        """The loss of each item, `[items]`; with `mix` of each item blended with its neighbour."""
+        x, labels = make_batch(self.clips[0], draws, self.config), self.device_labels[draws.clip]
+        with autocast(self.config, self.device):
+            logits = self.network(x if mix is None else blend(x, mix)).float()
+        own = self.loss(logits, labels)
+        return own if mix is None else blended_loss(own, self.loss(logits, labels.roll(1)), mix)
 
     def validate(self, epoch: int) -> dict[str, float] | None:
         """Metrics of the validation side; None when the probabilities are not finite."""
@@ -247,24 +267,51 @@ class _FoldRun:
             draws = draw_augmented(
                 torch.arange(len(self.counts[1])), self.counts[1], config, generator
             )
-        return predict(self.network, self.clips[1], draws, config)
+        return predict(self.evaluated, self.clips[1], draws, config)
 
     def state(self) -> dict[str, Any]:
+        """`network` is what is evaluated; `trained` is there where that is an average."""
+        average = {} if self.average is None else {"trained": self.network.state_dict()}
         return {
-            "network": self.network.state_dict(),
+            "network": self.evaluated.state_dict(),
+            **average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
+        self.evaluated.load_state_dict(state["network"])
+        if self.average is not None:
+            self.network.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
 
 def build_network(config: TrialConfig, classes: int) -> SoundNet:
     """The untrained network of a config."""
-    return SoundNet(classes, width=config.width, dropout=config.dropout, channels=config.channels)
+    return SoundNet(
+        classes,
+        width=config.width,
+        dropout=config.dropout,
+        channels=config.channels,
+        depth=config.depth,
+        bands=config.n_mels if config.normalise == "band" else None,
+    )
+
+
+def band_statistics(clips: ClipFrames, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each band over all frames of `clips`, float32 `[n_mels]`.
+
+    Each clip is first clamped to `top_db` below its loudest bin, as in a batch.
+    """
+    rows, sums, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
+    for first, count in zip(clips.first.tolist(), clips.count.tolist(), strict=True):
+        x = clips.frames.values[first : first + count].double()
+        x.clamp_(min=x.max() - top_db)
+        rows, sums, squares = rows + count, sums + x.sum(0), squares + x.square().sum(0)
+    mean = sums / rows
+    variance = (squares / rows - mean.square()).clamp(min=0)
+    return mean.float(), variance.sqrt().clamp(min=1e-3).float()
 
 
 def predict(
