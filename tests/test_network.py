@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from toy import toy_config, toy_data
 
-from resp_tune.learning.network import SoundNet
+from resp_tune.learning.network import SoundNet, two_by_two
 from resp_tune.learning.training import Training
 
 
@@ -152,3 +152,14 @@ def test_depth_adds_blocks_of_at_most_eight_widths(depth: int, widest: int) -> N
     assert [c.out_channels for c in convs] == [min(4 * 2**i, 32) for i in range(depth)]
     assert max(c.out_channels for c in convs) == widest
     assert network.eval()(torch.randn(2, 1, 100, 40)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(6, 8), (7, 8), (6, 5), (1, 1), (9, 3)])
+def test_blocks_are_pixel_unshuffled(size: tuple[int, int], dtype: torch.dtype) -> None:
+    height, width = size
+    x = torch.randn(3, height + 2, width + 1).to(dtype)[:, 2:, 1:]  # not contiguous
+    even = nn.functional.pad(x, (0, width % 2, 0, height % 2))
+    blocks = two_by_two(x)
+    assert blocks.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(blocks, nn.functional.pixel_unshuffle(even[:, None], 2))

@@ -68,26 +68,51 @@ class SameInputConv(nn.Conv2d):
     Two identities make it fast, gradients included. A convolution of copies is one of the original
     with the kernels summed. And a stride-2 kernel on one channel is a stride-1 kernel of half the
     size on the four channels of 2 × 2 blocks: no fast kernel exists for one channel, and its output
-    would drag the whole network out of the channels-last layout.
+    would drag the whole network out of the channels-last layout. The kernel's size must be
+    4 n + 1, so that half of it is whole blocks; no gradient reaches the input.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__(c_in, c_out, kernel, stride=2, padding=kernel // 2)
+        self.margin = kernel // 4  # blocks of zeros around the input
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The convolution of `input` `[items, 1, height, width]`, padded by half the kernel."""
-        pad, size = self.kernel_size[0] // 2, self.kernel_size[0]
-        # An even kernel size, and room for the last stride.
-        grown = (size + 1) // 2 * 2
-        height, width = ((n + 1) // 2 * 2 + grown - 2 for n in input.shape[2:])
-        margins = (pad, width - input.shape[3] - pad, pad, height - input.shape[2] - pad)
-        padded = nn.functional.pad(input, margins)
-        # `pixel_unshuffle` into the channels-last layout, in one copy.
-        grid = padded.view(len(input), height // 2, 2, width // 2, 2)
-        blocks = grid.permute(0, 1, 3, 2, 4).flatten(3).permute(0, 3, 1, 2)
-        kernel = nn.functional.pad(self.weight.sum(dim=1, keepdim=True), (0, grown - size) * 2)
+        if torch.is_autocast_enabled(input.device.type):  # half the memory to rearrange
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        grown = (self.kernel_size[0] + 1) // 2 * 2  # an even kernel is whole blocks
+        kernel = self.weight.sum(dim=1, keepdim=True)
+        kernel = nn.functional.pad(kernel, (0, grown - self.kernel_size[0]) * 2)
         kernel = nn.functional.pixel_unshuffle(kernel, 2)
-        return nn.functional.conv2d(blocks, kernel, self.bias)
+        blocks = two_by_two(input[:, 0])
+        return nn.functional.conv2d(blocks, kernel, self.bias, padding=self.margin)
+
+
+def two_by_two(x: torch.Tensor) -> torch.Tensor:
+    """`[items, height, width]` as blocks of 2 × 2, `[items, 4, ⌈height/2⌉, ⌈width/2⌉]`.
+
+    Like `pixel_unshuffle` of `x` with zeros put after odd rows and columns, but channels-last and,
+    by moving pairs of neighbours as one number, in a tenth of the time.
+    """
+    items, height, width = x.shape
+    if width % 2:
+        x = nn.functional.pad(x, (0, 1))
+    pairs = x.contiguous().view(_PAIR[x.dtype])
+    blocks = pairs.new_empty(items, (height + 1) // 2, pairs.shape[2], 2)
+    blocks[..., 0] = pairs[:, 0::2]
+    blocks[:, : height // 2, :, 1] = pairs[:, 1::2]
+    if height % 2:
+        blocks[:, -1, :, 1] = 0
+    return blocks.view(x.dtype).permute(0, 3, 1, 2)
+
+
+# Types of twice the size, to move two numbers at once: nothing is computed with them.
+_PAIR = {
+    torch.float64: torch.complex128,
+    torch.float32: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
 
 
 def _conv(c_in: int, c_out: int) -> nn.Conv2d:
