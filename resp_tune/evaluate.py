@@ -3,10 +3,12 @@
     python -m resp_tune.evaluate --data ICBHI                          what the data gives away
     python -m resp_tune.evaluate --data ICBHI --out audit              also audit.json, audit.html
     python -m resp_tune.evaluate --data ICBHI --winner results/first/winner
+    python -m resp_tune.evaluate --compare results/first results/second
 
 Counts, defects, leaks of each protocol, what can be had without any audio, and with --winner the
 model's figures with intervals beside it. A model is scored only on the test side of the very sides
-that it was trained with, and each such reading is declared.
+that it was trained with, and no such reading happens unrecorded. --compare reads no recordings: it
+takes the predictions that two runs left behind.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run, say
 from resp_tune.errors import UserError
+
+if TYPE_CHECKING:
+    from resp_tune.learning.bundle import Bundle
 
 
 def parser() -> Parser:
@@ -36,8 +42,14 @@ def parser() -> Parser:
         metavar="DIR",
         help="a winner/ folder, or models:/NAME@ALIAS, to score on its test side too",
     )
+    p.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two searches, winner/ folders or results/NAME/trials/N: A - B on the same patients",
+    )
     p.add_argument("--out", metavar="DIR", help="folder for audit.json and audit.html")
-    p.add_argument("--json", action="store_true", help="print the audit as one JSON object")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument(
         "--tracking-uri",
         metavar="URI",
@@ -49,6 +61,9 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the audit; with `--out` the last line is the path of the page."""
     args = parser().parse(argv)
+    if args.compare is not None:
+        _compare(args)
+        return
     if args.tracking_uri and not (args.winner or "").startswith("models:/"):
         raise UserError("--tracking-uri says where --winner models:/NAME@ALIAS is: give both")
     out = None if args.out is None else _writable(args.out)
@@ -66,6 +81,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(page)
 
 
+def _compare(args: Namespace) -> None:
+    given = [name for name in ("data", "winner", "out", "tracking_uri") if getattr(args, name)]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"--compare reads the predictions of two runs and needs no {flag}: drop it")
+    from resp_tune.auditing.compare import compare, read_predictions
+
+    a, b = args.compare
+    found = {"a": a, "b": b, "sides": compare(read_predictions(a), read_predictions(b))}
+    if args.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        from resp_tune.auditing.show import show_comparison
+
+        show_comparison(found)
+
+
 def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> dict[str, Any]:
     started = time.perf_counter()
     from resp_tune.auditing.audit import audit
@@ -73,18 +105,37 @@ def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> di
     from resp_tune.searching.prepare import data_folder
 
     dataset = load_dataset(data_folder(data, say))
-    if winner is None:
-        found = audit(dataset, say=say)
-    else:
+    model = {}
+    if winner is not None:
         from resp_tune.auditing.model import audit_model, sides_of
         from resp_tune.predict import open_winner
         from resp_tune.tuning.plan import this_machine
 
         bundle = open_winner(winner, tracking_uri)
         problem = sides_of(bundle, dataset)
-        found = audit(dataset, say=say)
-        found["model"] = audit_model(bundle, problem, workers=this_machine().cpus, say=say)
-    return {**found, "seconds": round(time.perf_counter() - started, 1)}
+        model["model"] = audit_model(
+            bundle,
+            problem,
+            workers=this_machine().cpus,
+            record=lambda reading: _record(winner, tracking_uri, bundle, reading),
+            say=say,
+        )
+    found = audit(dataset, say=say)
+    return {**found, **model, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _record(
+    winner: str, tracking_uri: str | None, bundle: Bundle, reading: Mapping[str, Any]
+) -> object:
+    """Put a reading of the test side on record, with whatever the winner came from."""
+    if not winner.startswith("models:/"):
+        from resp_tune.searching.readings import record_reading as record_in_folder
+
+        return record_in_folder(Path(winner).expanduser(), bundle, reading)
+    from resp_tune.tracking.readings import record_reading
+    from resp_tune.tracking.uri import resolve_uri
+
+    return record_reading(winner, resolve_uri(tracking_uri, Path("results").absolute()), reading)
 
 
 def _writable(given: str) -> Path:

@@ -20,6 +20,9 @@ from resp_tune.cli import Parser, run, say
 from resp_tune.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from resp_tune.learning.bundle import Bundle
 
 CHAMPION = "models:/resp_tune@champion"
@@ -80,14 +83,53 @@ def open_winner(winner: str, tracking_uri: str | None) -> Bundle:
 
 
 def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
-    """`{file, class, probabilities{class: p}}`; raises `UserError` for a file that is no audio."""
+    """`{file, class, probabilities{class: p}}`; raises `UserError` for a file that is no audio.
+
+    A winner of the task `cycles` judges each breathing cycle that `<file>.txt` beside it names:
+    `cycles` is a list of `{start, end, class, probabilities}`, and the file has their mean.
+    """
     from resp_tune.data.audio import load_waveform
 
     path = Path(file).expanduser()
-    probabilities = bundle.predict_waveform(load_waveform(path, bundle.sample_rate)).tolist()
-    by_class = dict(zip(bundle.classes, (round(p, 6) for p in probabilities), strict=True))
-    likeliest = max(by_class, key=by_class.__getitem__)
-    return {"file": file, "class": likeliest, "probabilities": by_class}
+    waveform = load_waveform(path, bundle.sample_rate)
+    cycles = _cycles_of(path, waveform.numel() / bundle.sample_rate, bundle)
+    if not cycles:
+        return {"file": file, **_answer(bundle, bundle.predict_waveform(waveform))}
+    each = bundle.predict_spans(waveform, cycles)
+    return {
+        "file": file,
+        **_answer(bundle, each.mean(axis=0)),
+        "cycles": [
+            {"start": start, "end": end, **_answer(bundle, probabilities)}
+            for (start, end), probabilities in zip(cycles, each, strict=True)
+        ],
+    }
+
+
+def _cycles_of(path: Path, seconds: float, bundle: Bundle) -> list[tuple[float, float]]:
+    if bundle.details.get("task") != "cycles":
+        return []
+    from resp_tune.data.annotations import parse_cycles
+
+    beside = path.with_suffix(".txt")
+    try:
+        cycles, problems = parse_cycles(beside.read_text(encoding="utf-8"), seconds)
+    except (OSError, UnicodeDecodeError):
+        cycles, problems = (), ()
+    for problem in problems:
+        say(f"note: '{beside}': {problem}")
+    if not cycles:
+        say(
+            f"note: '{path}' has no breathing cycles in '{beside.name}' beside it: judged in "
+            f"windows of {bundle.config.clip_seconds:g} s, which the winner was not trained on"
+        )
+    return [(cycle.start, cycle.end) for cycle in cycles]
+
+
+def _answer(bundle: Bundle, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+    shares = (round(p, 6) for p in probabilities.tolist())
+    by_class = dict(zip(bundle.classes, shares, strict=True))
+    return {"class": max(by_class, key=by_class.__getitem__), "probabilities": by_class}
 
 
 def _print(results: list[dict[str, Any]], bundle: Bundle) -> None:
@@ -96,8 +138,14 @@ def _print(results: list[dict[str, Any]], bundle: Bundle) -> None:
     width = max(len(r["file"]) for r in results)
     print("file".ljust(width), "class".ljust(16), *bundle.classes, sep="  ")
     for r in results:
-        shares = (f"{p:.3f}".rjust(len(c)) for c, p in r["probabilities"].items())
-        print(r["file"].ljust(width), r["class"].ljust(16), *shares, sep="  ")
+        _print_row(r["file"].ljust(width), r)
+        for cycle in r.get("cycles", []):
+            _print_row(f"  {cycle['start']:.2f}–{cycle['end']:.2f} s".ljust(width), cycle)
+
+
+def _print_row(first: str, answer: dict[str, Any]) -> None:
+    shares = (f"{p:.3f}".rjust(len(c)) for c, p in answer["probabilities"].items())
+    print(first, answer["class"].ljust(16), *shares, sep="  ")
 
 
 if __name__ == "__main__":

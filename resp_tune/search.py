@@ -49,7 +49,12 @@ def _data_flags(data: Group) -> None:
         metavar="PATH",
         help="folder with the recordings; default: $RESP_TUNE_DATA, else a small synthetic set",
     )
-    data.add_argument("--task", default=DEFAULTS.task, help=_one_of(known.TASKS))
+    data.add_argument(
+        "--task",
+        metavar="NAME or FILE",
+        default=DEFAULTS.task,
+        help=f"{_one_of(known.TASKS)}, or a YAML file that groups diagnoses into other classes",
+    )
     data.add_argument("--protocol", default=DEFAULTS.protocol, help=_one_of(known.PROTOCOLS))
     data.add_argument("--metric", default=DEFAULTS.metric, help=_one_of(known.METRICS))
     data.add_argument(
@@ -100,7 +105,12 @@ def _trial_flags(what: Group) -> None:
     what.add_argument("--scheduler", default=DEFAULTS.scheduler, help=_one_of(known.SCHEDULERS))
     what.add_argument("--sampler", default=DEFAULTS.sampler, help=_one_of(known.SAMPLERS))
     what.add_argument(
-        "--replicates", type=positive_int, metavar="R", default=1, help="only 1 is built so far"
+        "--replicates",
+        type=positive_int,
+        metavar="R",
+        default=DEFAULTS.replicates,
+        help="the best few are run again on R new seeds, and the best lower bound wins; 1: no "
+        "replicates",
     )
     what.add_argument(
         "--seed",
@@ -185,9 +195,8 @@ def positive_int_flag(name: str, text: str) -> int:
 
 
 def _refuse_unbuilt(args: dict[str, Any]) -> None:
-    for name, built in (("address", "local"), ("replicates", 1)):
-        if args[name] != built:
-            raise UserError(NOT_BUILT.format(name, args[name], built))
+    if args["address"] != "local":
+        raise UserError(NOT_BUILT.format("address", args["address"], "local"))
     for name in ("wait_for_gpus", "trial_timeout"):
         if args[name] is not None:
             fields = SearchSettings.__dataclass_fields__

@@ -20,6 +20,7 @@ from resp_tune.errors import RunError, UserError
 from resp_tune.searching.settings import PROTOCOLS, TASKS, SearchSettings
 
 if TYPE_CHECKING:
+    from resp_tune.data.tasks import Task
     from resp_tune.learning.problem import Problem
     from resp_tune.learning.training import EpochResult, Training
     from resp_tune.tracking.lookup import TrialRun
@@ -46,7 +47,10 @@ def parser() -> Parser:
         help="folder with the recordings; default: $RESP_TUNE_DATA, else a small synthetic set",
     )
     p.add_argument(
-        "--task", choices=TASKS, help="default: diagnosis; of the preset notebook diagnosis-8"
+        "--task",
+        metavar="NAME or FILE",
+        help=f"{', '.join(TASKS)}, or a YAML file that groups diagnoses into other classes "
+        "(default: diagnosis; of the preset notebook diagnosis-8)",
     )
     p.add_argument(
         "--protocol", choices=PROTOCOLS, help="default: patient; of the preset notebook recording"
@@ -85,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
     dataset = load_dataset(data_folder(args.data, say))
-    problem = make_problem(dataset, asked.settings, None)
+    problem = make_problem(dataset, asked.task, asked.settings, None)
     if asked.split_sha256 not in (None, problem.sides.digest):
         raise UserError(
             f"--run {args.run}: this data does not give the sides that the trial had: give the "
@@ -103,9 +107,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to train on which sides; `threads` None: all cores. A repeated trial knows its sides."""
+    """What to train on which sides; `threads` None: all cores. A repeated trial knows its sides.
+
+    `settings` give the sides; the task, which a repeated trial has without its file, stands beside.
+    """
 
     config: TrialConfig
+    task: Task
     settings: SearchSettings
     threads: int | None
     split_sha256: str | None = None
@@ -114,28 +122,36 @@ class Asked:
 
 def read_arguments(args: Namespace) -> Asked:
     """The arguments, with what follows from a preset or a trial's run."""
+    from resp_tune.data.task_files import find_task, task_from_classes
+    from resp_tune.data.tasks import get_task
+
+    task = get_task(SearchSettings.task)
     usual: dict[str, Any] = {}
     repeated: dict[str, Any] = {}
     threads = args.threads
     if args.preset is not None:
         config = preset(args.preset)
         if args.preset == "notebook":
-            usual = {"task": "diagnosis-8", "protocol": "recording"}
+            usual = {"protocol": "recording"}
+            task = get_task("diagnosis-8")
     elif args.config is not None:
         config = _read_config(args.config)
     else:
         trial = _read_run(args.run, args.tracking_uri)
         config, usual = TrialConfig().replace(trial.config), trial.settings
+        task = task_from_classes(trial.task, trial.task_classes)
         threads = threads or trial.threads
         repeated = {"split_sha256": trial.split_sha256, "on_cpu": trial.on_cpu}
-    flags = {k: getattr(args, k) for k in ("task", "protocol", "split_seed", "hold_out_device")}
+    if args.task is not None:
+        task = find_task(args.task)
+    flags = {k: getattr(args, k) for k in ("protocol", "split_seed", "hold_out_device")}
     if args.protocol is not None:  # the options of another protocol do not go with it
-        usual = {k: v for k, v in usual.items() if k in ("task", "split_seed", "folds")}
+        usual = {k: v for k, v in usual.items() if k in ("split_seed", "folds")}
     chosen = {**usual, **{k: v for k, v in flags.items() if v is not None}}
     if args.drop_shared_patients:
         chosen["drop_shared_patients"] = True
     overrides = {k: getattr(args, k) for k in ("seed", "epochs") if getattr(args, k) is not None}
-    return Asked(config.replace(overrides), SearchSettings(**chosen), threads, **repeated)
+    return Asked(config.replace(overrides), task, SearchSettings(**chosen), threads, **repeated)
 
 
 def _read_config(path: str) -> TrialConfig:
@@ -231,7 +247,8 @@ def _save(folder: Path, training: Training, problem: Problem, settings: SearchSe
     from resp_tune.searching.files import versions, write_csv
 
     details: Mapping[str, Any] = {
-        "task": settings.task,
+        "task": problem.clips.task.name,
+        "task_classes": problem.clips.task.grouping,
         "protocol": settings.protocol,
         "provenance": {
             "data": problem.dataset.root.name,

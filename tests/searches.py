@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,23 @@ def command(module: str, *args: str, env: dict[str, str] | None = None, cwd: Pat
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def start(module: str, *args: str) -> subprocess.Popen[bytes]:
+    """The command in a process group of its own, which a test kills as a power cut would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"resp_tune.{module}", *args],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
 
 
 def search(storage: Path, *args: str, **options: Any) -> Outcome:

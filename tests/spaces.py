@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
 
+from resp_tune.config import TrialConfig
 from resp_tune.tuning.space import SearchSpace, load_space
 
 
@@ -17,5 +19,20 @@ def new_study(seed: int = 0) -> optuna.Study:
 
 def space_of(folder: Path, parameters: dict[str, Any], **more: Any) -> SearchSpace:
     path = folder / "space.yaml"
-    path.write_text(yaml.safe_dump({"parameters": parameters, **more}))
+    path.write_text(yaml.safe_dump({"parameters": parameters, **more}, sort_keys=False))
     return load_space(str(path))
+
+
+def all_configs(space: SearchSpace) -> list[TrialConfig]:
+    """Every config of a space of whole numbers and choices, through all of its branches."""
+    configs = []
+
+    def note(trial: optuna.Trial) -> float:
+        configs.append(space.suggest(trial))
+        return 0.0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.BruteForceSampler(seed=0)
+    optuna.create_study(sampler=sampler).optimize(note)
+    return configs

@@ -1,4 +1,4 @@
-"""The command `evaluate`: the audit of a data set, and of a model on its test side."""
+"""The command `evaluate`: the audit of a data set, printed, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -7,45 +7,30 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from audits import few_trees, in_memory, make_sets
 from searches import command, files_below
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
-from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from small_sets import imagined, real_set, write_set
 
-from resp_tune import evaluate, train
-from resp_tune.auditing import shortcuts
+from resp_tune import evaluate
 from resp_tune.auditing.counts import AGE_GROUPS, age_group, counts, tables
 from resp_tune.auditing.leaks import defects, protocol_leaks
-from resp_tune.auditing.model import audit_model, sides_of
-from resp_tune.auditing.page import draw
 from resp_tune.auditing.shortcuts import age_shortcut, device_shortcut
-from resp_tune.auditing.show import show
 from resp_tune.cli import run
-from resp_tune.data import baselines
-from resp_tune.data.audio import load_waveform
-from resp_tune.data.recordings import Dataset, Recording, load_dataset
-from resp_tune.data.splits import make_sides
-from resp_tune.data.synthesis.cohort import make_cohort
+from resp_tune.data.recordings import load_dataset
 from resp_tune.data.synthesis.settings import SynthSettings
-from resp_tune.data.synthetic import make_synthetic
-from resp_tune.data.tasks import get_task, make_clips
-from resp_tune.errors import UserError
-from resp_tune.learning.bundle import load_bundle
 
 PROMISED = {"counts", "defects", "leaks", "patient_lookup", "baselines", "warnings"}
 RECORDING_TASKS = {"diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd"}
 EVIL = "<script>alert('x')</script>"
-TINY = {"clip_seconds": 1.0, "n_mels": 16, "width": 4, "epochs": 1, "batch_size": 16}
 # majority accuracy, then balanced accuracy and macro-F1 of device only and of the whole sheet
 TABLE = {
     "diagnosis-8": (0.862, 0.256, 0.232, 0.417, 0.367),
@@ -58,65 +43,13 @@ TABLE = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_trees() -> Iterator[None]:
-    """Forests of two trees in this process: what they score is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "_TREES", 2)
-        patch.setattr(baselines, "cpu_count", lambda: 1)
-        patch.setattr(shortcuts, "PERMUTATIONS", 3000)
+    with few_trees():
         yield
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real files: one set whose devices tell the diagnosis, one whose devices do not."""
-    folder = tmp_path_factory.mktemp("sets")
-    for confound in ("icbhi", "none"):
-        make_synthetic(folder / confound, SynthSettings(90, 1.0, 3, confound))  # type: ignore[arg-type]  # a literal
-    return {confound: folder / confound for confound in ("icbhi", "none")}
-
-
-@pytest.fixture(scope="module")
-def bundle(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    train.main(
-        ["--config", f"{folder}/tiny.yaml", "--data", f"{sets['none']}", "--threads", "1",
-         "--out", f"{folder}/winner"]
-    )  # fmt: skip
-    return folder / "winner"
-
-
-def in_memory(settings: SynthSettings) -> Dataset:
-    """A synthetic set without its sounds."""
-    recordings = []
-    for plan in make_cohort(settings):
-        who = plan.patient
-        session = f"{who.number}_{plan.session_name}"
-        recordings.append(
-            Recording(
-                stem=plan.stem,
-                path=Path("nowhere"),
-                patient=str(who.number),
-                session=session,
-                location=plan.location,
-                mode=plan.mode,
-                device=plan.device,
-                diagnosis=who.diagnosis,
-                age=who.age if who.known else None,
-                sex=who.sex,
-                official=None,
-                sample_rate=4000,
-                channels=1,
-                samples=4000,
-                cycles=(),
-            )
-        )
-    return Dataset(Path("nowhere"), tuple(recordings), (), True)
-
-
-def of_devices(rows: Sequence[tuple[str, str]]) -> Dataset:
-    """One recording a patient: (diagnosis, device)."""
-    return imagined([(f"{100 + n}_1b1_Al_sc_{d}", name) for n, (name, d) in enumerate(rows)])
+    return make_sets(tmp_path_factory.mktemp("sets"))
 
 
 # The command
@@ -195,6 +128,10 @@ def test_the_report_for_people(sets: dict[str, Path], capsys: pytest.CaptureFixt
         (["--data", "{set}", "--out", "{here}/file"], "is a file, not a folder"),
         (["--data", "{set}", "--out", "{here}/file/below"], "is a file, not a folder"),
         (["--data", "{set}", "--winner", "{here}"], "is not a bundle"),
+        (["--compare", "{here}", "{here}"], "no predictions.csv there"),
+        (["--compare", "{here}"], "expected 2 arguments"),
+        (["--compare", "{here}", "{here}", "--data", "{set}"], "needs no --data"),
+        (["--compare", "{here}", "{here}", "--winner", "{here}"], "needs no --winner"),
         (["--data", "{set}", "--tracking-uri", "sqlite:///x.db"], "give both"),
         (["--data", "{set}", "--winner", "models:/resp_tune@champion",
           "--tracking-uri", "sqlite:///{here}/none.db"], "none.db"),
@@ -244,84 +181,6 @@ def test_a_set_that_can_hardly_be_audited(
     assert "fewer than two classes" in (out / "audit.html").read_text()
     assert run(evaluate.main, ["--data", f"{tmp_path}/set"]) == 0
     assert "fewer than two classes" in capsys.readouterr().out
-
-
-# Shortcuts
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("recordings", "prevalence"), [(36, "balanced"), (150, "icbhi")])
-def test_shortcuts_of_synthetic_sets(seed: int, recordings: int, prevalence: Any) -> None:
-    for confound in ("icbhi", "none"):
-        dataset = in_memory(SynthSettings(recordings, 1.0, seed, confound, prevalence))
-        found = device_shortcut(dataset), age_shortcut(dataset)
-        assert [s is not None and s.found for s in found] == [confound == "icbhi"] * 2
-        assert [s is not None and s.warning is not None for s in found] == [confound == "icbhi"] * 2
-
-
-def test_the_best_guess_by_device() -> None:
-    """Four in five COPD patients on one device, all Healthy on another: (0.8 + 0.2 + 1) / 2."""
-    rows = [("COPD", "Litt3200")] * 16 + [("COPD", "AKGC417L")] * 4 + [("Healthy", "Meditron")] * 20
-    found = device_shortcut(of_devices(rows))
-    assert found is not None
-    assert found.value == pytest.approx(1.0)
-    assert found.found
-    assert found.patients == 40
-    mixed = [(name, d) for name in ("COPD", "Healthy") for d in ("Litt3200", "Meditron") * 5]
-    even = device_shortcut(of_devices(mixed))
-    assert even is not None
-    assert even.value == pytest.approx(0.5)
-    assert even.p_value == 1
-    assert not even.found
-
-
-def test_a_device_shortcut_against_a_plain_loop() -> None:
-    dataset = in_memory(SynthSettings(120, 1.0, 7))
-    found = device_shortcut(dataset)
-    assert found is not None
-    used: dict[str, list[str]] = {}
-    diagnosis = {r.patient: r.diagnosis for r in dataset.recordings}
-    for r in dataset.recordings:
-        used.setdefault(r.patient, []).append(r.device)
-    low, high = 0.0, 0.0
-    for device in {r.device for r in dataset.recordings}:
-        sure = [p for p in used if used[p].count(device) * 2 > len(used[p])]
-        perhaps = [p for p in used if used[p].count(device) * 2 >= len(used[p])]
-        for patients, name in ((sure, "low"), (perhaps, "high")):
-            shares = [
-                sum(diagnosis[p] == c for p in patients) / sum(d == c for d in diagnosis.values())
-                for c in set(diagnosis.values())
-            ]
-            if name == "low":
-                low += max(shares) / 6
-            else:
-                high += max(shares) / 6
-    assert low <= found.value <= high
-
-
-def test_one_device_is_no_shortcut() -> None:
-    rows = [("COPD", "Meditron")] * 6 + [("Healthy", "Meditron")] * 6
-    found = device_shortcut(of_devices(rows))
-    assert found is not None
-    assert (found.value, found.p_value, found.found) == (0.5, 1.0, False)
-
-
-def test_too_few_patients_for_a_shortcut() -> None:
-    assert (
-        device_shortcut(of_devices([("COPD", "Litt3200")] * 4 + [("URTI", "Meditron")] * 9)) is None
-    )
-    assert age_shortcut(of_devices([("COPD", "Litt3200")] * 9)) is None
-
-
-def test_the_area_of_age_is_that_of_sklearn() -> None:
-    dataset = in_memory(SynthSettings(240, 1.0, 1))
-    found = age_shortcut(dataset)
-    people = {r.patient: r for r in dataset.recordings if r.diagnosis in ("COPD", "Healthy")}
-    known = [r for r in people.values() if r.age is not None]
-    area = roc_auc_score([r.diagnosis == "COPD" for r in known], [r.age for r in known])
-    assert found is not None
-    assert found.value == pytest.approx(max(area, 1 - area))
-    assert found.patients == len(known) < len(people)
 
 
 # Counts, leaks, defects
@@ -483,165 +342,3 @@ def test_the_page_fits(audited: Path, width: int) -> None:
         assert not browser.get_log("browser")
     finally:
         browser.quit()
-
-
-# The model
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path, sets: dict[str, Path]) -> dict[str, Any]:
-    loaded, dataset = load_bundle(bundle), load_dataset(sets["none"])
-    return audit_model(loaded, sides_of(loaded, dataset), workers=1, say=lambda _: None)
-
-
-def test_the_model_through_the_command(
-    bundle: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--data", str(sets["none"]), "--winner", str(bundle), "--out", str(tmp_path)]
-    assert run(evaluate.main, arguments) == 0
-    printed = capsys.readouterr()
-    assert "the test side is read now: " in printed.err
-    assert "by patient" in printed.out
-    found = json.loads((tmp_path / "audit.json").read_text())["model"]
-    config = json.loads((bundle / "config.json").read_text())
-    assert found["reading"]["weights_sha256"] == config["weights_sha256"]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["reading"]["time"])
-    page = (tmp_path / "audit.html").read_text()
-    assert found["reading"]["time"] in page
-    assert "Each class" in page
-
-
-def test_the_model_s_figures(model: dict[str, Any], bundle: Path, sets: dict[str, Path]) -> None:
-    """Against scikit-learn on predictions of single files, as `predict` makes them."""
-    loaded, dataset = load_bundle(bundle), load_dataset(sets["none"])
-    sides = make_sides(dataset, make_clips(get_task("diagnosis"), dataset), "patient")
-    asked = [r for r in dataset.recordings if r.stem in set(sides.test or ())]
-    probabilities = np.array(
-        [loaded.predict_waveform(load_waveform(r.path, loaded.sample_rate)) for r in asked]
-    )
-    truth = np.array([loaded.classes.index(r.diagnosis) for r in asked])
-    test = model["test"]
-    assert (test["clips"], test["patients"]) == (len(asked), len({r.patient for r in asked}))
-    for name, part in (
-        ("by_clip", np.ones(len(asked), bool)),
-        *((d, np.array([r.device == d for r in asked])) for d in test["by_device"]),
-    ):
-        figures = test[name] if name == "by_clip" else test["by_device"][name]
-        answer, own = probabilities[part].argmax(1), truth[part]
-        there = np.unique(own)
-        f1 = f1_score(own, answer, labels=there, average="macro", zero_division=0)
-        recalls = [np.mean(answer[own == c] == c) for c in there]
-        assert figures["macro_f1"] == pytest.approx(f1)
-        assert figures["balanced_accuracy"] == pytest.approx(np.mean(recalls))
-        assert figures["majority_accuracy"] == pytest.approx(np.bincount(own).max() / len(own))
-        for metric, (low, high) in figures["intervals"].items():
-            assert low <= high, metric
-    patients = np.array([r.patient for r in asked])
-    names = np.unique(patients)
-    means = np.array([probabilities[patients == p].mean(0) for p in names])
-    people = np.array([truth[patients == p][0] for p in names])
-    found = test["by_patient"]["balanced_accuracy"]
-    assert found == pytest.approx(balanced_accuracy_score(people, means.argmax(1)))
-    support = {name: row["support"] for name, row in test["per_class"].items()}
-    assert support == {c: int((truth == i).sum()) for i, c in enumerate(loaded.classes)}
-    recall = test["per_class"]["COPD"]["recall"]
-    copd = truth == loaded.classes.index("COPD")
-    assert recall == pytest.approx(np.mean(probabilities[copd].argmax(1) == truth[copd]))
-    assert test["baselines"]["device"].keys() == {"balanced_accuracy", "macro_f1"}
-
-
-def test_the_controlled_part(model: dict[str, Any], bundle: Path, sets: dict[str, Path]) -> None:
-    """Every recording made a child's on the Meditron: the whole test side, healthy or sick."""
-    loaded, dataset = load_bundle(bundle), load_dataset(sets["none"])
-    children = dataclasses.replace(
-        dataset,
-        recordings=tuple(
-            dataclasses.replace(r, device="Meditron", age=5.0) for r in dataset.recordings
-        ),
-    )
-    found = audit_model(loaded, sides_of(loaded, children), workers=1, say=lambda _: None)
-    controlled = found["test"]["controlled"]
-    assert controlled["clips"] == found["test"]["clips"] == model["test"]["clips"]
-    assert controlled["classes"] == ["healthy", "sick"]
-    healthy = found["test"]["per_class"]["Healthy"]["support"] / controlled["clips"]
-    assert controlled["majority_accuracy"] == pytest.approx(max(healthy, 1 - healthy))
-    assert set(controlled["intervals"]) >= {"balanced_accuracy", "auroc"}
-
-
-def test_other_data_is_refused(
-    bundle: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Other patients, or one recording less: the test side may hold what was trained on."""
-    fewer = shutil.copytree(sets["none"], tmp_path / "fewer")
-    next(fewer.rglob("*.wav")).unlink()
-    for folder in (sets["icbhi"], fewer):
-        arguments = ["--data", str(folder), "--winner", str(bundle), "--out", f"{tmp_path}/out"]
-        assert run(evaluate.main, arguments) == 2
-        printed = capsys.readouterr()
-        assert "does not give the sides that the model was trained with" in printed.err
-        assert "test side is read" not in printed.err
-        assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"task": None}, "no task"),
-        ({"protocol": 3}, "no protocol"),
-        ({"provenance": None}, "no provenance.split_sha256"),
-        ({"provenance": {"split_seed": 0}}, "no provenance.split_sha256"),
-        ({"provenance": {"split_sha256": "0" * 64}}, "does not give the sides"),
-        ({"split_seed": 1}, "does not give the sides"),
-        ({"split_seed": "x"}, "does not give the sides"),
-        ({"task": "copd"}, "does not give the sides"),
-        ({"task": "cough"}, "unknown task 'cough'"),
-    ],
-)
-def test_a_bundle_that_does_not_say_whom_it_knows(
-    change: dict[str, Any], words: str, bundle: Path, sets: dict[str, Path]
-) -> None:
-    loaded = load_bundle(bundle)
-    details = {**loaded.details, **change}
-    if "split_seed" in change:
-        details["provenance"] = {**loaded.details["provenance"], **change}
-    with pytest.raises(UserError, match=words):
-        sides_of(dataclasses.replace(loaded, details=details), load_dataset(sets["none"]))
-
-
-def test_a_protocol_without_a_test_side(
-    sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    train.main(
-        ["--config", f"{tmp_path}/tiny.yaml", "--data", str(sets["none"]), "--protocol",
-         "recording", "--out", f"{tmp_path}/winner", "--threads", "1"]
-    )  # fmt: skip
-    loaded = load_bundle(tmp_path / "winner")
-    said: list[str] = []
-    problem = sides_of(loaded, load_dataset(sets["none"]))
-    found = audit_model(loaded, problem, workers=1, say=said.append)
-    assert (found["test"], found["reading"], said) == (None, None, [])
-    assert "no test side" in found["reason"]
-
-
-def test_cycles_have_no_patient_level(
-    sets: dict[str, Path], tmp_path: Path, audited: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A patient has cycles of several classes, so there is no one class to give a patient."""
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    train.main(
-        ["--config", f"{tmp_path}/tiny.yaml", "--data", str(sets["none"]), "--task", "cycles",
-         "--protocol", "official", "--out", f"{tmp_path}/winner", "--threads", "1"]
-    )  # fmt: skip
-    loaded = load_bundle(tmp_path / "winner")
-    problem = sides_of(loaded, load_dataset(sets["none"]))
-    found = audit_model(loaded, problem, workers=1, say=lambda _: None)
-    test = found["test"]
-    assert test["by_patient"] is None
-    assert test["controlled"] is None
-    assert "icbhi_score" in test["by_clip"]["intervals"]
-    whole = {**json.loads((audited / "audit.json").read_text()), "model": found}
-    capsys.readouterr()
-    show(whole)
-    assert "by cycle" in capsys.readouterr().out
-    assert "by cycle" in draw(whole)

@@ -42,7 +42,7 @@ def icbhi() -> Dataset:
 @pytest.fixture
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for tables in which a column tells all or nothing."""
-    monkeypatch.setattr(baselines, "_TREES", 20)
+    monkeypatch.setattr(baselines, "TREES", 20)
 
 
 def _row(scores: dict[str, Any]) -> list[float]:

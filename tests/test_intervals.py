@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from resp_tune.learning.intervals import DRAWS, bootstrap, intervals
-from resp_tune.learning.metrics import METRICS, Labels, Probabilities
+from resp_tune.learning.intervals import DRAWS, bootstrap, intervals, paired
+from resp_tune.learning.metrics import METRICS, Labels, Probabilities, all_metrics
 
 
 def clips_of_patients(
@@ -79,6 +79,47 @@ def test_the_same_patients_and_seed_are_the_same_draws() -> None:
     assert (one["accuracy"] != other["accuracy"]).any()
     better = np.eye(4, dtype=np.float32)[labels]
     assert (bootstrap(labels, better, of, draws=20, seed=0)["accuracy"] >= one["accuracy"]).all()
+
+
+def test_only_what_is_asked_for() -> None:
+    labels, p, of = clips_of_patients(12, 40, 4, seed=0)
+    everything = bootstrap(labels, p, of, draws=20)
+    some = bootstrap(labels, p, of, draws=20, names=("auroc", "macro_f1"))
+    assert list(some) == ["auroc", "macro_f1"]
+    assert all((some[name] == everything[name]).all() for name in some)
+
+
+def test_paired_differences_draw_by_draw() -> None:
+    labels, p, of = clips_of_patients(12, 60, 4, seed=0)
+    other = clips_of_patients(12, 60, 4, seed=1)[1]
+    classes = ("normal", "crackle", "wheeze", "both")
+    found = paired(labels, p, other, of, classes)
+    a, b = (one_by_one(labels, x, of, list(range(DRAWS)), DRAWS, 0) for x in (p, other))
+    assert set(found) == set(METRICS)
+    for name, (difference, low, high) in found.items():
+        compute = METRICS[name].compute
+        assert difference == pytest.approx(compute(labels, p) - compute(labels, other))
+        differences = np.array(a[name]) - np.array(b[name])
+        spread = np.nanquantile(differences, (0.025, 0.975))
+        np.testing.assert_allclose((low, high), spread, atol=1e-6, err_msg=name)
+    assert set(paired(labels, p, other, of, ("COPD", "Healthy", "URTI", "LRTI"))) == set(
+        all_metrics(labels, p, ("COPD", "Healthy", "URTI", "LRTI"))
+    )
+
+
+def test_pairing_is_sharper_than_two_intervals() -> None:
+    """Two models that err on the same patients: what they share moves neither ahead."""
+    labels, p, of = clips_of_patients(40, 160, 3, seed=2)
+    slightly = p.copy()
+    slightly[::10] = 1 / 3 + np.eye(3, dtype=np.float32)[labels[::10]] * 1e-3
+    slightly /= slightly.sum(1, keepdims=True)
+    difference, low, high = paired(labels, slightly, p, of, ("a", "b", "c"))["accuracy"]
+    apart = [intervals(bootstrap(labels, x, of, names=("accuracy",))) for x in (slightly, p)]
+    assert difference > 0
+    assert high - low < 0.5 * min(one["accuracy"][1] - one["accuracy"][0] for one in apart)
+    assert paired(labels, p, p, of, ("a", "b", "c"))["macro_f1"] == (0, 0, 0)
+    mirrored = paired(labels, p, slightly, of, ("a", "b", "c"))["accuracy"]
+    assert mirrored == pytest.approx((-difference, -high, -low))
 
 
 def test_intervals_are_the_central_share() -> None:

@@ -23,6 +23,7 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
         mode="max",
         params={
             "task": "diagnosis",
+            "task_classes": '{"sick":["COPD"]}',
             "split_seed": 3,
             "folds": 2,
             "hold_out_device": None,
@@ -39,8 +40,8 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
     runs.close("FINISHED")
     found = trial_run(uri, run_id)
     assert TrialConfig().replace(found.config) == config
+    assert (found.task, found.task_classes) == ("diagnosis", {"sick": ["COPD"]})
     assert found.settings == {
-        "task": "diagnosis",
         "split_seed": 3,
         "folds": 2,
         "hold_out_device": None,

@@ -32,6 +32,13 @@ def sk_icbhi(labels: Labels, p: Probabilities) -> float:
     return float(np.mean(terms))
 
 
+def sk_recall(labels: Labels, p: Probabilities, pooled: list[int]) -> float:
+    answer = p.argmax(1)
+    return float(
+        sk.recall_score(labels, answer, labels=pooled, average="micro", zero_division=np.nan)
+    )
+
+
 ORACLES: dict[str, Callable[[Labels, Probabilities], float]] = {
     "macro_f1": sk_macro_f1,
     "balanced_accuracy": lambda y, p: float(sk.balanced_accuracy_score(y, p.argmax(1))),
@@ -40,6 +47,8 @@ ORACLES: dict[str, Callable[[Labels, Probabilities], float]] = {
     "log_loss": lambda y, p: float(sk.log_loss(y, p, labels=range(p.shape[1]))),
     "accuracy": lambda y, p: float(sk.accuracy_score(y, p.argmax(1))),
     "icbhi_score": sk_icbhi,
+    "sensitivity": lambda y, p: sk_recall(y, p, list(range(1, p.shape[1]))),
+    "specificity": lambda y, p: sk_recall(y, p, [0]),
 }
 
 
@@ -83,7 +92,8 @@ def test_equals_scikit_learn(case: str, name: str) -> None:
         # Of classes that are predicted and never true, and of probabilities that need clipping.
         warnings.simplefilter("ignore")
         expected = ORACLES[name](labels, p)
-    assert METRICS[name].compute(labels, p) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    found = METRICS[name].compute(labels, p)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True)
 
 
 def test_confusion_matrix() -> None:
@@ -113,6 +123,8 @@ def test_icbhi_score_by_hand() -> None:
     labels = np.repeat(np.arange(4), [10, 6, 3, 1])
     predicted = np.concatenate([np.repeat(np.arange(4), row) for row in matrix])
     p = np.eye(4, dtype=np.float32)[predicted]
+    assert metrics.specificity(labels, p) == pytest.approx(7 / 10)
+    assert metrics.sensitivity(labels, p) == pytest.approx(5 / 10)
     assert metrics.icbhi_score(labels, p) == pytest.approx((7 / 10 + 5 / 10) / 2)
     always_normal = np.eye(4, dtype=np.float32)[np.zeros(20, dtype=int)]
     assert metrics.icbhi_score(labels, always_normal) == 0.5
@@ -120,13 +132,28 @@ def test_icbhi_score_by_hand() -> None:
     assert metrics.icbhi_score(labels[abnormal], p[abnormal]) == pytest.approx(0.5)
 
 
-def test_icbhi_score_is_for_cycles_alone() -> None:
+CYCLES = ("normal", "crackle", "wheeze", "both")
+
+
+def test_the_icbhi_score_and_its_halves_are_for_cycles_alone() -> None:
     labels, p = random_case(0, classes=4)
-    cycles = metrics.all_metrics(labels, p, ("normal", "crackle", "wheeze", "both"))
+    cycles = metrics.all_metrics(labels, p, CYCLES)
     diagnoses = metrics.all_metrics(labels, p, ("COPD", "Healthy", "URTI", "Pneumonia"))
     assert set(cycles) == set(METRICS)
-    assert set(diagnoses) == set(METRICS) - {"icbhi_score"}
+    assert set(diagnoses) == set(METRICS) - {"icbhi_score", "sensitivity", "specificity"}
     assert all(cycles[name] == value for name, value in diagnoses.items())
+    halves = cycles["sensitivity"], cycles["specificity"]
+    assert cycles["icbhi_score"] == pytest.approx(np.mean(halves))
+
+
+def test_what_is_not_defined_is_not_there() -> None:
+    """Within one device there may be no normal cycle, or no other."""
+    labels, p = random_case(0, classes=4)
+    for side, left in ((labels == 0, "specificity"), (labels != 0, "sensitivity")):
+        found = metrics.all_metrics(labels[side], p[side], CYCLES)
+        assert found.keys() & {"sensitivity", "specificity"} == {left}
+        assert found["icbhi_score"] == found[left]
+        assert all(math.isfinite(value) for value in found.values())
 
 
 def test_a_probability_of_zero_costs_a_finite_amount() -> None:
@@ -139,8 +166,8 @@ def test_a_probability_of_zero_costs_a_finite_amount() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(2, 6), st.booleans())
 def test_worst_is_worst(seed: int, n: int, classes: int, ties: bool) -> None:
     labels, p = random_case(seed, n=n, classes=classes, ties=ties)
-    for metric in METRICS.values():
-        value = metric.compute(labels, p)
+    for name, value in metrics.all_metrics(labels, p, ("normal",) * classes).items():
+        metric = METRICS[name]
         assert math.isfinite(value)
         assert value >= metric.worst if metric.mode == "max" else value <= metric.worst + 1e-9
 

@@ -46,3 +46,10 @@ def test_fields_that_a_sampler_cannot_see(tmp_path: Path) -> None:
     )
     assert blind_to("cmaes", space) == ["pad"]
     assert blind_to("tpe", space) == []
+
+
+def test_conditions_that_a_sampler_cannot_see() -> None:
+    space = load_space("wide.yaml")
+    assert blind_to("gp", space) == ["sample_rate"]
+    assert blind_to("cmaes", space) == ["f_max", "sample_rate", "normalise", "balance"]
+    assert blind_to("tpe", space) == blind_to("qmc", space) == blind_to("random", space) == []

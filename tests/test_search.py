@@ -6,10 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -17,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from optuna.trial import TrialState
-from searches import command, files_below, search, study, summary, trials
+from searches import command, files_below, search, start, study, summary, trials, wait_for
 
 from resp_tune.cli import run
 from resp_tune.search import main
@@ -144,6 +140,7 @@ def test_dry_run_says_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     outcome = search(tmp_path / "r", *SMOKE, "--dry-run", "--trials", "7", "--name", "dry")
     assert outcome.code == 0, outcome.err
     assert "7 trials of 1 epochs" in outcome.out
+    assert "1 front end, filled before the search" in outcome.out
     assert not (tmp_path / "r").exists()
 
 
@@ -163,7 +160,7 @@ def test_dry_run_says_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (["--name", "x" * 300], "not a name"),
         (["--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1:9"),
         (["--address", "auto"], "built: local"),
-        (["--replicates", "3"], "not built"),
+        (["--replicates", "0"], "at least 1"),
         (["--protocol", "official"], "cycles"),
         (["--config", "{tmp}/none.yaml"], "none.yaml"),
         (["--time-budget", "soon"], "30m"),
@@ -237,14 +234,9 @@ def test_a_diverging_trial_is_told_as_diverged_and_a_poor_one_as_pruned(tmp_path
 def test_a_killed_driver_continues_where_it_was(tmp_path: Path) -> None:
     args = ["--space", "search_spaces/smoke.yaml", "--epochs", "30", "--scheduler", "none"]
     args += ["--trials", "4", "--name", "killed", "--storage", str(tmp_path)]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "resp_tune.search", *args],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    running = start("search", *args)
     database = tmp_path / "killed" / "study.db"
-    _wait(lambda: database.exists() and _epochs_reported(tmp_path) >= 3)
+    wait_for(lambda: database.exists() and _epochs_reported(tmp_path) >= 3)
     os.killpg(running.pid, signal.SIGKILL)  # the driver and its Ray, as a power cut would
     running.wait()
     before = {t.number: t.params for t in study(tmp_path, "killed").get_trials()}
@@ -270,10 +262,3 @@ def _epochs_reported(storage: Path) -> int:
         return sum(len(t.intermediate_values) for t in study(storage, "killed").get_trials())
     except Exception:
         return 0  # the file is being made
-
-
-def _wait(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.2)

@@ -25,6 +25,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0.0, 10.0),
     "top_db": (1.0, 200.0),
     "clip_seconds": (0.5, 60.0),
+    "mixup": (0.0, 1.0),
+    "ema": (0.0, 0.9999),
 }
 WHOLE_RANGES = {
     "n_freq_masks": (0, 10),
@@ -35,8 +37,8 @@ WHOLE_RANGES = {
 CHOICES: dict[str, list[Any]] = {
     "pad": ["silence", "repeat"],
     "crop": ["start", "random"],
-    "normalise": ["none", "clip"],
-    "balance": ["none", "sampler", "sampler_all"],
+    "normalise": ["none", "clip", "band", "pcen"],
+    "balance": ["none", "sampler", "sampler_all", "focal"],
     "augment_validation": [True, False],
     "channels": [1, 2],
 }
@@ -122,6 +124,7 @@ GARBAGE = st.recursive(
         st.dictionaries(
             st.one_of(
                 st.sampled_from(["type", "low", "high", "log", "step", "values", "lr", "width"]),
+                st.sampled_from(["when", "with"]),
                 st.sampled_from(["parameters", "fixed", "preset", "description"]),
                 st.text(max_size=4),
                 st.integers(0, 3),
@@ -132,6 +135,10 @@ GARBAGE = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+CROP = {"type": "categorical", "values": ["start", "random"]}
+WIDTH = {"type": "int", "low": 4, "high": 8}
 
 
 def only_a_line(path: Path) -> None:
@@ -150,7 +157,14 @@ def only_a_line(path: Path) -> None:
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.one_of(GARBAGE, GARBAGE.map(lambda g: {"parameters": {"lr": g}})))
+@given(
+    st.one_of(
+        GARBAGE,
+        GARBAGE.map(lambda g: {"parameters": {"lr": g}}),
+        GARBAGE.map(lambda g: {"parameters": {"crop": {**CROP, "when": g}, "width": WIDTH}}),
+        GARBAGE.map(lambda g: {"parameters": {"crop": {**CROP, "with": g}, "width": WIDTH}}),
+    )
+)
 def test_garbage_is_a_line_or_a_space(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
@@ -173,6 +187,9 @@ AWKWARD = {
     "a number of 400 digits": f"parameters: {{lr: {{type: float, low: 1, high: {'9' * 400}}}}}",
     "an end of 400 digits": f"parameters: {{width: {{type: int, low: 1, high: {'9' * 400}}}}}",
     "a fixed number of 400 digits": f"fixed: {{lr: {'9' * 400}}}\nparameters: {{width: 1}}",
+    "a list in itself": "parameters: {width: {type: ordinal, values: &a [1, *a]}}",
+    "fields in themselves": "parameters: {crop: {type: categorical, values: [start, random], "
+    "with: &a {width: *a}}}",
     "a key of two lines": 'parameters: {"l\\nr": {type: float}}',
 }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import math
 import os
 import shutil
@@ -12,23 +10,20 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from resp_tune.errors import UserError
-from resp_tune.tracking.links import search_links
 from resp_tune.tracking.runs import SearchRuns
 from resp_tune.tracking.searches import list_searches
-from resp_tune.tracking.store import probe, redact, resolve_uri
+from resp_tune.tracking.store import probe
 
 PARAMS = {"lr": 0.003, "n_mels": 48, "pad": "repeat", "micro_batch": None}
 
@@ -118,105 +113,6 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
         process.wait()
 
 
-def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert resolve_uri(None, Path("results")) == f"sqlite:///{tmp_path}/results/mlflow.db"
-    assert resolve_uri("sqlite:///x.db", Path("results")) == f"sqlite:///{tmp_path}/x.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000/")
-    assert resolve_uri(None, Path("results")) == "http://host:5000"
-    assert resolve_uri("https://other", Path("results")) == "https://other"
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("postgresql://me:s3cret@db/x", "postgresql://me:***@db/x"),
-        ("https://t0ken@host/a", "https://***@host/a"),
-        ("https://host/a?token=s3cret&b=1", "https://host/a?token=***&b=***"),
-        ("https://me:s3@cret@host", "https://me:***@host"),
-        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
-    ],
-)
-def test_redact(uri: str, shown: str) -> None:
-    assert redact(uri) == shown
-
-
-@contextmanager
-def web_server(status: int, body: bytes) -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # the base class's name
-            self.send_response(status)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (403, "--allowed-hosts"),
-        (401, "MLFLOW_TRACKING_TOKEN"),
-        (200, "not an MLflow"),
-        (500, "500"),
-    ],
-)
-def test_probe_refuses_what_answers_wrongly(status: int, words: str) -> None:
-    with web_server(status, b"<html>") as address, pytest.raises(UserError, match=words):
-        probe(address)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ("http://127.0.0.1:{port}", "Connection refused"),
-        ("http://me:s3cret@no-such-host.invalid:5000", "no-such-host"),
-        ("postgresql://me:s3cret@127.0.0.1:{port}/x", "cannot be reached"),
-        ("file:///tmp/mlruns", "sqlite:////tmp/mlruns.db"),
-        ("./mlruns", "no longer writes folders"),
-        ("databricks://x", "not supported"),
-        ("sqlite:///{tmp}/blocked/mlflow.db", "cannot be written"),
-        ("sqlite:///{tmp}", "is a folder"),
-        ("sqlite:///{tmp}/a%20b.db", "does not fit"),
-        ("sqlite:///{tmp}/study.db", "something else"),
-        ("sqlite:///{tmp}/blocked", "cannot be read"),
-    ],
-)
-def test_probe_refuses(given: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "blocked").write_text("a file that is not a database, where a folder should be")
-    with closing(sqlite3.connect(tmp_path / "study.db")) as other:
-        other.execute("CREATE TABLE studies (x)")
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match=words) as caught:
-        probe(given.format(port=free_port(), tmp=tmp_path))
-    assert "s3cret" not in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_probe_of_a_silent_host_takes_five_seconds() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        start = time.monotonic()
-        with pytest.raises(UserError, match=r"answer"):
-            probe(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - start < 6.5
-
-
-def test_probe_accepts_a_store_to_be_made_and_makes_nothing(tmp_path: Path) -> None:
-    probe(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_states_tags_parameters_and_metrics(uri: str, tmp_path: Path) -> None:
     runs = open_search(uri, tmp_path)
     fill(runs)
@@ -284,6 +180,34 @@ def test_a_replay_changes_nothing_and_growth_shows(uri: str, tmp_path: Path) -> 
     grown.close("FINISHED")
     parent = MlflowClient(uri).get_run(runs.parent_run_id).data
     assert (parent.params["trials"], parent.tags["resp_tune.trials"]) == ("4", "8")
+
+
+def test_replicates_have_runs_of_their_own(uri: str, tmp_path: Path) -> None:
+    """Told twice, as by a replay; the trial that they repeat keeps its own run and its score."""
+    for _ in range(2):
+        runs = open_search(uri, tmp_path)
+        fill(runs)
+        for index, state in ((1, "finished"), (2, "pruned")):
+            runs.start_trial(0, params=PARAMS, seed=20 + index, replicate=index)
+            runs.log_epochs(0, [epoch(1, 0.1), epoch(2, 0.9)], replicate=index)
+            runs.end_trial(0, state, score=0.9, seconds=1.0, replicate=index)  # type: ignore[arg-type]  # a literal
+        ids, trial_ids = runs.replicate_ids(), runs.run_ids()
+        runs.close("FINISHED")
+    found = all_runs(uri)
+    assert ids == {(0, n): found[f"replicate-0-{n}"].info.run_id for n in (1, 2)}
+    assert set(trial_ids) == {0, 1, 2, 3}
+    for index, status in ((1, "FINISHED"), (2, "KILLED")):
+        run = found[f"replicate-0-{index}"]
+        assert run.info.status == status
+        assert run.data.tags["resp_tune.kind"] == "replicate"
+        assert run.data.tags["resp_tune.trial_number"] == "0"
+        assert run.data.tags["resp_tune.replicate"] == str(index)
+        assert run.data.tags["mlflow.parentRunId"] == runs.parent_run_id
+        assert run.data.params["seed"] == str(20 + index)
+        steps = MlflowClient(uri).get_metric_history(run.info.run_id, "val_macro_f1")
+        assert [metric.step for metric in steps] == [1, 2]
+    assert found["trial-0"].data.metrics["macro_f1"] == 0.6
+    assert found["first"].data.metrics["best_macro_f1"] == 0.6
 
 
 def test_a_killed_driver_goes_on_in_the_same_runs(uri: str, tmp_path: Path) -> None:
@@ -468,32 +392,3 @@ def test_a_deleted_experiment_is_said(uri: str, tmp_path: Path) -> None:
     MlflowClient(uri).delete_experiment(runs.experiment_id)
     with pytest.raises(UserError, match="mlflow experiments restore"):
         open_search(uri, tmp_path)
-
-
-def test_links() -> None:
-    links = search_links("https://me:s3cret@host/", "3", "first", "log_loss", "min", ["a", "b"])
-    assert all(link.startswith("https://host/#/") for link in links.values())
-    assert not any(set(link) & set(" '`\"[]") for link in links.values())
-    page, _, query = links["trials"].partition("?")
-    assert page == "https://host/#/experiments/3/runs"
-    wanted = parse_qs(query)
-    assert wanted["searchFilter"] == [
-        "tags.`resp_tune.search` = 'first' and tags.`resp_tune.kind` = 'trial'"
-    ]
-    assert (wanted["orderByKey"], wanted["orderByAsc"]) == (["metrics.`log_loss`"], ["true"])
-    compared = parse_qs(links["compare"].partition("?")[2])
-    assert json.loads(compared["runs"][0]) == ["a", "b"]
-    assert json.loads(compared["experiments"][0]) == ["3"]
-    assert all("workflowType=machine_learning" in link for link in links.values())
-    local = search_links("sqlite:////x.db", "3", "first", "macro_f1", "max", ["a"])
-    assert local["trials"].startswith("http://127.0.0.1:5000/#/")
-    assert "compare" not in local
-
-
-def test_addresses_need_no_mlflow() -> None:
-    code = "import sys, resp_tune.tracking.store, resp_tune.tracking.links as l; "
-    code += "print('mlflow' in sys.modules)"
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True
-    )
-    assert answer.stdout.split() == [b"False"]

@@ -38,6 +38,8 @@ def draw(found: Mapping[str, Any]) -> str:
         controlled=words.CONTROLLED,
         model=model,
         model_rows=words.model_rows(model) if model and model["test"] else [],
+        cycle_line=words.cycle_line,
+        against_rows=words.against_rows,
         span=words.span,
         share=words.share,
     )

@@ -13,9 +13,12 @@ from resp_tune.auditing.words import (
     CONTROLLED,
     CYCLES,
     TABLES,
+    against_rows,
     baseline_reasons,
     baseline_rows,
     columns_of,
+    comparison_rows,
+    cycle_line,
     figure,
     leak_reasons,
     leak_rows,
@@ -23,16 +26,14 @@ from resp_tune.auditing.words import (
     share,
     span,
 )
-from resp_tune.data.wording import one_line
+from resp_tune.data.wording import amount, one_line
 
 LEAST_WIDTH = 100  # of a pipe or a file, where no terminal says how wide it is
 
 
 def show(found: Mapping[str, Any]) -> None:
     """Print the audit; everything that comes from files is printed as it is, never as markup."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(LEAST_WIDTH, console.width))
+    console = _console()
     _data(console, found)
     _lines(console, "Defects", found["defects"])
     for name, title in TABLES.items():
@@ -55,6 +56,32 @@ def show(found: Mapping[str, Any]) -> None:
     if "model" in found:
         _model(console, found["model"])
     _lines(console, "Warnings", found["warnings"] or ["none: no shortcut was found"])
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Print the difference of two runs on each side that both have."""
+    console = _console()
+    console.print(Text(one_line(f"A: {found['a']}")), Text(one_line(f"B: {found['b']}")), sep="\n")
+    for side, figures in found["sides"].items():
+        size = amount(figures["clips"], "clip", figures["patients"])
+        _print_table(
+            console,
+            f"{side}: {size}, {', '.join(figures['classes'])}",
+            ("", "A", "B", "A - B", "95 % interval", "0 inside"),
+            comparison_rows(figures["metrics"]),
+        )
+        if side == "validation":
+            console.print(
+                Text("  the side that runs are chosen by: what was chosen stands too high here"),
+                soft_wrap=True,
+            )
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, width=max(LEAST_WIDTH, console.width))
 
 
 def _data(console: Console, found: Mapping[str, Any]) -> None:
@@ -94,6 +121,14 @@ def _model(console: Console, model: Mapping[str, Any]) -> None:
         "Test side, with 95 % patient-bootstrap intervals",
         ("", "clips", "patients", "macro-F1", "balanced accuracy", "accuracy", "majority"),
         model_rows(model),
+    )
+    if line := cycle_line(test["by_clip"]):
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    _print_table(
+        console,
+        "Against what needs no audio, on the same patients drawn",
+        ("", "model", "no audio", "difference", "95 % interval", "0 inside"),
+        against_rows(test["against"]),
     )
     rows = [
         (

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from resp_tune.auditing.counts import in_order
+from resp_tune.learning.metrics import CYCLE_METRICS
 
 CYCLES = ("normal", "crackle", "wheeze", "both")
 CONTROLLED = "Children on the Meditron"
@@ -13,6 +14,17 @@ TABLES = {
     "diagnosis_by_device": "Diagnosis × device: recordings (patients)",
     "diagnosis_by_age": "Diagnosis × age in years: recordings (patients)",
     "device_by_age": "Device × age in years: recordings (patients)",
+}
+METRICS = {
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "mcc": "MCC",
+    "auroc": "AUROC",
+    "log_loss": "log loss (less is better)",
+    "accuracy": "accuracy",
+    "icbhi_score": "ICBHI score",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
 }
 _NONE = "–"
 
@@ -109,7 +121,8 @@ def model_rows(model: Mapping[str, Any]) -> list[Sequence[str]]:
     if test["by_patient"]:
         rows.append(_figures_row("by patient", test["by_patient"]))
     for device, found in test["by_device"].items():
-        rows.append(_figures_row(f"within {device}, {_classes(found)}", found))
+        classes = _classes(found["classes"], model["classes"])
+        rows.append(_figures_row(f"within {device}, {classes}", found))
     for key, name in (("device", "device, no audio"), ("all", "sheet, no audio")):
         scores = test["baselines"][key]
         f1, balanced = figure(scores["macro_f1"]), figure(scores["balanced_accuracy"])
@@ -125,6 +138,37 @@ def model_rows(model: Mapping[str, Any]) -> list[Sequence[str]]:
     return rows
 
 
+def cycle_line(figures: Mapping[str, Any]) -> str:
+    """`ICBHI score 0.520 [0.480, 0.560], sensitivity …`; empty for what are no cycles."""
+    there = [name for name in CYCLE_METRICS if name in figures]
+    return ", ".join(f"{METRICS[name]} {span(figures, name)}" for name in there)
+
+
+def against_rows(against: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Sequence[str]]:
+    """What the forests saw and the metric, the model's figure, theirs, and the difference."""
+    names = {"device": "device", "all": "sheet"}
+    return [
+        (f"{names[columns]}: {METRICS[metric]}", *_paired(found, "winner", "baseline"))
+        for columns, metrics in against.items()
+        for metric, found in metrics.items()
+    ]
+
+
+def comparison_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[Sequence[str]]:
+    """Metric, the figures of A and B, and the difference."""
+    return [(METRICS[name], *_paired(found, "a", "b")) for name, found in metrics.items()]
+
+
+def _paired(found: Mapping[str, Any], one: str, other: str) -> Sequence[str]:
+    span = found["interval"]
+    inside = (
+        (_NONE, _NONE)
+        if span is None
+        else (f"[{span[0]:+.3f}, {span[1]:+.3f}]", "yes" if span[0] <= 0 <= span[1] else "no")
+    )
+    return (figure(found[one]), figure(found[other]), f"{found['difference']:+.3f}", *inside)
+
+
 def _figures_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:
     return (
         name,
@@ -137,5 +181,11 @@ def _figures_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
-def _classes(found: Mapping[str, Any]) -> str:
-    return "1 class" if len(found["classes"]) == 1 else f"{len(found['classes'])} classes"
+def _classes(there: Sequence[str], of: Sequence[str]) -> str:
+    """`6 classes`, or which ones: those left out of the averages are named."""
+    absent = [name for name in of if name not in there]
+    if not absent:
+        return f"{len(there)} classes"
+    if len(absent) < len(there):
+        return f"without {', '.join(absent)}"
+    return f"{', '.join(there)} only"

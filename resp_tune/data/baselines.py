@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from resp_tune.errors import UserError
 FOLDS = 5
 ADULT = 18.0  # years
 COLUMNS = {"device": ("device",), "all": ("device", "location", "age", "sex")}
-_TREES = 200
+TREES = 200
 _MISSING_AGE = 60.0  # years; the one that is missing in ICBHI is an adult's
 
 Integers = npt.NDArray[np.int64]
@@ -71,14 +72,36 @@ def no_audio_baselines(
     return scores
 
 
-def held_out_baselines(
-    dataset: Dataset, clips: Clips, sides: Sides, *, seeds: int = 5
-) -> dict[str, Any]:
-    """The same forests, fitted on the train and validation side and scored on the test side.
+@dataclass(frozen=True)
+class Answers:
+    """What the forests say of the clips of the held-out side, in the order of `clips_of`.
 
-    So they stand beside a winner that was scored on the same clips; without a test side they are
-    fitted on train alone and scored on validation, of the first fold. Same result as
-    `no_audio_baselines`, except that the majority class is that of the side fitted on.
+    `stems` and `labels` are those of the clips, labels as indices of `Sides.classes`;
+    `by_columns[name]` holds the class answered by each seed's forest, int `[seeds, clips]`;
+    `majority` is the most frequent class of the side fitted on.
+    """
+
+    stems: tuple[str, ...]
+    labels: Integers
+    by_columns: dict[str, Integers]
+    majority: int
+
+    def scores(self) -> dict[str, Any]:
+        """As `no_audio_baselines`, with the majority class of the side fitted on."""
+        return {
+            "majority_accuracy": float(np.mean(self.labels == self.majority)),
+            **{
+                name: _mean([_scores(self.labels, row) for row in by_seed])
+                for name, by_seed in self.by_columns.items()
+            },
+        }
+
+
+def held_out_answers(dataset: Dataset, clips: Clips, sides: Sides, *, seeds: int = 5) -> Answers:
+    """The same forests, fitted on the train and validation side and asked about the test side.
+
+    Without a test side they are fitted on train alone and asked about validation, of the first
+    fold.
     """
     fold = sides.folds[0]
     if sides.test is None:
@@ -91,19 +114,27 @@ def held_out_baselines(
         raise UserError("the sides hold no clips of this data set: give the set they were made of")
     sheet = _Sheet(dataset, known + asked)
     train, test = np.arange(len(known)), np.arange(len(known), len(known) + len(asked))
-    majority = np.bincount(sheet.labels[train]).argmax()
-    scores: dict[str, Any] = {"majority_accuracy": float(np.mean(sheet.labels[test] == majority))}
-    for name, columns in COLUMNS.items():
-        features = sheet.columns(columns)
-        by_seed = [
-            _scores(
-                sheet.labels[test],
-                _forest(features, sheet.labels, sheet.weights, train, test, seed),
-            )
+
+    def answers(features: Floats) -> Integers:
+        forests = (
+            _forest(features, sheet.labels, sheet.weights, train, test, seed)
             for seed in range(seeds)
-        ]
-        scores[name] = _mean(by_seed)
-    return scores
+        )
+        return np.stack(list(forests))
+
+    return Answers(
+        stems=tuple(dataset.recordings[clip.recording].stem for clip in asked),
+        labels=sheet.labels[test],
+        by_columns={name: answers(sheet.columns(columns)) for name, columns in COLUMNS.items()},
+        majority=int(np.bincount(sheet.labels[train]).argmax()),
+    )
+
+
+def held_out_baselines(
+    dataset: Dataset, clips: Clips, sides: Sides, *, seeds: int = 5
+) -> dict[str, Any]:
+    """The scores of `held_out_answers`, beside a winner that was scored on the same clips."""
+    return held_out_answers(dataset, clips, sides, seeds=seeds).scores()
 
 
 def patient_lookup(dataset: Dataset, clips: Clips, *, seeds: int = 20) -> dict[str, float]:
@@ -204,7 +235,7 @@ def _forest(
     seed: int,
 ) -> Integers:
     forest = RandomForestClassifier(
-        _TREES, min_samples_leaf=3, class_weight="balanced", random_state=seed, n_jobs=1
+        TREES, min_samples_leaf=3, class_weight="balanced", random_state=seed, n_jobs=1
     )
     forest.fit(features[train], labels[train], sample_weight=weights[train])
     # Many clips share one data sheet: each is asked once.

@@ -313,6 +313,6 @@ def _unusual(recordings: Sequence[Recording]) -> list[str]:
         if value not in tables.DIAGNOSES:
             lines.append(
                 f"diagnosis '{value}' of {count(number, 'recording')} is not one of ICBHI's "
-                f"({', '.join(tables.DIAGNOSES)}); no task uses it"
+                f"({', '.join(tables.DIAGNOSES)}); no built-in task names it"
             )
     return lines

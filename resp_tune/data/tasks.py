@@ -8,8 +8,10 @@ from typing import Literal
 
 from resp_tune.data.recordings import Cycle, Dataset
 from resp_tune.data.tables import DIAGNOSES
-from resp_tune.data.wording import amount
+from resp_tune.data.wording import amount, shorten
 from resp_tune.errors import UserError, nearest
+
+ANY_OTHER = "*"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Clip:
 class Task:
     """A set of classes. `groups` are the diagnoses of each class; a cycle task has none.
 
+    One group may hold `ANY_OTHER`: its class takes whoever has a diagnosis that no group names.
     `unit` is what one clip is: a whole recording or one breathing cycle.
     """
 
@@ -41,7 +44,16 @@ class Task:
 
     def label(self, diagnosis: str) -> int | None:
         """The class of a recording with this diagnosis, None where the task has none for it."""
-        return next((i for i, group in enumerate(self.groups) if diagnosis in group), None)
+        for wanted in (diagnosis, ANY_OTHER):
+            for index, group in enumerate(self.groups):
+                if wanted in group:
+                    return index
+        return None
+
+    @property
+    def grouping(self) -> dict[str, list[str]]:
+        """The diagnoses of each class, for `task_from_classes`; `{}` of a cycle task."""
+        return {name: list(g) for name, g in zip(self.classes, self.groups, strict=False)}
 
 
 @dataclass(frozen=True)
@@ -112,14 +124,15 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The task `name`; an unknown one raises `UserError`."""
+    """The built-in task `name`; an unknown one raises `UserError`."""
     if name not in TASKS:
-        raise UserError(f"unknown task '{name}': {nearest(name, TASKS)}")
+        raise UserError(f"unknown task '{shorten(name)}': {nearest(name, TASKS)}")
     return TASKS[name]
 
 
 def make_clips(task: Task, dataset: Dataset) -> Clips:
     """The labelled clips of `dataset`; raises `UserError` where the task finds none in it."""
+    _check_diagnoses(task, dataset)
     clips, dropped = _cycle_clips(dataset) if task.unit == "cycle" else _whole_clips(task, dataset)
     if not clips:
         needs = (
@@ -131,6 +144,16 @@ def make_clips(task: Task, dataset: Dataset) -> Clips:
             f"'{dataset.root}' has nothing for the task '{task.name}': it needs {needs}"
         )
     return Clips(task, tuple(clips), tuple(dropped))
+
+
+def _check_diagnoses(task: Task, dataset: Dataset) -> None:
+    """Of a data set with diagnoses of its own a task may name those as well as ICBHI's."""
+    known = {*DIAGNOSES, *(recording.diagnosis for recording in dataset.recordings)}
+    for name in sorted({name for group in task.groups for name in group} - known - {ANY_OTHER}):
+        raise UserError(
+            f"task '{task.name}': unknown diagnosis '{shorten(name)}', neither one of ICBHI's nor "
+            f"in '{dataset.root}': {nearest(name, known)}"
+        )
 
 
 def _whole_clips(task: Task, dataset: Dataset) -> tuple[list[Clip], list[str]]:
@@ -148,7 +171,7 @@ def _whole_clips(task: Task, dataset: Dataset) -> tuple[list[Clip], list[str]]:
     for name, count in sorted(counts.items()):
         reason = (
             "too few patients to stand on every side; the task diagnosis-8 keeps it"
-            if name in TASKS["diagnosis-8"].classes
+            if task == TASKS["diagnosis"] and name in DIAGNOSES
             else f"the task '{task.name}' has no class for it"
         )
         of_whom = amount(count, "recording", len(patients[name]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from resp_tune.config import TrialConfig
+from resp_tune.config import FrontEnd, TrialConfig
 from resp_tune.features.augment import Draws
 from resp_tune.features.frames import Frames
 
@@ -39,6 +39,24 @@ class ClipFrames:
         which, of_clip = torch.unique(recordings, return_inverse=True)
         levels = [_level(self.frames, int(n), config.top_db) for n in which]
         return dataclasses.replace(self, level=torch.stack(levels)[of_clip])
+
+
+def cut_clips(
+    frames: Frames,
+    front_end: FrontEnd,
+    recording: torch.Tensor,
+    start: torch.Tensor,
+    end: torch.Tensor,
+) -> ClipFrames:
+    """Clips from `start` to `end` seconds of recordings `recording` (indices), all `[clips]`.
+
+    A clip has at least one frame.
+    """
+    rate = front_end.sample_rate / front_end.hop_length
+    rows = frames.count[recording]
+    first = torch.minimum((start * rate).round().long(), rows - 1)
+    last = torch.minimum((end * rate).round().long() + 1, rows)
+    return ClipFrames(frames, frames.first[recording] + first, (last - first).clamp(min=1))
 
 
 def _level(frames: Frames, recording: int, top_db: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load, save
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.features.augment import draw_plain
-from resp_tune.features.batches import ClipFrames
+from resp_tune.features.batches import ClipFrames, cut_clips
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels, silence
 from resp_tune.learning.network import SoundNet
@@ -45,13 +46,20 @@ class Bundle:
 
     def predict_waveform(self, waveform: torch.Tensor) -> npt.NDArray[np.float32]:
         """Class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
+        whole: npt.NDArray[np.float32] = self.predict_spans(waveform, [(0.0, math.inf)])[0]
+        return whole
+
+    def predict_spans(
+        self, waveform: torch.Tensor, spans: Sequence[tuple[float, float]]
+    ) -> npt.NDArray[np.float32]:
+        """Class probabilities `[spans, classes]` of parts of `waveform`, from and to seconds."""
+        front_end = self.config.front_end
         with torch.inference_mode():
-            front_end = self.config.front_end
             mels = log_mels(waveform, [front_end])
             frames = join_frames(mels, ["waveform"], silence(front_end))
-            clip = ClipFrames(frames, frames.first, frames.count)
-            probabilities: npt.NDArray[np.float32] = self.predict_clips(clip)[0]
-            return probabilities
+            start, end = torch.tensor(spans, dtype=torch.float64).clamp(max=1e9).T
+            first = torch.zeros(len(spans), dtype=torch.int64)
+            return self.predict_clips(cut_clips(frames, front_end, first, start, end))
 
     def predict_clips(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
         """Class probabilities `[clips, classes]`, never augmented."""

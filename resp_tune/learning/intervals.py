@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from resp_tune.learning.metrics import SMALLEST, Labels, Probabilities
+from resp_tune.learning.metrics import METRICS, SMALLEST, Labels, Probabilities, all_metrics
 
 DRAWS = 2000
 Floats = npt.NDArray[np.float64]
@@ -20,27 +20,44 @@ def bootstrap(
     *,
     draws: int = DRAWS,
     seed: int = 0,
+    names: Collection[str] = METRICS.keys(),
 ) -> dict[str, Floats]:
-    """Each metric on `draws` resamples of the patients, float `[draws]`.
+    """The metrics `names` on `draws` resamples of the patients, float `[draws]`.
 
     Patients are drawn with replacement and bring all their clips. As in the metrics themselves, a
-    class that no drawn clip has is left out of the averages. The same patients and seed give the
-    same resamples, so that two models on the same clips can be compared draw by draw.
+    class that no drawn clip has is left out of the averages, and what a draw leaves undefined is
+    NaN. The same patients and seed give the same resamples, so that two models on the same clips
+    can be compared draw by draw.
     """
-    names, of_clip = np.unique(np.asarray(patients), return_inverse=True)
+    who, of_clip = np.unique(np.asarray(patients), return_inverse=True)
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(names), size=(draws, len(names)))
-    weight = np.zeros((draws, len(names)))
+    drawn = rng.integers(len(who), size=(draws, len(who)))
+    weight = np.zeros((draws, len(who)))
     np.add.at(weight, (np.arange(draws)[:, None], drawn), 1.0)
-    clip_weight = weight[:, of_clip]
     classes = probabilities.shape[1]
-    matrices = _confusions(labels, probabilities, of_clip, len(names), classes)
-    matrix = np.einsum("dp,pij->dij", weight, matrices, optimize=True)
-    return {
-        **_from_confusion(matrix),
-        "auroc": _auroc(labels, probabilities, clip_weight),
-        "log_loss": _log_loss(labels, probabilities, clip_weight),
-    }
+    matrices = _confusions(labels, probabilities, of_clip, len(who), classes)
+    samples = _from_confusion(np.einsum("dp,pij->dij", weight, matrices, optimize=True))
+    for name, compute in (("auroc", _auroc), ("log_loss", _log_loss)):
+        if name in names:
+            samples[name] = compute(labels, probabilities, weight[:, of_clip])
+    return {name: samples[name] for name in names}
+
+
+def paired(
+    labels: Labels,
+    a: Probabilities,
+    b: Probabilities,
+    patients: Sequence[str],
+    classes: tuple[str, ...],
+) -> dict[str, tuple[float, float, float]]:
+    """Each metric of `a` minus that of `b` on the same clips, as (difference, low, high).
+
+    `low` and `high` hold 95 % of the differences on the same resamples of the patients.
+    """
+    of_a, of_b = (all_metrics(labels, p, classes) for p in (a, b))
+    drawn_a, drawn_b = (bootstrap(labels, p, patients, names=of_a) for p in (a, b))
+    spans = intervals({name: drawn_a[name] - drawn_b[name] for name in of_a})
+    return {name: (of_a[name] - of_b[name], *spans[name]) for name in of_a}
 
 
 def intervals(samples: dict[str, Floats], *, level: float = 0.95) -> dict[str, tuple[float, float]]:
@@ -70,10 +87,10 @@ def _from_confusion(matrix: Floats) -> dict[str, Floats]:
     recall = np.divide(hits, true, out=np.zeros_like(hits), where=present)
     f1 = 2 * hits / np.maximum(true + predicted, 1)
     normal, abnormal = true[:, 0], n - true[:, 0]
-    terms = [
-        np.divide(hits[:, 0], normal, out=np.full_like(n, np.nan), where=normal > 0),
-        np.divide(hits[:, 1:].sum(1), abnormal, out=np.full_like(n, np.nan), where=abnormal > 0),
-    ]
+    specificity, sensitivity = (
+        np.divide(right, of, out=np.full_like(n, np.nan), where=of > 0)
+        for right, of in ((hits[:, 0], normal), (hits[:, 1:].sum(1), abnormal))
+    )
     spread = np.sqrt((n**2 - (predicted**2).sum(1)) * (n**2 - (true**2).sum(1)))
     covariance = hits.sum(1) * n - (true * predicted).sum(1)
     return {
@@ -81,7 +98,9 @@ def _from_confusion(matrix: Floats) -> dict[str, Floats]:
         "balanced_accuracy": _mean(recall, present),
         "mcc": np.divide(covariance, spread, out=np.zeros_like(n), where=spread > 0),
         "accuracy": hits.sum(1) / n,
-        "icbhi_score": np.nanmean(terms, axis=0),
+        "icbhi_score": np.nanmean([sensitivity, specificity], axis=0),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
     }
 
 

@@ -79,16 +79,30 @@ def log_loss(labels: Labels, probabilities: Probabilities) -> float:
     return float(-np.log(np.clip(chosen.astype(np.float64), SMALLEST, 1.0)).mean())
 
 
-def icbhi_score(labels: Labels, probabilities: Probabilities) -> float:
-    """(Se + Sp) / 2 of the ICBHI 2017 challenge; class 0 is `normal`.
+def sensitivity(labels: Labels, probabilities: Probabilities) -> float:
+    """Share of abnormal items given their right class, of all classes but 0 pooled, or NaN."""
+    return _recall_where(labels != 0, labels, probabilities)
 
-    Sp: share of normal items called normal. Se: share of abnormal items given their right class. A
-    term without items is left out.
+
+def specificity(labels: Labels, probabilities: Probabilities) -> float:
+    """Share of normal items, class 0, called normal; NaN where there are none."""
+    return _recall_where(labels == 0, labels, probabilities)
+
+
+def icbhi_score(labels: Labels, probabilities: Probabilities) -> float:
+    """(Se + Sp) / 2 of the ICBHI 2017 challenge: sensitivity and specificity, class 0 is `normal`.
+
+    A term without items is left out.
     """
-    right = probabilities.argmax(1) == labels
-    normal = labels == 0
-    terms = [right[side].mean() for side in (normal, ~normal) if side.any()]
-    return float(np.mean(terms))
+    terms = (sensitivity(labels, probabilities), specificity(labels, probabilities))
+    return float(np.nanmean(terms))
+
+
+def _recall_where(
+    side: npt.NDArray[np.bool_], labels: Labels, probabilities: Probabilities
+) -> float:
+    right = probabilities[side].argmax(1) == labels[side]
+    return float(right.mean()) if len(right) else math.nan
 
 
 def _confusion(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.int64]:
@@ -112,18 +126,23 @@ METRICS: dict[str, Metric] = {
     "log_loss": Metric(log_loss, "min", -math.log(SMALLEST)),
     "accuracy": Metric(accuracy, "max", 0.0),
     "icbhi_score": Metric(icbhi_score, "max", 0.0),
+    # Its two halves are told, never searched for: who calls all alike has one of them at 1.
+    "sensitivity": Metric(sensitivity, "max", 0.0),
+    "specificity": Metric(specificity, "max", 0.0),
 }
+CYCLE_METRICS = ("icbhi_score", "sensitivity", "specificity")  # they need `normal` as class 0
 
 
 def all_metrics(
     labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """Every metric that the classes allow; `icbhi_score` needs `normal` as the first class."""
-    return {
+    """Every metric that the classes allow and that is defined for the labels."""
+    values = {
         name: metric.compute(labels, probabilities)
         for name, metric in METRICS.items()
-        if name != "icbhi_score" or classes[0] == "normal"
+        if name not in CYCLE_METRICS or classes[0] == "normal"
     }
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def majority_accuracy(labels: Labels) -> float:

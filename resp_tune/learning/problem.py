@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,17 @@ from resp_tune.data.recordings import Dataset
 from resp_tune.data.sides import Sides, clips_of
 from resp_tune.data.tasks import Clips
 from resp_tune.errors import UserError
-from resp_tune.features.batches import ClipFrames
+from resp_tune.features.batches import cut_clips
 from resp_tune.features.frames import Frames
-from resp_tune.features.store import Filled, Progress, Source, fill
+from resp_tune.features.store import Filled, Progress, Source, fill, open_store, store_key
+from resp_tune.learning.metrics import Probabilities
 from resp_tune.learning.training import Side, TrainingData
 from resp_tune.paths import cache_folder, cache_limit_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILLED_FIRST = 12  # front ends; of a space with more, each is filled when a trial wants it
 
 
 @dataclass(frozen=True)
@@ -31,22 +38,21 @@ class ClipTable:
     """Clips of a side as plain arrays `[clips]`, small enough to send to every trial.
 
     `recording` is an index into the recordings of a feature store; `start` and `end` are seconds.
+    `stem`, `patient` and `device` are text.
     """
 
     recording: npt.NDArray[np.int64]
     start: npt.NDArray[np.float64]
     end: npt.NDArray[np.float64]
     label: npt.NDArray[np.int64]
+    stem: npt.NDArray[np.str_]
+    patient: npt.NDArray[np.str_]
+    device: npt.NDArray[np.str_]
 
     def side(self, frames: Frames, front_end: FrontEnd) -> Side:
         """These clips as rows of `frames`; a clip has at least one frame."""
-        rate = front_end.sample_rate / front_end.hop_length
-        recording = torch.from_numpy(self.recording)
-        rows = frames.count[recording]
-        first = torch.minimum(torch.from_numpy(self.start * rate).round().long(), rows - 1)
-        last = torch.minimum(torch.from_numpy(self.end * rate).round().long() + 1, rows)
-        count = (last - first).clamp(min=1)
-        clips = ClipFrames(frames, frames.first[recording] + first, count)
+        recording, start, end = map(torch.from_numpy, (self.recording, self.start, self.end))
+        clips = cut_clips(frames, front_end, recording, start, end)
         return Side(clips, torch.from_numpy(self.label))
 
 
@@ -93,13 +99,16 @@ class Problem:
     def table(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipTable:
         """The clips of recordings `stems`, over a store that holds `store_stems`."""
         row = {stem: i for i, stem in enumerate(store_stems)}
-        recordings = self.dataset.recordings
         chosen = clips_of(self.dataset, self.clips, self.sides, stems)
+        of_clip = [self.dataset.recordings[c.recording] for c in chosen]
         return ClipTable(
-            np.array([row[recordings[c.recording].stem] for c in chosen], dtype=np.int64),
+            np.array([row[r.stem] for r in of_clip], dtype=np.int64),
             np.array([c.start for c in chosen], dtype=np.float64),
             np.array([c.end for c in chosen], dtype=np.float64),
             np.array([c.label for c in chosen], dtype=np.int64),
+            np.array([r.stem for r in of_clip], dtype=np.str_),
+            np.array([r.patient for r in of_clip], dtype=np.str_),
+            np.array([r.device for r in of_clip], dtype=np.str_),
         )
 
     def sources(self, stems: Sequence[str], workers: int) -> list[Source]:
@@ -113,22 +122,78 @@ class Problem:
         ]
 
 
+_OPENED: set[Path] = set()  # stores that this process has filled or checked
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The feature stores of some recordings in this machine's cache folder.
+
+    Small enough to send to every trial: whoever needs a store that is not there makes it, and
+    others who want the same one wait. `sound` are front ends that were filled just now.
+    """
+
+    root: Path
+    sources: tuple[Source, ...]
+    limit_bytes: int
+    sound: frozenset[FrontEnd] = frozenset()
+
+    def fill(
+        self, front_ends: Sequence[FrontEnd], *, workers: int, progress: Progress | None = None
+    ) -> Filled:
+        """Make the stores of `front_ends`, those that share an STFT in one pass."""
+        return fill(
+            self.root,
+            self.sources,
+            front_ends,
+            limit_bytes=self.limit_bytes,
+            workers=workers,
+            progress=progress,
+        )
+
+    def frames(self, front_end: FrontEnd, *, workers: int) -> Frames:
+        """The frames of one front end; a process checks and opens each store once."""
+        folder = self.root / store_key(self.sources, front_end)
+        if front_end not in self.sound and folder not in _OPENED:
+            self.fill([front_end], workers=workers)
+        _OPENED.add(folder)
+        return open_store(folder)
+
+
+def stores_of(problem: Problem, stems: Sequence[str], workers: int) -> Stores:
+    """The stores of recordings `stems`, whose files are hashed here; none is filled yet."""
+    sources = tuple(problem.sources(stems, workers))
+    return Stores(cache_folder() / "features", sources, cache_limit_bytes())
+
+
 def fill_stores(
-    problem: Problem,
-    stems: Sequence[str],
-    front_ends: Sequence[FrontEnd],
-    *,
-    workers: int,
-    progress: Progress | None = None,
+    problem: Problem, stems: Sequence[str], front_ends: Sequence[FrontEnd], *, workers: int
 ) -> Filled:
-    """The feature stores of recordings `stems` in this machine's cache folder."""
-    return fill(
-        cache_folder() / "features",
-        problem.sources(stems, workers),
-        front_ends,
-        limit_bytes=cache_limit_bytes(),
-        workers=workers,
-        progress=progress,
+    """The feature stores of recordings `stems`, filled."""
+    return stores_of(problem, stems, workers).fill(front_ends, workers=workers)
+
+
+def predictions(
+    side: str, table: ClipTable, classes: Sequence[str], probabilities: Probabilities
+) -> pd.DataFrame:
+    """One row a clip: side, recording, start (s), patient, device, label, predicted, p_<class>…
+
+    `probabilities`: `[clips, classes]` of the clips of `table`.
+    """
+    import pandas as pd
+
+    names = np.array(classes)
+    return pd.DataFrame(
+        {
+            "side": side,
+            "recording": table.stem,
+            "start": table.start.round(6),
+            "patient": table.patient,
+            "device": table.device,
+            "label": names[table.label],
+            "predicted": names[probabilities.argmax(1)],
+            **{f"p_{c}": probabilities[:, i].round(6) for i, c in enumerate(classes)},
+        }
     )
 
 

@@ -141,7 +141,9 @@ class Training:
         found = [run.validate(epoch) if math.isfinite(train_loss) else None for run in self.runs]
         metrics = [m for m in found if m is not None]
         whole = len(metrics) == len(self.runs)
-        means = {name: _mean(m[name] for m in metrics) for name in metrics[0]} if whole else {}
+        # Of tiny folds, one may lack what a metric needs.
+        shared = [n for n in metrics[0] if all(n in m for m in metrics)] if whole else []
+        means = {name: _mean(m[name] for m in metrics) for name in shared}
         result = EpochResult(
             epoch,
             train_loss,

@@ -68,6 +68,12 @@ def items(value: object) -> Sequence[Any]:
     return value if isinstance(value, list) else []
 
 
+def ends(value: object) -> tuple[float | None, float | None]:
+    """The two ends of an interval, each None where it is not known."""
+    found = [number(v) for v in items(value)]
+    return (found[0], found[1]) if len(found) == 2 else (None, None)
+
+
 def _summary(path: Path) -> Mapping[str, Any]:
     try:
         return _object(path)

@@ -21,8 +21,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from resp_tune.paths import write_atomically
-from resp_tune.reporting import facts, parameter_plots, plots
+from resp_tune.reporting import evidence, facts, groups, parameter_plots, plots, published, seeds
 from resp_tune.reporting.files import Results, items, mapping, number, read_results
+from resp_tune.reporting.wording import figure, metric_name, signed
 
 REPORT = "report.html"
 LINKS = {
@@ -62,7 +63,8 @@ def _page(results: Results, folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "figure": _figure,
+        "figure": figure,
+        "signed": signed,
         "short": _short,
         "sentence": _sentence,
         "share": _share,
@@ -78,20 +80,21 @@ def _page(results: Results, folder: Path) -> str:
 
 def _context(results: Results, folder: Path) -> dict[str, Any]:
     summary = results.summary
-    winner, test = mapping(summary.get("winner")), mapping(summary.get("winner")).get("test")
-    metric, number_text = str(summary.get("metric")), str(winner.get("number"))
-    data, tracking = mapping(summary.get("data")), mapping(summary.get("mlflow"))
+    metric, winner = str(summary.get("metric")), mapping(summary.get("winner"))
+    data = mapping(summary.get("data"))
     provenance = mapping(results.config.get("provenance"))
     charts = {
         "history": plots.history(results.trials, results.epochs, metric),
-        "curves": plots.curves(results.trials, results.epochs, metric, number_text),
-        "parallel": parameter_plots.parallel(results.trials, metric, number_text),
+        "curves": plots.curves(results.trials, results.epochs, metric, str(winner.get("number"))),
+        "parallel": parameter_plots.parallel(results.trials, metric, str(winner.get("number"))),
         "slices": parameter_plots.slices(results.trials, metric),
     }
     return {
+        **_judged(results),
+        **_tracked(results),
         "summary": summary,
         "name": str(summary.get("name", folder.name)),
-        "metric": facts.metric_name(metric),
+        "metric": metric_name(metric),
         "data": data,
         "synthetic": bool(data.get("synthetic") or provenance.get("synthetic")),
         "notes": [str(note) for note in items(data.get("notes"))],
@@ -99,36 +102,63 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "winner": winner,
         "params": mapping(winner.get("params")),
         "seeds": items(winner.get("seeds")),
-        "tested": isinstance(test, Mapping),
-        "majority": _majority(summary),
-        "compared": facts.metric_name(facts.comparison_metric(summary)),
-        "bars": facts.comparison(summary),
-        "verdict": facts.verdict(summary),
-        "figures": facts.figures(summary),
-        "price": facts.price(summary),
         "leaks": mapping(summary.get("leaks")),
-        "readings": [r for r in items(summary.get("test_readings")) if isinstance(r, Mapping)],
         "states": [(k, v) for k, v in mapping(summary.get("trials")).items() if number(v)],
         "seconds": mapping(summary.get("seconds")),
-        "confusion": facts.confusion(results),
         "charts": charts,
         "plots": _json(_plots(charts)),
         "trials": results.trials,
         "columns": plots.parameters(results.trials),
-        "run_links": _run_links(results),
-        "links": [
-            (LINKS[k], v)
-            for k, v in mapping(tracking.get("links")).items()
-            if k in LINKS and _is_web(v)
-        ],
-        "tracking": tracking,
-        "served": _is_web(tracking.get("tracking_uri")),
         "repeat": provenance.get("command"),
         "predict": _predict(folder / "winner"),
         "classes": [str(c) for c in items(summary.get("classes") or results.config.get("classes"))],
         "config": mapping(results.config.get("trial_config")),
         "front_end": mapping(results.config.get("front_end")),
         "versions": mapping(summary.get("versions")),
+    }
+
+
+def _judged(results: Results) -> dict[str, Any]:
+    """What the winner is worth, and how far to believe it."""
+    summary = results.summary
+    metric, winner = str(summary.get("metric")), mapping(summary.get("winner"))
+    test, candidates = winner.get("test"), seeds.candidates(summary)
+    confusion = groups.confusion(results)
+    classes = groups.class_rows(summary) or (confusion.per_class if confusion else ())
+    return {
+        "tested": isinstance(test, Mapping),
+        "figures": facts.figures(summary),
+        "price": facts.price(summary),
+        "by_seed": bool(mapping(mapping(test).get("by_seed"))),
+        "replicates": mapping(winner.get("replicates")),
+        "compared": metric_name(evidence.comparison_metric(summary)),
+        "bars": evidence.comparison(summary),
+        "forest": evidence.forest(summary),
+        "verdict": evidence.verdict(summary),
+        "majority": _majority(summary),
+        "published": published.beside_published(results),
+        "terms": published.terms(results),
+        "candidates": candidates,
+        "candidates_strip": seeds.strip_of(candidates, metric, winner.get("number")),
+        "candidates_told": seeds.told(candidates, metric, winner.get("number")),
+        "views": groups.views(results),
+        "children": groups.children(summary),
+        "confusion": confusion,
+        "classes_strip": groups.classes_strip(classes),
+        "few": groups.FEW,
+        "readings": [r for r in items(summary.get("test_readings")) if isinstance(r, Mapping)],
+    }
+
+
+def _tracked(results: Results) -> dict[str, Any]:
+    """Where the search stands in MLflow."""
+    tracking = mapping(results.summary.get("mlflow"))
+    links = mapping(tracking.get("links"))
+    return {
+        "tracking": tracking,
+        "served": _is_web(tracking.get("tracking_uri")),
+        "run_links": _run_links(results),
+        "links": [(LINKS[k], v) for k, v in links.items() if k in LINKS and _is_web(v)],
     }
 
 
@@ -143,11 +173,11 @@ def _majority(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     rows = []
     value = number(test.get("majority_accuracy"))
     if value is not None:
-        rows.append(("the test side", value, _figure(number(test.get("accuracy")))))
+        rows.append(("the test side", value, figure(number(test.get("accuracy")))))
     value = number(mapping(summary.get("baselines")).get("majority_accuracy"))
     if value is not None:
         validation = number(mapping(winner.get("validation")).get("accuracy"))
-        rows.append(("all data", value, f"{_figure(validation)} on validation"))
+        rows.append(("all data", value, f"{figure(validation)} on validation"))
     return rows
 
 
@@ -192,10 +222,6 @@ def _json(value: object) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704  # no character is left that could end the element
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _sentence(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,27 @@ def write_trials(path: Path, trials: Sequence[TrialRecord], run_ids: Mapping[int
     write_csv(path, pd.DataFrame(rows))
 
 
+def write_replicates(
+    path: Path, replicates: Sequence[TrialRecord], run_ids: Mapping[tuple[int, int], str]
+) -> None:
+    """`replicates.csv`: one row a replicate; without any there is no file."""
+    rows = [
+        {
+            "number": r.number,
+            "index": r.replicate,
+            "state": r.state,
+            "score": r.score,
+            "epochs": len(r.epochs),
+            "seconds": round(r.seconds, 3),
+            "seed": r.config.seed,
+            "mlflow_run_id": run_ids.get((r.number, r.replicate), ""),
+        }
+        for r in replicates
+    ]
+    if rows:
+        write_csv(path, pd.DataFrame(rows))
+
+
 def write_epochs(path: Path, trials: Sequence[TrialRecord]) -> None:
     """`epochs.csv`: one row an epoch of each trial."""
     rows = [{"number": t.number, **row} for t in trials for row in t.epochs]
@@ -47,9 +67,7 @@ def write_epochs(path: Path, trials: Sequence[TrialRecord]) -> None:
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
     """A table as CSV, whole or not at all."""
-    text = io.StringIO()
-    frame.to_csv(text, index=False, lineterminator="\n")
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, frame.to_csv(index=False, lineterminator="\n").encode())
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -65,7 +83,10 @@ def count_states(trials: Sequence[TrialRecord]) -> dict[str, int]:
 
 
 def seconds_spent(trials: Sequence[TrialRecord], total: float) -> dict[str, float]:
-    """Wall time in all, time in epochs, and what a trial took beside its epochs (mean)."""
+    """Wall time in all, time in epochs, and what a trial took beside its epochs (mean).
+
+    Replicates among `trials` count like them.
+    """
     training = sum(row["seconds"] for t in trials for row in t.epochs)
     beside = [t.seconds - sum(row["seconds"] for row in t.epochs) for t in trials]
     return {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ import optuna
 import pandas as pd
 
 from resp_tune.errors import RunError
-from resp_tune.features.store import Filled
 from resp_tune.learning.bundle import Bundle
 from resp_tune.learning.metrics import METRICS
+from resp_tune.learning.problem import Stores
 from resp_tune.reporting.page import render
 from resp_tune.searching import files
+from resp_tune.searching.choosing import Winner, choose_winner, trained_networks
 from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.summary import summarise
 from resp_tune.searching.winner import (
     Scored,
     declare_reading,
@@ -30,8 +31,10 @@ from resp_tune.tracking.links import search_links
 from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.runs import SearchRuns
 from resp_tune.tracking.uri import redact
-from resp_tune.tuning.study import READINGS, SECONDS, STUDY_ID, TrialRecord, best_of, records
+from resp_tune.tuning.replicates import replicates
+from resp_tune.tuning.study import READINGS, SECONDS, STUDY_ID, TrialRecord, ranked, records
 
+Say = Callable[[str], None]
 COMPARED = 3  # runs that the link to MLflow's comparison opens
 
 
@@ -39,29 +42,27 @@ def finish(
     prepared: Prepared,
     study: optuna.Study,
     runs: SearchRuns,
-    filled: Filled,
+    stores: Stores,
     baselines: Mapping[str, Any],
+    say: Say,
 ) -> Path:
     """Everything that follows the last trial; the path of `summary.json`."""
     trials = records(study, prepared.space)
-    winner = best_of(trials, prepared.settings.metric)
-    if winner is None:
-        raise RunError("no trial has finished: there is no winner")
-    folder = prepared.folder / "winner"
-    checkpoint = prepared.folder / "trials" / str(winner.number) / "checkpoint.pt"
-    bundle = write_bundle(folder, winner, checkpoint, prepared.problem, _details(prepared, winner))
-    predictions = [
-        score_validation(bundle, prepared.problem, filled.folders[winner.config.front_end])
-    ]
+    winner = choose_winner(prepared, study, trials, say)
+    folder, problem = prepared.folder / "winner", prepared.problem
+    networks = trained_networks(prepared, winner.runs, stores, say)
+    bundle = write_bundle(folder, winner.trial, networks, problem, _details(prepared, winner))
+    predictions = [score_validation(bundle, problem, stores)]
     scored, readings = _read_test(prepared, study, winner, bundle)
     if scored is not None:
         predictions.append(scored.predictions)
     files.write_csv(folder / "predictions.csv", pd.concat(predictions, ignore_index=True))
+    everything = [*trials, *replicates(study, trials)]
     summary = {
-        **_summary(prepared, trials, winner, scored),
+        **summarise(prepared, trials, winner, scored),
         "test_readings": readings,
         "baselines": dict(baselines),
-        "seconds": files.seconds_spent(trials, study.user_attrs[SECONDS]),
+        "seconds": files.seconds_spent(everything, study.user_attrs[SECONDS]),
         "mlflow": _into_mlflow(prepared, study, runs, winner, scored, bundle, trials),
         "versions": files.versions(),
     }
@@ -71,16 +72,20 @@ def finish(
     return path
 
 
-def _details(prepared: Prepared, winner: TrialRecord) -> dict[str, Any]:
+def _details(prepared: Prepared, winner: Winner) -> dict[str, Any]:
     """What `config.json` says of where the model comes from."""
     settings, problem = prepared.settings, prepared.problem
+    task = problem.clips.task
+    score = winner.trial.score if winner.chosen is None else winner.chosen.mean
     return {
-        "task": settings.task,
+        "task": task.name,
+        **({"task_classes": task.grouping} if task.grouping else {}),
         "protocol": settings.protocol,
         "provenance": {
             "search": prepared.name,
-            "trial": winner.number,
-            "score": {settings.metric: winner.score},
+            "trial": winner.trial.number,
+            "seeds": winner.seeds,
+            "score": {settings.metric: score},
             "data": prepared.data_name,
             "synthetic": problem.dataset.synthetic,
             **settings.sides(),
@@ -100,65 +105,24 @@ def command(prepared: Prepared) -> str:
 
 
 def _read_test(
-    prepared: Prepared, study: optuna.Study, winner: TrialRecord, bundle: Bundle
+    prepared: Prepared, study: optuna.Study, winner: Winner, bundle: Bundle
 ) -> tuple[Scored | None, list[dict[str, Any]]]:
     """The winner on the test side. The reading is in the study before the side is opened."""
     readings = study.user_attrs.get(READINGS, [])
     test = prepared.problem.sides.test
     if test is None:
         return None, readings
-    readings = declare_reading(readings, winner.number, bundle.details["weights_sha256"])
+    readings = declare_reading(readings, winner.trial.number, bundle.details["weights_sha256"])
     study.set_user_attr(READINGS, readings)
     scored = score_test(bundle, prepared.problem, test, workers=prepared.machine.cpus)
     return scored, readings
-
-
-def _summary(
-    prepared: Prepared,
-    trials: list[TrialRecord],
-    winner: TrialRecord,
-    scored: Scored | None,
-) -> dict[str, Any]:
-    settings, problem = prepared.settings, prepared.problem
-    leaks = problem.sides.leaks(problem.dataset)
-    last = winner.epochs[-1]
-    validation = {k.removeprefix("val_"): v for k, v in last.items() if k.startswith("val_")}
-    test = None
-    if scored is not None:
-        test = {
-            **scored.metrics,
-            "majority_accuracy": scored.majority,
-            "intervals": {k: list(v) for k, v in scored.intervals.items()},
-        }
-    return {
-        "name": prepared.name,
-        "task": settings.task,
-        "protocol": settings.protocol,
-        "metric": settings.metric,
-        "data": {
-            "name": prepared.data_name,
-            "synthetic": problem.dataset.synthetic,
-            "recordings": len(problem.dataset.recordings),
-            "notes": [*problem.dataset.problems, *problem.clips.dropped, *problem.sides.notes],
-        },
-        "classes": list(problem.sides.classes),
-        "trials": files.count_states(trials),
-        "winner": {
-            "number": winner.number,
-            "params": winner.values,
-            "seeds": [winner.config.seed],
-            "validation": {k: v for k, v in validation.items() if k in METRICS},
-            "test": test,
-        },
-        "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
-    }
 
 
 def _into_mlflow(
     prepared: Prepared,
     study: optuna.Study,
     runs: SearchRuns,
-    winner: TrialRecord,
+    winner: Winner,
     scored: Scored | None,
     bundle: Bundle,
     trials: list[TrialRecord],
@@ -171,8 +135,8 @@ def _into_mlflow(
         for name, (low, high) in scored.intervals.items():
             metrics |= {f"test_{name}_low": low, f"test_{name}_high": high}
     run_id = runs.log_evaluation(
-        number=winner.number,
-        params=winner.config.as_dict(),
+        number=winner.trial.number,
+        params={**winner.trial.config.as_dict(), "seed": ", ".join(map(str, winner.seeds))},
         metrics=metrics,
         tags={"resp_tune.weights_sha256": weights},
     )
@@ -190,8 +154,7 @@ def _into_mlflow(
         tags={"resp_tune.search": prepared.name},
     )
     settings, run_ids = prepared.settings, runs.run_ids()
-    sign = 1 if METRICS[settings.metric].mode == "max" else -1
-    best = sorted((t for t in trials if t.score is not None), key=lambda t: -sign * (t.score or 0))
+    best = ranked(trials, settings.metric)
     links = search_links(
         prepared.tracking_uri,
         runs.experiment_id,

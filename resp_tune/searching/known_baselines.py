@@ -4,29 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from resp_tune.data.baselines import held_out_baselines, no_audio_baselines
+import numpy as np
+
+from resp_tune.data import baselines
+from resp_tune.data.baselines import Answers, held_out_answers, no_audio_baselines
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import cache_folder, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 
 
 def baselines_of(problem: Problem, jobs: int) -> dict[str, Any]:
     """`no_audio_baselines` of the whole data set, and under `test_side` those of the test side."""
-    path = cache_folder() / "baselines" / f"{_key(problem)}.json"
+    found = _kept(
+        f"{_key(problem)}.json",
+        lambda: no_audio_baselines(problem.dataset, problem.clips, jobs=jobs),
+    )
+    if problem.sides.test is not None:
+        found["test_side"] = answers_of(problem).scores()
+    return found
+
+
+def answers_of(problem: Problem) -> Answers:
+    """`held_out_answers` of the problem."""
+
+    def answer() -> dict[str, Any]:
+        made = held_out_answers(problem.dataset, problem.clips, problem.sides)
+        by_columns = {name: rows.tolist() for name, rows in made.by_columns.items()}
+        return {**asdict(made), "labels": made.labels.tolist(), "by_columns": by_columns}
+
+    kept = _kept(f"{_key(problem)}.answers.json", answer)
+    return Answers(
+        stems=tuple(kept["stems"]),
+        labels=np.array(kept["labels"]),
+        by_columns={name: np.array(rows) for name, rows in kept["by_columns"].items()},
+        majority=kept["majority"],
+    )
+
+
+def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    path = cache_folder() / "baselines" / name
     try:
         kept: dict[str, Any] = json.loads(path.read_bytes())
-        return kept
     except (OSError, ValueError):
-        found = no_audio_baselines(problem.dataset, problem.clips, jobs=jobs)
-    if problem.sides.test is not None:
-        found["test_side"] = held_out_baselines(problem.dataset, problem.clips, problem.sides)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(found).encode())
-    return found
+        kept = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(kept).encode())
+    return kept
 
 
 def _key(problem: Problem) -> str:
@@ -36,5 +64,6 @@ def _key(problem: Problem) -> str:
     ]
     clips = [[c.recording, c.label] for c in problem.clips.clips]
     task = asdict(problem.clips.task)
-    content = json.dumps([FORMAT, sheets, clips, task, problem.sides.digest], sort_keys=True)
+    parts = [FORMAT, baselines.TREES, sheets, clips, task, problem.sides.digest]
+    content = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]

@@ -15,7 +15,8 @@ from resp_tune.data.recordings import Dataset, load_dataset
 from resp_tune.data.sides import Sides, load_sides
 from resp_tune.data.splits import make_sides
 from resp_tune.data.synthetic import default_synthetic
-from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.data.task_files import find_task
+from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
 from resp_tune.learning.problem import Problem
@@ -24,6 +25,7 @@ from resp_tune.searching.settings import SearchSettings
 from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
 from resp_tune.tracking.uri import resolve_uri, sqlite_file
+from resp_tune.tuning.conditions import APART
 from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
 from resp_tune.tuning.space import SearchSpace, load_space
 from resp_tune.tuning.study import check_settings, read_study
@@ -91,7 +93,7 @@ class Prepared:
         }
         ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
         return {
-            "task": s.task,
+            **_task_meaning(self.problem.clips.task),
             "protocol": s.protocol,
             "metric": s.metric,
             "folds": s.folds,
@@ -105,15 +107,29 @@ class Prepared:
         }
 
 
+def _task_meaning(task: Task) -> dict[str, Any]:
+    """What binds a study to a task: of one from a file, which may be edited, also its classes."""
+    if task.name in TASKS:
+        return {"task": task.name}
+    classes = [f"{name}: {', '.join(group)}" for name, group in task.grouping.items()]
+    return {"task": task.name, "task classes": classes}
+
+
 def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -> Prepared:
     """Check the settings against space, machine, data, storage and tracking; writes nothing.
 
     Only the default synthetic data set is made, in the cache folder, when no data is given.
     """
+    task = find_task(settings.task)
     space = load_space(settings.space)
     front_ends = space.front_ends()
-    for front_end in front_ends:
-        check_filters(front_end)
+    try:
+        for front_end in front_ends:
+            check_filters(front_end)
+    except UserError as error:
+        raise UserError(
+            f"space '{settings.space}': {error}. To keep values apart: {APART}"
+        ) from error
     machine = this_machine()
     slots = plan_slots(
         machine,
@@ -130,7 +146,11 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
     dataset = load_dataset(data_folder(settings.data, say))
     name = settings.named
     check_name(name, storage, tracking_uri)
-    problem = make_problem(dataset, settings, storage / name / "split.json")
+    database = storage / name / "study.db"
+    study = read_study(database, name) if database.exists() else None
+    if study is not None:  # before the sides: they differ too, and cannot say by what
+        check_settings(study, _task_meaning(task))
+    problem = make_problem(dataset, task, settings, storage / name / "split.json")
     prepared = Prepared(
         settings=settings,
         name=name,
@@ -143,9 +163,8 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
         slots=slots,
         arguments=tuple(arguments),
     )
-    database = prepared.folder / "study.db"
-    if database.exists():
-        check_settings(read_study(database, name), prepared.meaning())
+    if study is not None:
+        check_settings(study, prepared.meaning())
     return prepared
 
 
@@ -161,9 +180,11 @@ def data_folder(given: str | None, say: Say) -> Path:
     return Path(chosen).expanduser()
 
 
-def make_problem(dataset: Dataset, settings: SearchSettings, saved: Path | None) -> Problem:
-    """The clips and sides of the settings; sides that a search has saved in `saved` stand."""
-    clips = make_clips(get_task(settings.task), dataset)
+def make_problem(
+    dataset: Dataset, task: Task, settings: SearchSettings, saved: Path | None
+) -> Problem:
+    """The clips of the task, the sides of the settings; those a search has in `saved` stand."""
+    clips = make_clips(task, dataset)
     sides = make_sides(
         dataset,
         clips,

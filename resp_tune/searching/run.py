@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from resp_tune.data.sides import save_sides
-from resp_tune.features.store import Filled
 from resp_tune.learning.metrics import METRICS
-from resp_tune.learning.precision import settle_precision
-from resp_tune.learning.problem import fill_stores
+from resp_tune.learning.problem import FILLED_FIRST, Stores, stores_of
 from resp_tune.learning.seeds import mix_seed
 from resp_tune.searching import files
 from resp_tune.searching.finish import finish
 from resp_tune.searching.holding import held
 from resp_tune.searching.known_baselines import baselines_of
 from resp_tune.searching.prepare import Prepared
-from resp_tune.searching.table import TrialTable
+from resp_tune.searching.rounds import run_rounds
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tracking.runs import SearchRuns
-from resp_tune.tuning.cluster import local_ray
-from resp_tune.tuning.recorder import Recorder
-from resp_tune.tuning.run import check_some_finished, run_trials
+from resp_tune.tuning.replicates import replicates
+from resp_tune.tuning.run import check_some_finished
 from resp_tune.tuning.samplers import make_sampler
-from resp_tune.tuning.schedulers import make_scheduler, milestones
 from resp_tune.tuning.study import (
     SECONDS,
     STUDY_ID,
@@ -42,11 +39,9 @@ from resp_tune.tuning.study import (
     open_study,
     records,
 )
-from resp_tune.tuning.trainable import Work
 
 Say = Callable[[str], None]
 RECORDED = (
-    "task",
     "protocol",
     "metric",
     "folds",
@@ -57,6 +52,7 @@ RECORDED = (
     "seed",
     "scheduler",
     "sampler",
+    "replicates",
 )
 
 
@@ -67,22 +63,25 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
     with held(prepared.folder), ThreadPoolExecutor(3) as pool:
         study = _open(prepared)
         before = records(study, prepared.space)
-        _say_continuing(before, say)
+        rerun = replicates(study, before)
+        _say_continuing(before, rerun, say)
         # Recordings, MLflow's database and Ray keep one waiting in different ways: all at once.
         filling = pool.submit(_fill, prepared, console)
         baselines = pool.submit(baselines_of, prepared.problem, prepared.machine.cpus)
         with _tracked(prepared, study) as runs:
             tracked = TrackedTrials(runs, prepared.settings.metric, prepared.trial_tags)
-            tracked.replay(before)
-            if _wants_more(study, prepared):
-                _run_trials(prepared, study, before, tracked, filling, console)
+            tracked.replay([*before, *rerun])
+            run_rounds(prepared, study, tracked, filling, console, say)
             trials = records(study, prepared.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - clock
             study.set_user_attr(SECONDS, seconds)
             files.write_trials(prepared.folder / "trials.csv", trials, runs.run_ids())
             files.write_epochs(prepared.folder / "epochs.csv", trials)
+            files.write_replicates(
+                prepared.folder / "replicates.csv", replicates(study, trials), runs.replicate_ids()
+            )
             check_some_finished(trials)
-            return finish(prepared, study, runs, filling.result(), baselines.result())
+            return finish(prepared, study, runs, filling.result(), baselines.result(), say)
 
 
 def _open(prepared: Prepared) -> optuna.Study:
@@ -101,27 +100,21 @@ def _open(prepared: Prepared) -> optuna.Study:
     return study
 
 
-def _say_continuing(before: Sequence[TrialRecord], say: Say) -> None:
-    if before:
-        ended = sum(t.state is not None for t in before)
-        cut_off = len(before) - ended
-        also = f", {cut_off} cut off and taken up again" if cut_off else ""
-        say(f"continuing: {ended} trials have ended already{also}")
-
-
-def _wants_more(study: optuna.Study, prepared: Prepared) -> bool:
-    trials = study.get_trials(deepcopy=False)
-    if any(t.state == TrialState.RUNNING for t in trials):
-        return True
-    handed_out = sum(t.state != TrialState.WAITING for t in trials)
-    budget = prepared.settings.budget
-    return budget is None or handed_out < budget
+def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord], say: Say) -> None:
+    if not before:
+        return
+    told = [f"{sum(r.state is not None for r in before)} trials"]
+    if rerun:
+        told.append(f"{sum(r.state is not None for r in rerun)} replicates")
+    cut_off = sum(r.state is None for r in (*before, *rerun))
+    also = f"; {cut_off} were cut off" if cut_off else ""
+    say(f"continuing: {' and '.join(told)} have ended already{also}")
 
 
 @contextmanager
 def _tracked(prepared: Prepared, study: optuna.Study) -> Iterator[SearchRuns]:
     """The search's runs in MLflow, ended in the state that the search ends in."""
-    settings = prepared.settings
+    settings, task = prepared.settings, prepared.problem.clips.task
     runs = SearchRuns(
         prepared.tracking_uri,
         prepared.folder.parent,
@@ -129,6 +122,8 @@ def _tracked(prepared: Prepared, study: optuna.Study) -> Iterator[SearchRuns]:
         metric=settings.metric,
         mode=METRICS[settings.metric].mode,
         params={
+            "task": task.name,
+            "task_classes": json.dumps(task.grouping, ensure_ascii=False),
             **{k: getattr(settings, k) for k in RECORDED},
             "space": prepared.space.name,
             "split_sha256": prepared.problem.sides.digest,
@@ -150,62 +145,22 @@ def _tracked(prepared: Prepared, study: optuna.Study) -> Iterator[SearchRuns]:
         runs.close(status)
 
 
-def _fill(prepared: Prepared, console: Console) -> Filled:
-    """The feature stores of every front end that the space has, with a bar while they are made."""
+def _fill(prepared: Prepared, console: Console) -> Stores:
+    """The feature stores of the search's recordings, filled where the space has few front ends."""
+    workers, front_ends = prepared.machine.cpus, prepared.front_ends
+    stores = stores_of(prepared.problem, prepared.problem.search_stems, workers)
+    if len(front_ends) > FILLED_FIRST:
+        return stores
     columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("fill", total=None, visible=False)
-        return fill_stores(
-            prepared.problem,
-            prepared.problem.search_stems,
-            prepared.front_ends,
-            workers=prepared.machine.cpus,
+        stores.fill(
+            front_ends,
+            workers=workers,
             progress=lambda done, total: bar.update(
                 task, completed=done, total=total, visible=True
             ),
         )
-
-
-def _run_trials(
-    prepared: Prepared,
-    study: optuna.Study,
-    before: Sequence[TrialRecord],
-    tracked: TrackedTrials,
-    filling: Future[Filled],
-    console: Console,
-) -> None:
-    settings = prepared.settings
-    table = TrialTable(console, settings.metric, settings.epochs, settings.budget)
-    table.seed(before)
-    with local_ray(prepared.machine, prepared.gpus):
-        filled = filling.result()
-        deadline = None
-        if settings.time_budget is not None:
-            deadline = time.monotonic() + settings.time_budget
-        recorder = Recorder(
-            study,
-            prepared.space,
-            metric=settings.metric,
-            epochs=settings.epochs,
-            seed=settings.seed,
-            budget=settings.budget,
-            deadline=deadline,
-            listeners=[tracked, table],
-            settle=lambda config: settle_precision(config, prepared.device_type),
-        )
-        work = Work(
-            folds=prepared.problem.folds(),
-            stores=filled.folders,
-            trials_folder=prepared.folder / "trials",
-            metric=settings.metric,
-            milestones=milestones(settings.scheduler, settings.epochs),
-            threads=prepared.slots.threads,
-            wants_gpu=prepared.slots.gpus > 0,
-        )
-        scheduler = make_scheduler(
-            settings.scheduler, epochs=settings.epochs, metric=settings.metric, past=before
-        )
-        with table:
-            run_trials(recorder, work, prepared.slots, scheduler)
+    return dataclasses.replace(stores, sound=frozenset(front_ends))

@@ -12,6 +12,7 @@ from resp_tune.errors import UserError, nearest
 
 # Names only: `--help` and a mistyped flag must not wait for Ray, Optuna and torch to load.
 TASKS = ("diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles")
+TASK_FILES = (".yaml", ".yml")
 PROTOCOLS = ("patient", "official", "recording", "device")
 METRICS = (
     "macro_f1",
@@ -30,7 +31,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """One field a flag; see `python -m resp_tune.search --help`. Durations are in seconds."""
+    """One field a flag; see `python -m resp_tune.search --help`. Durations are in seconds.
+
+    `task` is what was typed, a name or a file: `find_task` gives the task.
+    """
 
     data: str | None = None
     task: str = "diagnosis"
@@ -50,6 +54,7 @@ class SearchSettings:
     cpus_per_trial: float | None = None
     scheduler: str = "asha"
     sampler: str = "tpe"
+    replicates: int = 1
     name: str | None = None
     storage: Path = Path("results")
     tracking_uri: str | None = None
@@ -64,10 +69,13 @@ class SearchSettings:
             ("scheduler", self.scheduler, SCHEDULERS),
             ("sampler", self.sampler, SAMPLERS),
         ):
-            if given not in known:
+            if given not in known and not (what == "task" and given.endswith(TASK_FILES)):
                 hint = nearest(given, known)
                 listed = "" if hint.startswith("known") else f" (known: {', '.join(known)})"
-                raise UserError(f"--{what} '{given}' is not one that is built: {hint}{listed}")
+                also = ", or a .yaml file that groups diagnoses" if what == "task" else ""
+                raise UserError(
+                    f"--{what} '{given}' is not one that is built: {hint}{listed}{also}"
+                )
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise UserError(
                 f"--name {self.name[:80]!r} is not a name: 1 to 64 letters, digits, '.', '_' or "

@@ -9,11 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from resp_tune.learning.problem import FILLED_FIRST
 from resp_tune.searching.prepare import Prepared
 from resp_tune.tracking.uri import redact
+from resp_tune.tuning.replicates import CANDIDATES
 from resp_tune.tuning.samplers import blind_to
 
 SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
+_COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
 
 
 def show_plan(prepared: Prepared, console: Console) -> None:
@@ -35,7 +38,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     lines = [
         ("search", f"{prepared.name} → {prepared.folder}"),
         ("data", f"{data.root}: {len(data.recordings)} {kind} of {patients} patients"),
-        ("task", f"{s.task}: {', '.join(sides.classes)}"),
+        ("task", f"{sides.task}: {', '.join(sides.classes)}"),
         (
             "protocol",
             f"{s.protocol}, {len(sides.folds)} inner fold{'s' * (len(sides.folds) > 1)}: "
@@ -43,27 +46,38 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
         ),
         (
             "space",
-            f"{s.space}: {', '.join(prepared.space.parameters)}; "
-            f"{len(prepared.front_ends)} front end{'s' * (len(prepared.front_ends) > 1)}",
+            f"{s.space}: {', '.join(prepared.space.parameters)}; {_front_ends(prepared)}",
         ),
         (
             "budget",
-            f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {prepared.slots}",
+            f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {prepared.slots}"
+            + (f"; then the best {CANDIDATES} on {s.replicates} seeds" * (s.replicates > 1)),
         ),
         ("metric", f"{s.metric} on validation"),
         ("tracking", redact(prepared.tracking_uri)),
     ]
+    preset, first = (c.as_dict() for c in (prepared.space.base, prepared.space.baseline()))
     moved = [
-        f"{name} {getattr(prepared.space.base, name)} → {getattr(prepared.space.baseline(), name)}"
-        for name in prepared.space.parameters
-        if getattr(prepared.space.base, name) != getattr(prepared.space.baseline(), name)
+        f"{name} {preset[name]} → {first[name]}" for name in preset if preset[name] != first[name]
     ]
     if moved:
         lines.append(("note", f"trial 0, the preset, is moved into the space: {'; '.join(moved)}"))
     if blind := blind_to(s.sampler, prepared.space):
-        lines.append(("note", f"{s.sampler} draws {', '.join(blind)} at random: not numbers"))
+        lines.append(
+            (
+                "note",
+                f"{s.sampler} draws {', '.join(blind)} at random: not numbers, or not asked for in "
+                "every trial",
+            )
+        )
     notes = [*data.problems, *problem.clips.dropped, *sides.notes]
     return [*lines, *(("note", note) for note in notes)]
+
+
+def _front_ends(prepared: Prepared) -> str:
+    count = len(prepared.front_ends)
+    when = "filled before the search" if count <= FILLED_FIRST else "each filled when first wanted"
+    return f"{count} front end{'s' * (count > 1)}, {when}"
 
 
 def show_result(path: Path) -> None:
@@ -79,23 +93,18 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
     winner, metric = summary["winner"], summary["metric"]
     trials = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     params = ", ".join(f"{k} {_short(v)}" for k, v in winner["params"].items())
-    validation = winner["validation"]
     lines = [
         f"{summary['name']}: {trials} in {summary['seconds']['total']:.0f} s",
         f"winner: trial {winner['number']} ({params})",
-        f"validation: {_figures(validation, metric)}",
     ]
-    if winner["test"] is None:
-        lines.append(f"test: none, the protocol {summary['protocol']} has no test side")
-    else:
-        test = winner["test"]
-        lines.append(f"test: {_figures(test, metric)}; majority {test['majority_accuracy']:.3f}")
-    base = summary["baselines"]
-    lines.append(
-        "without audio (macro_f1 / balanced_accuracy, patient-wise): "
-        f"device {_pair(base['device'])}, device + location + age + sex {_pair(base['all'])}; "
-        f"majority accuracy {base['majority_accuracy']:.3f}"
-    )
+    if (again := winner["replicates"]) is not None:
+        lines.append(
+            f"chosen among {len(summary['candidates'])} by its bound over {len(again['scores'])} "
+            f"seeds: {metric} {_spread(again)}, bound {again['bound']:.3f}; in the search it had "
+            f"{again['search_score']:.3f}"
+        )
+    lines.append(f"validation: {_figures(winner['validation'], metric)}")
+    lines += _test_lines(summary)
     leaks = summary["leaks"]
     if leaks["patients"]:
         lines.append(
@@ -110,6 +119,52 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
         where = f"{summary['name']} --storage {folder.parent}"
         lines.append(f"(links work while `bash scripts/ui {where}` runs)")
     return [*lines, f"report: {folder / 'report.html'}"]
+
+
+def _test_lines(summary: dict[str, Any]) -> list[str]:
+    winner, metric, base = summary["winner"], summary["metric"], summary["baselines"]
+    without_audio = (
+        "without audio (macro_f1 / balanced_accuracy, patient-wise): "
+        f"device {_pair(base['device'])}, device + location + age + sex {_pair(base['all'])}; "
+        f"majority accuracy {base['majority_accuracy']:.3f}"
+    )
+    test = winner["test"]
+    if test is None:
+        none = f"test: none, the protocol {summary['protocol']} has no test side"
+        return [none, without_audio]
+    lines = [f"test: {_figures(test, metric)}; majority {test['majority_accuracy']:.3f}"]
+    if (price := winner["price_of_searching"]) is not None:
+        lines.append(
+            f"best validation {price['best_validation']:.3f}, test {price['test']:.3f}: the price "
+            f"of searching is {price['difference']:.3f}"
+        )
+    if (seeds := test["by_seed"]) is not None:
+        names = dict.fromkeys((metric, *SHOWN_METRICS))
+        each = ", ".join(f"{name} {_spread(seeds[name])}" for name in names if name in seeds)
+        lines.append(f"test, each seed alone: {each}")
+    lines.append(without_audio)
+    for what, rows in test["against"].items():
+        said = ", ".join(f"{name} {_difference(row)}" for name, row in rows.items())
+        lines.append(f"winner − {_COLUMNS[what]} alone, on the test side's patients: {said}")
+    if (controlled := test["controlled"]) is not None:
+        lines.append(
+            "healthy or sick among the test side's children on the Meditron "
+            f"({controlled['clips']} recordings of {controlled['patients']} patients): "
+            f"{_figures(controlled, 'macro_f1')}; majority {controlled['majority_accuracy']:.3f}"
+        )
+    return lines
+
+
+def _spread(row: dict[str, Any]) -> str:
+    return f"{row['mean']:.3f} ± {row['sd']:.3f}"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    shown = f"{row['difference']:+.3f}"
+    if row["interval"] is None:
+        return shown
+    low, high = row["interval"]
+    return f"{shown} [{low:+.3f}, {high:+.3f}]"
 
 
 def _figures(values: dict[str, Any], metric: str) -> str:

@@ -19,17 +19,29 @@ _STYLES = {"finished": "green", "pruned": "yellow", "diverged": "red", "failed":
 
 
 class TrialTable:
-    """Shows the running trials and the best ended ones, and how many of the budget are done."""
+    """Shows the running trials and the best ended ones, and how many of the budget are done.
 
-    def __init__(self, console: Console, metric: str, epochs: int, budget: int | None) -> None:
+    `what` are trials, or replicates.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        metric: str,
+        epochs: int,
+        budget: int | None,
+        *,
+        what: str = "trials",
+    ) -> None:
         self.console, self.metric, self.epochs = console, metric, epochs
+        self.what = what
         self.sign = 1 if METRICS[metric].mode == "max" else -1
-        self.trials: dict[int, TrialRecord] = {}
+        self.trials: dict[str, TrialRecord] = {}
         self.progress = Progress(
-            TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             console=console,
         )  # fmt: skip
-        self.task = self.progress.add_task("trials", total=budget)
+        self.task = self.progress.add_task(what, total=budget)
         self.live = (
             Live(console=console, refresh_per_second=4, get_renderable=self.render)
             if console.is_terminal
@@ -54,20 +66,20 @@ class TrialTable:
         """Trials that ended before this run of the command."""
         for trial in trials:
             if trial.state is not None:
-                self.trials[trial.number] = trial
+                self.trials[trial.label] = trial
         self._count()
 
     def started(self, trial: TrialRecord, seed: int) -> None:
         """A trial was handed out."""
-        self.trials[trial.number] = trial
+        self.trials[trial.label] = trial
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
         """A trial has new epochs."""
-        self.trials[trial.number] = trial
+        self.trials[trial.label] = trial
 
     def ended(self, trial: TrialRecord) -> None:
         """A trial is over."""
-        self.trials[trial.number] = trial
+        self.trials[trial.label] = trial
         self._count()
         if self.live is None:
             self.console.print(self._line(trial), highlight=False, soft_wrap=True)
@@ -80,7 +92,7 @@ class TrialTable:
         shown = "" if trial.score is None else f"  {self.metric} {trial.score:.4f}"
         values = ", ".join(f"{k} {_short(v)}" for k, v in trial.values.items())
         return (
-            f"trial {trial.number:>3} {trial.state:<8} {len(trial.epochs):>3} epochs "
+            f"{self.what[:-1]} {trial.label:>3} {trial.state:<8} {len(trial.epochs):>3} epochs "
             f"{trial.seconds:6.1f} s{shown}  ({values})"
         )
 
@@ -91,7 +103,7 @@ class TrialTable:
         ended = sorted((t for t in trials if t.state is not None), key=self._rank)
         shown = [*running, *ended][:ROWS]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("trial", "state", "epoch", self.metric, "s"):
+        for column in (self.what[:-1], "state", "epoch", self.metric, "s"):
             table.add_column(column, justify="left" if column == "state" else "right")
         for name in shown[0].values if shown else ():
             table.add_column(name, justify="right", overflow="fold")
@@ -107,7 +119,7 @@ class TrialTable:
         if value is None and trial.epochs:
             value = trial.epochs[-1].get(f"val_{self.metric}")
         return [
-            str(trial.number),
+            trial.label,
             f"[{_STYLES.get(state, 'cyan')}]{state}[/]",
             f"{len(trial.epochs)}/{self.epochs}",
             "" if value is None else f"{value:.4f}",

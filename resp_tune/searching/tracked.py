@@ -17,7 +17,7 @@ class TrackedTrials:
         self.finished: list[TrialRecord] = []
 
     def replay(self, trials: Sequence[TrialRecord]) -> None:
-        """Everything the study knows; what is in MLflow already stays as it is."""
+        """Trials and replicates of the study; what is in MLflow already stays as it is."""
         for trial in trials:
             if trial.state is not None:
                 self.started(trial, trial.config.seed)
@@ -26,13 +26,15 @@ class TrackedTrials:
     def started(self, trial: TrialRecord, seed: int) -> None:
         """A trial was handed out."""
         params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
-        self.runs.start_trial(trial.number, params=params, seed=seed, tags=self.tags)
+        self.runs.start_trial(
+            trial.number, params=params, seed=seed, tags=self.tags, replicate=trial.replicate
+        )
         # What a trial had done before its driver was killed may not have reached MLflow.
         self.advanced(trial, trial.epochs)
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
         """A trial has new epochs."""
-        self.runs.log_epochs(trial.number, epochs)
+        self.runs.log_epochs(trial.number, epochs, replicate=trial.replicate)
 
     def ended(self, trial: TrialRecord) -> None:
         """A trial is over; the parent run carries the best so far."""
@@ -42,9 +44,14 @@ class TrackedTrials:
         stood = trial.epochs[-1].get(f"val_{self.metric}") if trial.epochs else None
         score = METRICS[self.metric].worst if trial.state == "diverged" else stood
         self.runs.end_trial(
-            trial.number, trial.state, score=score, seconds=trial.seconds, error=trial.error
+            trial.number,
+            trial.state,
+            score=score,
+            seconds=trial.seconds,
+            error=trial.error,
+            replicate=trial.replicate,
         )
-        if trial.state == "finished":
+        if trial.state == "finished" and not trial.replicate:
             self.finished.append(trial)
             best = best_of(self.finished, self.metric)
             if best is not None and best.score is not None:

@@ -34,13 +34,20 @@ class Key(NamedTuple):
     kind: Kind
     number: int
     weights: str = ""
+    replicate: int = 0  # of kind replicate, from 1
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number}" + f"/{self.replicate}" * bool(self.replicate)
 
     def tags(self) -> dict[str, str]:
         """The tags that the run is found by."""
         tags = {KIND: self.kind, NUMBER: str(self.number)}
+        if self.replicate:
+            tags[REPLICATE] = str(self.replicate)
         return tags | {WEIGHTS: self.weights} if self.weights else tags
 
 
+REPLICATE = "resp_tune.replicate"
 _MOST_IN_A_BATCH = 1000  # the store's own limit of metrics
 _LONGEST_ERROR = 2000  # characters; a tag holds 8000
 
@@ -81,10 +88,12 @@ class Children:
             if key is not None and key not in self._children:
                 self._children[key] = _as_child(run)
 
-    def ids(self, kind: Kind) -> dict[int, str]:
-        """Run ids by number."""
+    def ids(self, kind: Kind) -> dict[tuple[int, int], str]:
+        """Run ids by number and replicate, which is 0 where it is none."""
         items = list(self._children.items())
-        return {key.number: child.run_id for key, child in items if key.kind == kind}
+        return {
+            (key.number, key.replicate): child.run_id for key, child in items if key.kind == kind
+        }
 
     def ended(self) -> int:
         """How many trials have ended."""
@@ -123,7 +132,7 @@ class Children:
             self._experiment,
             start_time=now,
             tags={**tags, **mine, STATE: RUNNING},
-            run_name=f"{key.kind}-{key.number}",
+            run_name=str(key).replace(" ", "-").replace("/", "-"),
         )
         self._uncertain.discard(key)
         self._children[key] = _Child(
@@ -159,7 +168,7 @@ class Children:
     def _running(self, key: Key) -> _Child | None:
         child = self._children.get(key)
         if child is None:
-            raise LookupError(f"{key.kind} {key.number} was never started")
+            raise LookupError(f"{key} was never started")
         return None if child.end is not None else child
 
     def end(
@@ -173,7 +182,7 @@ class Children:
         """End the run truly; one that ended in this state already is left alone."""
         child = self._children.get(key)
         if child is None:
-            raise LookupError(f"{key.kind} {key.number} was never started")
+            raise LookupError(f"{key} was never started")
         if child.end == state:
             return
         tags: dict[str, str] = {STATE: state}
@@ -212,9 +221,11 @@ class Children:
 def _key_of(run: Run) -> Key | None:
     tags = run.data.tags
     kind = next((kind for kind in get_args(Kind) if kind == tags.get(KIND)), None)
-    if kind is None or not tags.get(NUMBER, "").isdecimal():
+    number, replicate = tags.get(NUMBER, ""), tags.get(REPLICATE, "0")
+    if kind is None or not number.isdecimal() or not replicate.isdecimal():
         return None
-    return Key(kind, int(tags[NUMBER]), tags.get(WEIGHTS, "") if kind == "evaluation" else "")
+    weights = tags.get(WEIGHTS, "") if kind == "evaluation" else ""
+    return Key(kind, int(number), weights, int(replicate))
 
 
 def _as_child(run: Run) -> _Child:

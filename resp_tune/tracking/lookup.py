@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +15,20 @@ from resp_tune.tracking.uri import redact, root_cause
 
 THREADS = "resp_tune.threads"
 DEVICE = "resp_tune.device"
-_SETTINGS = ("task", "protocol", "folds", "split_seed", "hold_out_device", "drop_shared_patients")
+_SETTINGS = ("protocol", "folds", "split_seed", "hold_out_device", "drop_shared_patients")
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """The trial config's fields, the settings and hash of its sides, the threads it had.
+    """The trial config's fields, its task, the settings and hash of its sides, its threads.
 
-    `on_cpu`: whether it was trained on the CPU, whose bits no GPU repeats.
+    `task_classes` are the diagnoses by class; None where the run has none, or none that can be
+    read. `on_cpu`: whether it was trained on the CPU, whose bits no GPU repeats.
     """
 
     config: dict[str, Any]
+    task: str
+    task_classes: Any
     settings: dict[str, Any]
     split_sha256: str
     threads: int
@@ -50,11 +54,20 @@ def trial_run(uri: str, run_id: str) -> TrialRun:
     params, tags = parent.data.params, run.data.tags
     return TrialRun(
         config={name: _value(text) for name, text in run.data.params.items()},
+        task=params["task"],
+        task_classes=_classes(params.get("task_classes")),
         settings={name: _value(text) for name, text in params.items() if name in _SETTINGS},
         split_sha256=params["split_sha256"],
         threads=int(tags.get(THREADS, "1")),
         on_cpu=tags.get(DEVICE, "").startswith("cpu"),
     )
+
+
+def _classes(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
 
 
 def _value(text: str) -> Any:

@@ -31,7 +31,6 @@ from resp_tune.tracking.names import (
     STATE,
     STUDY,
     WEIGHTS,
-    Kind,
     ParentStatus,
     State,
     runs_filter,
@@ -140,24 +139,25 @@ class SearchRuns:
         params: Mapping[str, Any],
         seed: int,
         tags: Mapping[str, str] | None = None,
-        kind: Kind = "trial",
+        replicate: int = 0,
     ) -> None:
-        """Find or create the run of trial `number`; one that was interrupted runs again."""
-        key, now = Key(kind, number), _now()
+        """Find or create the run of trial `number`; one that was interrupted runs again.
+
+        With `replicate`, here and below: the run of that replicate of it, from 1.
+        """
+        key, now = _key(number, replicate), _now()
         given, named = {**params, "seed": seed}, {**_origin(), **(tags or {})}
-        self._writer.put(
-            f"start of {kind} {number}", lambda: self._children.start(key, given, named, now)
-        )
+        self._writer.put(f"start of {key}", lambda: self._children.start(key, given, named, now))
 
     def log_epochs(
-        self, number: int, epochs: Sequence[Mapping[str, float]], *, kind: Kind = "trial"
+        self, number: int, epochs: Sequence[Mapping[str, float]], *, replicate: int = 0
     ) -> None:
         """Log epoch results in one batch. Each has `epoch` (from 1; the step) and its metrics.
 
         Epochs that are logged already are skipped.
         """
-        key, now, given = Key(kind, number), _now(), [dict(epoch) for epoch in epochs]
-        self._writer.put(f"epochs of {kind} {number}", lambda: self._children.log(key, given, now))
+        key, now, given = _key(number, replicate), _now(), [dict(epoch) for epoch in epochs]
+        self._writer.put(f"epochs of {key}", lambda: self._children.log(key, given, now))
 
     def end_trial(
         self,
@@ -167,15 +167,14 @@ class SearchRuns:
         score: float | None,
         seconds: float,
         error: str | None = None,
-        kind: Kind = "trial",
+        replicate: int = 0,
     ) -> None:
         """End a run in `state`, with its score (at its last epoch) under the metric's own name."""
-        key, now = Key(kind, number), _now()
+        key, now = _key(number, replicate), _now()
         shown = score if score is not None and math.isfinite(score) else None
         metrics = {self.metric: shown, "total_seconds": seconds}
         self._writer.put(
-            f"end of {kind} {number}",
-            lambda: self._children.end(key, state, metrics, error, now),
+            f"end of {key}", lambda: self._children.end(key, state, metrics, error, now)
         )
 
     def best(self, score: float, number: int) -> None:
@@ -194,10 +193,15 @@ class SearchRuns:
         self._client.log_batch(self.parent_run_id, metrics=metrics_of(metrics, step, now))
         self._best, self._best_step = score, step
 
-    def run_ids(self, kind: Kind = "trial", *, seconds: float = CLOSE_SECONDS) -> dict[int, str]:
+    def run_ids(self, *, seconds: float = CLOSE_SECONDS) -> dict[int, str]:
         """MLflow run ids by number, after what is queued was written or `seconds` have passed."""
         self._writer.flush(seconds)
-        return self._children.ids(kind)
+        return {number: run_id for (number, _), run_id in self._children.ids("trial").items()}
+
+    def replicate_ids(self, *, seconds: float = CLOSE_SECONDS) -> dict[tuple[int, int], str]:
+        """The same of replicates, by number and replicate."""
+        self._writer.flush(seconds)
+        return self._children.ids("replicate")
 
     def log_evaluation(
         self,
@@ -253,6 +257,10 @@ def _runs(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
         token = page.token
         if not token:
             return
+
+
+def _key(number: int, replicate: int) -> Key:
+    return Key("replicate" if replicate else "trial", number, replicate=replicate)
 
 
 def _now() -> int:

@@ -70,6 +70,10 @@ class Recorder:
         """True once the deadline has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
+    def stopped(self, number: int) -> str | None:
+        """Why a running trial must not go on; None where it may."""
+        return "time budget" if self.out_of_time() else None
+
     def next_trial(self) -> dict[str, Any] | None:
         """What a worker needs to run the next trial, None when the budget is met."""
         if self._left_running:
@@ -89,10 +93,13 @@ class Recorder:
         self._trials[number] = trial
         self._rows[number] = list(trial.user_attrs.get("epochs", []))
         self._clock[number] = time.monotonic() - trial.user_attrs.get("seconds", 0.0)
+        found = self._record(number)
         for listener in self.listeners:
-            listener.started(self._record(number), seed)
+            listener.started(found, seed)
         return {
+            "key": number,
             "number": number,
+            "folder": str(found.folder),
             "config": config.as_dict(),
             "epochs_reported": len(self._rows[number]),
         }

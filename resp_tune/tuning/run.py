@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from resp_tune.errors import RunError
 from resp_tune.tuning.plan import Slots
-from resp_tune.tuning.recorder import Recorder
-from resp_tune.tuning.searcher import StudySearcher, TimeBudget
+from resp_tune.tuning.searcher import Runs, Stops, StudySearcher
 from resp_tune.tuning.study import TrialRecord
 from resp_tune.tuning.trainable import TrialTrainable, Work
 
 WORKER_LOSSES = 3  # a trial whose worker dies is taken up again this often
 
 
-def run_trials(recorder: Recorder, work: Work, slots: Slots, scheduler: TrialScheduler) -> None:
-    """Run trials until the recorder's budget is met; what became of them is in its study."""
+def run_trials(
+    runs: Runs,
+    work: Work,
+    slots: Slots,
+    scheduler: TrialScheduler,
+    say: Callable[[str], None],
+    *,
+    trainable: type[tune.Trainable] = TrialTrainable,
+) -> None:
+    """Run trials until the recorder `runs` has no more; what became of them is in its study.
+
+    `trainable`: what runs a trial; benchmarks put one here that only pretends to train.
+    """
+    searcher = StudySearcher(runs, say)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = tune.with_resources(
-        tune.with_parameters(TrialTrainable, work=work),
-        {"cpu": slots.cpus, "gpu": slots.gpus},
+    with_work = tune.with_resources(
+        tune.with_parameters(trainable, work=work), {"cpu": slots.cpus, "gpu": slots.gpus}
     )
     # Ray wants a folder for its own state; ours is the study, so this one is thrown away.
     with tempfile.TemporaryDirectory(prefix="resp_tune_ray_") as folder:
         tuner = tune.Tuner(
-            trainable,
+            with_work,
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(recorder),
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
                 max_concurrent_trials=slots.concurrency,
@@ -40,9 +50,11 @@ def run_trials(recorder: Recorder, work: Work, slots: Slots, scheduler: TrialSch
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
-                stop=TimeBudget(recorder),
+                stop=Stops(searcher),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=WORKER_LOSSES),
+                # A trial's own checkpoint is written when it ends: Ray need not ask for another.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 
@@ -15,22 +16,31 @@ from optuna.samplers import (
     TPESampler,
 )
 
-from resp_tune.tuning.space import Categorical, SearchSpace
+from resp_tune.tuning.parameters import Categorical
+from resp_tune.tuning.space import SearchSpace
 
 
 def _cmaes(seed: int) -> BaseSampler:
     return CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
 
+def _gp(seed: int) -> BaseSampler:
+    return GPSampler(seed=seed, warn_independent_sampling=False)
+
+
 def _qmc(seed: int) -> BaseSampler:
+    # It warns of conditions whatever it is told; `blind_to` says the same in our own words.
+    logging.getLogger("optuna.samplers._qmc").setLevel(logging.ERROR)
     return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
 
 
 # TPE's own defaults take all parameters jointly and count running trials as poor ones, so that
-# concurrent trials do not crowd; a fifth of a typical search is drawn at random first.
+# concurrent trials do not crowd; a fifth of a typical search is drawn at random first. `group`:
+# parameters with the same conditions are taken jointly as well, instead of one by one; without
+# conditions it changes nothing, to the last bit.
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=8),
-    "gp": lambda seed: GPSampler(seed=seed),
+    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=8, group=True),
+    "gp": _gp,
     "cmaes": _cmaes,
     "qmc": _qmc,
     "random": lambda seed: RandomSampler(seed=seed),
@@ -47,6 +57,10 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
 
 def blind_to(name: str, space: SearchSpace) -> list[str]:
     """Searched fields that the sampler can only draw at random."""
-    if name != "cmaes":
+    if name == "qmc":  # whose dimensions are those of the first trial
+        first = space.baseline().as_dict()
+        return [n for n, p in space.parameters.items() if not p.active(first)]
+    unseen: dict[str, tuple[type, ...]] = {"gp": (), "cmaes": (Categorical,)}
+    if name not in unseen:
         return []
-    return [n for n, p in space.parameters.items() if isinstance(p, Categorical)]
+    return [n for n, p in space.parameters.items() if p.when or isinstance(p, unseen[name])]

@@ -2,7 +2,8 @@
 
 A trial of the search is a trial of the Optuna study, and its number. Beside Optuna's own values it
 carries `config`, `seed`, `epochs` (one row an epoch), `seconds`, and where they apply `diverged`,
-`error`, `stopped`.
+`error`, `stopped`. Only what the sampler asked for is a trial: replicates are attributes of the
+study (`replicates.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from resp_tune.config import TrialConfig
+from resp_tune.config import FIELDS, TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.learning.metrics import METRICS
 from resp_tune.learning.seeds import mix_seed
@@ -35,7 +36,8 @@ READINGS = "resp_tune.test_readings"
 class TrialRecord:
     """A trial as the study has it. `state` is None while it runs; `score` is for finished ones.
 
-    `values` are the searched fields, `epochs` the rows of `EpochResult.row()`.
+    `values` are the searched fields, `epochs` the rows of `EpochResult.row()`. `replicate` counts
+    from 1 for the trial run again on another seed; 0 is the search's own run of it.
     """
 
     number: int
@@ -46,6 +48,25 @@ class TrialRecord:
     epochs: list[dict[str, float]]
     seconds: float
     error: str | None
+    replicate: int = 0
+
+    @property
+    def label(self) -> str:
+        """What a person calls it: `7`, or `7/2` for its second replicate."""
+        return f"{self.number}/{self.replicate}" if self.replicate else str(self.number)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are, below the search's `trials/`."""
+        own = Path(str(self.number))
+        return own / "replicates" / str(self.replicate) if self.replicate else own
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """The metrics of its last epoch."""
+        last = self.epochs[-1] if self.epochs else {}
+        names = {f"val_{name}": name for name in METRICS}
+        return {names[key]: value for key, value in last.items() if key in names}
 
 
 def open_study(
@@ -84,7 +105,9 @@ def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
 
 def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
     """Raise `UserError` with the difference when trials of `study` mean something else."""
-    known = study.user_attrs.get(SETTINGS, settings)
+    # A field that did not exist when the search began had its default.
+    newer = {f"field {name}": spec.default for name, spec in FIELDS.items()}
+    known = {**newer, **study.user_attrs.get(SETTINGS, settings)}
     changed = [
         f"{key} was {known.get(key)!r}, now {value!r}"
         for key, value in settings.items()
@@ -135,8 +158,13 @@ def state_of(trial: FrozenTrial) -> State | None:
     return {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(trial.state)  # type: ignore[return-value]  # the two values are States
 
 
-def best_of(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
-    """The finished trial with the best score; of equals, the first."""
+def ranked(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """The finished trials, best score first; of equals, the lower number."""
     finished = [t for t in trials if t.state == "finished" and t.score is not None]
     sign = 1 if METRICS[metric].mode == "max" else -1
-    return max(finished, key=lambda t: (sign * (t.score or 0.0), -t.number), default=None)
+    return sorted(finished, key=lambda t: (-sign * (t.score or 0.0), t.number))
+
+
+def best_of(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
+    """The first of `ranked`, None where no trial has finished."""
+    return next(iter(ranked(trials, metric)), None)

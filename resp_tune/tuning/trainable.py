@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from resp_tune.config import FrontEnd, TrialConfig
+from resp_tune.config import TrialConfig
 from resp_tune.learning.memory import keep_freed_memory
 from resp_tune.learning.metrics import METRICS
+from resp_tune.paths import write_atomically
 
 if TYPE_CHECKING:
-    from resp_tune.learning.problem import FoldTables
+    from resp_tune.learning.problem import FoldTables, Stores
     from resp_tune.learning.training import EpochResult, Training
 
 LOGICAL_GPUS = "RESP_TUNE_LOGICAL_GPUS"
@@ -30,7 +31,7 @@ class Work:
     """What every trial of a search shares. Crosses to the workers once, by Ray's object store."""
 
     folds: Sequence[FoldTables]
-    stores: dict[FrontEnd, Path]
+    stores: Stores
     trials_folder: Path
     metric: str
     milestones: tuple[int, ...]  # epochs at which the scheduler must see a result of its own
@@ -41,9 +42,10 @@ class Work:
 class TrialTrainable(tune.Trainable):
     """Runs the epochs of one trial config after another.
 
-    A result carries `number`, `epoch`, `epochs` (the rows since the last report), `best_so_far`
-    (what rungs compare), `diverged`, `error`. An exception of the training ends the trial with
-    `error` and leaves the actor usable; only a dead worker is Ray's to retry.
+    A result carries `epoch`, `epochs` (the rows since the last report), `best_so_far` (what rungs
+    compare), `diverged`, `error`, and a `remark` for the person at the terminal. An exception of
+    the training ends the trial with `error` and leaves the actor usable; only a dead worker is
+    Ray's to retry.
     """
 
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # with_parameters gives `work`
@@ -58,11 +60,11 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.number: int = config["number"]
+        self.folder: Path = self.work.trials_folder / config["folder"]
         self.trial_config = TrialConfig().replace(config["config"])
         self.sent: int = config["epochs_reported"]
         self.training: Training | None = None
-        self.checkpoint_path = self.work.trials_folder / str(self.number) / "checkpoint.pt"
+        self.remark: str | None = None
 
     def step(self) -> dict[str, Any]:
         """Run epochs until a report is due."""
@@ -86,7 +88,9 @@ class TrialTrainable(tune.Trainable):
                 self._write_checkpoint(training)
             now_due = time.monotonic() - started > REPORT_SECONDS
             if now_due or len(training.history) in self.work.milestones:
-                return
+                break
+        if training.done and training.history[-1].finite:
+            self._write_predictions(training)
 
     def _report(self, error: str | None, *, out_of_memory: bool) -> dict[str, Any]:
         history = self.training.history if self.training is not None else []
@@ -94,32 +98,31 @@ class TrialTrainable(tune.Trainable):
         fresh, self.sent = rows[self.sent :], max(self.sent, len(rows))
         last = history[-1] if history else None
         diverged = out_of_memory or (last is not None and not last.finite)
+        remark, self.remark = self.remark, None
         return {
-            "number": self.number,
             "epoch": len(history),
             "epochs": fresh,
             "best_so_far": best_so_far(history, self.work.metric),
             "diverged": diverged,
             "error": error,
+            "remark": remark,
             "done": error is not None or (self.training is not None and self.training.done),
         }
 
     def _resume_or_start(self) -> Training:
         import torch
 
-        from resp_tune.features.store import open_store
-        from resp_tune.learning.training import Training
+        from resp_tune.learning.checkpoint import CHECKPOINT, resume
 
         torch.set_num_threads(self.work.threads)
         front_end = self.trial_config.front_end
-        frames = open_store(self.work.stores[front_end])
+        frames = self.work.stores.frames(front_end, workers=self.work.threads)
         folds = [fold.tensors(frames, front_end) for fold in self.work.folds]
-        training = Training(self.trial_config, folds, self._device())
+        path = self.folder / CHECKPOINT
+        training, damage = resume(self.trial_config, folds, self._device(), path)
+        if damage is not None:
+            self.remark = f"'{path}' is damaged ({damage}): the trial starts over"
         self.checkpointed = time.monotonic()
-        if self.checkpoint_path.exists():
-            training.load_state(
-                torch.load(self.checkpoint_path, weights_only=True, map_location="cpu")
-            )
         return training
 
     def _device(self) -> str:
@@ -135,21 +138,28 @@ class TrialTrainable(tune.Trainable):
         return "cuda"
 
     def _write_checkpoint(self, training: Training) -> None:
-        import torch
+        from resp_tune.learning.checkpoint import CHECKPOINT, save_checkpoint
 
-        self.checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.checkpoint_path.with_suffix(".part")
-        with beside.open("wb") as file:
-            torch.save(training.state(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.checkpoint_path)
+        save_checkpoint(self.folder / CHECKPOINT, training)
         self.checkpointed = time.monotonic()
 
+    def _write_predictions(self, training: Training) -> None:
+        """What each fold's network says of its own validation side, as its last score saw it."""
+        import pandas as pd
+
+        from resp_tune.learning.problem import predictions
+
+        found = zip(self.work.folds, training.predict_validation(), strict=True)
+        frame = pd.concat(
+            [predictions("validation", f.validation, f.classes, p) for f, p in found],
+            ignore_index=True,
+        )
+        text = frame.to_csv(index=False, lineterminator="\n")
+        write_atomically(self.folder / "predictions.csv", text.encode())
+
     def _write_traceback(self) -> None:
-        path = self.checkpoint_path.with_name("error.txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "error.txt").write_text(traceback.format_exc())
 
     # Ray's own checkpoints are not used: a trial is found again by its number, whatever became of
     # the Ray session that started it. Ray asks for these two when it pauses a trial.
@@ -157,7 +167,7 @@ class TrialTrainable(tune.Trainable):
         """Write our own checkpoint; Ray's copy only says that there is one."""
         if self.training is not None:
             self._write_checkpoint(self.training)
-        return {"number": self.number}
+        return {"folder": str(self.folder)}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing to do: `_resume_or_start` reads our own checkpoint."""

@@ -1,0 +1,161 @@
+"""Tasks from YAML files: other groupings of the diagnoses.
+
+    name: infection
+    description: healthy or an infection; whoever has anything else is left out
+    classes:                       # in this order
+      healthy: [Healthy]
+      infection: [URTI, LRTI, Pneumonia, Bronchiolitis]
+
+`"*"` in a class is every diagnosis that no class names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resp_tune.data.tables import DIAGNOSES
+from resp_tune.data.tasks import TASKS, Task, get_task
+from resp_tune.data.wording import shorten
+from resp_tune.errors import UserError, nearest
+
+TASK_FILES = (".yaml", ".yml")
+LONGEST_CLASS = 40  # characters; class names head columns
+# Bytes. The classes go into one parameter of an MLflow run, which holds 6000 characters.
+LARGEST_FILE = 3_000
+
+_NAME = re.compile(r"[a-z0-9-]{1,40}", re.ASCII)
+
+
+def find_task(given: str) -> Task:
+    """The task of this name, or in this YAML file; `UserError` for an unknown or faulty one."""
+    if given.endswith(TASK_FILES):
+        return load_task(given)
+    try:
+        return get_task(given)
+    except UserError as error:
+        raise UserError(f"{error} (or the path of a .yaml file)") from error
+
+
+def task_from_classes(name: str, classes: Any) -> Task:
+    """The task that a bundle or a run names, without its file; `UserError` for what is damaged.
+
+    `classes` is the task's `grouping`; a built-in task is known without.
+    """
+    if name in TASKS or not classes:
+        return get_task(name)
+    try:
+        return _parse({"name": name, "classes": classes})
+    except UserError as error:
+        raise UserError(f"the saved classes of the task '{shorten(name)}': {error}") from error
+
+
+def load_task(given: str) -> Task:
+    """The task in the YAML file `given`; raises `UserError` with its first mistake."""
+    try:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"task '{given}' is not a file: give the path of a YAML file that groups "
+                f"diagnoses, or one of {', '.join(TASKS)}"
+            )
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"task '{given}' has over {LARGEST_FILE} bytes: use fewer words")
+        text = path.read_text(encoding="utf-8")
+        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        hint = '; "*" stands in quotes' if "alias" in said else ""
+        raise UserError(f"task '{given}' is not YAML: {said}{hint}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # days that cannot be, nobody's home, …
+        said = " ".join(str(error).split())
+        raise UserError(f"task '{given}' cannot be read: {said}") from error
+    try:
+        for key in _repeated_keys(node):
+            raise UserError(f"'{shorten(key)}' stands twice: give each its own name")
+        return _parse(content)
+    except UserError as error:
+        raise UserError(f"task '{given}': {error}") from error
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[str]:
+    """Keys of the file and of the mappings in it that stand there twice: YAML takes the last."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for mapping in (node, *(value for _, value in node.value)):
+        if isinstance(mapping, yaml.MappingNode):
+            counts = Counter(key.value for key, _ in mapping.value)
+            yield from (key for key, count in counts.items() if count > 1)
+
+
+def _parse(content: Any) -> Task:
+    if not isinstance(content, dict):
+        raise UserError("must be a mapping with 'name' and 'classes'")
+    known = ("name", "description", "unit", "classes")
+    for key in content:
+        if key not in known:
+            raise UserError(f"unknown key {_said(key)}: {nearest(str(key), known)}")
+    if content.get("unit", "recording") != "recording":
+        raise UserError(
+            "'unit' can only be recording, as diagnoses are of whole recordings: the classes of "
+            "breathing cycles come from annotations, see --task cycles"
+        )
+    name = content.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(f"'name' must be a text of 1 to 40 of a-z, 0-9 and '-', not {_said(name)}")
+    if name in TASKS:
+        raise UserError(f"'name' is that of the built-in task '{name}': give another")
+    description = content.get("description", "")
+    if not isinstance(description, str):
+        raise UserError(f"'description' must be a text, not {_said(description)}")
+    groups = _groups(content.get("classes"))
+    names = tuple(groups)
+    return Task(name, names, tuple(groups.values()), "recording", " ".join(description.split()))
+
+
+def _groups(given: Any) -> dict[str, tuple[str, ...]]:
+    """Sorted diagnoses by class: their order means nothing, that of the classes does."""
+    if not isinstance(given, dict) or len(given) < 2:
+        raise UserError("'classes' must be a mapping of two or more classes to their diagnoses")
+    canonical = {name.lower(): name for name in DIAGNOSES}
+    class_of: dict[str, str] = {}
+    groups: dict[str, tuple[str, ...]] = {}
+    for key, diagnoses in given.items():
+        name = _text("class", key)
+        if len(name) > LONGEST_CLASS:
+            raise UserError(f"class '{shorten(name)}' has over {LONGEST_CLASS} characters")
+        if not isinstance(diagnoses, list) or not diagnoses:
+            raise UserError(f"class '{name}' must be a list of diagnoses, such as [COPD, Asthma]")
+        own: list[str] = []
+        for value in diagnoses:
+            diagnosis = _text(f"class '{name}': diagnosis", value)
+            settled = canonical.get(diagnosis.lower(), diagnosis)
+            if settled in class_of:
+                raise UserError(
+                    f"diagnosis '{shorten(settled)}' stands in class '{class_of[settled]}' and in "
+                    f"'{name}': name it once"
+                )
+            class_of[settled] = name
+            own.append(settled)
+        groups[name] = tuple(sorted(own))
+    return groups
+
+
+def _text(what: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{what} {_said(value)} is not a text: write it in quotes")
+    if not value or value != value.strip() or not value.isprintable():
+        raise UserError(f"{what} {_said(value)} is not a name: give one without spaces around it")
+    return value
+
+
+def _said(value: Any) -> str:
+    """A scalar of YAML as it was read; what holds others may be endless and is not shown."""
+    if isinstance(value, dict | list | set):
+        return "a list or mapping"
+    return "null" if value is None else shorten(repr(value))

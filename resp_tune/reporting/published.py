@@ -1,0 +1,79 @@
+"""The challenge's own protocol: the winner's ICBHI score beside what others published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resp_tune.reporting.files import Results, ends, mapping, number
+from resp_tune.reporting.strips import Line, Mark, Strips, strips
+from resp_tune.reporting.wording import ranged
+
+# Cycles, official 60/40 split, networks from scratch: score in percent, its sd over ten runs.
+PUBLISHED = (
+    ("always “normal”", "no model", 50.0, None),
+    ("CNN6", "cross entropy", 53.92, 0.71),
+    ("CNN10", "cross entropy", 55.13, 1.56),
+    ("CNN10", "hybrid, the best from scratch", 55.60, 1.13),
+)
+TERMS = {
+    "sensitivity": "abnormal cycles given their right class",
+    "specificity": "normal cycles called normal",
+}
+
+
+def terms(results: Results) -> list[tuple[str, str, str]]:
+    """The two shares that the ICBHI score is the mean of: name, value [interval], meaning."""
+    test = mapping(mapping(results.summary.get("winner")).get("test"))
+    spans = mapping(test.get("intervals"))
+    return [
+        (name.capitalize(), ranged(value, *ends(spans.get(name))), what)
+        for name, what in TERMS.items()
+        if (value := number(test.get(name))) is not None
+    ]
+
+
+def beside_published(results: Results) -> Strips | None:
+    """ICBHI scores in percent; None unless real cycles were scored on the whole official test side.
+
+    Without the two shared patients it is another test side.
+    """
+    summary, provenance = results.summary, mapping(results.config.get("provenance"))
+    data = mapping(summary.get("data"))
+    test = mapping(mapping(summary.get("winner")).get("test"))
+    score = number(test.get("icbhi_score"))
+    fits = (summary.get("task"), summary.get("protocol")) == ("cycles", "official")
+    made = data.get("synthetic") or provenance.get("synthetic")
+    if not fits or made or provenance.get("drop_shared_patients") or score is None:
+        return None
+    return strips(
+        ("", "ICBHI score, %", "score", "spread"),
+        [*_ours(test, score), *(_line(*row) for row in reversed(PUBLISHED))],
+        keys=(
+            ("diamond", "this search; whisker: 95 % interval over patients"),
+            ("dot", "mean of runs; whisker: ± their standard deviation"),
+        ),
+    )
+
+
+def _ours(test: Any, score: float) -> list[Line]:
+    low, high = (None if end is None else 100 * end for end in _span(test))
+    seeds = mapping(mapping(test.get("by_seed")).get("icbhi_score"))
+    mean, sd = number(seeds.get("mean")), number(seeds.get("sd"))
+    span = None if low is None or high is None else (low, high)
+    note = "networks of all seeds averaged" if mean is not None else "test side"
+    interval = "" if span is None else f"[{low:.1f}, {high:.1f}]"
+    cells = (f"{100 * score:.2f}", interval)
+    found = [Line("the winner", (Mark(100 * score, "diamond"),), cells, note, span, "ours")]
+    if mean is not None:
+        found.append(_line("the winner", "each seed alone", 100 * mean, sd and 100 * sd, "ours"))
+    return found
+
+
+def _span(test: Any) -> tuple[float | None, float | None]:
+    return ends(mapping(test.get("intervals")).get("icbhi_score"))
+
+
+def _line(label: str, note: str, mean: float, sd: float | None, tone: str = "") -> Line:
+    spread = "" if sd is None else f"± {sd:.2f}"
+    span = None if sd is None else (mean - sd, mean + sd)
+    return Line(label, (Mark(mean, "dot"),), (f"{mean:.2f}", spread), note, span, tone)

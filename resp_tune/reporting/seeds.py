@@ -1,0 +1,109 @@
+"""Was the choice luck? The best trials of the search on fresh seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from resp_tune.reporting.files import items, mapping, number
+from resp_tune.reporting.strips import Line, Mark, Strips, strips
+from resp_tune.reporting.wording import LOWER_IS_BETTER, MINUS, counted, figure, metric_name, spread
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial that was run again: a score a seed, and the score that made it a candidate."""
+
+    number: int
+    search_score: float | None
+    scores: tuple[tuple[str, float], ...]  # seed, score
+    mean: float | None
+    sd: float | None
+    bound: float | None
+    dropped: bool
+
+
+def candidates(summary: Mapping[str, Any]) -> list[Candidate]:
+    """What was run again on fresh seeds, the best bound first as the file has it."""
+    found = []
+    for told in (mapping(c) for c in items(summary.get("candidates"))):
+        named = number(told.get("number"))
+        if named is None:
+            continue
+        pairs = zip(items(told.get("seeds")), items(told.get("scores")), strict=False)
+        scores = [(str(seed), number(score)) for seed, score in pairs]
+        found.append(
+            Candidate(
+                number=int(named),
+                search_score=number(told.get("search_score")),
+                scores=tuple((seed, score) for seed, score in scores if score is not None),
+                mean=number(told.get("mean")),
+                sd=number(told.get("sd")),
+                bound=number(told.get("bound")),
+                dropped=told.get("dropped") is True,
+            )
+        )
+    return found
+
+
+def strip_of(found: Sequence[Candidate], metric: str, winner: object) -> Strips | None:
+    """A line a candidate: its score on each seed, its bound, and what the search had said."""
+    sign = "+" if metric in LOWER_IS_BETTER else MINUS
+    lines = []
+    for c in found:
+        marks = [Mark(score, "dot", f"seed {seed}: {score:.3f}") for seed, score in c.scores]
+        if c.bound is not None:
+            marks.append(Mark(c.bound, "bound", f"bound {c.bound:.3f}"))
+        if c.search_score is not None:
+            marks.append(Mark(c.search_score, "ring", f"in the search {c.search_score:.3f}"))
+        ours = c.number == winner
+        state = "the winner" if ours else "dropped early" if c.dropped else ""
+        seeds = str(len(c.scores))
+        cells = (spread(c.mean, c.sd), figure(c.bound), figure(c.search_score), seeds)
+        tone = "ours" if ours else "pale" if c.dropped else ""
+        lines.append(Line(f"trial {c.number}", tuple(marks), cells, state, tone=tone))
+    heads = (
+        "",
+        f"validation {metric_name(metric)}",
+        "mean ± sd",
+        "bound",
+        "in the search",
+        "seeds",
+    )
+    keys = (
+        ("dot", "one fresh seed"),
+        ("bound", f"bound: mean {sign} standard error; the best one wins"),
+        ("ring", "its score in the search, which made it a candidate"),
+    )
+    return strips(heads, lines, keys=keys)
+
+
+def told(found: Sequence[Candidate], metric: str, winner: object) -> list[str]:
+    """What the candidates teach, a sentence each; nothing without candidates."""
+    if not found:
+        return []
+    counts = [len(c.scores) for c in found]
+    most = ("up to " if min(counts) < max(counts) else "") + counted(max(counts), "fresh seed")
+    sentences = [
+        f"The {counted(len(found), 'best trial')} of the search ran again on {most} each; the "
+        "scores that made them candidates do not count."
+    ]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    known = [(c, c.search_score, c.mean) for c in found if c.search_score is not None]
+    moves = [mean - score for _, score, mean in known if mean is not None]
+    if moves:
+        move = fmean(moves)
+        side = "above" if move > 0 else "below"
+        luck = ": picking the best picks the lucky" if sign * move < 0 else ""
+        sentences.append(
+            f"Their means stand {abs(move):.3f} {side} their scores in the search{luck}."
+        )
+    if known:
+        first = max(known, key=lambda k: sign * k[1])[0]
+        if first.number != winner:
+            sentences.append(
+                f"One seed alone would have chosen trial {first.number}, the first in the search."
+            )
+    return sentences

@@ -1,0 +1,94 @@
+"""Readings of a test side after the search: on record before the side is opened, or not read.
+
+A bundle in its search's folder is on the search's record: the study, and `summary.json` after it.
+One that stands alone (moved, or made by `train`) keeps `test_readings.json` beside its weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resp_tune.errors import UserError
+from resp_tune.learning.bundle import Bundle
+from resp_tune.paths import write_atomically
+from resp_tune.searching.files import write_summary
+from resp_tune.searching.holding import held
+from resp_tune.searching.winner import declare_reading
+from resp_tune.tuning.study import READINGS, read_study
+
+KEPT = "test_readings.json"
+
+
+def this_reading(bundle: Bundle) -> dict[str, Any]:
+    """`{time, winner_number, weights_sha256}` of now; no number for a bundle of `train`."""
+    provenance = bundle.details["provenance"]
+    return declare_reading([], provenance.get("trial"), bundle.details["weights_sha256"])[0]
+
+
+def record_reading(folder: Path, bundle: Bundle, reading: Mapping[str, Any]) -> Path:
+    """Put the reading on record, unless one of the same weights is; the path of the record.
+
+    Raises `UserError` where that cannot be done, or where the search is being run.
+    """
+    folder = folder.resolve()  # a link to a search's winner is that winner
+    name = bundle.details["provenance"].get("search")
+    if isinstance(name, str) and (folder.parent / "study.db").is_file():
+        path = folder.parent / "study.db"
+    else:
+        name, path = None, folder / KEPT
+    try:
+        if name is None:
+            known = _with(reading, _kept(path))
+            write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
+        else:
+            with held(folder.parent):
+                _into_search(folder.parent, name, reading)
+    except OSError as error:
+        raise UserError(
+            f"the reading of the test side cannot be recorded in '{path}' ({error.strerror}), so "
+            "it is not read: copy the folder to where it can be written"
+        ) from error
+    return path
+
+
+def _into_search(folder: Path, name: str, reading: Mapping[str, Any]) -> None:
+    summary, path = None, folder / "summary.json"
+    if path.exists():
+        try:
+            summary = json.loads(path.read_bytes())
+            summary["test_readings"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(
+                f"'{path}' is damaged: the command of search '{name}', typed again, makes it anew"
+            ) from error
+    study = read_study(folder / "study.db", name)
+    known = _with(reading, study.user_attrs.get(READINGS, []))
+    try:
+        study.set_user_attr(READINGS, known)
+    except Exception as error:  # sqlalchemy, sqlite and optuna each have their own
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise OSError(None, cause) from error
+    if summary is not None:
+        write_summary(path, {**summary, "test_readings": known})
+
+
+def _with(reading: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same rule as `declare_reading`: weights are read once, however often they are read."""
+    new = all(old["weights_sha256"] != reading["weights_sha256"] for old in known)
+    return [dict(one) for one in (*known, *([reading] if new else []))]
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        readings: list[dict[str, Any]] = json.loads(path.read_bytes())
+        [reading["weights_sha256"] for reading in readings]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"'{path}' is damaged: it is not a list of readings; restore it from a copy"
+        ) from error
+    return readings

@@ -1,0 +1,152 @@
+"""The two rounds of a search: its trials, then the best of them again on fresh seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console
+
+from resp_tune.learning.precision import settle_precision
+from resp_tune.learning.problem import Stores
+from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.table import TrialTable
+from resp_tune.searching.tracked import TrackedTrials
+from resp_tune.tuning.cluster import local_ray
+from resp_tune.tuning.recorder import Listener, Recorder
+from resp_tune.tuning.replicate_recorder import ReplicateRecorder
+from resp_tune.tuning.replicates import replicates
+from resp_tune.tuning.run import run_trials
+from resp_tune.tuning.schedulers import make_scheduler, milestones
+from resp_tune.tuning.study import records
+from resp_tune.tuning.trainable import Work
+
+Say = Callable[[str], None]
+
+
+def run_rounds(
+    prepared: Prepared,
+    study: optuna.Study,
+    tracked: TrackedTrials,
+    filling: Future[Stores],
+    console: Console,
+    say: Say,
+) -> None:
+    """Run what the study still lacks; without anything to run, Ray is not started."""
+    wants_trials = _wants_trials(study, prepared)
+    if not wants_trials and not _replicate_recorder(prepared, study, [], None, say).left():
+        return
+    settings = prepared.settings
+    with local_ray(prepared.machine, prepared.gpus):
+        stores = filling.result()
+        deadline = None
+        if settings.time_budget is not None:
+            deadline = time.monotonic() + settings.time_budget
+        work = Work(
+            folds=prepared.problem.folds(),
+            stores=stores,
+            trials_folder=prepared.folder / "trials",
+            metric=settings.metric,
+            milestones=milestones(settings.scheduler, settings.epochs),
+            threads=prepared.slots.threads,
+            wants_gpu=prepared.slots.gpus > 0,
+        )
+        if wants_trials:
+            _run_trials(prepared, study, work, deadline, tracked, console, say)
+        _run_replicates(prepared, study, work, deadline, tracked, console, say)
+
+
+def _wants_trials(study: optuna.Study, prepared: Prepared) -> bool:
+    trials = study.get_trials(deepcopy=False)
+    if any(t.state == TrialState.RUNNING for t in trials):
+        return True
+    handed_out = sum(t.state != TrialState.WAITING for t in trials)
+    budget = prepared.settings.budget
+    return budget is None or handed_out < budget
+
+
+def _run_trials(
+    prepared: Prepared,
+    study: optuna.Study,
+    work: Work,
+    deadline: float | None,
+    tracked: TrackedTrials,
+    console: Console,
+    say: Say,
+) -> None:
+    settings, before = prepared.settings, records(study, prepared.space)
+    table = TrialTable(console, settings.metric, settings.epochs, settings.budget)
+    table.seed(before)
+    recorder = Recorder(
+        study,
+        prepared.space,
+        metric=settings.metric,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        budget=settings.budget,
+        deadline=deadline,
+        listeners=[tracked, table],
+        settle=lambda config: settle_precision(config, prepared.device_type),
+    )
+    scheduler = make_scheduler(
+        settings.scheduler, epochs=settings.epochs, metric=settings.metric, past=before
+    )
+    with table:
+        run_trials(recorder, work, prepared.slots, scheduler, say)
+
+
+def _run_replicates(
+    prepared: Prepared,
+    study: optuna.Study,
+    work: Work,
+    deadline: float | None,
+    tracked: TrackedTrials,
+    console: Console,
+    say: Say,
+) -> None:
+    settings, trials = prepared.settings, records(study, prepared.space)
+    done = [r for r in replicates(study, trials) if r.state is not None]
+    todo = len(_replicate_recorder(prepared, study, [], deadline, say).left())
+    table = TrialTable(
+        console, settings.metric, settings.epochs, len(done) + todo, what="replicates"
+    )
+    table.seed(done)
+    recorder = _replicate_recorder(prepared, study, [tracked, table], deadline, say)
+    if todo and not recorder.out_of_time():
+        # Nobody compares replicates halfway, so nothing needs reports at milestones.
+        scheduler = make_scheduler("none", epochs=settings.epochs, metric=settings.metric, past=())
+        with table:
+            run_trials(
+                recorder, dataclasses.replace(work, milestones=()), prepared.slots, scheduler, say
+            )
+    if left := recorder.left():
+        again = f" --trials {len(trials)}" if settings.budget is None else ""
+        say(
+            f"the time budget is over and {len(left)} replicates have not ended: the winner is "
+            f"chosen without them. The same command{again} goes on with them"
+        )
+
+
+def _replicate_recorder(
+    prepared: Prepared,
+    study: optuna.Study,
+    listeners: Sequence[Listener],
+    deadline: float | None,
+    say: Say,
+) -> ReplicateRecorder:
+    settings = prepared.settings
+    return ReplicateRecorder(
+        study,
+        records(study, prepared.space),
+        metric=settings.metric,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        count=settings.replicates,
+        deadline=deadline,
+        listeners=listeners,
+        say=say,
+    )

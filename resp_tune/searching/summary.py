@@ -1,0 +1,85 @@
+"""What `summary.json` says of the winner, of its rivals, and of the price of choosing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from resp_tune.auditing.against import against
+from resp_tune.auditing.figures import side_figures
+from resp_tune.searching import files
+from resp_tune.searching.choosing import Winner
+from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.winner import Scored
+from resp_tune.tuning.study import TrialRecord, best_of
+
+
+def summarise(
+    prepared: Prepared, trials: Sequence[TrialRecord], winner: Winner, scored: Scored | None
+) -> dict[str, Any]:
+    """The search's part of the summary; JSON values, `None` where there is nothing to say."""
+    settings, problem = prepared.settings, prepared.problem
+    test = None if scored is None else _test(prepared, scored, winner)
+    price = None if scored is None else _price(trials, scored, settings.metric)
+    leaks = problem.sides.leaks(problem.dataset)
+    return {
+        "name": prepared.name,
+        "task": problem.clips.task.name,
+        "protocol": settings.protocol,
+        "metric": settings.metric,
+        "data": {
+            "name": prepared.data_name,
+            "synthetic": problem.dataset.synthetic,
+            "recordings": len(problem.dataset.recordings),
+            "notes": [*problem.dataset.problems, *problem.clips.dropped, *problem.sides.notes],
+        },
+        "classes": list(problem.sides.classes),
+        "trials": files.count_states(trials),
+        "winner": {
+            "number": winner.trial.number,
+            "params": winner.trial.values,
+            "seeds": winner.seeds,
+            "validation": winner.validation,
+            "replicates": _replicates(winner),
+            "price_of_searching": price,
+            "test": test,
+        },
+        "candidates": [candidate.summary() for candidate in winner.candidates],
+        "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
+    }
+
+
+def _replicates(winner: Winner) -> dict[str, Any] | None:
+    if winner.chosen is None:
+        return None
+    told = winner.chosen.summary()
+    return {k: told[k] for k in ("seeds", "scores", "mean", "sd", "bound", "search_score")}
+
+
+def _price(trials: Sequence[TrialRecord], scored: Scored, metric: str) -> dict[str, float] | None:
+    """How much of the best validation score was luck: the best of many is lucky too."""
+    best, test = best_of(trials, metric), scored.metrics.get(metric)
+    if best is None or best.score is None or test is None:
+        return None
+    return {"best_validation": best.score, "test": test, "difference": best.score - test}
+
+
+def _test(prepared: Prepared, scored: Scored, winner: Winner) -> dict[str, Any]:
+    problem = prepared.problem
+    return {
+        **scored.metrics,
+        "majority_accuracy": scored.majority,
+        "intervals": {k: list(v) for k, v in scored.intervals.items()},
+        "by_seed": _by_seed(scored.by_seed) if len(winner.runs) > 1 else None,
+        **side_figures(scored.predictions, problem),
+        "against": against(scored.predictions, problem),
+    }
+
+
+def _by_seed(values: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"mean": statistics.fmean(v), "sd": statistics.stdev(v), "values": v}
+        for name, v in values.items()
+    }

@@ -1,0 +1,176 @@
+"""Figures of predictions without a model: of sides, and against the forests that hear nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+from audits import few_trees, in_memory
+from small_sets import imagined
+
+from resp_tune.auditing.against import NAMES, against
+from resp_tune.auditing.figures import figures, side_figures
+from resp_tune.data.baselines import held_out_baselines
+from resp_tune.data.recordings import Dataset
+from resp_tune.data.sides import clips_of
+from resp_tune.data.splits import make_sides
+from resp_tune.data.synthesis.settings import SynthSettings
+from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.learning.intervals import DRAWS
+from resp_tune.learning.metrics import METRICS
+from resp_tune.learning.problem import Problem
+from resp_tune.searching.known_baselines import answers_of, baselines_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_trees() -> Iterator[None]:
+    with few_trees():
+        yield
+
+
+def problem_of(dataset: Dataset, task: str = "diagnosis") -> Problem:
+    clips = make_clips(get_task(task), dataset)
+    return Problem(dataset, clips, make_sides(dataset, clips, "patient"))
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return problem_of(in_memory(SynthSettings(120, 1.0, 0)))
+
+
+def frame_of(problem: Problem, *, right: float, seed: int = 0) -> pd.DataFrame:
+    """Predictions of the test side, each right with probability `right`."""
+    rng = np.random.default_rng(seed)
+    classes = np.array(problem.sides.classes)
+    clips = clips_of(problem.dataset, problem.clips, problem.sides, problem.sides.test or ())
+    recordings = [problem.dataset.recordings[clip.recording] for clip in clips]
+    labels = np.array([clip.label for clip in clips])
+    guess = np.where(
+        rng.random(len(clips)) < right, labels, rng.integers(len(classes), size=len(clips))
+    )
+    p = np.eye(len(classes))[guess] * 0.7 + 0.3 / len(classes)
+    return pd.DataFrame(
+        {
+            "side": "test",
+            "recording": [r.stem for r in recordings],
+            "patient": [r.patient for r in recordings],
+            "device": [r.device for r in recordings],
+            "label": classes[labels],
+            "predicted": classes[guess],
+            **{f"p_{name}": p[:, i] for i, name in enumerate(classes)},
+        }
+    )
+
+
+def test_what_no_clip_has_is_left_out_and_missing_from_the_names(problem: Problem) -> None:
+    frame, classes = frame_of(problem, right=1.0), problem.sides.classes
+    some = frame[frame["label"].isin(classes[:2])]
+    found = figures(some, classes)
+    assert found["classes"] == list(classes[:2])
+    assert found["macro_f1"] == found["balanced_accuracy"] == 1.0
+    assert figures(frame, classes)["classes"] == list(classes)
+
+
+def test_a_side_of_recordings(problem: Problem) -> None:
+    frame = frame_of(problem, right=0.6)
+    found = side_figures(frame, problem)
+    assert found.keys() == {"per_class", "by_patient", "by_device", "controlled"}
+    assert found["by_patient"]["clips"] == frame["patient"].nunique()
+    assert {name: one["clips"] for name, one in found["by_device"].items()} == dict(
+        frame["device"].value_counts()
+    )
+    for name, row in found["per_class"].items():
+        own = frame[frame["label"] == name]
+        assert row["support"] == len(own)
+        assert row["recall"] == pytest.approx((own["predicted"] == name).mean())
+        assert 0 <= row["patient_recall"] <= 1
+
+
+def test_a_side_of_cycles() -> None:
+    """Meditron's recordings hold normal cycles alone, so nothing abnormal can be found there."""
+    pairs = [
+        (f"{100 + n}_1b1_Al_sc_{'Meditron' if n % 2 else 'Litt3200'}", "COPD") for n in range(30)
+    ]
+    dataset = imagined(pairs, cycles=[(False, False), (True, False), (False, True), (True, True)])
+    problem = problem_of(dataset, "cycles")
+    frame = frame_of(problem, right=0.5)
+    frame = frame[(frame["device"] != "Meditron") | (frame["label"] == "normal")]
+    found = side_figures(frame, problem)
+    assert found["by_patient"] is found["controlled"] is None
+    assert all("patient_recall" not in row for row in found["per_class"].values())
+    normal = found["by_device"]["Meditron"]
+    assert normal["classes"] == ["normal"]
+    assert "sensitivity" not in normal
+    assert normal["icbhi_score"] == normal["specificity"]
+    assert found["by_device"]["Litt3200"].keys() >= {"sensitivity", "specificity", "icbhi_score"}
+
+
+def test_against_the_baselines_of_the_table(problem: Problem) -> None:
+    """Each draw by hand: the winner's figure less the mean of the forests' figures."""
+    frame = frame_of(problem, right=0.6)
+    found = against(frame, problem)
+    table = held_out_baselines(problem.dataset, problem.clips, problem.sides)
+    answers = answers_of(problem)
+    names = sorted(set(frame["patient"]))
+    drawn = np.random.default_rng(0).integers(len(names), size=(DRAWS, len(names)))
+    rows = [np.flatnonzero(frame["patient"] == name) for name in names]
+    p = frame.filter(like="p_").to_numpy()
+    some = range(0, DRAWS, 10)
+    for columns in ("device", "all"):
+        forests = [np.eye(p.shape[1])[row] for row in answers.by_columns[columns]]
+        for name in NAMES:
+            compute, one = METRICS[name].compute, found[columns][name]
+            assert one["baseline"] == pytest.approx(table[columns][name])
+            assert one["winner"] == pytest.approx(compute(answers.labels, p))
+            assert one["difference"] == pytest.approx(one["winner"] - one["baseline"])
+            differences = []
+            for draw in some:
+                clips = np.concatenate([rows[i] for i in drawn[draw]])
+                labels = answers.labels[clips]
+                theirs = np.mean([compute(labels, forest[clips]) for forest in forests])
+                differences.append(compute(labels, p[clips]) - theirs)
+            low, high = one["interval"]
+            assert low < one["difference"] < high
+            # Every tenth draw only: the ends of the interval are near those of all.
+            spread = np.quantile(differences, (0.025, 0.975))
+            np.testing.assert_allclose((low, high), spread, atol=0.06)
+            inside = np.mean((low <= np.array(differences)) & (np.array(differences) <= high))
+            assert 0.9 <= inside <= 0.99
+
+
+def test_where_the_device_tells_all() -> None:
+    """The forests are never wrong: a winner can be as good, or worse beyond doubt."""
+    told = problem_of(
+        imagined(
+            [
+                (f"{100 + n}_1b1_Al_sc_{device}", diagnosis)
+                for n in range(80)
+                for device, diagnosis in [(("Litt3200", "COPD"), ("Meditron", "Healthy"))[n % 2]]
+            ]
+        )
+    )
+    same = against(frame_of(told, right=1.0), told)["device"]["macro_f1"]
+    assert same == {"winner": 1.0, "baseline": 1.0, "difference": 0.0, "interval": [0.0, 0.0]}
+    worse = against(frame_of(told, right=0.0), told)["all"]["balanced_accuracy"]
+    assert worse["interval"][1] < 0
+
+
+def test_other_clips_are_no_test_side(problem: Problem) -> None:
+    frame = frame_of(problem, right=0.6)
+    for wrong in (frame[1:], frame[::-1], frame.assign(label=frame["label"].iloc[0])):
+        with pytest.raises(ValueError, match="not the predictions of the test side"):
+            against(wrong, problem)
+
+
+def test_answers_are_fitted_once(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = baselines_of(problem, 1)
+    assert found["test_side"] == held_out_baselines(problem.dataset, problem.clips, problem.sides)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr("resp_tune.data.baselines._forest", never)
+    assert baselines_of(problem, 1) == found
+    assert answers_of(problem).scores() == found["test_side"]

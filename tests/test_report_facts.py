@@ -1,0 +1,261 @@
+"""What the report makes of the files: comparisons, seeds, parts of the test side, figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_folders import CLASSES, change, judge, make
+from sklearn.metrics import confusion_matrix, precision_score, recall_score
+
+from resp_tune.reporting import evidence, facts, groups, plots, published, seeds
+from resp_tune.reporting.files import Results, read_results
+from resp_tune.reporting.strips import Line, Mark, Strips, strips
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make(tmp_path / "results" / "first")
+
+
+@pytest.fixture
+def judged(folder: Path) -> Results:
+    judge(folder)
+    return read_results(folder)
+
+
+def kinds(line: Line) -> list[tuple[str, Any]]:
+    return [(mark.kind, mark.value) for mark in line.marks]
+
+
+def drawn(table: Strips | None) -> dict[str, Line]:
+    """The lines by label. Every cell has a head."""
+    assert table is not None
+    assert {len(line.cells) for line in table.lines} == {len(table.heads) - 2}
+    return {line.label: line for line in table.lines}
+
+
+def test_confusion_is_sklearns(folder: Path) -> None:
+    results = read_results(folder)
+    found = groups.confusion(results)
+    assert found is not None
+    rows = [r for r in results.predictions if r["side"] == "test"]
+    truth, answer = [r["label"] for r in rows], [r["predicted"] for r in rows]
+    counts = [[count for count, _ in cells] for _, cells in found.rows]
+    assert counts == confusion_matrix(truth, answer, labels=CLASSES).tolist()
+    scored: dict[str, Any] = {"labels": CLASSES, "average": None, "zero_division": 0}
+    assert [c.recall for c in found.per_class] == pytest.approx(
+        recall_score(truth, answer, **scored)
+    )
+    precision = [c.precision or 0.0 for c in found.per_class]
+    assert precision == pytest.approx(precision_score(truth, answer, **scored))
+    assert sum(c.clips for c in found.per_class) == 14
+
+
+def test_history_and_the_direction_of_the_metric(folder: Path) -> None:
+    results = read_results(folder)
+    for metric, best in (("macro_f1", [0.30, 0.52, 0.52, 0.52]), ("log_loss", [0.30] * 4)):
+        chart = plots.history(results.trials, results.epochs, metric)
+        assert chart is not None
+        line, *groups = chart.plot["data"]
+        assert line["y"] == best
+        assert [g["name"] for g in groups] == ["finished", "pruned", "failed"]
+
+
+@pytest.mark.parametrize(("metric", "gap"), [("macro_f1", 0.07), ("log_loss", 0.07)])
+def test_price_is_positive_where_validation_flatters(folder: Path, metric: str, gap: float) -> None:
+    """The log loss is larger on the test side: flattered as well."""
+    change(folder, metric=metric)
+    price = facts.price(read_results(folder).summary)
+    assert price is not None
+    assert price.gap == pytest.approx(gap)
+    assert "does worse on the test side" in price.text
+
+
+def test_price_is_of_the_best_that_the_search_saw(judged: Results) -> None:
+    price = facts.price(judged.summary)
+    assert price is not None
+    assert (price.validation, price.test) == (0.55, 0.45)  # not the winner's own mean, 0.52
+    assert price.gap == pytest.approx(0.10)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.40, 0.50, "lies above"), (0.10, 0.20, "lies below"), (0.20, 0.40, "cannot be told")],
+)
+def test_verdict(folder: Path, low: float, high: float, words: str) -> None:
+    winner = json.loads((folder / "summary.json").read_text())["winner"]
+    winner["test"]["intervals"]["macro_f1"] = [low, high]
+    change(folder, winner=winner)
+    assert words in evidence.verdict(read_results(folder).summary)
+
+
+def against(summary: dict[str, Any], **intervals: list[float]) -> dict[str, Any]:
+    """The summary with other intervals of the differences; each is drawn about its middle."""
+    test = {**summary["winner"]["test"]}
+    test["against"] = {
+        key: {
+            "macro_f1": {
+                "winner": 0.45,
+                "baseline": 0.45 - sum(span) / 2,
+                "difference": sum(span) / 2,
+                "interval": span,
+            }
+        }
+        for key, span in intervals.items()
+    }
+    return {**summary, "winner": {**summary["winner"], "test": test}}
+
+
+@pytest.mark.parametrize(
+    ("device", "everything", "words"),
+    [
+        ([0.1, 0.2], [0.05, 0.15], "stands 0.100 above what the data sheet"),
+        ([0.1, 0.2], [-0.1, 0.2], "beats the device alone, but it cannot be told"),
+        ([-0.2, 0.1], [-0.1, 0.2], "It cannot be told whether the sound has taught it more than"),
+        ([0.1, 0.2], [-0.3, -0.1], "learnt less than the data sheet"),
+        ([-0.3, -0.2], [0.1, 0.2], "learnt less than the device alone"),
+    ],
+)
+def test_verdict_of_paired_differences(
+    judged: Results, device: list[float], everything: list[float], words: str
+) -> None:
+    summary = against(dict(judged.summary), device=device, all=everything)
+    assert words in evidence.verdict(summary)
+
+
+def test_forest_tells_apart_without_colour(judged: Results) -> None:
+    summary = against(dict(judged.summary), device=[0.02, 0.28], all=[-0.05, 0.13])
+    table = evidence.forest(summary)
+    lines = drawn(table)
+    device, everything = lines["Device only"], lines["Device, place, age, sex only"]
+    assert kinds(device) == [("diamond", pytest.approx(0.15))]
+    assert device.cells == ("+0.150 [+0.020, +0.280]", "winner better")
+    assert kinds(everything) == [("ring", pytest.approx(0.04))]
+    assert everything.cells == ("+0.040 [−0.050, +0.130]", "cannot be told")
+    assert (device.tone, everything.tone) == ("better", "open")
+    worse = drawn(evidence.forest(against(summary, device=[-0.3, -0.1])))["Device only"]
+    assert (worse.tone, worse.cells[1], worse.marks[0].kind) == ("worse", "winner worse", "diamond")
+    assert table is not None
+    assert table.zero
+    assert 0 < table.at(0) < 1
+
+
+def test_bars_show_the_baselines_of_the_same_clips(judged: Results) -> None:
+    bars = {bar.label: bar.value for bar in evidence.comparison(judged.summary)}
+    assert bars["Device only"] == 0.30  # 0.25 over all data
+    assert bars["Device, place, age, sex only"] == 0.41
+
+
+def test_candidates(judged: Results) -> None:
+    found = seeds.candidates(judged.summary)
+    lines = drawn(seeds.strip_of(found, "macro_f1", 2))
+    assert list(lines) == ["trial 2", "trial 4"]
+    winner, dropped = lines.values()
+    assert kinds(winner) == [
+        ("dot", 0.46), ("dot", 0.48), ("dot", 0.47), ("bound", 0.464), ("ring", 0.52)
+    ]  # fmt: skip
+    assert winner.cells == ("0.470 ± 0.010", "0.464", "0.520", "3")
+    assert (winner.tone, dropped.tone, dropped.note) == ("ours", "pale", "dropped early")
+    told = " ".join(seeds.told(found, "macro_f1", 2))
+    assert "up to 3 fresh seeds" in told
+    assert "0.105 below their scores in the search: picking the best picks the lucky" in told
+    assert "One seed alone would have chosen trial 4" in told
+    loss = " ".join(seeds.told(found, "log_loss", 2))  # a lower loss: better than it was
+    assert "lucky" not in loss
+    assert "would have chosen" not in loss
+
+
+def test_no_candidates_no_words(folder: Path) -> None:
+    found = seeds.candidates(read_results(folder).summary)
+    assert (found, seeds.told(found, "macro_f1", 2)) == ([], [])
+    assert seeds.strip_of(found, "macro_f1", 2) is None
+
+
+def cycles(folder: Path, **values: Any) -> Results:
+    told = json.loads((folder / "summary.json").read_text())
+    told["winner"]["test"] |= {
+        "icbhi_score": 0.561,
+        "intervals": {"icbhi_score": [0.51, 0.61]},
+        "by_seed": {"icbhi_score": {"mean": 0.55, "sd": 0.01, "values": []}},
+        "sensitivity": 0.37,
+    }
+    change(folder, **{**told, "task": "cycles", "protocol": "official", **values})
+    return read_results(folder)
+
+
+def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
+    table = published.beside_published(cycles(folder))
+    assert table is not None
+    assert [(line.label, *line.cells) for line in table.lines] == [
+        ("the winner", "56.10", "[51.0, 61.0]"),
+        ("the winner", "55.00", "± 1.00"),
+        ("CNN10", "55.60", "± 1.13"),
+        ("CNN10", "55.13", "± 1.56"),
+        ("CNN6", "53.92", "± 0.71"),
+        ("always “normal”", "50.00", ""),
+    ]
+    assert table.lines[1].span == pytest.approx((54.0, 56.0))
+    assert published.terms(cycles(folder))[0][:2] == ("Sensitivity", "0.370")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"task": "diagnosis"},
+        {"protocol": "patient"},
+        {"data": {"synthetic": True}},
+        {"winner": {"test": None}},
+    ],
+)
+def test_published_figures_stand_beside_nothing_else(folder: Path, values: Any) -> None:
+    assert published.beside_published(cycles(folder, **values)) is None
+
+
+def test_without_the_shared_patients_it_is_another_test_side(folder: Path) -> None:
+    told = {"provenance": {"drop_shared_patients": True}}
+    (folder / "winner" / "config.json").write_text(json.dumps(told))
+    assert published.beside_published(cycles(folder)) is None
+
+
+def test_classes_by_clip_and_by_patient(judged: Results) -> None:
+    rows = groups.class_rows(judged.summary)
+    lines = drawn(groups.classes_strip(rows))
+    assert list(lines) == CLASSES
+    assert kinds(lines["COPD"]) == [("dot", 0.5), ("ring", 0.25)]
+    assert lines["COPD"].cells == ("0.500", "0.250", "–", "5", "4")
+    assert [line.tone for line in lines.values()] == ["pale", "", ""]  # of 4, 5 and 6 patients
+    alone = groups.classes_strip([groups.ClassRow("COPD", 3, 9, 0.5, 0.25)])
+    assert drawn(alone)["COPD"].cells == ("0.500", "0.250", "3", "9")
+
+
+def test_views_of_the_same_answers(judged: Results) -> None:
+    lines = drawn(groups.views(judged))
+    assert list(lines) == [
+        "All clips", "By patient", "Only plain device", "Only lone", "Children on the Meditron"
+    ]  # fmt: skip
+    assert lines["All clips"].cells[1:] == ("15", "7")
+    assert kinds(lines["By patient"]) == [("chance", pytest.approx(1 / 3)), ("dot", 0.42)]
+    assert lines["By patient"].cells[0] == "0.420 [0.300, 0.550]"
+    assert kinds(lines["Only lone"]) == [("dot", 0.42)]  # one class: nothing to guess
+    assert lines["Only lone"].note == "COPD alone: its recall"
+    assert lines["Only lone"].tone == "pale"
+    assert kinds(lines["Children on the Meditron"])[0] == ("chance", 0.5)
+
+
+@pytest.mark.parametrize("low", [-3.0, -0.07, 0.0, 0.4311, 51.0])
+@pytest.mark.parametrize("width", [1e-6, 0.013, 0.25, 0.99, 7.0, 4e3])
+def test_a_scale_has_round_ticks_between_its_ends(low: float, width: float) -> None:
+    line = Line("x", (Mark(low, "dot"),), (), span=(low, low + width))
+    table = strips(("", ""), [line], zero=True)
+    assert table is not None
+    assert table.low < min(low, 0)
+    assert max(low + width, 0) < table.high
+    assert 2 <= len(table.ticks) <= 7
+    for value, text in table.ticks:
+        assert 0 <= table.at(value) <= 1
+        assert float(text.replace("−", "-")) == pytest.approx(value)
+    assert table.at(table.low - 1) == 0
+    assert table.at(table.high + 1) == 1

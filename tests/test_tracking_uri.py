@@ -1,0 +1,151 @@
+"""The address of a tracking store, the probe before anything is started, links to its pages."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+from test_tracking import free_port
+
+from resp_tune.errors import UserError
+from resp_tune.tracking.links import search_links
+from resp_tune.tracking.store import probe, redact, resolve_uri
+
+
+def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(None, Path("results")) == f"sqlite:///{tmp_path}/results/mlflow.db"
+    assert resolve_uri("sqlite:///x.db", Path("results")) == f"sqlite:///{tmp_path}/x.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000/")
+    assert resolve_uri(None, Path("results")) == "http://host:5000"
+    assert resolve_uri("https://other", Path("results")) == "https://other"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:s3cret@db/x", "postgresql://me:***@db/x"),
+        ("https://t0ken@host/a", "https://***@host/a"),
+        ("https://host/a?token=s3cret&b=1", "https://host/a?token=***&b=***"),
+        ("https://me:s3@cret@host", "https://me:***@host"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+    ],
+)
+def test_redact(uri: str, shown: str) -> None:
+    assert redact(uri) == shown
+
+
+@contextmanager
+def web_server(status: int, body: bytes) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # the base class's name
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (403, "--allowed-hosts"),
+        (401, "MLFLOW_TRACKING_TOKEN"),
+        (200, "not an MLflow"),
+        (500, "500"),
+    ],
+)
+def test_probe_refuses_what_answers_wrongly(status: int, words: str) -> None:
+    with web_server(status, b"<html>") as address, pytest.raises(UserError, match=words):
+        probe(address)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("http://127.0.0.1:{port}", "Connection refused"),
+        ("http://me:s3cret@no-such-host.invalid:5000", "no-such-host"),
+        ("postgresql://me:s3cret@127.0.0.1:{port}/x", "cannot be reached"),
+        ("file:///tmp/mlruns", "sqlite:////tmp/mlruns.db"),
+        ("./mlruns", "no longer writes folders"),
+        ("databricks://x", "not supported"),
+        ("sqlite:///{tmp}/blocked/mlflow.db", "cannot be written"),
+        ("sqlite:///{tmp}", "is a folder"),
+        ("sqlite:///{tmp}/a%20b.db", "does not fit"),
+        ("sqlite:///{tmp}/study.db", "something else"),
+        ("sqlite:///{tmp}/blocked", "cannot be read"),
+    ],
+)
+def test_probe_refuses(given: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "blocked").write_text("a file that is not a database, where a folder should be")
+    with closing(sqlite3.connect(tmp_path / "study.db")) as other:
+        other.execute("CREATE TABLE studies (x)")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=words) as caught:
+        probe(given.format(port=free_port(), tmp=tmp_path))
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_probe_of_a_silent_host_takes_five_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"answer"):
+            probe(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - start < 6.5
+
+
+def test_probe_accepts_a_store_to_be_made_and_makes_nothing(tmp_path: Path) -> None:
+    probe(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links() -> None:
+    links = search_links("https://me:s3cret@host/", "3", "first", "log_loss", "min", ["a", "b"])
+    assert all(link.startswith("https://host/#/") for link in links.values())
+    assert not any(set(link) & set(" '`\"[]") for link in links.values())
+    page, _, query = links["trials"].partition("?")
+    assert page == "https://host/#/experiments/3/runs"
+    wanted = parse_qs(query)
+    assert wanted["searchFilter"] == [
+        "tags.`resp_tune.search` = 'first' and tags.`resp_tune.kind` = 'trial'"
+    ]
+    assert (wanted["orderByKey"], wanted["orderByAsc"]) == (["metrics.`log_loss`"], ["true"])
+    compared = parse_qs(links["compare"].partition("?")[2])
+    assert json.loads(compared["runs"][0]) == ["a", "b"]
+    assert json.loads(compared["experiments"][0]) == ["3"]
+    assert all("workflowType=machine_learning" in link for link in links.values())
+    local = search_links("sqlite:////x.db", "3", "first", "macro_f1", "max", ["a"])
+    assert local["trials"].startswith("http://127.0.0.1:5000/#/")
+    assert "compare" not in local
+
+
+def test_addresses_need_no_mlflow() -> None:
+    code = "import sys, resp_tune.tracking.store, resp_tune.tracking.links as l; "
+    code += "print('mlflow' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True
+    )
+    assert answer.stdout.split() == [b"False"]
