@@ -1,0 +1,144 @@
+"""The real driver of a search with simulated trials: Ray, the study, MLflow, nothing learnt."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.simulated import Instant
+from benchmarks.workplace import Workplace
+from resp_tune.cli import say
+from resp_tune.errors import RunError
+from resp_tune.searching.tracked import TrackedTrials
+from resp_tune.tracking.runs import SearchRuns
+from resp_tune.tuning.cluster import local_ray
+from resp_tune.tuning.plan import Slots
+from resp_tune.tuning.recorder import Recorder
+from resp_tune.tuning.run import run_trials
+from resp_tune.tuning.samplers import make_sampler
+from resp_tune.tuning.schedulers import make_scheduler
+from resp_tune.tuning.space import load_space
+from resp_tune.tuning.study import State, TrialRecord, open_study
+from resp_tune.tuning.trainable import Work
+
+METRIC = "macro_f1"
+
+Step = tuple[float, float]  # start and end, seconds of the monotonic clock
+
+
+@dataclass(frozen=True)
+class Driven:
+    """What a search took. Times are seconds of the monotonic clock.
+
+    `seconds`: from Ray being ready to MLflow having everything; `working`: from the first epoch's
+    start, so without that of the processes. `handed_out`, `ended`: of each trial, in that order.
+    `workers`: the steps of each process, by start.
+    """
+
+    ray_seconds: float
+    seconds: float
+    working: float
+    handed_out: list[float]
+    ended: list[float]
+    workers: list[list[Step]]
+
+
+class Clock:
+    """A listener of the recorder that notes when trials begin and end."""
+
+    def __init__(self) -> None:
+        self.handed_out: list[float] = []
+        self.ended_at: list[float] = []
+        self.states: list[State | None] = []
+
+    def started(self, trial: TrialRecord, seed: int) -> None:
+        """A trial was handed out."""
+        self.handed_out.append(time.monotonic())
+
+    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Epochs are in the steps' own files."""
+
+    def ended(self, trial: TrialRecord) -> None:
+        """A trial has reached its final state."""
+        self.ended_at.append(time.monotonic())
+        self.states.append(trial.state)
+
+
+def drive(
+    place: Workplace,
+    trainable: type[Instant],
+    *,
+    trials: int,
+    epochs: int,
+    slots: Slots,
+) -> Driven:
+    """Run a search of `trials` simulated trials, with a study and an MLflow store of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="driven-", dir=place.folder))
+    machine, clock = place.machine, Clock()
+    space = load_space("search_spaces/notebook.yaml")
+    study = open_study(folder / "study.db", folder.name, METRIC, make_sampler("tpe", 0))
+    runs = SearchRuns(
+        f"sqlite:///{folder / 'mlflow.db'}",
+        folder,
+        folder.name,
+        metric=METRIC,
+        mode="max",
+        params={},
+        tags={},
+    )
+    recorder = Recorder(
+        study,
+        space,
+        metric=METRIC,
+        epochs=epochs,
+        seed=0,
+        budget=trials,
+        deadline=None,
+        listeners=[TrackedTrials(runs, METRIC, {}), clock],
+    )
+    before = time.monotonic()
+    with local_ray(machine, round(slots.concurrency * slots.gpus)):
+        ready = time.monotonic()
+        scheduler = make_scheduler("none", epochs=epochs, metric=METRIC, past=())
+        work = _work(folder / "trials", slots.threads)
+        run_trials(recorder, work, slots, scheduler, say, trainable=trainable)
+        runs.close("FINISHED", seconds=600)
+        done = time.monotonic()
+    if clock.states != ["finished"] * trials:
+        raise RunError(f"of {trials} simulated trials {clock.states.count('finished')} finished")
+    workers = _steps(folder / "trials")
+    return Driven(
+        ray_seconds=ready - before,
+        seconds=done - ready,
+        working=done - min(steps[0][0] for steps in workers),
+        handed_out=clock.handed_out,
+        ended=clock.ended_at,
+        workers=workers,
+    )
+
+
+def _work(trials_folder: Path, threads: int) -> Work:
+    """Only a folder: simulated trials read nothing else."""
+    return Work(
+        folds=(),
+        stores=None,  # type: ignore[arg-type]  # would bring torch into the workers
+        trials_folder=trials_folder,
+        metric=METRIC,
+        milestones=(),
+        threads=threads,
+        wants_gpu=False,
+    )
+
+
+def _steps(folder: Path) -> list[list[Step]]:
+    """What the steps of each process wrote down."""
+    texts = [path.read_text() for path in sorted(folder.glob("steps-*"))]
+    return [[_step(line) for line in text.splitlines()] for text in texts if text]
+
+
+def _step(line: str) -> Step:
+    start, end = line.split()
+    return float(start), float(end)

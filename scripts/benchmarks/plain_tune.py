@@ -1,0 +1,53 @@
+"""Row E: the notebook's loop in a function trainable, as the first page of Ray Tune's guide has it.
+
+python -m benchmarks.plain_tune ITEMS.json CONFIGS.json EPOCHS AT_ONCE STORAGE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from benchmarks import notebook
+
+
+def trainable(config: dict[str, Any]) -> None:
+    """Train as in row A and report every epoch."""
+    items = json.loads(Path(config["items"]).read_text())
+    settings = notebook.Settings(**config["settings"])
+    for figures in notebook.train(
+        items["train"], items["validation"], items["classes"], config["epochs"], settings
+    ):
+        tune.report(figures)
+
+
+def main(items: str, configs: str, epochs: str, at_once: str, storage: str) -> None:
+    """Run every config; the exit code says whether all trials ended well."""
+    ray.init(address="local", include_dashboard=False)
+    tuner = tune.Tuner(
+        trainable,
+        param_space={
+            "items": items,
+            "epochs": int(epochs),
+            "settings": tune.grid_search(json.loads(Path(configs).read_text())),
+        },
+        tune_config=tune.TuneConfig(
+            metric="val_loss", mode="min", max_concurrent_trials=int(at_once)
+        ),
+        run_config=tune.RunConfig(storage_path=storage, name="plain"),
+    )
+    results = tuner.fit()
+    for error in results.errors:
+        print(error, file=sys.stderr)
+    print(results.get_best_result().metrics)
+    ray.shutdown()
+    sys.exit(1 if results.errors else 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,63 @@
+"""How much is measured: the full benchmark, and the quick one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SECONDS, RATE = 20, 44_100  # of every recording
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts. `growth`: the trials after which the time of a trial is taken, early and late."""
+
+    quick: bool
+    recordings: int  # four fifths are trained on
+    rounds: int  # of A, B, C, D in turn
+    fills: int
+    search_trials: int
+    search_epochs: int
+    search_repeats: int  # of F, on both sides of E
+    instant_trials: int
+    reported_epochs: int  # of each of `reporting_trials`
+    reporting_trials: int
+    growth: tuple[int, int]
+    most_slots: int
+    trials_a_slot: int
+    epochs_a_slot_trial: int  # of 1 s
+
+
+# The notebook has 736 + 184 recordings: 640 keep its batches of 128 (four, instead of five and
+# three quarters) and the run below three quarters of an hour on two cores.
+FULL = Sizes(
+    quick=False,
+    recordings=640,
+    rounds=5,
+    fills=3,
+    search_trials=8,
+    search_epochs=5,
+    search_repeats=2,
+    instant_trials=100,
+    reported_epochs=50,
+    reporting_trials=10,
+    growth=(100, 1000),
+    most_slots=64,
+    trials_a_slot=6,
+    epochs_a_slot_trial=20,
+)
+QUICK = Sizes(
+    quick=True,
+    recordings=160,
+    rounds=3,
+    fills=2,
+    search_trials=6,
+    search_epochs=4,
+    search_repeats=1,
+    instant_trials=40,
+    reported_epochs=30,
+    reporting_trials=5,
+    growth=(40, 200),
+    most_slots=16,
+    trials_a_slot=3,
+    epochs_a_slot_trial=10,
+)

@@ -1,0 +1,323 @@
+"""The benchmark's own arithmetic, and that what it compares computes the same. No times."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import soundfile
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import benchmark  # noqa: E402
+from benchmarks import epochs, memory, notebook, ours, rounds, slots, tables  # noqa: E402
+from benchmarks.recordings import DIAGNOSES, make_recordings  # noqa: E402
+from benchmarks.simulated import METRICS, Instant  # noqa: E402
+from benchmarks.sizes import FULL, QUICK, RATE  # noqa: E402
+
+from resp_tune.config import preset  # noqa: E402
+from resp_tune.data.audio import load_waveform  # noqa: E402
+from resp_tune.data.recordings import load_dataset  # noqa: E402
+from resp_tune.errors import RunError, UserError  # noqa: E402
+from resp_tune.features.augment import draw_plain  # noqa: E402
+from resp_tune.features.batches import ClipFrames, make_batch  # noqa: E402
+from resp_tune.features.frames import join_frames  # noqa: E402
+from resp_tune.features.logmel import log_mels  # noqa: E402
+from resp_tune.learning.training import Side, Training, TrainingData, build_network  # noqa: E402
+from resp_tune.tuning.recorder import Recorder  # noqa: E402
+from resp_tune.tuning.searcher import StudySearcher  # noqa: E402
+from resp_tune.tuning.space import load_space  # noqa: E402
+
+NOTEBOOK = preset("notebook")
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_recordings(folder, 60, seconds=1.0)
+    return folder
+
+
+# What the rows compare
+
+
+def test_the_recordings_are_a_data_set(recordings: Path) -> None:
+    dataset = load_dataset(recordings)
+    assert len(dataset.recordings) == 60
+    assert dataset.synthetic
+    assert {r.sample_rate for r in dataset.recordings} == {RATE}
+    for diagnosis in DIAGNOSES:
+        patients = {r.patient for r in dataset.recordings if r.diagnosis == diagnosis}
+        assert len(patients) >= 5, diagnosis
+    subtypes = {soundfile.info(r.path).subtype for r in dataset.recordings}
+    assert subtypes == {"PCM_16", "PCM_24", "PCM_32"}
+
+
+def test_no_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(UserError, match="set TMPDIR to another disk"):
+        make_recordings(tmp_path / "data", 920)
+
+
+def test_both_loops_see_the_same_item(tmp_path: Path) -> None:
+    """Row A's item without augmentation is resp_tune's clip, but for the frame at the cut."""
+    path = tmp_path / "r.wav"
+    noise = torch.randn(20 * RATE, generator=torch.Generator().manual_seed(0))
+    swell = 10 ** (-3 * torch.linspace(0, 6, 20 * RATE).sin().square())
+    soundfile.write(path, (0.1 * noise * swell).numpy(), RATE, subtype="PCM_24")
+    plain = notebook.Settings(max_mask_pct=0.0, time_shift=0.0)
+    theirs, label = notebook.Recordings([(str(path), 3)], plain)[0]
+    assert (label, theirs.shape) == (3, (2, 64, 1719))
+    assert torch.equal(theirs[0], theirs[1])
+    mels = log_mels(load_waveform(path, RATE), [NOTEBOOK.front_end])
+    frames = join_frames(mels, ["r"])
+    clips = ClipFrames(frames, frames.first, frames.count)
+    ours_ = make_batch(clips, draw_plain(frames.count, NOTEBOOK), NOTEBOOK)[0, 0].T
+    assert ours_.shape == theirs[0].shape
+    # The recording goes on after the clip: the notebook reflects its end there instead.
+    assert (ours_ - theirs[0])[:, :-1].abs().max() <= 0.05
+
+
+def test_both_networks_are_as_large() -> None:
+    def shapes(network: torch.nn.Module) -> list[tuple[int, ...]]:
+        return [tuple(p.shape) for p in network.parameters()]
+
+    assert shapes(notebook.Network(8, 0.25)) == shapes(build_network(NOTEBOOK, 8))
+
+
+def test_the_plain_loop_trains(recordings: Path) -> None:
+    files = sorted((recordings / "audio_and_txt_files").glob("*.wav"))
+    items = [(str(path), n % 2) for n, path in enumerate(files)]
+    seen = list(notebook.train(items[:6], items[6:10], 2, 1, notebook.Settings(n_mels=16)))
+    assert len(seen) == 1
+    assert math.isfinite(seen[0]["train_loss"])
+    assert 0 <= seen[0]["accuracy"] <= 1
+
+
+def test_the_limit_takes_the_same_steps() -> None:
+    """Row D's batches are those of an epoch of row C: their sizes, and every validation item."""
+    config = NOTEBOOK.replace(
+        {"clip_seconds": 1.0, "batch_size": 8, "micro_batch": 4, "epochs": 2, "n_mels": 16}
+    )
+    noise = torch.Generator().manual_seed(0)
+    mels = [-50 + 10 * torch.randn(100, 16, generator=noise) for _ in range(30)]
+    frames = join_frames(mels, [str(n) for n in range(30)])
+
+    def side(first: int, last: int) -> Side:
+        clips = ClipFrames(frames, frames.first[first:last], frames.count[first:last])
+        return Side(clips, torch.arange(last - first) % 2)
+
+    training = Training(config, [TrainingData(side(0, 20), side(20, 30), ("a", "b"))])
+    steps, held_out = ours._in_memory(training, config)
+    assert [[len(y) for _, y in step] for step in steps] == [[4, 4], [4, 4], [4]]
+    assert sum(len(y) for _, y in held_out) == 10
+    before = [p.detach().clone() for p in training.networks()[0].parameters()]
+    ours._epoch(training, config, steps, held_out)
+    after = list(training.networks()[0].parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+# Rounds
+
+
+def test_rows_take_turns() -> None:
+    said: list[str] = []
+
+    def row(name: str) -> dict[str, float]:
+        said.append(name)
+        return {"seconds": float(len(said))}
+
+    taken = rounds.take_turns({name: partial(row, name) for name in "AB"}, rounds=2)
+    assert said == ["A", "B"] * 3
+    assert taken == {"A": [{"seconds": 3}, {"seconds": 5}], "B": [{"seconds": 4}, {"seconds": 6}]}
+
+
+def test_the_ratio_is_of_the_same_round() -> None:
+    assert rounds.ratio([4, 40, 9], [2, 20, 3]) == 2  # a machine ten times slower in round 2
+
+
+def counting(first: int) -> Iterator[dict[str, float]]:
+    yield {"n": first, "pid": os.getpid()}
+    raise ValueError("no more")
+
+
+def test_a_runner_is_a_process_that_waits() -> None:
+    with rounds.Runner(counting, 5) as runner:
+        first = runner.next()
+        assert first == {"n": 5, "pid": runner.process.pid}
+        with pytest.raises(RunError, match="ValueError: no more"):
+            runner.next()
+    assert runner.process.exitcode is not None
+
+
+def test_epoch_rows_from_their_rounds() -> None:
+    peaks = {"flops": 30e9, "peak_float32": 50e9}
+    taken = {
+        "A": [{"seconds": 12.0}] * 3,
+        "B": [{"seconds": 4.0}] * 3,
+        "C": [{"seconds": 2.0}] * 3,
+        "D": [{"seconds": 1.0, **peaks}] * 3,
+    }
+    found = epochs.compare(taken, 8.0, (512, 128), {"precision": "float32"})
+    assert found.values == {
+        "a_over_b": 3,
+        "a_over_c": 6,
+        "total_a_over_c": 20 * 12 / (8 + 20 * 2),
+        "c_over_d": 2,
+        "d_peak_share": pytest.approx(0.6),
+    }
+    assert set(found.values) == set(found.how) == set(epochs.ROWS)
+
+
+# Memory and slots
+
+SMAPS = """\
+7f00-7f10 r--p 00000000 fd:01 17                         /cache/features/ab/frames.f16
+Rss:                 400 kB
+Pss:                 100 kB
+Pss_Dirty:            64 kB
+7f10-7f20 r--p 00100000 fd:01 17                         /cache/features/ab/frames.f16
+Pss:                  20 kB
+7f20-7f30 r--p 00000000 fd:01 18                         /cache/features/abc/frames.f16
+Pss:                   7 kB
+7f30-7f40 rw-p 00000000 00:00 0                          [heap]
+Pss:                   9 kB
+7f40-7f50 rw-p 00000000 00:00 0
+Pss:                  11 kB
+"""
+
+
+def test_shares_of_a_stores_mappings() -> None:
+    assert memory.store_pss(SMAPS, Path("/cache/features/ab")) == 120
+    assert memory.store_pss(SMAPS, Path("/cache/features/none")) == 0
+
+
+def test_busy_slots() -> None:
+    steps = [(0.0, 4.0), (4.0, 12.0), (2.0, 6.0)]  # the second goes on after the end
+    assert slots.busy_share(steps, slots=2, start=0.0, end=10.0) == (4 + 6 + 4) / 20
+
+
+def test_a_simulated_trial_speaks_like_a_real_one(tmp_path: Path) -> None:
+    """Driven by hand through the searcher, its trials finish in the study."""
+    study = optuna.create_study(direction="maximize")
+    space = load_space("search_spaces/notebook.yaml")
+    recorder = Recorder(
+        study, space, metric="macro_f1", epochs=3, seed=0, budget=2, deadline=None, listeners=[]
+    )
+    searcher = StudySearcher(recorder, print)
+    trial = object.__new__(Instant)  # Ray's own constructor wants a cluster
+    for name in ("first", "second"):
+        config = searcher.suggest(name)
+        assert isinstance(config, dict)
+        if name == "first":
+            trial.setup(config, SimpleNamespace(trials_folder=tmp_path))
+        else:
+            assert trial.reset_config(config)
+        while not (result := trial.step())["done"]:
+            searcher.on_trial_result(name, result)
+        searcher.on_trial_complete(name, result)
+    assert searcher.suggest("third") == StudySearcher.FINISHED
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE"]
+    rows = study.trials[0].user_attrs["epochs"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert {f"val_{name}" for name in METRICS} <= set(rows[0])
+    (steps,) = tmp_path.glob("steps-*")
+    assert len(steps.read_text().splitlines()) == 6
+
+
+def test_simulated_trials_need_no_torch() -> None:
+    code = "import sys, benchmarks.simulated; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "scripts"
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
+# Tables
+
+ROWS = [
+    tables.Row("a_over_b", 3.0, "A 3 s, B 1 s"),
+    tables.Row("c_over_d", 1.2, "C 1.2 s, D 1 s"),
+    tables.Row("slots_busy", None, "could not be measured: no memory"),
+]
+
+
+def test_targets_are_met_or_not() -> None:
+    assert [row.verdict for row in ROWS] == ["met", "**not met**", "failed"]
+    assert str(tables.TARGETS["a_over_b"]) == "≥ 3, aim 4.5"
+
+
+def test_a_quick_table_says_so_in_every_row() -> None:
+    quick, full = (tables.table(ROWS, quick=q).splitlines()[2:] for q in (True, False))
+    assert len(quick) == len(full) == 3
+    assert all("quick" in line for line in quick)
+    assert not any("quick" in line for line in full)
+
+
+def test_a_section_is_put_in_and_replaced() -> None:
+    one, two = (tables.section(ROWS[:n], {"date": str(n)}, quick=False) for n in (1, 2))
+    page = "# Measured\n\nby hand\n"
+    once = tables.put_section(page, one)
+    assert once == page + "\n" + one + "\n"
+    around = once + "\n## After\n"
+    again = tables.put_section(around, two)
+    assert again == page + "\n" + two + "\n\n## After\n"
+    assert tables.put_section(again, two) == again
+    assert tables.put_section("", one) == one + "\n"
+
+
+def test_every_row_has_a_target_and_one_who_measures_it() -> None:
+    measured = [key for keys in benchmark.groups() for key in keys]
+    assert sorted(measured) == sorted(tables.TARGETS)
+
+
+def test_rows_by_name() -> None:
+    assert benchmark.rows_of(None) == list(tables.TARGETS)
+    assert benchmark.rows_of("c_over_d, a_over_b") == ["c_over_d", "a_over_b"]
+    with pytest.raises(UserError, match="did you mean 'a_over_b'"):
+        benchmark.rows_of("a_over_bb")
+
+
+def test_quick_is_less_of_the_same() -> None:
+    for name, full in vars(FULL).items():
+        if name not in ("quick", "growth"):
+            assert getattr(QUICK, name) <= full, name
+
+
+def test_results_go_where_they_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(place: object) -> object:
+        return SimpleNamespace(values={"c_over_d": 1.05}, how={"c_over_d": "made up"}, details={})
+
+    def broken(place: object) -> object:
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(
+        benchmark, "groups", lambda: {("c_over_d",): measure, ("slots_busy",): broken}
+    )
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "results")
+    rows = ["--quick", "--rows", "c_over_d,slots_busy"]
+    with pytest.raises(RunError, match="slots_busy"):
+        benchmark.main(rows)
+    assert not list(tmp_path.iterdir())  # a part does not replace the whole
+    with pytest.raises(RunError, match="slots_busy"):
+        benchmark.main([*rows, "--out", str(tmp_path / "out")])
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["BENCHMARKS.md", "benchmark.json"]
+    found = json.loads((out / "benchmark.json").read_text())
+    assert (found["c_over_d"], found["slots_busy"], found["quick"]) == (1.05, None, True)
+    assert {"date", "command", "hardware", "versions", "details"} <= set(found)
+    assert "quick: made up" in (out / "BENCHMARKS.md").read_text()
+    assert "no such thing" in capsys.readouterr().out
