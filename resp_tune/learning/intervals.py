@@ -39,7 +39,7 @@ def bootstrap(
     samples = _from_confusion(np.einsum("dp,pij->dij", weight, matrices, optimize=True))
     for name, compute in (("auroc", _auroc), ("log_loss", _log_loss)):
         if name in names:
-            samples[name] = compute(labels, probabilities, weight[:, of_clip])
+            samples[name] = compute(labels, probabilities, of_clip, weight)
     return {name: samples[name] for name in names}
 
 
@@ -109,27 +109,39 @@ def _mean(values: Floats, present: npt.NDArray[np.bool_]) -> Floats:
     return mean
 
 
-def _auroc(labels: Labels, probabilities: Probabilities, weight: Floats) -> Floats:
-    """Weighted one-vs-rest areas; ties count half, by giving each tie group its middle rank."""
-    total = np.zeros(len(weight))
-    counted = np.zeros(len(weight))
+def _auroc(labels: Labels, probabilities: Probabilities, of_clip: Labels, weight: Floats) -> Floats:
+    """Weighted one-vs-rest areas; ties count half, by giving each tie group its middle rank.
+
+    An area counts the pairs of a clip of the class and one of the rest that are in the right order:
+    counted once for each pair of patients, they serve all draws.
+    """
+    total, counted = np.zeros(len(weight)), np.zeros(len(weight))
+    patients = weight.shape[1]
     for c in np.unique(labels):
-        _, group = np.unique(probabilities[:, c], return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        positive = weight[:, order] * (labels[order] == c)
-        negative = weight[:, order] * (labels[order] != c)
-        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-        pos, neg = (np.add.reduceat(w, starts, axis=1) for w in (positive, negative))
-        below = np.cumsum(neg, axis=1) - neg / 2
-        n_pos, n_neg = pos.sum(1), neg.sum(1)
-        defined = (n_pos > 0) & (n_neg > 0)
-        pairs = n_pos * n_neg
-        area = np.divide((pos * below).sum(1), pairs, out=np.zeros_like(pairs), where=defined)
+        values, group = np.unique(probabilities[:, c], return_inverse=True)
+        positive = labels == c
+        rest = np.zeros((len(values), patients))
+        np.add.at(rest, (group[~positive], of_clip[~positive]), 1.0)
+        below = (rest.cumsum(0) - rest / 2)[group[positive]]
+        right = np.zeros((patients, patients))
+        np.add.at(right, of_clip[positive], below)
+        n_pos, n_rest = (
+            weight @ np.bincount(of_clip[side], minlength=patients)
+            for side in (positive, ~positive)
+        )
+        defined = (n_pos > 0) & (n_rest > 0)
+        pairs = n_pos * n_rest
+        ordered = (weight @ right * weight).sum(1)
+        area = np.divide(ordered, pairs, out=np.zeros_like(pairs), where=defined)
         total, counted = total + area, counted + defined
     return np.divide(total, counted, out=np.full_like(total, 0.5), where=counted > 0)
 
 
-def _log_loss(labels: Labels, probabilities: Probabilities, weight: Floats) -> Floats:
+def _log_loss(
+    labels: Labels, probabilities: Probabilities, of_clip: Labels, weight: Floats
+) -> Floats:
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    loss: Floats = weight @ -np.log(np.clip(chosen, SMALLEST, 1.0)) / weight.sum(1)
+    losses = -np.log(np.clip(chosen, SMALLEST, 1.0))
+    sums, counts = (np.bincount(of_clip, w, weight.shape[1]) for w in (losses, None))
+    loss: Floats = (weight @ sums) / (weight @ counts)
     return loss
