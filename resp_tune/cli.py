@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from resp_tune.errors import RespTuneError, UserError, nearest
+from resp_tune.paths import user_path
 
 INTERRUPTED = 130
 
@@ -109,7 +110,7 @@ def duration(text: str) -> float:
 
 def existing_folder(text: str) -> Path:
     """A folder that exists; the same words for every command that takes one."""
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not path.is_dir():
         kind = "a file, not a folder" if path.exists() else "not there"
         raise UserError(f"'{text}' is {kind}: give a folder")

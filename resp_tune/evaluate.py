@@ -7,8 +7,9 @@
 
 Counts, defects, leaks of each protocol, what can be had without any audio, and with --winner the
 model's figures with intervals beside it. A model is scored only on the test side of the very sides
-that it was trained with, and no such reading happens unrecorded. --compare reads no recordings: it
-takes the predictions that two runs left behind.
+that it was trained with, and no such reading happens unrecorded. A search has one record for all of
+its winners; bundles of `train --out` each keep their own, which knows nothing of the others.
+--compare reads no recordings: it takes the predictions that two runs left behind.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run, say
 from resp_tune.errors import UserError
+from resp_tune.paths import user_path
 
 if TYPE_CHECKING:
     from resp_tune.learning.bundle import Bundle
@@ -46,7 +48,8 @@ def parser() -> Parser:
         "--compare",
         nargs=2,
         metavar=("A", "B"),
-        help="two searches, winner/ folders or results/NAME/trials/N: A - B on the same patients",
+        help="two folders, each of a search, its winner/, a trial (results/NAME/trials/N) or a "
+        "replicate (trials/N/replicates/K): A - B on the same patients",
     )
     p.add_argument("--out", metavar="DIR", help="folder for audit.json and audit.html")
     p.add_argument("--json", action="store_true", help="print one JSON object")
@@ -131,7 +134,7 @@ def _record(
     if not winner.startswith("models:/"):
         from resp_tune.searching.readings import record_reading as record_in_folder
 
-        return record_in_folder(Path(winner).expanduser(), bundle, reading)
+        return record_in_folder(user_path(winner), bundle, reading)
     from resp_tune.tracking.readings import record_reading
     from resp_tune.tracking.uri import resolve_uri
 
@@ -140,7 +143,7 @@ def _record(
 
 def _writable(given: str) -> Path:
     """The folder `--out`, which may not be there yet; `UserError` when it cannot be written."""
-    folder = Path(given).expanduser().absolute()
+    folder = user_path(given).absolute()
     place = next(p for p in (folder, *folder.parents) if p.exists())
     if not place.is_dir():
         raise UserError(f"--out '{given}': '{place}' is a file, not a folder")

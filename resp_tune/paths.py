@@ -8,11 +8,22 @@ from pathlib import Path
 from resp_tune.errors import UserError
 
 
+def user_path(text: str) -> Path:
+    """The path that was typed, `~` and `~user` being homes; `UserError` where nobody has one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        home = Path(text).parts[0]
+        raise UserError(
+            f"'{text}': there is no home folder '{home}': give the whole path"
+        ) from error
+
+
 def cache_folder() -> Path:
     """`$RESP_TUNE_CACHE`, else `resp_tune` in the user's cache folder (XDG)."""
     if given := os.environ.get("RESP_TUNE_CACHE"):
-        return Path(given).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resp_tune"
+        return user_path(given).absolute()
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resp_tune"
 
 
 def cache_limit_bytes() -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run, say
 from resp_tune.errors import RunError, UserError
+from resp_tune.paths import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,7 @@ def open_winner(winner: str, tracking_uri: str | None) -> Bundle:
     from resp_tune.learning.bundle import load_bundle
 
     if not winner.startswith("models:/"):
-        return load_bundle(Path(winner).expanduser())
+        return load_bundle(user_path(winner))
     from resp_tune.tracking.registry import fetch_bundle
     from resp_tune.tracking.uri import resolve_uri
 
@@ -90,7 +91,7 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
     """
     from resp_tune.data.audio import load_waveform
 
-    path = Path(file).expanduser()
+    path = user_path(file)
     waveform = load_waveform(path, bundle.sample_rate)
     cycles = _cycles_of(path, waveform.numel() / bundle.sample_rate, bundle)
     if not cycles:

@@ -26,6 +26,7 @@ from resp_tune.cli import (
     say,
 )
 from resp_tune.errors import UserError, nearest
+from resp_tune.paths import user_path
 from resp_tune.searching import settings as known
 from resp_tune.searching.settings import SearchSettings
 
@@ -100,7 +101,7 @@ def _trial_flags(what: Group) -> None:
         "--time-budget",
         type=duration,
         metavar="30m",
-        help="no trial starts after it, and running ones are pruned",
+        help="no trial starts after it, and running ones are pruned; replicates follow after it",
     )
     what.add_argument("--scheduler", default=DEFAULTS.scheduler, help=_one_of(known.SCHEDULERS))
     what.add_argument("--sampler", default=DEFAULTS.sampler, help=_one_of(known.SAMPLERS))
@@ -109,8 +110,8 @@ def _trial_flags(what: Group) -> None:
         type=positive_int,
         metavar="R",
         default=DEFAULTS.replicates,
-        help="the best few are run again on R new seeds, and the best lower bound wins; 1: no "
-        "replicates",
+        help="the best four are run again on R new seeds, and the best mean minus standard error "
+        "wins; 1: no replicates",
     )
     what.add_argument(
         "--seed",
@@ -209,7 +210,7 @@ def _flags_of(path: str, names: set[str]) -> list[str]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = yaml.safe_load(user_path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         cause = " ".join(str(error).split())
         raise UserError(f"--config '{path}' cannot be read: {cause}") from error

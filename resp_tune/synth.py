@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from resp_tune.cli import Parser, natural_int, positive_float, positive_int, run, say
 from resp_tune.data.synthesis.settings import SynthSettings
+from resp_tune.paths import user_path
 
 
 def parser() -> Parser:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None) -> None:
     from resp_tune.data.synthetic import make_synthetic
 
     started = time.perf_counter()
-    folder = Path(args.folder)
+    folder = user_path(args.folder)
     make_synthetic(folder, settings, _progress if sys.stderr.isatty() else None)
     say(
         f"{settings.recordings} synthetic recordings of {settings.seconds:g} s"

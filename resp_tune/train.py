@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.cli import Parser, natural_int, positive_int, run, say
 from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import RunError, UserError
+from resp_tune.paths import user_path
 from resp_tune.searching.settings import PROTOCOLS, TASKS, SearchSettings
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _read_config(path: str) -> TrialConfig:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = yaml.safe_load(user_path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         cause = " ".join(str(error).split())
         raise UserError(f"--config '{path}' cannot be read: {cause}") from error
@@ -178,7 +179,7 @@ def _read_run(run_id: str, uri: str | None) -> TrialRun:
 
 
 def _empty_folder(given: str) -> Path:
-    folder = Path(given).expanduser()
+    folder = user_path(given)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out '{given}' exists and is not an empty folder: give another")
     return folder
@@ -188,10 +189,9 @@ def _train(asked: Asked, problem: Problem) -> Training:
     import torch
 
     from resp_tune.features.logmel import check_filters
-    from resp_tune.features.store import open_store
     from resp_tune.learning.memory import keep_freed_memory
     from resp_tune.learning.precision import settle_precision
-    from resp_tune.learning.problem import fill_stores
+    from resp_tune.learning.problem import stores_of
     from resp_tune.learning.training import Training
     from resp_tune.tuning.plan import this_machine
 
@@ -199,12 +199,12 @@ def _train(asked: Asked, problem: Problem) -> Training:
     check_filters(front_end)
     device = "cuda" if torch.cuda.is_available() and not asked.on_cpu else "cpu"
     workers = this_machine().cpus
-    store = fill_stores(problem, problem.search_stems, [front_end], workers=workers)
+    stores = stores_of(problem, problem.search_stems, workers)
+    frames = stores.frames(front_end, workers=workers)
     torch.set_num_threads(asked.threads or workers)
     keep_freed_memory()
     config = settle_precision(config, device)
     say(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
-    frames = open_store(store.folders[front_end])
     training = Training(config, [f.tensors(frames, front_end) for f in problem.folds()], device)
     print("epoch", *COLUMNS, "seconds", sep="\t")
     while not training.done:

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 from resp_tune.cli import Parser, natural_int, run, say
 from resp_tune.errors import RunError, UserError, nearest
+from resp_tune.paths import user_path
 
 if TYPE_CHECKING:
     from resp_tune.tracking.searches import SearchEntry
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.tracking.store import probe, resolve_uri
     from resp_tune.tracking.uri import is_server, redact, sqlite_file
 
-    uri = resolve_uri(args.tracking_uri, Path(args.storage))
+    uri = resolve_uri(args.tracking_uri, user_path(args.storage))
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         raise UserError(

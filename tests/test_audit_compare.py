@@ -17,6 +17,7 @@ from resp_tune.cli import run
 from resp_tune.errors import UserError
 from resp_tune.learning.intervals import bootstrap, intervals
 from resp_tune.learning.metrics import METRICS
+from resp_tune.reporting.wording import signed
 
 CLASSES = ("normal", "crackle", "wheeze", "both")
 
@@ -91,7 +92,7 @@ def test_two_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "the side that runs are chosen by" in printed
     assert "test: 72 clips of 12 patients" in printed
     score = found["sides"]["test"]["metrics"]["icbhi_score"]
-    assert f"{score['difference']:+.3f}" in printed
+    assert signed(score["difference"]) in printed
     assert files_below(tmp_path) == before
 
 

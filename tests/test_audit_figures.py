@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,15 +14,16 @@ from small_sets import imagined
 
 from resp_tune.auditing.against import NAMES, against
 from resp_tune.auditing.figures import figures, side_figures
-from resp_tune.data.baselines import held_out_baselines
+from resp_tune.data.baselines import held_out_answers
 from resp_tune.data.recordings import Dataset
 from resp_tune.data.sides import clips_of
 from resp_tune.data.splits import make_sides
 from resp_tune.data.synthesis.settings import SynthSettings
-from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.data.task_files import task_from_classes
+from resp_tune.data.tasks import Task, get_task, make_clips
 from resp_tune.learning.intervals import DRAWS
-from resp_tune.learning.metrics import METRICS
-from resp_tune.learning.problem import Problem
+from resp_tune.learning.metrics import METRICS, all_metrics
+from resp_tune.learning.problem import Problem, predictions
 from resp_tune.searching.known_baselines import answers_of, baselines_of
 
 
@@ -30,8 +33,8 @@ def _few_trees() -> Iterator[None]:
         yield
 
 
-def problem_of(dataset: Dataset, task: str = "diagnosis") -> Problem:
-    clips = make_clips(get_task(task), dataset)
+def problem_of(dataset: Dataset, task: Task | str = "diagnosis") -> Problem:
+    clips = make_clips(get_task(task) if isinstance(task, str) else task, dataset)
     return Problem(dataset, clips, make_sides(dataset, clips, "patient"))
 
 
@@ -107,11 +110,66 @@ def test_a_side_of_cycles() -> None:
     assert found["by_device"]["Litt3200"].keys() >= {"sensitivity", "specificity", "icbhi_score"}
 
 
+def children(*diagnoses: str) -> Dataset:
+    """Sixty children on the Meditron, one recording each."""
+    dataset = imagined(
+        [(f"{100 + n}_1b1_Al_sc_Meditron", diagnoses[n % len(diagnoses)]) for n in range(60)]
+    )
+    aged = tuple(dataclasses.replace(r, age=4.0) for r in dataset.recordings)
+    return dataclasses.replace(dataset, recordings=aged)
+
+
+@pytest.mark.parametrize(
+    ("classes", "well"),
+    [
+        ({"well": ["Healthy"], "ill": ["*"]}, "well"),
+        ({"ill": ["*"], "HEALTHY": ["healthy"]}, "HEALTHY"),
+        ({"healthy": ["Healthy", "URTI"], "ill": ["*"]}, None),
+        ({"healthy": ["Cough"], "well": ["Healthy"], "ill": ["*"]}, "well"),
+    ],
+)
+def test_the_healthy_children_are_found_by_their_diagnosis(
+    classes: dict[str, list[str]], well: str | None
+) -> None:
+    """Of a data set with a diagnosis of its own, whose children are sick children too."""
+    problem = problem_of(children("Healthy", "URTI", "Cough"), task_from_classes("mine", classes))
+    frame = frame_of(problem, right=0.6)
+    found = side_figures(frame, problem)["controlled"]
+    if well is None:
+        assert found is None
+        return
+    assert (found["clips"], found["classes"]) == (len(frame), ["healthy", "sick"])
+    called, is_well = frame[f"p_{well}"] > 0.5, frame["label"] == well
+    recalls = [(called[is_well]).mean(), (~called[~is_well]).mean()]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        {"healthy": ["Fine"], "ill": ["Cough", "Cold"]},
+        {"well": ["Healthy"], "fine": ["Fine"], "ill": ["*"]},
+    ],
+)
+def test_diagnoses_of_its_own_have_no_controlled_part(classes: dict[str, list[str]]) -> None:
+    problem = problem_of(children("Fine", "Cough", "Cold"), task_from_classes("mine", classes))
+    assert side_figures(frame_of(problem, right=0.6), problem)["controlled"] is None
+
+
+def test_what_is_scored_from_the_frame_is_what_was_predicted(problem: Problem) -> None:
+    stems, classes = problem.sides.test or (), problem.sides.classes
+    table, rng = problem.table(stems, stems), np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(len(classes)), len(table.label)).astype(np.float32)
+    found = figures(predictions("test", table, classes, p), classes)
+    for name, value in all_metrics(table.label, p, classes).items():
+        assert found[name] == value, name
+
+
 def test_against_the_baselines_of_the_table(problem: Problem) -> None:
     """Each draw by hand: the winner's figure less the mean of the forests' figures."""
     frame = frame_of(problem, right=0.6)
     found = against(frame, problem)
-    table = held_out_baselines(problem.dataset, problem.clips, problem.sides)
+    table = held_out_answers(problem.dataset, problem.clips, problem.sides).scores()
     answers = answers_of(problem)
     names = sorted(set(frame["patient"]))
     drawn = np.random.default_rng(0).integers(len(names), size=(DRAWS, len(names)))
@@ -166,7 +224,8 @@ def test_other_clips_are_no_test_side(problem: Problem) -> None:
 
 def test_answers_are_fitted_once(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     found = baselines_of(problem, 1)
-    assert found["test_side"] == held_out_baselines(problem.dataset, problem.clips, problem.sides)
+    answers = held_out_answers(problem.dataset, problem.clips, problem.sides)
+    assert found["test_side"] == answers.scores()
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("fitted again")
@@ -174,3 +233,23 @@ def test_answers_are_fitted_once(problem: Problem, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("resp_tune.data.baselines._forest", never)
     assert baselines_of(problem, 1) == found
     assert answers_of(problem).scores() == found["test_side"]
+    # Other sides of the same clips: what is had over the whole data set stays.
+    sides = make_sides(problem.dataset, problem.clips, "recording", split_seed=5)
+    other = baselines_of(dataclasses.replace(problem, sides=sides), 1)
+    assert other == {name: value for name, value in found.items() if name != "test_side"}
+
+
+@pytest.mark.parametrize(
+    "damage", ["[]", "{}", "3", "null", '{"device": 1}', "{", '{"stems": "ab"}']
+)
+def test_a_damaged_cache_is_made_anew(
+    problem: Problem, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path))
+    found = baselines_of(problem, 1)
+    kept = {path: path.read_text() for path in (tmp_path / "baselines").iterdir()}
+    assert len(kept) == 2
+    for path in kept:
+        path.write_text(damage)
+    assert baselines_of(problem, 1) == found
+    assert {path: path.read_text() for path in kept} == kept

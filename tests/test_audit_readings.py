@@ -21,7 +21,12 @@ from resp_tune.cli import run
 from resp_tune.errors import UserError
 from resp_tune.learning.bundle import Bundle, load_bundle
 from resp_tune.searching.holding import held
-from resp_tune.searching.readings import record_reading, this_reading
+from resp_tune.searching.readings import (
+    reading_of,
+    record_reading,
+    this_reading,
+    with_reading,
+)
 from resp_tune.tracking.readings import READING
 from resp_tune.tracking.readings import record_reading as record_with_model
 from resp_tune.tracking.registry import register_winner
@@ -89,7 +94,16 @@ def test_a_winner_in_its_search(
     summary = json.loads((searched / "summary.json").read_text())
     assert summary["test_readings"] == readings_of(searched) == [OTHER, reading]
     assert summary["winner"] == {"number": 4}
+    page = (searched / "report.html").read_text()
+    assert all(one["weights_sha256"] in page for one in (OTHER, reading))
     assert not (winner / "test_readings.json").exists()
+
+
+def test_weights_are_read_once() -> None:
+    first, second = reading_of(3, "a" * 64), reading_of(None, "b" * 64)
+    assert with_reading([], first) == [first]
+    assert with_reading([OTHER, first], second) == [OTHER, first, second]
+    assert with_reading([OTHER, first], {**first, "time": "later"}) == [OTHER, first]
 
 
 def test_a_link_to_a_winner_and_a_search_without_a_summary(searched: Path, tmp_path: Path) -> None:
@@ -152,7 +166,7 @@ def test_a_study_that_another_process_writes(searched: Path) -> None:
     """Not a search, which would hold the folder: a dashboard, a copy that is being made."""
     other = sqlite3.connect(searched / "study.db")
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(UserError, match=r"cannot be recorded in .* database is locked"):
+    with pytest.raises(UserError, match=r"cannot be recorded in .* \(database is locked\)"):
         record_reading(searched / "winner", *opened(searched / "winner"))
     other.close()
     assert readings_of(searched) == [OTHER]

@@ -14,8 +14,9 @@ from small_sets import imagined, real_set
 
 from resp_tune.data import baselines
 from resp_tune.data.baselines import (
+    check_enough,
     controlled_clips,
-    held_out_baselines,
+    held_out_answers,
     no_audio_baselines,
     patient_lookup,
 )
@@ -135,9 +136,20 @@ def test_small_sets_have_fewer_folds() -> None:
     dataset = imagined(stems)
     scores = no_audio_baselines(dataset, make_clips(get_task("copd"), dataset), seeds=1, jobs=1)
     assert 0 <= scores["all"]["macro_f1"] <= 1
-    alone = imagined(stems[:1])
-    with pytest.raises(UserError, match="at least two patients"):
-        no_audio_baselines(alone, make_clips(get_task("copd"), alone))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([("1_1b1_Al_sc_X", "COPD"), ("1_1b1_Ar_sc_X", "COPD")], "clips of 1 patient here: .* two"),
+        ([("1_1b1_Al_sc_X", "COPD"), ("2_1b1_Al_sc_X", "Healthy")], "a class with at least two"),
+    ],
+)
+def test_too_few_for_any_baseline(pairs: list[tuple[str, str]], words: str) -> None:
+    dataset = imagined(pairs)
+    for check in (check_enough, no_audio_baselines):
+        with pytest.raises(UserError, match=words):
+            check(dataset, make_clips(get_task("copd"), dataset))
 
 
 @pytest.mark.usefixtures("few_trees")
@@ -146,7 +158,7 @@ def test_held_out_is_fitted_on_the_other_sides() -> None:
     clips = make_clips(get_task("diagnosis"), dataset)
     sides = make_sides(dataset, clips, "patient")
     assert sides.test is not None
-    scores = held_out_baselines(dataset, clips, sides, seeds=1)
+    scores = held_out_answers(dataset, clips, sides, seeds=1).scores()
     assert scores["device"] == {"balanced_accuracy": 1.0, "macro_f1": 1.0}
     truth = [dataset.recordings[c.recording].diagnosis for c in clips.clips]
     assert truth.count("COPD") > truth.count("Healthy")
@@ -162,7 +174,7 @@ def test_held_out_is_fitted_on_the_other_sides() -> None:
             for r in dataset.recordings
         ),
     )
-    scores = held_out_baselines(swapped, clips, sides, seeds=1)
+    scores = held_out_answers(swapped, clips, sides, seeds=1).scores()
     assert scores["device"] == {"balanced_accuracy": 0.0, "macro_f1": 0.0}
 
 
@@ -171,13 +183,13 @@ def test_held_out_without_a_test_side_uses_validation() -> None:
     dataset = _confounded(confound=True)
     clips = make_clips(get_task("diagnosis"), dataset)
     sides = make_sides(dataset, clips, "recording", split_seed=1)
-    assert held_out_baselines(dataset, clips, sides, seeds=1)["device"]["macro_f1"] == 1.0
+    assert held_out_answers(dataset, clips, sides, seeds=1).scores()["device"]["macro_f1"] == 1.0
 
 
 def test_cycles_are_rows_of_their_recording(icbhi: Dataset) -> None:
     clips = make_clips(get_task("cycles"), icbhi)
     sides = make_sides(icbhi, clips, "official")
-    scores = held_out_baselines(icbhi, clips, sides, seeds=1)
+    scores = held_out_answers(icbhi, clips, sides, seeds=1).scores()
     assert scores["majority_accuracy"] == pytest.approx(1579 / 2756)
     assert 0.2 < scores["all"]["balanced_accuracy"] < 0.45
 

@@ -7,15 +7,14 @@ from pathlib import Path
 import torch
 
 from resp_tune.config import preset
-from resp_tune.data.baselines import held_out_baselines
+from resp_tune.data.baselines import held_out_answers
 from resp_tune.data.recordings import load_dataset
 from resp_tune.data.splits import make_sides
 from resp_tune.data.synthetic import default_synthetic
 from resp_tune.data.tasks import get_task, make_clips
-from resp_tune.features.store import open_store
 from resp_tune.learning.bundle import Bundle
 from resp_tune.learning.metrics import balanced_accuracy, macro_f1
-from resp_tune.learning.problem import Problem, fill_stores
+from resp_tune.learning.problem import Problem, stores_of
 from resp_tune.learning.training import Training
 from resp_tune.paths import cache_folder
 
@@ -28,20 +27,19 @@ def test_a_short_training_beats_the_baselines_on_unseen_patients() -> None:
     config = preset("baseline").replace({"epochs": 15, "precision": "float32"})
     stems = problem.sides.test
     assert stems is not None
-    filled = [
-        fill_stores(problem, s, [config.front_end], workers=2).folders[config.front_end]
+    frames, unseen = (
+        stores_of(problem, s, 2).frames(config.front_end, workers=2)
         for s in (problem.search_stems, stems)
-    ]
+    )
     torch.set_num_threads(1)
-    frames = open_store(filled[0])
     training = Training(config, [f.tensors(frames, config.front_end) for f in problem.folds()])
     while not training.done:
         training.run_epoch()
     bundle = Bundle(config, problem.sides.classes, tuple(training.networks()), {})
-    test = problem.table(stems, stems).side(open_store(filled[1]), config.front_end)
+    test = problem.table(stems, stems).side(unseen, config.front_end)
     probabilities = bundle.predict_clips(test.clips)
     labels = test.labels.numpy()
-    without_audio = held_out_baselines(dataset, clips, problem.sides, seeds=2)
+    without_audio = held_out_answers(dataset, clips, problem.sides, seeds=2).scores()
     scores = macro_f1(labels, probabilities), balanced_accuracy(labels, probabilities)
     device = without_audio["device"]["macro_f1"], without_audio["device"]["balanced_accuracy"]
     majority = 1 / len(problem.sides.classes)

@@ -146,6 +146,17 @@ def test_the_icbhi_score_and_its_halves_are_for_cycles_alone() -> None:
     assert cycles["icbhi_score"] == pytest.approx(np.mean(halves))
 
 
+def test_a_diagnosis_may_be_called_normal() -> None:
+    labels, p = random_case(0, classes=3)
+    for classes, cycles in (
+        (("normal", "wheeze", "both"), True),
+        (("normal", "COPD", "wheeze"), False),
+        (("wheeze", "normal", "both"), False),
+    ):
+        found = metrics.all_metrics(labels, p, classes)
+        assert (metrics.are_cycles(classes), "icbhi_score" in found) == (cycles, cycles)
+
+
 def test_what_is_not_defined_is_not_there() -> None:
     """Within one device there may be no normal cycle, or no other."""
     labels, p = random_case(0, classes=4)

@@ -17,6 +17,7 @@ from resp_tune.errors import UserError
 from resp_tune.learning.metrics import METRICS
 from resp_tune.tuning.recorder import HOPELESS, Recorder
 from resp_tune.tuning.samplers import make_sampler
+from resp_tune.tuning.searcher import Runs
 from resp_tune.tuning.space import load_space
 from resp_tune.tuning.study import (
     TrialRecord,
@@ -67,7 +68,7 @@ def row(epoch: int, value: float, metric: str = "macro_f1") -> dict[str, float]:
     return {"epoch": epoch, "train_loss": 1.0, f"val_{metric}": value, "lr": 1e-3, "seconds": 0.1}
 
 
-def next_of(recorder: Recorder) -> dict[str, Any]:
+def next_of(recorder: Runs) -> dict[str, Any]:
     handed = recorder.next_trial()
     assert handed is not None
     return handed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,18 @@ import optuna
 import pytest
 from test_recorder import Diary, next_of, recorder_of, row, study_at
 
+from resp_tune.errors import UserError
 from resp_tune.learning.metrics import METRICS
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
 from resp_tune.tuning.replicates import (
     CANDIDATES,
     Candidate,
     candidates,
+    check_count,
     choose,
-    dropped,
     replicate_seed,
     replicates,
+    standing,
 )
 from resp_tune.tuning.space import load_space
 from resp_tune.tuning.study import TrialRecord, records, trial_seed
@@ -44,11 +45,12 @@ def rerunner(study: optuna.Study, count: int, **more: Any) -> ReplicateRecorder:
         "metric": "macro_f1",
         "epochs": 3,
         "seed": 5,
-        "deadline": None,
-        "listeners": [],
         "say": lambda text: None,
     }
-    return ReplicateRecorder(study, records(study, SPACE), count=count, **(given | more))
+    listeners = more.pop("listeners", [])
+    recorder = ReplicateRecorder(study, records(study, SPACE), count=count, **(given | more))
+    recorder.listeners += listeners
+    return recorder
 
 
 def finish(recorder: ReplicateRecorder, key: tuple[int, int], score: float) -> None:
@@ -69,11 +71,11 @@ def run_all(recorder: ReplicateRecorder, scores: Mapping[int, Sequence[float]]) 
 def found(study: optuna.Study, count: int, metric: str = "macro_f1") -> list[Candidate]:
     trials = records(study, SPACE)
     runs = replicates(study, trials)
-    return candidates(trials, runs, dropped(study), metric=metric, count=count)
+    return candidates(trials, runs, metric=metric, count=count)
 
 
 def winner(study: optuna.Study, count: int, metric: str = "macro_f1") -> int | None:
-    chosen = choose(found(study, count, metric))
+    chosen = choose(found(study, count, metric), count)
     return None if chosen is None else chosen.trial.number
 
 
@@ -132,28 +134,61 @@ def test_of_a_loss_the_lowest_bound_wins_and_of_equals_the_first(tmp_path: Path)
 def test_the_hopeless_get_no_more_seeds(tmp_path: Path) -> None:
     study, said, diary = study_at(tmp_path), list[str](), Diary()
     searched(study, [0.6, 0.5])
-    recorder = rerunner(study, 4, say=said.append, listeners=[diary])
-    handed = [next_of(recorder)["key"] for _ in range(6)]
-    assert handed == [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
-    for key, score in {(0, 1): 0.7, (1, 1): 0.1, (0, 2): 0.72}.items():
-        finish(recorder, key, score)
-    assert recorder.stopped((1, 3)) is None, "one seed proves nothing"
-    finish(recorder, (1, 2), 0.12)
+    recorder = rerunner(study, 5, say=said.append, listeners=[diary])
+    handed = [next_of(recorder)["key"] for _ in range(8)]
+    assert handed == [(n, index) for index in (1, 2, 3, 4) for n in (0, 1)]
+    for index, scores in enumerate([(0.7, 0.1), (0.72, 0.12), (0.71, 0.11)], start=1):
+        assert recorder.stopped((1, 4)) is None, "two seeds are near each other by chance"
+        assert not said
+        finish(recorder, (0, index), scores[0])
+        finish(recorder, (1, index), scores[1])
     assert len(said) == 1
     assert "trial 1 is given no more seeds" in said[0]
-    assert recorder.stopped((1, 3)) == "dropped"
-    assert recorder.stopped((0, 3)) is None
-    recorder.advance((1, 3), [row(1, 0.9)])
-    recorder.end((1, 3), "pruned", "dropped")
+    assert recorder.stopped((1, 4)) == "dropped"
+    assert recorder.stopped((0, 4)) is None
+    recorder.advance((1, 4), [row(1, 0.9)])
+    recorder.end((1, 4), "pruned", "dropped")
     assert [line for line in diary.lines if line[0] == "ended"][-1] == ("ended", 1, "pruned")
-    assert next_of(recorder)["key"] == (0, 4)
+    assert next_of(recorder)["key"] == (0, 5)
     assert recorder.next_trial() is None
-    finish(recorder, (0, 3), 0.71)
     finish(recorder, (0, 4), 0.69)
-    assert {c.trial.number: c.out for c in found(study, 4)} == {0: False, 1: True}
-    assert [c.summary()["dropped"] for c in found(study, 4)] == [False, True]
-    assert winner(study, 4) == 0
-    assert not rerunner(study, 4).left(), "what was decided stands"
+    finish(recorder, (0, 5), 0.69)
+    assert [c.trial.number for c in standing(found(study, 5))] == [0]
+    assert winner(study, 5) == 0
+    assert not rerunner(study, 5).left(), "what was decided stands"
+    assert len(said) == 1
+
+
+def test_who_was_dropped_comes_back_when_the_best_falls_behind_it(tmp_path: Path) -> None:
+    """Else a poor trial would win over one whose bound is better."""
+    study = study_at(tmp_path)
+    searched(study, [0.6, 0.5])
+    scores = {0: [0.8, 0.8, 0.81, 0.1, 0.1], 1: [0.65, 0.66, 0.65, 0.66, 0.65]}
+    keys = run_all(rerunner(study, 5), scores)
+    assert keys == [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3), (0, 4), (1, 4), (0, 5), (1, 5)]
+    assert winner(study, 5) == 1
+    assert found(study, 5)[0].trial.number == 1
+
+
+def test_a_proven_trial_is_not_forgotten_for_lucky_ones(tmp_path: Path) -> None:
+    study = study_at(tmp_path)
+    searched(study, [0.5])
+    run_all(rerunner(study, 2), {0: [0.5, 0.51]})
+    searched(study, [0.6] * CANDIDATES)
+    poor = {n: [0.3, 0.31] for n in range(1, 1 + CANDIDATES)}
+    assert len(run_all(rerunner(study, 2), poor)) == 2 * CANDIDATES
+    assert winner(study, 2) == 0
+
+
+def test_fewer_replicates_than_before_are_refused(tmp_path: Path) -> None:
+    study = study_at(tmp_path)
+    searched(study, [0.5])
+    check_count(study, 1)
+    run_all(rerunner(study, 3), {0: [0.5, 0.51, 0.52]})
+    check_count(study, 3)
+    check_count(study, 4)
+    with pytest.raises(UserError, match=r"has replicates on 3 seeds.* give --replicates 3 or more"):
+        check_count(study, 2)
 
 
 def test_nobody_is_dropped_while_it_may_still_win(tmp_path: Path) -> None:
@@ -193,9 +228,8 @@ def test_more_seeds_and_new_candidates_add_to_what_is_there(tmp_path: Path) -> N
     assert run_all(rerunner(study, 3), flat) == [(0, 3), (1, 3)]
     searched(study, [0.9, 0.8, 0.7])
     assert run_all(rerunner(study, 2), flat) == [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (4, 2)]
-    assert [c.trial.number for c in found(study, 2)] == [2, 3, 4, 0]
-    assert [len(c.runs) for c in found(study, 2)] == [2] * 4
-    assert [len(c.runs) for c in found(study, 3)] == [2, 2, 2, 3]
+    runs = {c.trial.number: len(c.runs) for c in found(study, 3)}
+    assert runs == {0: 3, 1: 3, 2: 2, 3: 2, 4: 2}
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
@@ -211,39 +245,40 @@ def test_a_diverged_seed_counts_and_gives_no_network(tmp_path: Path, metric: str
     assert winner(study, 2, metric) == 0
 
 
-def test_a_failed_seed_takes_its_candidate_out(tmp_path: Path) -> None:
+def test_a_failed_seed_takes_its_candidate_out_until_it_is_run_again(tmp_path: Path) -> None:
     study, said = study_at(tmp_path), list[str]()
     searched(study, [0.6, 0.5])
     recorder = rerunner(study, 2, say=said.append)
     recorder.end(next_of(recorder)["key"], "failed", "ValueError: no")
-    assert said == ["replicate 0/1 failed (ValueError: no): trial 0 cannot win"]
+    assert len(said) == 1
+    assert said[0].startswith("replicate 0/1 failed (ValueError: no): trial 0 cannot win")
     assert run_all(recorder, {1: [0.1, 0.2]}) == [(1, 1), (1, 2)]
     assert winner(study, 2) == 1
+    assert run_all(rerunner(study, 2), {0: [0.7, 0.8]}) == [(0, 1), (0, 2)]
+    assert winner(study, 2) == 0
 
 
-def test_when_time_is_up_candidates_are_judged_by_as_many_seeds(tmp_path: Path) -> None:
+def test_nobody_wins_before_all_seeds_are_there(tmp_path: Path) -> None:
     study = study_at(tmp_path)
     searched(study, [0.6, 0.5])
-    recorder = rerunner(study, 3, deadline=time.monotonic() + 3600)
+    recorder = rerunner(study, 2)
     for score in (0.5, 0.1, 0.6):
         finish(recorder, next_of(recorder)["key"], score)
-    running = next_of(recorder)["key"]
-    recorder.advance(running, [row(1, 0.2)])
-    recorder.deadline = time.monotonic() - 1
-    assert recorder.stopped(running) == "time budget"
-    recorder.end(running, "pruned", "time budget")
-    assert recorder.next_trial() is None
-    assert len(recorder.left()) == 3
-    assert winner(study, 3) is None, "trial 1 has one seed only"
+        assert winner(study, 2) in (None, 0)
+    finish(recorder, next_of(recorder)["key"], 0.9)
+    assert winner(study, 2) == 0
 
-    recorder = rerunner(study, 3)
-    handed = next_of(recorder)
-    assert (handed["key"], handed["epochs_reported"]) == ((1, 2), 1)
-    finish(recorder, handed["key"], 0.9)
-    finish(recorder, next_of(recorder)["key"], 0.0)
-    chosen = choose(found(study, 3))
-    assert chosen is not None
-    assert chosen.scores == [0.5, 0.6], "its third seed is left out: trial 1 has two"
+
+def test_what_a_killed_driver_left_running_is_ended_when_nobody_needs_it(tmp_path: Path) -> None:
+    study, diary = study_at(tmp_path), Diary()
+    searched(study, [0.5])
+    next_of(rerunner(study, 2))
+    searched(study, [0.6] * CANDIDATES)
+    flat = {n: [0.6, 0.6] for n in range(1, 1 + CANDIDATES)}
+    run_all(rerunner(study, 2, listeners=[diary]), flat)
+    left = replicates(study, records(study, SPACE))[0]
+    assert (left.number, left.state) == (0, "pruned")
+    assert diary.lines[-1] == ("ended", 0, "pruned")
 
 
 def test_a_trial_record_says_where_its_files_are(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_price_is_positive_where_validation_flatters(folder: Path, metric: str, 
     price = facts.price(read_results(folder).summary)
     assert price is not None
     assert price.gap == pytest.approx(gap)
-    assert "does worse on the test side" in price.text
+    assert "The winner does worse on the test side than the search's best trial" in price.text
 
 
 def test_price_is_of_the_best_that_the_search_saw(judged: Results) -> None:
@@ -79,6 +80,20 @@ def test_price_is_of_the_best_that_the_search_saw(judged: Results) -> None:
     assert price is not None
     assert (price.validation, price.test) == (0.55, 0.45)  # not the winner's own mean, 0.52
     assert price.gap == pytest.approx(0.10)
+    assert "One seed of the winner, on average, does worse" in price.text
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+@pytest.mark.parametrize(("difference", "words"), [(0.2, "does worse"), (-0.2, "does no worse")])
+def test_the_sign_of_the_price_is_the_summary_s(
+    judged: Results, metric: str, difference: float, words: str
+) -> None:
+    told = {"best_validation": 0.5, "test": 0.7, "difference": difference}
+    winner = {**judged.summary["winner"], "price_of_searching": told}
+    price = facts.price({**judged.summary, "metric": metric, "winner": winner})
+    assert price is not None
+    assert (price.gap, price.validation, price.test) == (difference, 0.5, 0.7)
+    assert words in price.text
 
 
 @pytest.mark.parametrize(
@@ -117,13 +132,19 @@ def against(summary: dict[str, Any], **intervals: list[float]) -> dict[str, Any]
         ([-0.2, 0.1], [-0.1, 0.2], "It cannot be told whether the sound has taught it more than"),
         ([0.1, 0.2], [-0.3, -0.1], "learnt less than the data sheet"),
         ([-0.3, -0.2], [0.1, 0.2], "learnt less than the device alone"),
+        ([-0.1, 0.5], [0.01, 0.09], "beats the data sheet (device, place, age, sex), but it"),
+        ([0.02, 0.38], [0.05, 0.15], "stands 0.100 above what the data sheet"),
+        ([-0.2, 0.1], [-0.15, -0.05], "learnt less than the data sheet"),
     ],
 )
 def test_verdict_of_paired_differences(
     judged: Results, device: list[float], everything: list[float], words: str
 ) -> None:
     summary = against(dict(judged.summary), device=device, all=everything)
-    assert words in evidence.verdict(summary)
+    said = evidence.verdict(summary)
+    assert words in said
+    better = min(*device, *everything) > 0
+    assert ("has learnt from the sound" in said) == better
 
 
 def test_forest_tells_apart_without_colour(judged: Results) -> None:
@@ -151,27 +172,48 @@ def test_bars_show_the_baselines_of_the_same_clips(judged: Results) -> None:
 
 def test_candidates(judged: Results) -> None:
     found = seeds.candidates(judged.summary)
-    lines = drawn(seeds.strip_of(found, "macro_f1", 2))
+    winner = judged.summary["winner"]
+    lines = drawn(seeds.strip_of(found, "macro_f1", winner))
     assert list(lines) == ["trial 2", "trial 4"]
-    winner, dropped = lines.values()
-    assert kinds(winner) == [
+    best, dropped = lines.values()
+    assert kinds(best) == [
         ("dot", 0.46), ("dot", 0.48), ("dot", 0.47), ("bound", 0.464), ("ring", 0.52)
     ]  # fmt: skip
-    assert winner.cells == ("0.470 ± 0.010", "0.464", "0.520", "3")
-    assert (winner.tone, dropped.tone, dropped.note) == ("ours", "pale", "dropped early")
-    told = " ".join(seeds.told(found, "macro_f1", 2))
+    assert best.cells == ("0.470 ± 0.010", "0.464", "0.520", "3")
+    assert (best.tone, dropped.tone, dropped.note) == ("ours", "pale", "dropped early")
+    told = " ".join(seeds.told(found, "macro_f1", winner))
     assert "up to 3 fresh seeds" in told
     assert "0.105 below their scores in the search: picking the best picks the lucky" in told
     assert "One seed alone would have chosen trial 4" in told
-    loss = " ".join(seeds.told(found, "log_loss", 2))  # a lower loss: better than it was
+    loss = " ".join(seeds.told(found, "log_loss", winner))  # a lower loss: better than it was
     assert "lucky" not in loss
     assert "would have chosen" not in loss
 
 
 def test_no_candidates_no_words(folder: Path) -> None:
     found = seeds.candidates(read_results(folder).summary)
-    assert (found, seeds.told(found, "macro_f1", 2)) == ([], [])
-    assert seeds.strip_of(found, "macro_f1", 2) is None
+    assert (found, seeds.told(found, "macro_f1", {"number": 2})) == ([], [])
+    assert seeds.strip_of(found, "macro_f1", {"number": 2}) is None
+
+
+@pytest.mark.parametrize("run", [0, 1])
+def test_a_winner_by_its_one_score(judged: Results, run: int) -> None:
+    """The time was up before the seeds of any candidate were there."""
+    found = [
+        replace(c, scores=c.scores[:run], mean=None, sd=None, bound=None)
+        for c in seeds.candidates(judged.summary)
+    ]
+    winner = {**judged.summary["winner"], "replicates": None}
+    told = " ".join(seeds.told(found, "macro_f1", winner))
+    assert "The winner was chosen by its one score in the search" in told
+    assert "do not count" not in told
+    assert "would have chosen" not in told
+    assert ("ran again on 1 fresh seed each" in told) == bool(run)
+    bounded = seeds.candidates(judged.summary)
+    for one, wins in ((winner, False), (judged.summary["winner"], True)):
+        table = seeds.strip_of(bounded, "macro_f1", one)
+        assert table is not None
+        assert ("the best one wins" in dict(table.keys)["bound"]) == wins
 
 
 def cycles(folder: Path, **values: Any) -> Results:

@@ -5,7 +5,6 @@ What a run says of each clip lies in its `predictions.csv`, so nothing is read o
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from resp_tune.data.wording import count
 from resp_tune.errors import UserError
 from resp_tune.learning.intervals import paired
 from resp_tune.learning.metrics import all_metrics
+from resp_tune.paths import user_path
 
 FILE = "predictions.csv"
 SIDES = ("validation", "test")
@@ -24,16 +24,16 @@ SAME = "compare two runs of one --task, --protocol and --split-seed"
 
 
 def read_predictions(given: str) -> pd.DataFrame:
-    """The predictions of a search, a `winner/` folder or a trial's folder.
+    """The predictions of a search, a `winner/` folder, or a trial's or replicate's folder.
 
     Raises `UserError` where there are none that can be read.
     """
-    folder = Path(given).expanduser()
+    folder = user_path(given)
     path = next((p for p in (folder / FILE, folder / "winner" / FILE) if p.is_file()), None)
     if path is None:
         raise UserError(
             f"--compare '{given}': no {FILE} there: give a finished search's folder, its winner/, "
-            "or results/NAME/trials/N of a finished trial"
+            "results/NAME/trials/N of a finished trial, or replicates/K in that"
         )
     try:
         frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from resp_tune.data.recordings import Cycle, Dataset, Recording
+from resp_tune.learning.metrics import CYCLE_CLASSES
 
 # Lower bounds in years, inclusive; each group ends where the next begins.
 AGE_GROUPS = (
@@ -85,7 +86,7 @@ def _amounts(recordings: Iterable[Recording]) -> dict[str, int]:
 
 def _cycle_classes(recordings: Iterable[Recording]) -> dict[str, int]:
     found = Counter(cycle_class(cycle) for r in recordings for cycle in r.cycles)
-    return {name: found[name] for name in ("normal", "crackle", "wheeze", "both")}
+    return {name: found[name] for name in CYCLE_CLASSES}
 
 
 def _by(recordings: Iterable[Recording], key: Key) -> dict[str, dict[str, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from resp_tune.data.baselines import controlled_clips
+from resp_tune.data.baselines import is_controlled
 from resp_tune.learning.intervals import bootstrap, intervals
 from resp_tune.learning.metrics import (
     CYCLE_METRICS,
@@ -24,6 +24,7 @@ from resp_tune.learning.metrics import (
 )
 from resp_tune.learning.problem import Problem
 
+HEALTHY = "Healthy"
 # What a few clips of few classes still bear; the rest needs all classes to mean anything.
 SUBSET_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", *CYCLE_METRICS)
 
@@ -116,14 +117,13 @@ def _share(hits: pd.Series[bool]) -> float | None:
 def _controlled(frame: pd.DataFrame, problem: Problem) -> dict[str, Any] | None:
     """Healthy or sick among the side's children on the Meditron, by the probability of either.
 
-    None for a task without a class of the healthy, or where the side holds only one of both.
+    None for a task without a class of the healthy alone, or where the side holds only one of both.
     """
-    classes = problem.sides.classes
-    well = next((name for name in classes if name.lower() == "healthy"), None)
+    grouping = problem.clips.task.grouping
+    well = next((c for c in problem.sides.classes if grouping[c] == [HEALTHY]), None)
     if well is None:
         return None
-    recordings = problem.dataset.recordings
-    children = {recordings[c.recording].stem for c in controlled_clips(problem.dataset).clips}
+    children = {r.stem for r in problem.dataset.recordings if is_controlled(r)}
     chosen = frame[frame["recording"].isin(children)]
     healthy = chosen["label"] == well
     if not 0 < healthy.sum() < len(chosen):

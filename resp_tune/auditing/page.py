@@ -8,6 +8,8 @@ from typing import Any
 import jinja2
 
 from resp_tune.auditing import words
+from resp_tune.learning.metrics import CYCLE_CLASSES
+from resp_tune.reporting.wording import figure
 
 
 def draw(found: Mapping[str, Any]) -> str:
@@ -19,13 +21,13 @@ def draw(found: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = words.figure
+    environment.filters["figure"] = figure
     model = found.get("model")
     return environment.get_template("audit.html").render(
         found=found,
         data=found["data"],
         counts=found["counts"],
-        cycles=words.CYCLES,
+        cycles=CYCLE_CLASSES,
         crossed=[
             {"title": title, "columns": words.columns_of(rows), "rows": rows, "most": _most(rows)}
             for name, title in words.TABLES.items()

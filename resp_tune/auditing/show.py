@@ -11,7 +11,6 @@ from rich.text import Text
 
 from resp_tune.auditing.words import (
     CONTROLLED,
-    CYCLES,
     TABLES,
     against_rows,
     baseline_reasons,
@@ -19,7 +18,6 @@ from resp_tune.auditing.words import (
     columns_of,
     comparison_rows,
     cycle_line,
-    figure,
     leak_reasons,
     leak_rows,
     model_rows,
@@ -27,6 +25,8 @@ from resp_tune.auditing.words import (
     span,
 )
 from resp_tune.data.wording import amount, one_line
+from resp_tune.learning.metrics import CYCLE_CLASSES
+from resp_tune.reporting.wording import figure
 
 LEAST_WIDTH = 100  # of a pipe or a file, where no terminal says how wide it is
 
@@ -87,7 +87,7 @@ def _console() -> Console:
 def _data(console: Console, found: Mapping[str, Any]) -> None:
     counts, data = found["counts"], found["data"]
     kind = "SYNTHETIC recordings" if data["synthetic"] else "recordings"
-    classes = ", ".join(f"{name} {counts['cycles_by_class'][name]}" for name in CYCLES)
+    classes = ", ".join(f"{name} {counts['cycles_by_class'][name]}" for name in CYCLE_CLASSES)
     console.print(
         Text(
             f"{one_line(data['name'])}: {counts['recordings']} {kind} of {counts['patients']} "

@@ -7,44 +7,31 @@ from typing import Any
 
 from resp_tune.auditing.counts import in_order
 from resp_tune.learning.metrics import CYCLE_METRICS
+from resp_tune.reporting.wording import (
+    LOWER_IS_BETTER,
+    NONE,
+    figure,
+    metric_name,
+    ranged,
+    signed,
+)
 
-CYCLES = ("normal", "crackle", "wheeze", "both")
 CONTROLLED = "Children on the Meditron"
 TABLES = {
     "diagnosis_by_device": "Diagnosis × device: recordings (patients)",
     "diagnosis_by_age": "Diagnosis × age in years: recordings (patients)",
     "device_by_age": "Device × age in years: recordings (patients)",
 }
-METRICS = {
-    "macro_f1": "macro-F1",
-    "balanced_accuracy": "balanced accuracy",
-    "mcc": "MCC",
-    "auroc": "AUROC",
-    "log_loss": "log loss (less is better)",
-    "accuracy": "accuracy",
-    "icbhi_score": "ICBHI score",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-}
-_NONE = "–"
-
-
-def figure(value: float | None) -> str:
-    """Three decimals, or a dash."""
-    return _NONE if value is None else f"{value:.3f}"
 
 
 def share(cell: Mapping[str, int] | None) -> str:
     """`646 (32)`: recordings and, in brackets, their patients."""
-    return _NONE if cell is None else f"{cell['recordings']} ({cell['patients']})"
+    return NONE if cell is None else f"{cell['recordings']} ({cell['patients']})"
 
 
 def span(figures: Mapping[str, Any], name: str) -> str:
     """`0.505 [0.410, 0.600]`; without brackets where a single patient leaves nothing to draw."""
-    if name not in figures["intervals"]:
-        return figure(figures[name])
-    low, high = figures["intervals"][name]
-    return f"{figures[name]:.3f} [{low:.3f}, {high:.3f}]"
+    return ranged(figures[name], *figures["intervals"].get(name, (None, None)))
 
 
 def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
@@ -57,7 +44,7 @@ def leak_rows(leaks: Mapping[str, Mapping[str, Any]]) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
     for name, found in _protocols(leaks):
         if found["patients"] is None:
-            rows.append((name, *[_NONE] * 4, "see below"))
+            rows.append((name, *[NONE] * 4, "see below"))
             continue
         leaked = f"{100 * found['recording_share']:.1f} %"
         sizes = " + ".join(str(n) for n in found.get("recordings", {}).values())
@@ -96,7 +83,7 @@ def baseline_rows(found: Mapping[str, Any]) -> list[Sequence[str]]:
         CONTROLLED: found["controlled"]["baselines"],
     }.items():
         if scores is None or scores["device"] is None:
-            rows.append((task, *[_NONE] * 6))
+            rows.append((task, *[NONE] * 6))
             continue
         rows.append(
             (
@@ -141,14 +128,14 @@ def model_rows(model: Mapping[str, Any]) -> list[Sequence[str]]:
 def cycle_line(figures: Mapping[str, Any]) -> str:
     """`ICBHI score 0.520 [0.480, 0.560], sensitivity …`; empty for what are no cycles."""
     there = [name for name in CYCLE_METRICS if name in figures]
-    return ", ".join(f"{METRICS[name]} {span(figures, name)}" for name in there)
+    return ", ".join(f"{metric_name(name)} {span(figures, name)}" for name in there)
 
 
 def against_rows(against: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Sequence[str]]:
     """What the forests saw and the metric, the model's figure, theirs, and the difference."""
     names = {"device": "device", "all": "sheet"}
     return [
-        (f"{names[columns]}: {METRICS[metric]}", *_paired(found, "winner", "baseline"))
+        (f"{names[columns]}: {metric_name(metric)}", *_paired(found, "winner", "baseline"))
         for columns, metrics in against.items()
         for metric, found in metrics.items()
     ]
@@ -156,17 +143,23 @@ def against_rows(against: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list
 
 def comparison_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[Sequence[str]]:
     """Metric, the figures of A and B, and the difference."""
-    return [(METRICS[name], *_paired(found, "a", "b")) for name, found in metrics.items()]
+    return [
+        (
+            metric_name(name) + " (less is better)" * (name in LOWER_IS_BETTER),
+            *_paired(found, "a", "b"),
+        )
+        for name, found in metrics.items()
+    ]
 
 
 def _paired(found: Mapping[str, Any], one: str, other: str) -> Sequence[str]:
     span = found["interval"]
     inside = (
-        (_NONE, _NONE)
+        (NONE, NONE)
         if span is None
-        else (f"[{span[0]:+.3f}, {span[1]:+.3f}]", "yes" if span[0] <= 0 <= span[1] else "no")
+        else (f"[{signed(span[0])}, {signed(span[1])}]", "yes" if span[0] <= 0 <= span[1] else "no")
     )
-    return (figure(found[one]), figure(found[other]), f"{found['difference']:+.3f}", *inside)
+    return (figure(found[one]), figure(found[other]), signed(found["difference"]), *inside)
 
 
 def _figures_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:

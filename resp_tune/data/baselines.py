@@ -23,6 +23,7 @@ from resp_tune.data.recordings import Dataset, Recording
 from resp_tune.data.sides import Sides, clips_of
 from resp_tune.data.splits import make_sides
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
+from resp_tune.data.wording import count
 from resp_tune.errors import UserError
 
 FOLDS = 5
@@ -43,15 +44,12 @@ def no_audio_baselines(
     `{"majority_accuracy": a, "device": {"balanced_accuracy": b, "macro_f1": f}, "all": {…}}`, all
     in 0…1. Out-of-fold predictions of a seed are pooled before they are scored; scores are means
     over the seeds 0 to `seeds − 1`. Of `cycles` each clip is a row with its recording's columns.
-    `jobs` processes, None: one a core. Raises `UserError` for fewer than two patients.
+    `jobs` processes, None: one a core. Raises the `UserError` of `check_enough`.
     """
+    check_enough(dataset, clips)
     sheet = _Sheet(dataset, clips.clips)
-    if len(set(sheet.patients.tolist())) < 2:
-        raise UserError("a baseline by patient needs the clips of at least two patients")
     # Small sets: there cannot be more folds than patients, nor than clips of the largest class.
     folds = min(FOLDS, len(set(sheet.patients.tolist())), int(np.bincount(sheet.labels).max()))
-    if folds < 2:
-        raise UserError("a baseline by patient needs a class with at least two clips")
     splits = [split for seed in range(seeds) for split in _splits(sheet, folds, seed)]
     features = {name: sheet.columns(columns) for name, columns in COLUMNS.items()}
     # Processes, because a small tree is mostly Python: threads are slower than none.
@@ -70,6 +68,21 @@ def no_audio_baselines(
             pooled[seed, test] = next(answers)
         scores[name] = _mean([_scores(sheet.labels, row) for row in pooled])
     return scores
+
+
+def check_enough(dataset: Dataset, clips: Clips) -> None:
+    """Raise `UserError` for fewer than two patients, or no class with two clips."""
+    patients = {_patient(dataset, clip) for clip in clips.clips}
+    if len(patients) < 2:
+        raise UserError(
+            f"the task '{clips.task.name}' has the clips of {count(len(patients), 'patient')} "
+            "here: what can be told without audio needs at least two patients; give more recordings"
+        )
+    if max(Counter(clip.label for clip in clips.clips).values()) < 2:
+        raise UserError(
+            f"the task '{clips.task.name}' has one clip of each class here: what can be told "
+            "without audio needs a class with at least two clips; give more recordings"
+        )
 
 
 @dataclass(frozen=True)
@@ -130,13 +143,6 @@ def held_out_answers(dataset: Dataset, clips: Clips, sides: Sides, *, seeds: int
     )
 
 
-def held_out_baselines(
-    dataset: Dataset, clips: Clips, sides: Sides, *, seeds: int = 5
-) -> dict[str, Any]:
-    """The scores of `held_out_answers`, beside a winner that was scored on the same clips."""
-    return held_out_answers(dataset, clips, sides, seeds=seeds).scores()
-
-
 def patient_lookup(dataset: Dataset, clips: Clips, *, seeds: int = 20) -> dict[str, float]:
     """What a table of patients scores on the random 80/20 division by recording, without audio.
 
@@ -164,6 +170,12 @@ def patient_lookup(dataset: Dataset, clips: Clips, *, seeds: int = 20) -> dict[s
     return _mean(by_seed)
 
 
+def is_controlled(recording: Recording) -> bool:
+    """Whether it is of a child and was made with the Meditron."""
+    child = recording.age is not None and recording.age < ADULT
+    return child and recording.device == "Meditron"
+
+
 def controlled_clips(dataset: Dataset) -> Clips:
     """Healthy or sick among the children recorded with the Meditron, to report beside a headline.
 
@@ -172,16 +184,7 @@ def controlled_clips(dataset: Dataset) -> Clips:
     23. Empty for data sets without such recordings.
     """
     clips = make_clips(get_task("healthy-sick"), dataset)
-
-    def is_child(recording: Recording) -> bool:
-        return recording.age is not None and recording.age < ADULT
-
-    kept = tuple(
-        clip
-        for clip in clips.clips
-        if (recording := dataset.recordings[clip.recording]).device == "Meditron"
-        and is_child(recording)
-    )
+    kept = tuple(clip for clip in clips.clips if is_controlled(dataset.recordings[clip.recording]))
     reason = f"{len(clips.clips) - len(kept)} recordings left out: adults, or another device"
     return Clips(clips.task, kept, (*clips.dropped, reason))
 
@@ -193,9 +196,9 @@ class _Sheet:
         self._recordings = [dataset.recordings[clip.recording] for clip in clips]
         self.labels: Integers = np.array([clip.label for clip in clips], dtype=np.int64)
         self.patients = np.array([r.patient for r in self._recordings], dtype=np.str_)
-        count = Counter(self.patients.tolist())
+        counts = Counter(self.patients.tolist())
         # A patient with sixty recordings should not weigh sixty times as much as one with one.
-        self.weights: Floats = np.array([1 / count[p] for p in self.patients.tolist()])
+        self.weights: Floats = np.array([1 / counts[p] for p in self.patients.tolist()])
 
     def columns(self, names: Iterable[str]) -> Floats:
         """Float64 `[clips, columns]`: age in years as it is, the others one column a value."""

@@ -17,6 +17,7 @@ from resp_tune.data.layout import Layout, Name
 from resp_tune.data.official import match_official
 from resp_tune.data.wording import count, listed, one_line
 from resp_tune.errors import UserError
+from resp_tune.paths import user_path
 
 if TYPE_CHECKING:  # a command that only lists what is there should not wait for pandas
     import pandas as pd
@@ -169,7 +170,7 @@ def _folder(path: str | Path) -> Path:
             f"'{text}': data cannot be read from {scheme}:// yet; copy it to a folder that every "
             "node sees and give that folder's path"
         )
-    root = Path(rest if mark else text).expanduser()
+    root = user_path(rest if mark else text)
     try:
         there, is_folder = root.exists(), root.is_dir()
     except OSError as error:

@@ -41,7 +41,7 @@ def make_synthetic(
     at most 8). The folder appears whole or not at all. `progress` is called with recordings made
     and recordings in all. A folder that holds something or cannot be made raises `UserError`.
     """
-    folder = folder.expanduser().resolve()
+    folder = folder.resolve()
     _check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +22,7 @@ from resp_tune.data.tables import DIAGNOSES
 from resp_tune.data.tasks import TASKS, Task, get_task
 from resp_tune.data.wording import shorten
 from resp_tune.errors import UserError, nearest
+from resp_tune.paths import user_path
 
 TASK_FILES = (".yaml", ".yml")
 LONGEST_CLASS = 40  # characters; class names head columns
@@ -58,7 +58,7 @@ def task_from_classes(name: str, classes: Any) -> Task:
 def load_task(given: str) -> Task:
     """The task in the YAML file `given`; raises `UserError` with its first mistake."""
     try:
-        path = Path(given).expanduser()
+        path = user_path(given)
         if not path.is_file():
             raise UserError(
                 f"task '{given}' is not a file: give the path of a YAML file that groups "
@@ -72,7 +72,7 @@ def load_task(given: str) -> Task:
         said = " ".join(str(error).split())
         hint = '; "*" stands in quotes' if "alias" in said else ""
         raise UserError(f"task '{given}' is not YAML: {said}{hint}") from error
-    except (OSError, ValueError, RuntimeError) as error:  # days that cannot be, nobody's home, …
+    except (OSError, ValueError, RecursionError) as error:  # days that cannot be, too
         said = " ".join(str(error).split())
         raise UserError(f"task '{given}' cannot be read: {said}") from error
     try:

@@ -7,7 +7,7 @@ is left out of the macro averages (its recall is not defined there).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,16 +131,23 @@ METRICS: dict[str, Metric] = {
     "specificity": Metric(specificity, "max", 0.0),
 }
 CYCLE_METRICS = ("icbhi_score", "sensitivity", "specificity")  # they need `normal` as class 0
+CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")
+
+
+def are_cycles(classes: Sequence[str]) -> bool:
+    """Whether `CYCLE_METRICS` are defined: a diagnosis may be called `normal` too."""
+    return classes[0] == "normal" and set(classes) <= set(CYCLE_CLASSES)
 
 
 def all_metrics(
     labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
 ) -> dict[str, float]:
     """Every metric that the classes allow and that is defined for the labels."""
+    cycles = are_cycles(classes)
     values = {
         name: metric.compute(labels, probabilities)
         for name, metric in METRICS.items()
-        if name not in CYCLE_METRICS or classes[0] == "normal"
+        if name not in CYCLE_METRICS or cycles
     }
     return {name: value for name, value in values.items() if not math.isnan(value)}
 

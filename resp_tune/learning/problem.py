@@ -166,19 +166,13 @@ def stores_of(problem: Problem, stems: Sequence[str], workers: int) -> Stores:
     return Stores(cache_folder() / "features", sources, cache_limit_bytes())
 
 
-def fill_stores(
-    problem: Problem, stems: Sequence[str], front_ends: Sequence[FrontEnd], *, workers: int
-) -> Filled:
-    """The feature stores of recordings `stems`, filled."""
-    return stores_of(problem, stems, workers).fill(front_ends, workers=workers)
-
-
 def predictions(
     side: str, table: ClipTable, classes: Sequence[str], probabilities: Probabilities
 ) -> pd.DataFrame:
     """One row a clip: side, recording, start (s), patient, device, label, predicted, p_<class>…
 
-    `probabilities`: `[clips, classes]` of the clips of `table`.
+    `probabilities`: `[clips, classes]` of the clips of `table`, kept to the last bit: what is
+    scored from the frame is what the network said.
     """
     import pandas as pd
 
@@ -192,7 +186,7 @@ def predictions(
             "device": table.device,
             "label": names[table.label],
             "predicted": names[probabilities.argmax(1)],
-            **{f"p_{c}": probabilities[:, i].round(6) for i, c in enumerate(classes)},
+            **{f"p_{c}": probabilities[:, i] for i, c in enumerate(classes)},
         }
     )
 

@@ -163,21 +163,24 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def _paired_verdict(rivals: list[Paired]) -> str:
-    hardest = min(rivals, key=lambda p: p.difference)
-    sheet, name = SHEETS[hardest.key], metric_name(hardest.metric)
-    if hardest.judged == "better":
+    name = metric_name(rivals[0].metric)
+    beaten = [SHEETS[p.key] for p in rivals if p.judged == "better"]
+    if len(beaten) == len(rivals):
+        best = max(rivals, key=lambda p: p.baseline)
         return (
             f"The model has learnt from the sound: on the same patients its {name} stands "
-            f"{hardest.difference:.3f} above what {sheet} gives, the best baseline without audio, "
-            "and the whole 95 % interval of the difference lies above 0."
+            f"{best.difference:.3f} above what {SHEETS[best.key]} gives, the best baseline without "
+            "audio, and the whole 95 % interval of the difference to each lies above 0."
         )
-    if hardest.judged == "worse":
+    worse = [p for p in rivals if p.judged == "worse"]
+    hardest = min(worse or rivals, key=lambda p: p.low)
+    sheet = SHEETS[hardest.key]
+    if worse:
         return (
             f"The model has learnt less than {sheet} gives away: on the same patients its {name} "
             f"stands {-hardest.difference:.3f} below, and the whole 95 % interval of the "
             "difference lies below 0."
         )
-    beaten = [SHEETS[p.key] for p in rivals if p.judged == "better"]
     start = f"The model beats {beaten[0]}, but it" if beaten else "It"
     return (
         f"{start} cannot be told whether the sound has taught it more than {sheet} gives away: the "

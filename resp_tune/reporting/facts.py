@@ -8,6 +8,7 @@ from typing import Any
 
 from resp_tune.reporting.evidence import baseline
 from resp_tune.reporting.files import ends, mapping, number
+from resp_tune.reporting.seeds import replicated
 from resp_tune.reporting.wording import LOWER_IS_BETTER, NAMES, metric_name, spread
 
 
@@ -33,7 +34,8 @@ class Figure:
 class Price:
     """What the search's best validation score promised, and what the winner's test gave.
 
-    `gap` is above 0 where validation flatters, in the metric's own units.
+    `test` is of one seed as the best score is: with replicates the mean over single seeds. `gap` is
+    above 0 where validation flatters, in the metric's own units.
     """
 
     gap: float
@@ -72,15 +74,17 @@ def price(summary: Mapping[str, Any]) -> Price | None:
     test = number(told.get("test", mapping(winner.get("test")).get(metric)))
     if best is None or test is None:
         return None
-    gap = test - best if metric in LOWER_IS_BETTER else best - test
+    signed = test - best if metric in LOWER_IS_BETTER else best - test
+    gap = number(told.get("difference", signed))
+    if gap is None:
+        return None
+    who = "One seed of the winner, on average," if replicated(winner) else "The winner"
+    than = "on the test side than the search's best trial on validation"
     if gap > 0:
         text = (
-            "The winner does worse on the test side than on the side it was chosen by. The best of "
-            "many trials is partly lucky, and the sides hold different patients."
+            f"{who} does worse {than}. The best of many trials is partly lucky, and the sides hold "
+            "different patients."
         )
     else:
-        text = (
-            "The winner does no worse on the test side than on the side it was chosen by; with so "
-            "few patients that is chance as well."
-        )
+        text = f"{who} does no worse {than}; with so few patients that is chance as well."
     return Price(gap, best, test, text)

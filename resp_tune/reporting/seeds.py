@@ -25,6 +25,15 @@ class Candidate:
     dropped: bool
 
 
+@dataclass(frozen=True)
+class Replicated:
+    """The winner's validation score over so many fresh seeds."""
+
+    mean: float
+    sd: float | None
+    scores: int
+
+
 def candidates(summary: Mapping[str, Any]) -> list[Candidate]:
     """What was run again on fresh seeds, the best bound first as the file has it."""
     found = []
@@ -48,7 +57,14 @@ def candidates(summary: Mapping[str, Any]) -> list[Candidate]:
     return found
 
 
-def strip_of(found: Sequence[Candidate], metric: str, winner: object) -> Strips | None:
+def replicated(winner: Mapping[str, Any]) -> Replicated | None:
+    """What the winner was chosen by, None where that was its one score in the search."""
+    told = mapping(winner.get("replicates"))
+    mean, sd = number(told.get("mean")), number(told.get("sd"))
+    return None if mean is None else Replicated(mean, sd, len(items(told.get("scores"))))
+
+
+def strip_of(found: Sequence[Candidate], metric: str, winner: Mapping[str, Any]) -> Strips | None:
     """A line a candidate: its score on each seed, its bound, and what the search had said."""
     sign = "+" if metric in LOWER_IS_BETTER else MINUS
     lines = []
@@ -58,7 +74,7 @@ def strip_of(found: Sequence[Candidate], metric: str, winner: object) -> Strips 
             marks.append(Mark(c.bound, "bound", f"bound {c.bound:.3f}"))
         if c.search_score is not None:
             marks.append(Mark(c.search_score, "ring", f"in the search {c.search_score:.3f}"))
-        ours = c.number == winner
+        ours = c.number == winner.get("number")
         state = "the winner" if ours else "dropped early" if c.dropped else ""
         seeds = str(len(c.scores))
         cells = (spread(c.mean, c.sd), figure(c.bound), figure(c.search_score), seeds)
@@ -72,24 +88,33 @@ def strip_of(found: Sequence[Candidate], metric: str, winner: object) -> Strips 
         "in the search",
         "seeds",
     )
+    wins = "; the best one wins" if replicated(winner) else ""
     keys = (
         ("dot", "one fresh seed"),
-        ("bound", f"bound: mean {sign} standard error; the best one wins"),
+        ("bound", f"bound: mean {sign} standard error{wins}"),
         ("ring", "its score in the search, which made it a candidate"),
     )
     return strips(heads, lines, keys=keys)
 
 
-def told(found: Sequence[Candidate], metric: str, winner: object) -> list[str]:
+def told(found: Sequence[Candidate], metric: str, winner: Mapping[str, Any]) -> list[str]:
     """What the candidates teach, a sentence each; nothing without candidates."""
     if not found:
         return []
+    chosen = replicated(winner) is not None
     counts = [len(c.scores) for c in found]
     most = ("up to " if min(counts) < max(counts) else "") + counted(max(counts), "fresh seed")
-    sentences = [
-        f"The {counted(len(found), 'best trial')} of the search ran again on {most} each; the "
-        "scores that made them candidates do not count."
-    ]
+    again = f"The {counted(len(found), 'best trial')} of the search ran again on {most} each"
+    sentences = []
+    if chosen:
+        sentences.append(f"{again}; the scores that made them candidates do not count.")
+    else:
+        sentences.append(
+            "The winner was chosen by its one score in the search, which was picked for being "
+            "high: too few fresh seeds have run to choose by them."
+        )
+        if max(counts):
+            sentences.append(f"{again}.")
     sign = -1 if metric in LOWER_IS_BETTER else 1
     known = [(c, c.search_score, c.mean) for c in found if c.search_score is not None]
     moves = [mean - score for _, score, mean in known if mean is not None]
@@ -100,9 +125,9 @@ def told(found: Sequence[Candidate], metric: str, winner: object) -> list[str]:
         sentences.append(
             f"Their means stand {abs(move):.3f} {side} their scores in the search{luck}."
         )
-    if known:
+    if known and chosen:
         first = max(known, key=lambda k: sign * k[1])[0]
-        if first.number != winner:
+        if first.number != winner.get("number"):
             sentences.append(
                 f"One seed alone would have chosen trial {first.number}, the first in the search."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import optuna
@@ -14,14 +15,7 @@ from resp_tune.learning.checkpoint import CHECKPOINT, resume, save_checkpoint
 from resp_tune.learning.network import SoundNet
 from resp_tune.learning.problem import Stores
 from resp_tune.searching.prepare import Prepared
-from resp_tune.tuning.replicates import (
-    Candidate,
-    by_bound,
-    candidates,
-    choose,
-    dropped,
-    replicates,
-)
+from resp_tune.tuning.replicates import Candidate, candidates, choose, replicates, standing
 from resp_tune.tuning.study import TrialRecord, best_of
 
 Say = Callable[[str], None]
@@ -41,6 +35,12 @@ class Winner:
     candidates: tuple[Candidate, ...]
 
     @property
+    def told(self) -> list[dict[str, Any]]:
+        """The candidates as `summary.json` has them."""
+        able = {c.trial.number for c in standing(self.candidates)}
+        return [c.summary(dropped=c.trial.number not in able) for c in self.candidates]
+
+    @property
     def seeds(self) -> list[int]:
         """Of the networks."""
         return [run.config.seed for run in self.runs]
@@ -54,26 +54,32 @@ class Winner:
         }
 
 
-def choose_winner(
-    prepared: Prepared, study: optuna.Study, trials: Sequence[TrialRecord], say: Say
-) -> Winner:
-    """The best bound over seeds where there are replicates, else the best score of the search."""
+def choose_winner(prepared: Prepared, study: optuna.Study, trials: Sequence[TrialRecord]) -> Winner:
+    """The best bound over seeds with replicates, else the best score of the search.
+
+    Raises `RunError` where no candidate has all its seeds: a winner by one lucky score would read
+    the test side before the one that was asked for.
+    """
     metric, count = prepared.settings.metric, prepared.settings.replicates
-    runs = replicates(study, trials)
-    found = candidates(trials, runs, dropped(study), metric=metric, count=count)
-    chosen = choose(found)
-    ordered = tuple(by_bound(found))
+    if count == 1:
+        best = best_of(trials, metric)
+        if best is None:
+            raise RunError("no trial has finished: there is no winner")
+        return Winner(best, (best,), None, ())
+    found = candidates(trials, replicates(study, trials), metric=metric, count=count)
+    chosen = choose(found, count)
     if chosen is not None:
-        return Winner(chosen.trial, tuple(chosen.finished), chosen, ordered)
-    best = best_of(trials, metric)
-    if best is None:
-        raise RunError("no trial has finished: there is no winner")
-    if count > 1:
-        say(
-            f"no two seeds of the candidates are there to compare: trial {best.number} wins by its "
-            "one score in the search; the same command with more time runs the replicates"
+        return Winner(chosen.trial, tuple(chosen.finished), chosen, tuple(found))
+    failed = next((c for c in found if c.failure is not None), None)
+    if failed is None:
+        raise RunError(
+            "all replicates have diverged: there is no winner, and the test side was not read; "
+            "search again under another --name with a lower lr"
         )
-    return Winner(best, (best,), None, ordered)
+    raise RunError(
+        f"no candidate has all its {count} seeds, and the test side was not read: a replicate of "
+        f"trial {failed.trial.number} failed with: {failed.failure}; the same command tries again"
+    )
 
 
 def trained_networks(
@@ -95,9 +101,11 @@ def trained_networks(
                 f"'{path}' is {f'damaged ({damage})' if damage else 'not there or too old'}: "
                 f"trial {run.label} is trained again"
             )
+            threads = torch.get_num_threads()
             torch.set_num_threads(prepared.slots.threads)  # as it was trained: the same bits
             while not training.done:
                 training.run_epoch()
+            torch.set_num_threads(threads)
             save_checkpoint(path, training)
         networks += training.networks()
     return networks

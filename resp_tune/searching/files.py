@@ -65,9 +65,11 @@ def write_epochs(path: Path, trials: Sequence[TrialRecord]) -> None:
     write_csv(path, frame)
 
 
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """A table as CSV, whole or not at all."""
-    write_atomically(path, frame.to_csv(index=False, lineterminator="\n").encode())
+def write_csv(path: Path, frame: pd.DataFrame, *, digits: int | None = None) -> None:
+    """A table as CSV, whole or not at all; numbers with all their digits, or with `digits`."""
+    shown = None if digits is None else f"%.{digits}g"
+    text = frame.to_csv(index=False, lineterminator="\n", float_format=shown)
+    write_atomically(path, text.encode())
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

@@ -19,10 +19,10 @@ from resp_tune.reporting.page import render
 from resp_tune.searching import files
 from resp_tune.searching.choosing import Winner, choose_winner, trained_networks
 from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.readings import reading_of, with_reading
 from resp_tune.searching.summary import summarise
 from resp_tune.searching.winner import (
     Scored,
-    declare_reading,
     score_test,
     score_validation,
     write_bundle,
@@ -35,6 +35,7 @@ from resp_tune.tuning.replicates import replicates
 from resp_tune.tuning.study import READINGS, SECONDS, STUDY_ID, TrialRecord, ranked, records
 
 Say = Callable[[str], None]
+FLOAT32 = 9  # digits that tell any two of its numbers apart
 COMPARED = 3  # runs that the link to MLflow's comparison opens
 
 
@@ -48,15 +49,16 @@ def finish(
 ) -> Path:
     """Everything that follows the last trial; the path of `summary.json`."""
     trials = records(study, prepared.space)
-    winner = choose_winner(prepared, study, trials, say)
+    winner = choose_winner(prepared, study, trials)
     folder, problem = prepared.folder / "winner", prepared.problem
     networks = trained_networks(prepared, winner.runs, stores, say)
-    bundle = write_bundle(folder, winner.trial, networks, problem, _details(prepared, winner))
+    bundle = write_bundle(folder, winner.runs[0], networks, problem, _details(prepared, winner))
     predictions = [score_validation(bundle, problem, stores)]
     scored, readings = _read_test(prepared, study, winner, bundle)
     if scored is not None:
         predictions.append(scored.predictions)
-    files.write_csv(folder / "predictions.csv", pd.concat(predictions, ignore_index=True))
+    every = pd.concat(predictions, ignore_index=True)
+    files.write_csv(folder / "predictions.csv", every, digits=FLOAT32)
     everything = [*trials, *replicates(study, trials)]
     summary = {
         **summarise(prepared, trials, winner, scored),
@@ -112,7 +114,8 @@ def _read_test(
     test = prepared.problem.sides.test
     if test is None:
         return None, readings
-    readings = declare_reading(readings, winner.trial.number, bundle.details["weights_sha256"])
+    reading = reading_of(winner.trial.number, bundle.details["weights_sha256"])
+    readings = with_reading(readings, reading)
     study.set_user_attr(READINGS, readings)
     scored = score_test(bundle, prepared.problem, test, workers=prepared.machine.cpus)
     return scored, readings

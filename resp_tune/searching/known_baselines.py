@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from resp_tune.data import baselines
-from resp_tune.data.baselines import Answers, held_out_answers, no_audio_baselines
+from resp_tune.data.baselines import COLUMNS, Answers, held_out_answers, no_audio_baselines
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import cache_folder, write_atomically
 
 FORMAT = 2
+Kept = TypeVar("Kept")
 
 
 def baselines_of(problem: Problem, jobs: int) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def baselines_of(problem: Problem, jobs: int) -> dict[str, Any]:
     found = _kept(
         f"{_key(problem)}.json",
         lambda: no_audio_baselines(problem.dataset, problem.clips, jobs=jobs),
+        _scores,
     )
     if problem.sides.test is not None:
         found["test_side"] = answers_of(problem).scores()
@@ -37,33 +40,44 @@ def answers_of(problem: Problem) -> Answers:
         by_columns = {name: rows.tolist() for name, rows in made.by_columns.items()}
         return {**asdict(made), "labels": made.labels.tolist(), "by_columns": by_columns}
 
-    kept = _kept(f"{_key(problem)}.answers.json", answer)
-    return Answers(
-        stems=tuple(kept["stems"]),
-        labels=np.array(kept["labels"]),
-        by_columns={name: np.array(rows) for name, rows in kept["by_columns"].items()},
-        majority=kept["majority"],
-    )
+    return _kept(f"{_key(problem, problem.sides.digest)}.answers.json", answer, _answers)
 
 
-def _kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _kept(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], Kept]) -> Kept:
+    """What `read` finds in the cache's file `name`; one that it cannot use is made anew."""
     path = cache_folder() / "baselines" / name
-    try:
-        kept: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        kept = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(kept).encode())
-    return kept
+    with suppress(OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return read(json.loads(path.read_bytes()))
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(made).encode())
+    return read(made)
 
 
-def _key(problem: Problem) -> str:
+def _scores(kept: Any) -> dict[str, Any]:
+    by_columns = {
+        name: {metric: float(kept[name][metric]) for metric in ("balanced_accuracy", "macro_f1")}
+        for name in COLUMNS
+    }
+    return {"majority_accuracy": float(kept["majority_accuracy"]), **by_columns}
+
+
+def _answers(kept: Any) -> Answers:
+    stems, labels = tuple(kept["stems"]), np.array(kept["labels"], dtype=np.int64)
+    rows = {name: np.array(kept["by_columns"][name], dtype=np.int64) for name in COLUMNS}
+    if {labels.shape, *(row.shape[1:] for row in rows.values())} != {(len(stems),)}:
+        raise ValueError("not one answer a clip")
+    return Answers(stems, labels, rows, int(kept["majority"]))
+
+
+def _key(problem: Problem, *more: str) -> str:
+    """A hash of what the forests see, of `more`, and of how they are grown."""
     sheets = [
         [r.stem, r.patient, r.location, r.device, r.diagnosis, r.age, r.sex]
         for r in problem.dataset.recordings
     ]
     clips = [[c.recording, c.label] for c in problem.clips.clips]
     task = asdict(problem.clips.task)
-    parts = [FORMAT, baselines.TREES, sheets, clips, task, problem.sides.digest]
+    parts = [FORMAT, baselines.TREES, sheets, clips, task, *more]
     content = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]

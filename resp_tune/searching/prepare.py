@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resp_tune.config import FrontEnd
+from resp_tune.data.baselines import check_enough
 from resp_tune.data.recordings import Dataset, load_dataset
 from resp_tune.data.sides import Sides, load_sides
 from resp_tune.data.splits import make_sides
@@ -19,14 +20,16 @@ from resp_tune.data.task_files import find_task
 from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
+from resp_tune.learning.metrics import are_cycles
 from resp_tune.learning.problem import Problem
-from resp_tune.paths import cache_folder
+from resp_tune.paths import cache_folder, user_path
 from resp_tune.searching.settings import SearchSettings
 from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
 from resp_tune.tracking.uri import resolve_uri, sqlite_file
 from resp_tune.tuning.conditions import APART
 from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
+from resp_tune.tuning.replicates import check_count
 from resp_tune.tuning.space import SearchSpace, load_space
 from resp_tune.tuning.study import check_settings, read_study
 from resp_tune.tuning.trainable import LOGICAL_GPUS
@@ -139,7 +142,7 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
         cpus_per_trial=settings.cpus_per_trial,
         logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",
     )
-    storage = settings.storage.expanduser().absolute()
+    storage = user_path(str(settings.storage)).absolute()
     check_storage(storage)
     tracking_uri = resolve_uri(settings.tracking_uri, storage)
     probe(tracking_uri)
@@ -151,6 +154,9 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
     if study is not None:  # before the sides: they differ too, and cannot say by what
         check_settings(study, _task_meaning(task))
     problem = make_problem(dataset, task, settings, storage / name / "split.json")
+    check_enough(dataset, problem.clips)
+    if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
+        raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
     prepared = Prepared(
         settings=settings,
         name=name,
@@ -165,6 +171,7 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
     )
     if study is not None:
         check_settings(study, prepared.meaning())
+        check_count(study, settings.replicates)
     return prepared
 
 
@@ -177,7 +184,7 @@ def data_folder(given: str | None, say: Say) -> Path:
         return folder
     if "://" in chosen:
         raise UserError(f"--data '{chosen}': only folders are built so far, not URIs")
-    return Path(chosen).expanduser()
+    return user_path(chosen)
 
 
 def make_problem(

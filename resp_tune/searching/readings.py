@@ -7,6 +7,7 @@ One that stands alone (moved, or made by `train`) keeps `test_readings.json` bes
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,33 @@ from typing import Any
 from resp_tune.errors import UserError
 from resp_tune.learning.bundle import Bundle
 from resp_tune.paths import write_atomically
+from resp_tune.reporting.page import render
 from resp_tune.searching.files import write_summary
 from resp_tune.searching.holding import held
-from resp_tune.searching.winner import declare_reading
+from resp_tune.tracking.uri import root_cause
 from resp_tune.tuning.study import READINGS, read_study
 
 KEPT = "test_readings.json"
 
 
-def this_reading(bundle: Bundle) -> dict[str, Any]:
+def reading_of(number: int | None, weights_sha256: str) -> dict[str, Any]:
     """`{time, winner_number, weights_sha256}` of now; no number for a bundle of `train`."""
-    provenance = bundle.details["provenance"]
-    return declare_reading([], provenance.get("trial"), bundle.details["weights_sha256"])[0]
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"time": now, "winner_number": number, "weights_sha256": weights_sha256}
+
+
+def with_reading(
+    known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """`known` with `reading` added, unless the same weights were read before."""
+    new = all(old["weights_sha256"] != reading["weights_sha256"] for old in known)
+    return [dict(one) for one in (*known, *([reading] if new else []))]
+
+
+def this_reading(bundle: Bundle) -> dict[str, Any]:
+    """The reading of now by the weights of `bundle`."""
+    details = bundle.details
+    return reading_of(details["provenance"].get("trial"), details["weights_sha256"])
 
 
 def record_reading(folder: Path, bundle: Bundle, reading: Mapping[str, Any]) -> Path:
@@ -41,7 +57,7 @@ def record_reading(folder: Path, bundle: Bundle, reading: Mapping[str, Any]) -> 
         name, path = None, folder / KEPT
     try:
         if name is None:
-            known = _with(reading, _kept(path))
+            known = with_reading(_kept(path), reading)
             write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
         else:
             with held(folder.parent):
@@ -65,20 +81,14 @@ def _into_search(folder: Path, name: str, reading: Mapping[str, Any]) -> None:
                 f"'{path}' is damaged: the command of search '{name}', typed again, makes it anew"
             ) from error
     study = read_study(folder / "study.db", name)
-    known = _with(reading, study.user_attrs.get(READINGS, []))
+    known = with_reading(study.user_attrs.get(READINGS, []), reading)
     try:
         study.set_user_attr(READINGS, known)
     except Exception as error:  # sqlalchemy, sqlite and optuna each have their own
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise OSError(None, cause) from error
+        raise OSError(None, root_cause(error)) from error
     if summary is not None:
         write_summary(path, {**summary, "test_readings": known})
-
-
-def _with(reading: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The same rule as `declare_reading`: weights are read once, however often they are read."""
-    new = all(old["weights_sha256"] != reading["weights_sha256"] for old in known)
-    return [dict(one) for one in (*known, *([reading] if new else []))]
+        render(folder)
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:

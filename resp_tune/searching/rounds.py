@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import optuna
@@ -17,7 +17,7 @@ from resp_tune.searching.prepare import Prepared
 from resp_tune.searching.table import TrialTable
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tuning.cluster import local_ray
-from resp_tune.tuning.recorder import Listener, Recorder
+from resp_tune.tuning.recorder import Recorder
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
 from resp_tune.tuning.replicates import replicates
 from resp_tune.tuning.run import run_trials
@@ -38,14 +38,11 @@ def run_rounds(
 ) -> None:
     """Run what the study still lacks; without anything to run, Ray is not started."""
     wants_trials = _wants_trials(study, prepared)
-    if not wants_trials and not _replicate_recorder(prepared, study, [], None, say).left():
+    if not wants_trials and not _replicates(prepared, study, say).left():
         return
     settings = prepared.settings
     with local_ray(prepared.machine, prepared.gpus):
         stores = filling.result()
-        deadline = None
-        if settings.time_budget is not None:
-            deadline = time.monotonic() + settings.time_budget
         work = Work(
             folds=prepared.problem.folds(),
             stores=stores,
@@ -56,8 +53,8 @@ def run_rounds(
             wants_gpu=prepared.slots.gpus > 0,
         )
         if wants_trials:
-            _run_trials(prepared, study, work, deadline, tracked, console, say)
-        _run_replicates(prepared, study, work, deadline, tracked, console, say)
+            _run_trials(prepared, study, work, tracked, console, say)
+        _run_replicates(prepared, study, work, tracked, console, say)
 
 
 def _wants_trials(study: optuna.Study, prepared: Prepared) -> bool:
@@ -73,12 +70,12 @@ def _run_trials(
     prepared: Prepared,
     study: optuna.Study,
     work: Work,
-    deadline: float | None,
     tracked: TrackedTrials,
     console: Console,
     say: Say,
 ) -> None:
     settings, before = prepared.settings, records(study, prepared.space)
+    limit = settings.time_budget
     table = TrialTable(console, settings.metric, settings.epochs, settings.budget)
     table.seed(before)
     recorder = Recorder(
@@ -88,7 +85,7 @@ def _run_trials(
         epochs=settings.epochs,
         seed=settings.seed,
         budget=settings.budget,
-        deadline=deadline,
+        deadline=None if limit is None else time.monotonic() + limit,
         listeners=[tracked, table],
         settle=lambda config: settle_precision(config, prepared.device_type),
     )
@@ -103,41 +100,28 @@ def _run_replicates(
     prepared: Prepared,
     study: optuna.Study,
     work: Work,
-    deadline: float | None,
     tracked: TrackedTrials,
     console: Console,
     say: Say,
 ) -> None:
-    settings, trials = prepared.settings, records(study, prepared.space)
-    done = [r for r in replicates(study, trials) if r.state is not None]
-    todo = len(_replicate_recorder(prepared, study, [], deadline, say).left())
-    table = TrialTable(
-        console, settings.metric, settings.epochs, len(done) + todo, what="replicates"
-    )
+    """The time budget is for the trials: a winner is chosen when all rivals have their seeds."""
+    recorder = _replicates(prepared, study, say)
+    if not (left := recorder.left()):
+        return
+    settings = prepared.settings
+    done = [r for r in replicates(study, recorder.trials) if r.state is not None]
+    total = len(done) + len(left)
+    table = TrialTable(console, settings.metric, settings.epochs, total, what="replicates")
     table.seed(done)
-    recorder = _replicate_recorder(prepared, study, [tracked, table], deadline, say)
-    if todo and not recorder.out_of_time():
-        # Nobody compares replicates halfway, so nothing needs reports at milestones.
-        scheduler = make_scheduler("none", epochs=settings.epochs, metric=settings.metric, past=())
-        with table:
-            run_trials(
-                recorder, dataclasses.replace(work, milestones=()), prepared.slots, scheduler, say
-            )
-    if left := recorder.left():
-        again = f" --trials {len(trials)}" if settings.budget is None else ""
-        say(
-            f"the time budget is over and {len(left)} replicates have not ended: the winner is "
-            f"chosen without them. The same command{again} goes on with them"
-        )
+    recorder.listeners += [tracked, table]
+    # Nobody compares replicates halfway, so nothing needs reports at milestones.
+    scheduler = make_scheduler("none", epochs=settings.epochs, metric=settings.metric, past=())
+    work = dataclasses.replace(work, milestones=())
+    with table:
+        run_trials(recorder, work, prepared.slots, scheduler, say)
 
 
-def _replicate_recorder(
-    prepared: Prepared,
-    study: optuna.Study,
-    listeners: Sequence[Listener],
-    deadline: float | None,
-    say: Say,
-) -> ReplicateRecorder:
+def _replicates(prepared: Prepared, study: optuna.Study, say: Say) -> ReplicateRecorder:
     settings = prepared.settings
     return ReplicateRecorder(
         study,
@@ -146,7 +130,5 @@ def _replicate_recorder(
         epochs=settings.epochs,
         seed=settings.seed,
         count=settings.replicates,
-        deadline=deadline,
-        listeners=listeners,
         say=say,
     )

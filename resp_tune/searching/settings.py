@@ -26,6 +26,8 @@ METRICS = (
 SCHEDULERS = ("asha", "none")
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
 
+MOST_REPLICATES = 100
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -83,6 +85,8 @@ class SearchSettings:
             )
         if not 1 <= self.folds <= 4:
             raise UserError(f"--folds {self.folds} is outside 1 to 4")
+        if not 1 <= self.replicates <= MOST_REPLICATES:
+            raise UserError(f"--replicates {self.replicates} is outside 1 to {MOST_REPLICATES}")
         if self.metric == "icbhi_score" and self.task != "cycles":
             raise UserError("--metric icbhi_score needs --task cycles")
         if "://" in str(self.storage) or re.match(r"[a-z0-9]+:/", str(self.storage)):

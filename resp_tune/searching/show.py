@@ -105,6 +105,11 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
         )
     lines.append(f"validation: {_figures(winner['validation'], metric)}")
     lines += _test_lines(summary)
+    if (times := len(summary["test_readings"])) > 1:
+        lines.append(
+            f"the test side was read {times} times, by different weights: each reading after the "
+            "first weakens what it says"
+        )
     leaks = summary["leaks"]
     if leaks["patients"]:
         lines.append(
@@ -135,8 +140,9 @@ def _test_lines(summary: dict[str, Any]) -> list[str]:
     lines = [f"test: {_figures(test, metric)}; majority {test['majority_accuracy']:.3f}"]
     if (price := winner["price_of_searching"]) is not None:
         lines.append(
-            f"best validation {price['best_validation']:.3f}, test {price['test']:.3f}: the price "
-            f"of searching is {price['difference']:.3f}"
+            f"best validation {price['best_validation']:.3f}, test {price['test']:.3f}"
+            f"{' (one seed on average)' * (winner['replicates'] is not None)}: the price of "
+            f"searching is {price['difference']:.3f}"
         )
     if (seeds := test["by_seed"]) is not None:
         names = dict.fromkeys((metric, *SHOWN_METRICS))

@@ -9,6 +9,7 @@ from typing import Any
 
 from resp_tune.auditing.against import against
 from resp_tune.auditing.figures import side_figures
+from resp_tune.learning.metrics import METRICS
 from resp_tune.searching import files
 from resp_tune.searching.choosing import Winner
 from resp_tune.searching.prepare import Prepared
@@ -46,7 +47,7 @@ def summarise(
             "price_of_searching": price,
             "test": test,
         },
-        "candidates": [candidate.summary() for candidate in winner.candidates],
+        "candidates": winner.told,
         "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
     }
 
@@ -54,16 +55,22 @@ def summarise(
 def _replicates(winner: Winner) -> dict[str, Any] | None:
     if winner.chosen is None:
         return None
-    told = winner.chosen.summary()
+    told = winner.chosen.summary(dropped=False)
     return {k: told[k] for k in ("seeds", "scores", "mean", "sd", "bound", "search_score")}
 
 
 def _price(trials: Sequence[TrialRecord], scored: Scored, metric: str) -> dict[str, float] | None:
-    """How much of the best validation score was luck: the best of many is lucky too."""
-    best, test = best_of(trials, metric), scored.metrics.get(metric)
-    if best is None or best.score is None or test is None:
+    """How much of the best validation score was luck: the best of many is lucky too.
+
+    Above 0 is worse on the test side, whichever way the metric goes. Of several seeds the test
+    value is their mean: an average of networks would hide some of the price.
+    """
+    best = best_of(trials, metric)
+    if best is None or best.score is None or metric not in scored.by_seed:
         return None
-    return {"best_validation": best.score, "test": test, "difference": best.score - test}
+    test = statistics.fmean(scored.by_seed[metric])
+    sign = 1 if METRICS[metric].mode == "max" else -1
+    return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
 
 
 def _test(prepared: Prepared, scored: Scored, winner: Winner) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +33,13 @@ class Scored:
 
 def write_bundle(
     folder: Path,
-    trial: TrialRecord,
+    run: TrialRecord,
     networks: Sequence[SoundNet],
     problem: Problem,
     details: Mapping[str, Any],
 ) -> Bundle:
-    """The networks as a bundle in `folder`."""
-    save_bundle(folder, trial.config, problem.sides.classes, networks, details)
+    """The networks as a bundle in `folder`; its config has the seed of `run`, the first of them."""
+    save_bundle(folder, run.config, problem.sides.classes, networks, details)
     return load_bundle(folder)
 
 
@@ -75,7 +74,9 @@ def score_test(bundle: Bundle, problem: Problem, stems: Sequence[str], *, worker
     ]
     metrics = all_metrics(labels, mean, classes)
     frame = predictions("test", table, classes, mean)
-    samples = bootstrap(labels, mean, list(frame["patient"]))
+    patients = list(frame["patient"])
+    # Resamples of one patient are all the same: they say nothing of another.
+    samples = bootstrap(labels, mean, patients) if len(set(patients)) > 1 else {}
     return Scored(
         metrics,
         {name: [found[name] for found in by_seed] for name in metrics},
@@ -83,14 +84,3 @@ def score_test(bundle: Bundle, problem: Problem, stems: Sequence[str], *, worker
         {name: span for name, span in intervals(samples).items() if name in metrics},
         frame,
     )
-
-
-def declare_reading(
-    readings: Sequence[Mapping[str, Any]], number: int | None, weights_sha256: str
-) -> list[dict[str, Any]]:
-    """`readings` of the test side with this one added, unless the same weights were read before."""
-    known = [dict(r) for r in readings]
-    if any(r["weights_sha256"] == weights_sha256 for r in known):
-        return known
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return [*known, {"time": now, "winner_number": number, "weights_sha256": weights_sha256}]

@@ -127,5 +127,5 @@ def _artifact_location(uri: str, storage: Path) -> str | None:
     if is_server(uri):
         return None
     file = sqlite_file(uri)
-    folder = file.parent if file is not None else storage.expanduser().absolute()
+    folder = file.parent if file is not None else storage.absolute()
     return (folder / "mlartifacts").as_uri()

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from resp_tune.paths import user_path
+
 
 def resolve_uri(given: str | None, storage: Path) -> str:
     """`given`, else `$MLFLOW_TRACKING_URI`, else `sqlite:///<storage>/mlflow.db`.
@@ -14,7 +16,7 @@ def resolve_uri(given: str | None, storage: Path) -> str:
     """
     uri = (given or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
     if not uri:
-        return f"sqlite:///{storage.expanduser().absolute() / 'mlflow.db'}"
+        return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
     if (file := sqlite_file(uri)) is not None:
         return f"sqlite:///{file}"
     return uri.rstrip("/") if is_server(uri) else uri
@@ -24,7 +26,7 @@ def sqlite_file(uri: str) -> Path | None:
     """The absolute path of a `sqlite:///` URI's file, None for another scheme."""
     if not uri.startswith("sqlite:///"):
         return None
-    return Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+    return user_path(uri.removeprefix("sqlite:///")).absolute()
 
 
 def is_server(uri: str) -> bool:

@@ -11,16 +11,14 @@ import optuna
 
 from resp_tune.tuning.recorder import Listener
 from resp_tune.tuning.replicates import (
-    DROPPED,
     Candidate,
-    by_bound,
     candidates,
-    dropped,
     replicate_seed,
     replicates,
     save_replicate,
+    standing,
 )
-from resp_tune.tuning.study import State, TrialRecord
+from resp_tune.tuning.study import State, TrialRecord, ranked
 
 Key = tuple[int, int]  # number, index
 
@@ -28,10 +26,10 @@ Key = tuple[int, int]  # number, index
 class ReplicateRecorder:
     """Drives `count` replicates of each of the best of `trials`, as `Recorder` drives trials.
 
-    All candidates' first seeds come before their second ones. Whoever then is hopeless beside the
-    best is dropped: no more of its seeds are run, and running ones end at their next report.
-    Replicates that were cut off, by a kill or by the deadline, go on with the next run of the
-    command.
+    All candidates' first seeds come before their second ones. Whoever is hopeless beside the best
+    gets no more seeds, unless the best falls back, and running ones end at their next report.
+    Replicates that were cut off go on, and failed ones are tried again, with the next run of the
+    command. `listeners` may be added until the first is handed out.
     """
 
     def __init__(
@@ -43,53 +41,48 @@ class ReplicateRecorder:
         epochs: int,
         seed: int,
         count: int,
-        deadline: float | None,
-        listeners: Sequence[Listener],
         say: Callable[[str], None],
     ) -> None:
         self.study, self.trials = study, trials
         self.metric, self.epochs, self.seed, self.count = metric, epochs, seed, count
-        self.deadline, self.listeners, self.say = deadline, listeners, say
-        self._records = {(r.number, r.replicate): r for r in replicates(study, trials)}
-        self._dropped = dropped(study)
+        self.say = say
+        self.listeners: list[Listener] = []
+        known = ((r.number, r.replicate, r) for r in replicates(study, trials))
+        self._records: dict[Key, TrialRecord] = {
+            (number, index): dataclasses.replace(r, state=None) if r.state == "failed" else r
+            for number, index, r in known
+        }
         self._clock: dict[Key, float] = {}  # of those that run now
-        self._drop_hopeless()
+        self._said: set[int] = set()
 
-    def standing(self) -> list[Candidate]:
-        """The candidates that can still win."""
+    def candidates(self) -> list[Candidate]:
+        """The candidates as they stand now, best first."""
         runs = list(self._records.values())
-        found = candidates(self.trials, runs, self._dropped, metric=self.metric, count=self.count)
-        return [c for c in found if not c.out]
+        return candidates(self.trials, runs, metric=self.metric, count=self.count)
 
     def left(self) -> list[Key]:
         """Replicates to hand out, in that order."""
-        numbers = [c.trial.number for c in self.standing()]
-        keys = [(n, index) for index in range(1, self.count + 1) for n in numbers]
-        return [
-            key
-            for key in keys
-            if key not in self._clock
-            and (key not in self._records or self._records[key].state is None)
-        ]
+        able = ranked([c.trial for c in standing(self.candidates())], self.metric)
+        keys = [(t.number, index) for index in range(1, self.count + 1) for t in able]
+        return [key for key in keys if key not in self._clock and self._open(key)]
 
-    def out_of_time(self) -> bool:
-        """True once the deadline has passed."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+    def _open(self, key: Key) -> bool:
+        """Whether it has not ended; one that was stopped goes on when its trial may win again."""
+        return key not in self._records or self._records[key].state in (None, "pruned")
 
     def stopped(self, key: Key) -> str | None:
         """Why a running replicate must not go on; None where it may."""
-        if self.out_of_time():
-            return "time budget"
-        standing = any(c.trial.number == key[0] for c in self.standing())
-        return None if standing else "dropped"
+        able = any(c.trial.number == key[0] for c in standing(self.candidates()))
+        return None if able else "dropped"
 
     def next_trial(self) -> dict[str, Any] | None:
         """What a worker needs to run the next replicate, None when there is none left."""
-        left = [] if self.out_of_time() else self.left()
+        left = self.left()
         if not left:
+            self._end_left_behind()
             return None
         key = left[0]
-        known = self._records.get(key) or self._new(key)
+        known = dataclasses.replace(self._records.get(key) or self._new(key), state=None)
         self._records[key] = known
         self._clock[key] = time.monotonic() - known.seconds
         self._save(key)
@@ -128,11 +121,7 @@ class ReplicateRecorder:
             listener.advanced(self._records[key], rows)
 
     def end(self, key: Key, state: State, reason: str | None = None) -> None:
-        """The end of a running replicate. One that the deadline stopped has not ended."""
-        if state == "pruned" and reason == "time budget":
-            self._save(key)
-            del self._clock[key]
-            return
+        """The end of a running replicate."""
         score = self._records[key].epochs[-1][f"val_{self.metric}"] if state == "finished" else None
         error = reason if state == "failed" else None
         self._save(key, state=state, score=score, error=error)
@@ -141,22 +130,32 @@ class ReplicateRecorder:
         for listener in self.listeners:
             listener.ended(record)
         if state == "failed":
-            self.say(f"replicate {record.label} failed ({reason}): trial {key[0]} cannot win")
-        elif state != "pruned":
-            self._drop_hopeless()
+            self.say(
+                f"replicate {record.label} failed ({reason}): trial {key[0]} cannot win; the same "
+                "command tries it again"
+            )
+        self._say_dropped()
 
-    def _drop_hopeless(self) -> None:
-        ordered = by_bound(self.standing())
-        for candidate in ordered[1:]:
-            if len(candidate.runs) < self.count and candidate.hopeless_beside(ordered[0]):
-                self._dropped = [*self._dropped, candidate.trial.number]
-                self.study.set_user_attr(DROPPED, self._dropped)
+    def _say_dropped(self) -> None:
+        found = self.candidates()
+        best, able = found[0], standing(found)
+        for c in found:
+            if c not in able and c.failure is None and c.trial.number not in self._said:
+                self._said.add(c.trial.number)
                 self.say(
-                    f"trial {candidate.trial.number} is given no more seeds: {self.metric} "
-                    f"{candidate.mean:.3f} ± {candidate.sd:.3f} over {len(candidate.runs)}, beside "
-                    f"{ordered[0].mean:.3f} ± {ordered[0].sd:.3f} of trial "
-                    f"{ordered[0].trial.number}"
+                    f"trial {c.trial.number} is given no more seeds: {self.metric} "
+                    f"{c.mean:.3f} ± {c.sd:.3f} over {len(c.runs)}, beside "
+                    f"{best.mean:.3f} ± {best.sd:.3f} of trial {best.trial.number}"
                 )
+
+    def _end_left_behind(self) -> None:
+        """Replicates that a killed driver left running, of trials that are no candidates now."""
+        for key, record in self._records.items():
+            if record.state is None and key not in self._clock:
+                self._records[key] = dataclasses.replace(record, state="pruned")
+                save_replicate(self.study, self._records[key])
+                for listener in self.listeners:
+                    listener.ended(self._records[key])
 
     def _save(self, key: Key, **changes: Any) -> None:
         """The study first; listeners are told of what it holds."""

@@ -16,13 +16,16 @@ from typing import Any
 
 import optuna
 
+from resp_tune.errors import UserError
 from resp_tune.learning.metrics import METRICS
 from resp_tune.learning.seeds import mix_seed
 from resp_tune.tuning.study import TrialRecord, ranked
 
 CANDIDATES = 4
 LEAST = 2  # seeds that a mean and its standard error need
-DROPPED = "resp_tune.dropped"
+# Two values are close together by chance too often: on two seeds, one in thirteen candidates that
+# are better by half a deviation would be given up.
+LEAST_TO_DROP = 3
 _PREFIX = "resp_tune.replicate."
 
 
@@ -30,18 +33,14 @@ _PREFIX = "resp_tune.replicate."
 class Candidate:
     """A trial of the search and the replicates of it that count, by index.
 
-    A replicate that has diverged counts with the metric's worst value. `out`: it was dropped, or
-    one of its replicates has failed.
+    A replicate that has diverged counts with the metric's worst value, but has no network to use.
+    `failure`: why one of its replicates failed, which takes it out until that is run again.
     """
 
     trial: TrialRecord
     runs: tuple[TrialRecord, ...]
     metric: str
-    out: bool
-
-    def first(self, n: int) -> Candidate:
-        """The same with its first `n` replicates only."""
-        return dataclasses.replace(self, runs=self.runs[:n])
+    failure: str | None
 
     @property
     def scores(self) -> list[float]:
@@ -79,11 +78,11 @@ class Candidate:
     def hopeless_beside(self, best: Candidate) -> bool:
         """Whether even its mean, bettered by its error, is worse than the bound of `best`."""
         own, bound = self._moved(1.0), best.bound
-        if own is None or bound is None:
+        if own is None or bound is None or len(self.runs) < LEAST_TO_DROP:
             return False
         return own < bound if METRICS[self.metric].mode == "max" else own > bound
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, *, dropped: bool) -> dict[str, Any]:
         """What `summary.json` says of it."""
         return {
             "number": self.trial.number,
@@ -93,7 +92,7 @@ class Candidate:
             "mean": self.mean,
             "sd": self.sd,
             "bound": self.bound,
-            "dropped": self.out,
+            "dropped": dropped,
         }
 
 
@@ -111,6 +110,20 @@ def replicates(study: optuna.Study, trials: Sequence[TrialRecord]) -> list[Trial
             number, index = (int(part) for part in name.removeprefix(_PREFIX).split("."))
             found.append(_from_attribute(by_number[number], index, value))
     return sorted(found, key=lambda r: (r.number, r.replicate))
+
+
+def check_count(study: optuna.Study, count: int) -> None:
+    """Raise `UserError` when `study` was run with more replicates than `count`.
+
+    With fewer, another trial could win and read the test side, by nothing but a forgotten flag.
+    """
+    indices = (name.rsplit(".", 1)[1] for name in study.user_attrs if name.startswith(_PREFIX))
+    most = max(map(int, indices), default=1)
+    if count < most:
+        raise UserError(
+            f"search '{study.study_name}' has replicates on {most} seeds, which --replicates "
+            f"{count} would not count: give --replicates {most} or more, or another --name"
+        )
 
 
 def save_replicate(study: optuna.Study, replicate: TrialRecord) -> None:
@@ -139,58 +152,45 @@ def _from_attribute(trial: TrialRecord, index: int, value: Mapping[str, Any]) ->
     )
 
 
-def dropped(study: optuna.Study) -> list[int]:
-    """Numbers of the candidates that were found hopeless."""
-    numbers: list[int] = study.user_attrs.get(DROPPED, [])
-    return numbers
-
-
 def candidates(
-    trials: Sequence[TrialRecord],
-    runs: Sequence[TrialRecord],
-    dropped: Sequence[int],
-    *,
-    metric: str,
-    count: int,
+    trials: Sequence[TrialRecord], runs: Sequence[TrialRecord], *, metric: str, count: int
 ) -> list[Candidate]:
-    """The best trials by their score in the search, each with up to `count` of the replicates.
+    """The best trials by their score in the search, and the replicates of each; best bound first.
 
-    None with a `count` of 1: nothing is run again.
+    A trial that has proven itself on `LEAST` seeds stays a candidate when later trials have higher
+    single scores. None with a `count` of 1: nothing is run again.
     """
     if count < LEAST:
         return []
+    of_trial: dict[int, list[TrialRecord]] = {}
+    for run in sorted(runs, key=lambda r: r.replicate):
+        of_trial.setdefault(run.number, []).append(run)
     found = []
-    for trial in ranked(trials, metric)[:CANDIDATES]:
-        own = [r for r in runs if r.number == trial.number and r.replicate <= count]
-        out = trial.number in dropped or any(r.state == "failed" for r in own)
-        counted = sorted(
-            (r for r in own if r.state in ("finished", "diverged")), key=lambda r: r.replicate
-        )
-        found.append(Candidate(trial, tuple(counted), metric, out))
-    return found
+    for place, trial in enumerate(ranked(trials, metric)):
+        own = of_trial.get(trial.number, [])
+        counted = tuple(r for r in own if r.state in ("finished", "diverged"))
+        if place < CANDIDATES or len(counted) >= LEAST:
+            failure = next((r.error for r in own if r.state == "failed"), None)
+            found.append(Candidate(trial, counted, metric, failure))
+    return sorted(found, key=_place)
 
 
-def choose(found: Sequence[Candidate]) -> Candidate | None:
-    """The candidate with the best bound, of equals the lower number.
-
-    Where the time was up before all had their seeds, each is judged by the first ones that all of
-    them have. None where those are fewer than two.
-    """
-    standing = [c for c in found if not c.out]
-    seeds = min((len(c.runs) for c in standing), default=0)
-    if seeds < LEAST:
-        return None
-    judged = [c.first(seeds) for c in standing]
-    return next(iter(by_bound([c for c in judged if c.finished])), None)
+def standing(found: Sequence[Candidate]) -> list[Candidate]:
+    """Those of `found` that can still win, in their order: nothing failed, and not hopeless."""
+    able = [c for c in found if c.failure is None]
+    leaders = [c for c in able if len(c.runs) >= LEAST_TO_DROP]
+    return [c for c in able if not any(c.hopeless_beside(best) for best in leaders[:1])]
 
 
-def by_bound(found: Sequence[Candidate]) -> list[Candidate]:
+def choose(found: Sequence[Candidate], count: int) -> Candidate | None:
+    """The candidate with the best bound over all `count` seeds, of equals the lower number."""
+    whole = [c for c in standing(found) if len(c.runs) >= count and c.finished]
+    return next(iter(whole), None)
+
+
+def _place(c: Candidate) -> tuple[bool, float, int]:
     """Best bound first; those without one, by their score in the search, last."""
-
-    def key(c: Candidate) -> tuple[bool, float, int]:
-        sign = 1 if METRICS[c.metric].mode == "max" else -1
-        value = c.trial.score if c.bound is None else c.bound
-        # Rounded, or the last bit of a sum would decide between equals.
-        return c.bound is None, -sign * round(value or 0.0, 9), c.trial.number
-
-    return sorted(found, key=key)
+    sign = 1 if METRICS[c.metric].mode == "max" else -1
+    value = c.trial.score if c.bound is None else c.bound
+    # Rounded, or the last bit of a sum would decide between equals.
+    return c.bound is None, -sign * round(value or 0.0, 9), c.trial.number

@@ -13,6 +13,7 @@ import yaml
 import resp_tune
 from resp_tune.config import FIELDS, FrontEnd, TrialConfig, preset
 from resp_tune.errors import UserError, nearest
+from resp_tune.paths import user_path
 from resp_tune.tuning.conditions import APART, check_coupled, combinations, in_order
 from resp_tune.tuning.parameters import FloatRange, IntRange, Parameter, parse_parameter
 
@@ -109,7 +110,7 @@ def load_space(given: str) -> SearchSpace:
 
 
 def _find(given: str) -> Path:
-    path = Path(given).expanduser()
+    path = user_path(given)
     if path.is_file():
         return path
     package = Path(resp_tune.__file__).parent

@@ -154,7 +154,7 @@ class TrialTrainable(tune.Trainable):
             [predictions("validation", f.validation, f.classes, p) for f, p in found],
             ignore_index=True,
         )
-        text = frame.to_csv(index=False, lineterminator="\n")
+        text = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g")
         write_atomically(self.folder / "predictions.csv", text.encode())
 
     def _write_traceback(self) -> None:
