@@ -208,6 +208,16 @@ def test_replicates_have_runs_of_their_own(uri: str, tmp_path: Path) -> None:
         assert [metric.step for metric in steps] == [1, 2]
     assert found["trial-0"].data.metrics["macro_f1"] == 0.6
     assert found["first"].data.metrics["best_macro_f1"] == 0.6
+    runs = open_search(uri, tmp_path)  # the one that was stopped is run on after all
+    runs.start_trial(0, params=PARAMS, seed=22, replicate=2, again=True)
+    runs.log_epochs(0, [epoch(2, 0.9), epoch(3, 0.8)], replicate=2)
+    runs.end_trial(0, "finished", score=0.8, seconds=1.0, replicate=2)
+    runs.close("FINISHED")
+    again = all_runs(uri)["replicate-0-2"]
+    assert (again.info.run_id, again.info.status) == (ids[0, 2], "FINISHED")
+    assert again.data.tags["resp_tune.state"] == "finished"
+    steps = MlflowClient(uri).get_metric_history(ids[0, 2], "val_macro_f1")
+    assert [metric.step for metric in steps] == [1, 2, 3]
 
 
 def test_a_killed_driver_goes_on_in_the_same_runs(uri: str, tmp_path: Path) -> None:

@@ -27,7 +27,12 @@ class TrackedTrials:
         """A trial was handed out."""
         params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
         self.runs.start_trial(
-            trial.number, params=params, seed=seed, tags=self.tags, replicate=trial.replicate
+            trial.number,
+            params=params,
+            seed=seed,
+            tags=self.tags,
+            replicate=trial.replicate,
+            again=trial.state is None,  # a replicate that had failed, or was stopped, is run anew
         )
         # What a trial had done before its driver was killed may not have reached MLflow.
         self.advanced(trial, trial.epochs)

@@ -101,11 +101,20 @@ class Children:
         return sum(key.kind == "trial" and child.end is not None for key, child in items)
 
     def start(
-        self, key: Key, params: Mapping[str, Any], tags: Mapping[str, str], now: int
+        self,
+        key: Key,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        now: int,
+        *,
+        again: bool = False,
     ) -> _Child:
-        """Find or create the run, running and with its parameters; an ended one stays ended."""
+        """Find or create the run, running and with its parameters.
+
+        An ended one stays ended, unless it runs `again`.
+        """
         child = self._children.get(key) or self._create(key, tags, now)
-        if child.end is not None:
+        if child.end is not None and not again:
             return child
         if child.status != "RUNNING":
             self._client.update_run(child.run_id, status="RUNNING")

@@ -140,14 +140,19 @@ class SearchRuns:
         seed: int,
         tags: Mapping[str, str] | None = None,
         replicate: int = 0,
+        again: bool = False,
     ) -> None:
         """Find or create the run of trial `number`; one that was interrupted runs again.
 
-        With `replicate`, here and below: the run of that replicate of it, from 1.
+        With `replicate`, here and below: the run of that replicate of it, from 1. With `again`, one
+        that had ended runs as well.
         """
         key, now = _key(number, replicate), _now()
         given, named = {**params, "seed": seed}, {**_origin(), **(tags or {})}
-        self._writer.put(f"start of {key}", lambda: self._children.start(key, given, named, now))
+        self._writer.put(
+            f"start of {key}",
+            lambda: self._children.start(key, given, named, now, again=again),
+        )
 
     def log_epochs(
         self, number: int, epochs: Sequence[Mapping[str, float]], *, replicate: int = 0
