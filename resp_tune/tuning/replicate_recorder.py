@@ -140,7 +140,8 @@ class ReplicateRecorder:
         found = self.candidates()
         best, able = found[0], standing(found)
         for c in found:
-            if c not in able and c.failure is None and c.trial.number not in self._said:
+            wanted = len(c.runs) < self.count and c.trial.number not in self._said
+            if wanted and c not in able and c.failure is None:
                 self._said.add(c.trial.number)
                 self.say(
                     f"trial {c.trial.number} is given no more seeds: {self.metric} "
