@@ -105,7 +105,8 @@ def test_every_end_as_the_study_has_it(tmp_path: Path) -> None:
     finish(recorder, 0, 0.6)
     recorder.advance(1, [row(1, 0.1), row(2, 0.2)])
     recorder.end(1, "pruned", "scheduler")
-    recorder.advance(2, [row(1, 0.3), {"epoch": 2, "train_loss": math.nan, "val_loss": math.nan}])
+    lost = {"epoch": 2, "train_loss": math.nan, "val_loss": math.nan, "seconds": 0.1}
+    recorder.advance(2, [row(1, 0.3), lost])
     recorder.end(2, "diverged", "the loss of epoch 2 is not finite")
     recorder.end(3, "failed", "ValueError: no")
 
@@ -186,6 +187,7 @@ def test_trials_left_running_come_first(tmp_path: Path) -> None:
     assert second.next_trial() is None
 
     found = records(study, SPACE)
+    assert found[2].seconds >= 0.2  # what the first driver had spent on it: two epochs
     assert [[int(r["epoch"]) for r in t.epochs] for t in found] == [[1, 2, 3]] * 3 + [[]] * 2
     assert [t.score for t in found] == [0.5, 0.75, 0.6, None, None]
     assert [t.state for t in found] == ["finished"] * 3 + [None, None]

@@ -239,7 +239,7 @@ class _Writer:
         (self.folder / "index.json").write_text(f"{digest}\n{body}\n")
 
     def _write(self, values: np.ndarray) -> None:
-        data = np.ascontiguousarray(values).tobytes()
+        data = np.ascontiguousarray(values).data
         self.file.write(data)
         self.crc = zlib.crc32(data, self.crc)
         self.rows += len(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -61,7 +62,7 @@ class Recorder:
         self._ended: set[State] = set()
         self._failures = 0
         self._trials: dict[int, optuna.trial.Trial] = {}
-        self._rows: dict[int, list[dict[str, float]]] = {}
+        self._records: dict[int, TrialRecord] = {}  # of those that run now
         self._clock: dict[int, float] = {}
         if not trials:
             study.enqueue_trial(space.baseline_params())
@@ -90,10 +91,9 @@ class Recorder:
         trial.set_user_attr("seed", seed)
         trial.set_user_attr("config", config.as_dict())
         number = trial.number
-        self._trials[number] = trial
-        self._rows[number] = list(trial.user_attrs.get("epochs", []))
-        self._clock[number] = time.monotonic() - trial.user_attrs.get("seconds", 0.0)
-        found = self._record(number)
+        found = self._read(trial)
+        self._trials[number], self._records[number] = trial, found
+        self._clock[number] = time.monotonic() - found.seconds
         for listener in self.listeners:
             listener.started(found, seed)
         return {
@@ -101,7 +101,7 @@ class Recorder:
             "number": number,
             "folder": str(found.folder),
             "config": config.as_dict(),
-            "epochs_reported": len(self._rows[number]),
+            "epochs_reported": len(found.epochs),
         }
 
     def _budget_met(self) -> bool:
@@ -116,20 +116,23 @@ class Recorder:
 
         A worker that takes over from a lost one tells again what the lost one had told.
         """
-        known = len(self._rows[number])
-        rows = [row for row in rows if row["epoch"] > known]
+        known = self._records[number]
+        rows = [row for row in rows if row["epoch"] > len(known.epochs)]
         if not rows:
             return
         trial = self._trials[number]
-        self._rows[number] += rows
         for row in rows:
             value = row.get(f"val_{self.metric}")
             if value is not None:
                 trial.report(value, int(row["epoch"]))
-        trial.set_user_attr("epochs", self._rows[number])
-        trial.set_user_attr("seconds", self._seconds(number))
+        # Kept here as well: to read it back from the study would take longer than to write it.
+        told = dataclasses.replace(
+            known, epochs=[*known.epochs, *rows], seconds=self._seconds(number)
+        )
+        trial.set_user_attr("epochs", told.epochs)
+        self._records[number] = told
         for listener in self.listeners:
-            listener.advanced(self._record(number), rows)
+            listener.advanced(told, rows)
 
     def end(self, number: int, state: State, reason: str | None = None) -> None:
         """The end of a running trial; `reason` is the error, or what stopped it."""
@@ -141,19 +144,19 @@ class Recorder:
             trial.set_user_attr("diverged", True)
             self.study.tell(trial, METRICS[self.metric].worst)
         elif state == "finished":
-            self.study.tell(trial, self._rows[number][-1][f"val_{self.metric}"])
+            self.study.tell(trial, self._records[number].epochs[-1][f"val_{self.metric}"])
         else:
             end = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
             self.study.tell(trial, state=end)
         self._ended.add(state)
         self._failures += state == "failed"
+        ended = self._read(trial)
+        del self._trials[number], self._records[number], self._clock[number]
         for listener in self.listeners:
-            listener.ended(self._record(number))
-        del self._trials[number], self._rows[number], self._clock[number]
+            listener.ended(ended)
 
     def _seconds(self, number: int) -> float:
         return time.monotonic() - self._clock[number]
 
-    def _record(self, number: int) -> TrialRecord:
-        storage, trial_id = self.study._storage, self._trials[number]._trial_id
-        return record(storage.get_trial(trial_id), self.space)
+    def _read(self, trial: optuna.trial.Trial) -> TrialRecord:
+        return record(self.study._storage.get_trial(trial._trial_id), self.space)

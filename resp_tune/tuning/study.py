@@ -1,9 +1,9 @@
 """The study: the one truth about a search, from which all else that is written can be made again.
 
 A trial of the search is a trial of the Optuna study, and its number. Beside Optuna's own values it
-carries `config`, `seed`, `epochs` (one row an epoch), `seconds`, and where they apply `diverged`,
-`error`, `stopped`. Only what the sampler asked for is a trial: replicates are attributes of the
-study (`replicates.py`).
+carries `config`, `seed`, `epochs` (one row an epoch), at its end `seconds`, and where they apply
+`diverged`, `error`, `stopped`. Only what the sampler asked for is a trial: replicates are
+attributes of the study (`replicates.py`).
 """
 
 from __future__ import annotations
@@ -138,6 +138,7 @@ def record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     """One trial of the study."""
     attrs = trial.user_attrs
     config = TrialConfig().replace(attrs["config"])
+    epochs = attrs.get("epochs", [])
     state = state_of(trial)
     return TrialRecord(
         number=trial.number,
@@ -145,8 +146,9 @@ def record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         score=trial.value if state == "finished" else None,
         config=config,
         values=space.values(config),
-        epochs=attrs.get("epochs", []),
-        seconds=attrs.get("seconds", 0.0),
+        epochs=epochs,
+        # Written when it ends; one that was cut off has spent at least its epochs.
+        seconds=attrs.get("seconds", sum(row["seconds"] for row in epochs)),
         error=attrs.get("error"),
     )
 
