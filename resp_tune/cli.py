@@ -82,6 +82,16 @@ def natural_int(text: str) -> int:
     return _integer(text, 0)
 
 
+def count_or_auto(text: str) -> int | None:
+    """An integer of at least 1, or `auto`, which is None: a program chooses."""
+    if text.strip() == "auto":
+        return None
+    try:
+        return positive_int(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor auto") from None
+
+
 def _integer(text: str, least: int) -> int:
     if not re.fullmatch(r"[+-]?\d{1,18}", text.strip(), re.ASCII) or int(text) < least:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}")

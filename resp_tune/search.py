@@ -18,6 +18,7 @@ from typing import Any
 
 from resp_tune.cli import (
     Parser,
+    count_or_auto,
     duration,
     natural_int,
     positive_float,
@@ -129,7 +130,13 @@ def _place_flags(where: Group) -> None:
         metavar="N",
         help="GPUs that trials may hold at once, 0: CPU (default: all there are)",
     )
-    where.add_argument("--trials-per-gpu", metavar="K", default="1", help="trials that share a GPU")
+    where.add_argument(
+        "--trials-per-gpu",
+        type=count_or_auto,
+        metavar="K",
+        default=DEFAULTS.trials_per_gpu,
+        help="trials that share a GPU; auto: measured before the search, as many as pay",
+    )
     where.add_argument(
         "--concurrency",
         type=positive_int,
@@ -183,16 +190,8 @@ def read_settings(argv: Sequence[str] | None) -> SearchSettings:
     if args["config"] is not None:
         args = vars(p.parse([*_flags_of(args["config"], set(args)), *given]))
     _refuse_unbuilt(args)
-    args["trials_per_gpu"] = positive_int_flag("trials-per-gpu", args["trials_per_gpu"])
     fields = SearchSettings.__dataclass_fields__
     return SearchSettings(**{name: value for name, value in args.items() if name in fields})
-
-
-def positive_int_flag(name: str, text: str) -> int:
-    """A flag that may one day also be a word."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(NOT_BUILT.format(name, text, "a whole number of at least 1"))
-    return int(text)
 
 
 def _refuse_unbuilt(args: dict[str, Any]) -> None:

@@ -53,9 +53,9 @@ FOLDS = (
 )
 
 
-def trial(folder: Path, *, wants_gpu: bool = False, reported: int = 0, **values: Any) -> Any:
+def trial(folder: Path, *, gpus: float = 0.0, reported: int = 0, **values: Any) -> Any:
     made = TrialTrainable.__new__(TrialTrainable)  # without Ray around it
-    made.work = Work(FOLDS, stores(folder), folder, "macro_f1", (), threads=1, wants_gpu=wants_gpu)
+    made.work = Work(FOLDS, stores(folder), folder, "macro_f1", (), threads=1, gpus=gpus)
     config = toy_config(**values).as_dict()
     made._begin({"config": config, "folder": "3/replicates/1", "epochs_reported": reported})
     return made
@@ -79,13 +79,13 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, float]]:
 def test_a_trial_that_finds_no_gpu_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(LOGICAL_GPUS, raising=False)
     with pytest.raises(RuntimeError, match="promised a GPU"):
-        trial(tmp_path, wants_gpu=True)._device()
+        trial(tmp_path, gpus=1.0)._device()
     assert trial(tmp_path)._device() == "cpu"
 
 
 def test_a_rehearsal_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(LOGICAL_GPUS, "1")
-    assert trial(tmp_path, wants_gpu=True)._device() == "cpu"
+    assert trial(tmp_path, gpus=1.0)._device() == "cpu"
 
 
 @pytest.mark.parametrize("augmented", [False, True])

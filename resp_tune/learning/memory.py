@@ -1,4 +1,4 @@
-"""How the process keeps memory that a batch has freed."""
+"""How the process keeps memory that a batch has freed, and how it says that there is no more."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether `error` says that memory did not suffice: of a GPU, of the host, of either by torch.
+
+    By name, since torch need not be imported to ask; torch's own word for the host's memory is a
+    plain `RuntimeError`.
+    """
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

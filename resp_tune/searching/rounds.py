@@ -50,7 +50,7 @@ def run_rounds(
             metric=settings.metric,
             milestones=milestones(settings.scheduler, settings.epochs),
             threads=prepared.slots.threads,
-            wants_gpu=prepared.slots.gpus > 0,
+            gpus=prepared.slots.gpus,
         )
         if wants_trials:
             _run_trials(prepared, study, work, tracked, console, say)

@@ -51,7 +51,7 @@ class SearchSettings:
     epochs: int = 20
     time_budget: float | None = None
     gpus: int | None = None
-    trials_per_gpu: int = 1
+    trials_per_gpu: int | None = 1  # None: measured
     concurrency: int | None = None
     cpus_per_trial: float | None = None
     scheduler: str = "asha"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from resp_tune.config import TrialConfig
-from resp_tune.learning.memory import keep_freed_memory
+from resp_tune.learning.memory import keep_freed_memory, ran_out
 from resp_tune.learning.metrics import METRICS
 from resp_tune.paths import write_atomically
 
@@ -36,7 +36,7 @@ class Work:
     metric: str
     milestones: tuple[int, ...]  # epochs at which the scheduler must see a result of its own
     threads: int
-    wants_gpu: bool
+    gpus: float  # that each trial was given
 
 
 class TrialTrainable(tune.Trainable):
@@ -72,8 +72,7 @@ class TrialTrainable(tune.Trainable):
         try:
             self._run_epochs()
         except Exception as cause:  # whatever a config brings about belongs to its trial alone
-            # By name, since torch is not imported here: of CUDA, and of the host.
-            out_of_memory = type(cause).__name__ in ("OutOfMemoryError", "MemoryError")
+            out_of_memory = ran_out(cause)
             error = f"{type(cause).__name__}: {cause}"
             self._write_traceback()
         return self._report(error, out_of_memory=out_of_memory)
@@ -128,13 +127,16 @@ class TrialTrainable(tune.Trainable):
     def _device(self) -> str:
         import torch
 
-        if not self.work.wants_gpu or os.environ.get(LOGICAL_GPUS) == "1":
+        from resp_tune.learning.packing import limit_memory
+
+        if not self.work.gpus or os.environ.get(LOGICAL_GPUS) == "1":
             return "cpu"
         if not torch.cuda.is_available():
             raise RuntimeError(
                 "this trial was promised a GPU and torch finds none: check the driver, or give "
                 f"--gpus 0 (rehearsals without a GPU: {LOGICAL_GPUS}=1)"
             )
+        limit_memory("cuda", self.work.gpus)
         return "cuda"
 
     def _write_checkpoint(self, training: Training) -> None:

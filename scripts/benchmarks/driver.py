@@ -129,7 +129,7 @@ def _work(trials_folder: Path, threads: int) -> Work:
         metric=METRIC,
         milestones=(),
         threads=threads,
-        wants_gpu=False,
+        gpus=0.0,
     )
 
 
