@@ -10,20 +10,26 @@ and says that it measured no GPU.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.limit import Limit
 
 from resp_tune.config import TrialConfig, preset
 from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipFrames, make_batch
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
+from resp_tune.learning.memory import keep_freed_memory
+from resp_tune.learning.packing import Load, measure_all
 from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.training import Side, Training, TrainingData
 
@@ -51,19 +57,51 @@ def make_data(config: TrialConfig, recordings: int) -> TrainingData:
     return TrainingData(side(~held_out), side(held_out), CLASSES)
 
 
-def compare(config: TrialConfig, data: TrainingData, device: torch.device) -> float:
-    """Largest difference of the logits of one float32 batch between the CPU and `device`."""
+def compare(config: TrialConfig, data: TrainingData, device: torch.device) -> tuple[float, float]:
+    """Between the CPU and `device`, float32, one batch: the largest difference of a logit, and of
+    the gradients as a share of their length.
+    """
     config = config.replace({"precision": "float32"})
-    on_cpu = Training(config, [data])
-    on_device = Training(config, [data], device)
-    draws = draw_plain(data.validation.clips.count, config)[:16]
-    logits = []
-    for training in (on_cpu, on_device):
-        run = training.runs[0]
-        with torch.inference_mode():
-            batch = make_batch(run.clips[1], draws.to(run.device), config)
-            logits.append(run.network.eval()(batch).cpu())
-    return float((logits[0] - logits[1]).abs().max())
+    draws = draw_plain(data.train.clips.count, config)[:16]
+    logits, gradients = [], []
+    for place in (torch.device("cpu"), device):
+        run = Training(config, [data], place).runs[0]
+        network = run.network.eval()  # dropout differs by device, and so do batch statistics
+        batch = make_batch(run.clips[0], draws.to(place), config)
+        found = network(batch)
+        nn.functional.cross_entropy(found, run.device_labels[draws.clip.to(place)]).backward()
+        logits.append(found.detach().cpu())
+        gradients.append(torch.cat([p.grad.flatten().cpu() for p in network.parameters()]))
+    difference = torch.linalg.vector_norm(gradients[1] - gradients[0])
+    return (
+        float((logits[1] - logits[0]).abs().max()),
+        float(difference / torch.linalg.vector_norm(gradients[0])),
+    )
+
+
+def time_trial(training: Training) -> float:
+    """Seconds of a whole trial; an epoch ends with its figures on the CPU."""
+    started = time.perf_counter()
+    while not training.done:
+        training.run_epoch()
+    return time.perf_counter() - started
+
+
+def time_limit(training: Training, epochs: int) -> float:
+    """Seconds of as many epochs on batches that lie on the device already."""
+    limit = Limit(training)
+    limit.epoch()
+    started = time.perf_counter()
+    for _ in range(epochs):
+        limit.epoch()
+    return time.perf_counter() - started
+
+
+def busy_seconds(training: Training) -> float:
+    """Seconds of an epoch that a CUDA device spent in kernels and copies."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        training.run_epoch()
+    return sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
 
 
 def main() -> int:
@@ -73,32 +111,49 @@ def main() -> int:
     )
     parser.add_argument("--recordings", type=int, default=920)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--packed", default="1,2,4,8", help="trials at once; 0: none")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else "CPU: no GPU was measured"
-    print(f"hardware: {hardware}; torch {torch.__version__}")
+    gpu = device.type == "cuda"
+    hardware = torch.cuda.get_device_name() if gpu else "CPU: no GPU was measured"
+    print(f"hardware: {hardware}; {os.cpu_count()} cores; torch {torch.__version__}")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     config = preset("notebook").replace(
         {"epochs": args.epochs, "precision": "auto", "augment_validation": False}
     )
     config = settle_precision(config, device.type)
+    keep_freed_memory()
     started = time.perf_counter()
     data = make_data(config, args.recordings)
     print(f"made {args.recordings} recordings in {time.perf_counter() - started:.1f} s")
-    difference = compare(config, data, device)
-    print(f"largest difference of a logit from the CPU's, float32: {difference:.2e}")
+    logit, gradient = compare(config, data, device)
+    print(f"largest difference of a logit from the CPU's, float32: {logit:.2e}")
+    print(f"difference of the gradients from the CPU's, float32: {gradient:.2e} of their length")
+
     Training(config.replace({"epochs": 1}), [data], device).run_epoch()  # warm-up
-    started = time.perf_counter()
     training = Training(config, [data], device)
-    while not training.done:
-        last = training.run_epoch()
-    seconds = time.perf_counter() - started
+    seconds = time_trial(training)
+    last = training.history[-1]
     print(
         f"one trial of {args.epochs} epochs, {config.precision}: {seconds:.2f} s "
         f"({60 / seconds:.1f} a minute); validation accuracy {last.metrics['accuracy']:.3f}"
     )
-    if difference > 1e-2 or not last.finite:
+    limit = time_limit(Training(config, [data], device), args.epochs)
+    over = seconds / limit
+    print(
+        f"the same steps on batches in memory: {limit:.2f} s; the trial takes {over:.2f} times that"
+    )
+    if gpu:
+        busy = busy_seconds(Training(config, [data], device))
+        print(f"share of an epoch that the GPU is busy: {busy * args.epochs / seconds:.2f}")
+    load = Load(len(data.train.labels), len(data.validation.labels), len(CLASSES))
+    counts = [int(n) for n in args.packed.split(",") if int(n)]
+    cpus, epochs = os.cpu_count() or 1, args.epochs
+    for packed in measure_all(config, load, device.type, cpus=cpus, epochs=epochs, counts=counts):
+        a_minute = 60 * packed.epochs_per_second / args.epochs
+        print(f"{packed.trials} at once: {a_minute:.1f} trials a minute")
+    if logit > 1e-2 or gradient > 1e-2 or not last.finite:
         print("FAILED: the device does not compute what the CPU computes")
         return 1
     return 0

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
-from benchmarks import epochs, memory, notebook, ours, rounds, slots, tables  # noqa: E402
+from benchmarks import epochs, memory, notebook, rounds, slots, tables  # noqa: E402
+from benchmarks.limit import Limit  # noqa: E402
 from benchmarks.recordings import DIAGNOSES, make_recordings  # noqa: E402
 from benchmarks.simulated import METRICS, Instant  # noqa: E402
 from benchmarks.sizes import FULL, QUICK, RATE  # noqa: E402
@@ -119,11 +120,11 @@ def test_the_limit_takes_the_same_steps() -> None:
         return Side(clips, torch.arange(last - first) % 2)
 
     training = Training(config, [TrainingData(side(0, 20), side(20, 30), ("a", "b"))])
-    steps, held_out = ours._in_memory(training, config)
-    assert [[len(y) for _, y in step] for step in steps] == [[4, 4], [4, 4], [4]]
-    assert sum(len(y) for _, y in held_out) == 10
+    limit = Limit(training)
+    assert [[len(y) for _, y in step] for step in limit.steps] == [[4, 4], [4, 4], [4]]
+    assert sum(len(y) for _, y in limit.held_out) == 10
     before = [p.detach().clone() for p in training.networks()[0].parameters()]
-    ours._epoch(training, config, steps, held_out)
+    limit.epoch()
     after = list(training.networks()[0].parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

@@ -7,21 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.limit import Limit
 from resp_tune.config import TrialConfig
-from resp_tune.features.augment import draw_augmented
-from resp_tune.features.batches import make_batch
 from resp_tune.features.store import open_store
 from resp_tune.learning.memory import keep_freed_memory
 from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import FoldTables
-from resp_tune.learning.training import EVALUATION_BATCH, Training, autocast, batch_bounds
+from resp_tune.learning.training import Training
 
 MATRIX = 2048  # rows and columns of the product that shows the cores' peak
-
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def fast(config: TrialConfig) -> TrialConfig:
@@ -57,61 +53,17 @@ def train_in_memory(
     network runs in it, `peak_bfloat16`: FLOP/s of a large matrix product, right after the epoch.
     """
     training = start(config, store, tables, threads)
-    train_side, validation_side = _in_memory(training, config)
+    limit = Limit(training)
     with FlopCounterMode(display=False) as counter:
-        _epoch(training, config, train_side, validation_side)
+        limit.epoch()
     while True:
         started = time.perf_counter()
-        _epoch(training, config, train_side, validation_side)
+        limit.epoch()
         seconds = time.perf_counter() - started
         peaks = {"peak_float32": peak(torch.float32)}
         if config.precision == "bfloat16":
             peaks["peak_bfloat16"] = peak(torch.bfloat16)
         yield {"seconds": seconds, "flops": float(counter.get_total_flops()), **peaks}
-
-
-def _in_memory(training: Training, config: TrialConfig) -> tuple[list[Batches], Batches]:
-    """An epoch's optimiser steps, each a list of micro-batches, and the validation batches."""
-    run = training.runs[0]
-    sides = []
-    for clips, labels in zip(run.clips, run.labels, strict=True):
-        every = torch.arange(len(labels))
-        draws = draw_augmented(every, clips.count, config, torch.Generator().manual_seed(0))
-        sides.append((clips, labels, draws))
-
-    def batches(side: int, first: int, last: int, size: int) -> Batches:
-        clips, labels, draws = sides[side]
-        bounds = [(first + a, first + b) for a, b in batch_bounds(last - first, size)]
-        return [(make_batch(clips, draws[a:b], config), labels[a:b]) for a, b in bounds]
-
-    steps = [batches(0, a, b, config.micro_batch or b - a) for a, b in run.batches]
-    held_out = len(sides[1][1])
-    starts = range(0, held_out, EVALUATION_BATCH)
-    return steps, [
-        pair
-        for a in starts
-        for pair in batches(1, a, min(a + EVALUATION_BATCH, held_out), EVALUATION_BATCH)
-    ]
-
-
-def _epoch(
-    training: Training, config: TrialConfig, steps: list[Batches], held_out: Batches
-) -> None:
-    run = training.runs[0]
-    run.network.train()
-    for step in steps:
-        run.optimizer.zero_grad(set_to_none=True)
-        items = sum(len(labels) for _, labels in step)
-        for x, labels in step:
-            with autocast(config, run.device):
-                logits = run.network(x)
-            loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") / items
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        run.optimizer.step()
-    run.network.eval()
-    with torch.inference_mode(), autocast(config, run.device):
-        for x, _ in held_out:
-            run.network(x).float().softmax(1)
 
 
 def peak(dtype: torch.dtype, size: int = MATRIX, repeats: int = 5) -> float:
