@@ -5,6 +5,7 @@
     python scripts/benchmark.py --out DIR          writes there, nothing in the repository changes
     python scripts/benchmark.py --rows a_over_b,c_over_d     some rows; written only with --out
     python scripts/benchmark.py --profile          what an epoch of training spends its time in
+    python scripts/benchmark.py --compile          what torch.compile would cost and save
 
 Recordings are synthetic and made in a temporary folder (TMPDIR). Nothing else should be running.
 """
@@ -109,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: results/)")
     p.add_argument("--rows", metavar="A,B", help=f"some of: {', '.join(TARGETS)}")
     p.add_argument("--profile", action="store_true", help="print the costliest operations, no rows")
+    p.add_argument("--compile", action="store_true", help="print what compiling would save")
     return p
 
 
@@ -134,6 +136,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = Workplace(Path(folder), sizes)
         if args.profile:
             show_profile(place)
+            return
+        if args.compile:
+            from benchmarks import compiling
+
+            print(compiling.measure(place))
             return
         rows, details = measure_all(place, wanted)
     print(table(rows, quick=args.quick))

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
-from benchmarks import epochs, memory, notebook, rounds, slots, tables  # noqa: E402
+from benchmarks import compiling, epochs, memory, notebook, rounds, slots, tables  # noqa: E402
 from benchmarks.limit import Limit  # noqa: E402
 from benchmarks.recordings import DIAGNOSES, make_recordings  # noqa: E402
 from benchmarks.simulated import METRICS, Instant  # noqa: E402
@@ -322,3 +322,15 @@ def test_results_go_where_they_are_sent(
     assert {"date", "command", "hardware", "versions", "details"} <= set(found)
     assert "quick: made up" in (out / "BENCHMARKS.md").read_text()
     assert "no such thing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("compiled", "first", "again", "said"),
+    [
+        (0.3, 30.3, 5.3, "repaid after 300 and 50 epochs of one shape"),
+        (0.4, 30.0, 5.0, "never repaid here"),
+        (0.5, 30.0, 5.0, "never repaid here"),
+    ],
+)
+def test_when_compiling_is_repaid(compiled: float, first: float, again: float, said: str) -> None:
+    assert said in compiling.say({"plain": 0.4, "compiled": compiled}, first, again)

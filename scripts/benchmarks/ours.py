@@ -34,10 +34,12 @@ def start(config: TrialConfig, store: Path, tables: FoldTables, threads: int) ->
 
 
 def train(
-    config: TrialConfig, store: Path, tables: FoldTables, threads: int
+    config: TrialConfig, store: Path, tables: FoldTables, threads: int, *, compile: bool = False
 ) -> Iterator[dict[str, float]]:
-    """Seconds of each epoch, validation included."""
+    """Seconds of each epoch, validation included; with `compile` its network is compiled."""
     training = start(config, store, tables, threads)
+    if compile:
+        training.runs[0].network.compile()
     while True:
         started = time.perf_counter()
         training.run_epoch()
