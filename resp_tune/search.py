@@ -104,6 +104,12 @@ def _trial_flags(what: Group) -> None:
         metavar="30m",
         help="no trial starts after it, and running ones are pruned; replicates follow after it",
     )
+    what.add_argument(
+        "--trial-timeout",
+        type=duration,
+        metavar="10m",
+        help="a trial that takes longer, or hangs, fails; the search goes on",
+    )
     what.add_argument("--scheduler", default=DEFAULTS.scheduler, help=_one_of(known.SCHEDULERS))
     what.add_argument("--sampler", default=DEFAULTS.sampler, help=_one_of(known.SAMPLERS))
     what.add_argument(
@@ -151,7 +157,6 @@ def _place_flags(where: Group) -> None:
     )
     where.add_argument("--address", default="local", help="only local is built so far")
     where.add_argument("--wait-for-gpus", metavar="10m", help=SUPPRESS)
-    where.add_argument("--trial-timeout", metavar="10m", help=SUPPRESS)
 
 
 def _result_flags(keep: Group) -> None:
@@ -197,11 +202,10 @@ def read_settings(argv: Sequence[str] | None) -> SearchSettings:
 def _refuse_unbuilt(args: dict[str, Any]) -> None:
     if args["address"] != "local":
         raise UserError(NOT_BUILT.format("address", args["address"], "local"))
-    for name in ("wait_for_gpus", "trial_timeout"):
-        if args[name] is not None:
-            fields = SearchSettings.__dataclass_fields__
-            flags = ", ".join(f"--{f.replace('_', '-')}" for f in fields)
-            raise UserError(NOT_BUILT.format(name.replace("_", "-"), args[name], flags))
+    if args["wait_for_gpus"] is not None:
+        fields = SearchSettings.__dataclass_fields__
+        flags = ", ".join(f"--{f.replace('_', '-')}" for f in fields)
+        raise UserError(NOT_BUILT.format("wait-for-gpus", args["wait_for_gpus"], flags))
 
 
 def _flags_of(path: str, names: set[str]) -> list[str]:

@@ -18,7 +18,7 @@ from resp_tune.features import store
 from resp_tune.features.store import Source
 from resp_tune.learning.metrics import macro_f1
 from resp_tune.learning.problem import ClipTable, FoldTables, Stores
-from resp_tune.tuning.trainable import LOGICAL_GPUS, TrialTrainable, Work
+from resp_tune.tuning.trainable import LOGICAL_GPUS, TrialTrainable, Work, _device
 
 CLIPS = 30
 LABELS = np.arange(CLIPS) % 3
@@ -53,11 +53,21 @@ FOLDS = (
 )
 
 
-def trial(folder: Path, *, gpus: float = 0.0, reported: int = 0, **values: Any) -> Any:
+def work(folder: Path, *, gpus: float = 0.0, timeout: float | None = None) -> Work:
+    return Work(FOLDS, stores(folder), folder, "macro_f1", (), 1, gpus, timeout)
+
+
+def trial(folder: Path, *, timeout: float | None = None, reported: int = 0, **values: Any) -> Any:
     made = TrialTrainable.__new__(TrialTrainable)  # without Ray around it
-    made.work = Work(FOLDS, stores(folder), folder, "macro_f1", (), threads=1, gpus=gpus)
-    config = toy_config(**values).as_dict()
-    made._begin({"config": config, "folder": "3/replicates/1", "epochs_reported": reported})
+    made.work, made.watch = work(folder, timeout=timeout), None
+    made._begin(
+        {
+            "config": toy_config(**values).as_dict(),
+            "folder": "3/replicates/1",
+            "epochs_reported": reported,
+            "attempt": "a",
+        }
+    )
     return made
 
 
@@ -79,13 +89,13 @@ def rows(results: list[dict[str, Any]]) -> list[dict[str, float]]:
 def test_a_trial_that_finds_no_gpu_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(LOGICAL_GPUS, raising=False)
     with pytest.raises(RuntimeError, match="promised a GPU"):
-        trial(tmp_path, gpus=1.0)._device()
-    assert trial(tmp_path)._device() == "cpu"
+        _device(work(tmp_path, gpus=1.0))
+    assert _device(work(tmp_path)) == "cpu"
 
 
 def test_a_rehearsal_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(LOGICAL_GPUS, "1")
-    assert trial(tmp_path, gpus=1.0)._device() == "cpu"
+    assert _device(work(tmp_path, gpus=1.0)) == "cpu"
 
 
 @pytest.mark.parametrize("augmented", [False, True])

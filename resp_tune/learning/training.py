@@ -155,6 +155,11 @@ class Training:
         self.history.append(result)
         return result
 
+    def rehearse(self) -> None:
+        """Train and validate one batch of each fold, to see that it works; then of no more use."""
+        for run in self.runs:
+            run.rehearse()
+
     def predict_validation(self) -> list[npt.NDArray[np.float32]]:
         """Validation probabilities of each fold's network on its own validation side."""
         return [run.predict_validation(len(self.history)) for run in self.runs]
@@ -214,6 +219,15 @@ class _FoldRun:
         """The network that is scored and kept: the averaged one where there is one."""
         return self.network if self.average is None else self.average.network
 
+    def rehearse(self) -> None:
+        clip = torch.arange(self.batches[0][1])
+        generator = torch.Generator().manual_seed(0)
+        draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
+        self.network.train()
+        self._step(draws, draw_mix(self.config, len(clip), 0, self.device))
+        plain = draw_plain(self.counts[1], self.config)[:EVALUATION_BATCH]
+        predict(self.evaluated, self.clips[1], plain, self.config)
+
     def train(self, epoch: int) -> float:
         """One epoch over the training side; the mean loss over its items."""
         seed = mix_seed(self.config.seed, self.fold, epoch)
@@ -221,8 +235,7 @@ class _FoldRun:
         generator = torch.Generator().manual_seed(seed)
         clip = draw_clips(self.config.balance, *self.labels, generator)
         draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
-        mix = draw_weights(len(clip), self.config.mixup, seed)
-        mix = None if mix is None else mix.to(self.device)
+        mix = draw_mix(self.config, len(clip), seed, self.device)
         self.network.train()
         total = torch.zeros((), device=self.device)
         for start, stop in self.batches:
@@ -301,6 +314,14 @@ def build_network(config: TrialConfig, classes: int) -> SoundNet:
     )
 
 
+def draw_mix(
+    config: TrialConfig, items: int, seed: int, device: torch.device
+) -> torch.Tensor | None:
+    """Mixup's weight of each item on `device`; None where the config mixes nothing."""
+    mix = draw_weights(items, config.mixup, seed)
+    return None if mix is None else mix.to(device)
+
+
 def band_statistics(clips: ClipFrames, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each band over all frames of `clips`, float32 `[n_mels]`.
 
@@ -326,8 +347,9 @@ def predict(
     draws = draws.to(device)
     parts = []
     with torch.inference_mode(), autocast(config, device):
-        for start in range(0, len(draws), EVALUATION_BATCH):
-            x = make_batch(clips, draws[start : start + EVALUATION_BATCH], config)
+        size = min(EVALUATION_BATCH, config.micro_batch or EVALUATION_BATCH)
+        for start in range(0, len(draws), size):
+            x = make_batch(clips, draws[start : start + size], config)
             parts.append(network(x).float().softmax(1))
         items = torch.cat(parts)
         sums = torch.zeros(n_clips, items.shape[1], device=device).index_add_(0, draws.clip, items)

@@ -16,6 +16,7 @@ from resp_tune.learning.problem import Stores
 from resp_tune.searching.prepare import Prepared
 from resp_tune.searching.table import TrialTable
 from resp_tune.searching.tracked import TrackedTrials
+from resp_tune.tuning.canary import check_baseline
 from resp_tune.tuning.cluster import local_ray
 from resp_tune.tuning.recorder import Recorder
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
@@ -51,7 +52,10 @@ def run_rounds(
             milestones=milestones(settings.scheduler, settings.epochs),
             threads=prepared.slots.threads,
             gpus=prepared.slots.gpus,
+            timeout=settings.trial_timeout,
         )
+        baseline = settle_precision(prepared.space.baseline(), prepared.device_type)
+        check_baseline(work, prepared.slots, baseline, prepared.folder)
         if wants_trials:
             _run_trials(prepared, study, work, tracked, console, say)
         _run_replicates(prepared, study, work, tracked, console, say)

@@ -50,6 +50,7 @@ class SearchSettings:
     trials: int | None = None
     epochs: int = 20
     time_budget: float | None = None
+    trial_timeout: float | None = None
     gpus: int | None = None
     trials_per_gpu: int | None = 1  # None: measured
     concurrency: int | None = None

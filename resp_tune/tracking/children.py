@@ -187,6 +187,7 @@ class Children:
         metrics: Mapping[str, float | None],
         error: str | None,
         now: int,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         """End the run truly; one that ended in this state already is left alone."""
         child = self._children.get(key)
@@ -199,7 +200,10 @@ class Children:
             tags["resp_tune.error"] = error[:_LONGEST_ERROR]
         step = max(child.steps or {0})
         self._client.log_batch(
-            child.run_id, metrics=metrics_of(metrics, step, now), tags=tags_of(tags)
+            child.run_id,
+            metrics=metrics_of(metrics, step, now),
+            params=params_of(params or {}),
+            tags=tags_of(tags),
         )
         self._client.set_terminated(child.run_id, status=STATUS[state], end_time=now)
         child.tags.update(tags)

@@ -172,14 +172,20 @@ class SearchRuns:
         score: float | None,
         seconds: float,
         error: str | None = None,
+        params: Mapping[str, Any] | None = None,
         replicate: int = 0,
     ) -> None:
-        """End a run in `state`, with its score (at its last epoch) under the metric's own name."""
+        """End a run in `state`, with its score (at its last epoch) under the metric's own name.
+
+        `params`: those that were not settled when it started.
+        """
         key, now = _key(number, replicate), _now()
         shown = score if score is not None and math.isfinite(score) else None
         metrics = {self.metric: shown, "total_seconds": seconds}
+        settled = dict(params or {})
         self._writer.put(
-            f"end of {key}", lambda: self._children.end(key, state, metrics, error, now)
+            f"end of {key}",
+            lambda: self._children.end(key, state, metrics, error, now, params=settled),
         )
 
     def best(self, score: float, number: int) -> None:

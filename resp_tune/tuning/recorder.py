@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from optuna.trial import TrialState
 from resp_tune.config import TrialConfig
 from resp_tune.learning.metrics import METRICS
 from resp_tune.tuning.space import SearchSpace
-from resp_tune.tuning.study import State, TrialRecord, record, trial_seed
+from resp_tune.tuning.study import State, TrialRecord, record, trial_seed, with_micro_batch
 
 HOPELESS = 3
 
@@ -85,9 +86,11 @@ class Recorder:
             trial = self.study.ask()
             self._handed_out += 1
         seed = trial_seed(self.seed, trial.number)
-        config = self.settle(self.space.suggest(trial)).replace(
-            {"seed": seed, "epochs": self.epochs}
-        )
+        suggested = self.settle(self.space.suggest(trial))
+        config = suggested.replace({"seed": seed, "epochs": self.epochs})
+        # One that was cut off keeps what it began with: the precision of the machine it was on,
+        # and a micro-batch that it had to halve.
+        config = config.replace(trial.user_attrs.get("config", {}))
         trial.set_user_attr("seed", seed)
         trial.set_user_attr("config", config.as_dict())
         number = trial.number
@@ -102,6 +105,7 @@ class Recorder:
             "folder": str(found.folder),
             "config": config.as_dict(),
             "epochs_reported": len(found.epochs),
+            "attempt": uuid.uuid4().hex,
         }
 
     def _budget_met(self) -> bool:
@@ -111,16 +115,22 @@ class Recorder:
         """True when nothing but failures has come back: the next trial would fail as well."""
         return self._ended == {"failed"} and self._failures >= HOPELESS
 
-    def advance(self, number: int, rows: Sequence[dict[str, float]]) -> None:
+    def advance(
+        self, number: int, rows: Sequence[dict[str, float]], micro_batch: int | None = None
+    ) -> None:
         """Epochs of a running trial; those that are known are skipped.
 
         A worker that takes over from a lost one tells again what the lost one had told.
+        `micro_batch`: what the trial went on with when memory did not suffice.
         """
-        known = self._records[number]
+        known, trial = self._records[number], self._trials[number]
+        if micro_batch not in (None, known.config.micro_batch):
+            known = with_micro_batch(known, micro_batch)
+            trial.set_user_attr("config", known.config.as_dict())
+            self._records[number] = known
         rows = [row for row in rows if row["epoch"] > len(known.epochs)]
         if not rows:
             return
-        trial = self._trials[number]
         for row in rows:
             value = row.get(f"val_{self.metric}")
             if value is not None:

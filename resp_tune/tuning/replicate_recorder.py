@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from resp_tune.tuning.replicates import (
     save_replicate,
     standing,
 )
-from resp_tune.tuning.study import State, TrialRecord, ranked
+from resp_tune.tuning.study import State, TrialRecord, ranked, with_micro_batch
 
 Key = tuple[int, int]  # number, index
 
@@ -93,6 +94,7 @@ class ReplicateRecorder:
             "folder": str(known.folder),
             "config": known.config.as_dict(),
             "epochs_reported": len(known.epochs),
+            "attempt": uuid.uuid4().hex,
         }
 
     def _new(self, key: Key) -> TrialRecord:
@@ -110,9 +112,14 @@ class ReplicateRecorder:
             replicate=index,
         )
 
-    def advance(self, key: Key, rows: Sequence[dict[str, float]]) -> None:
+    def advance(
+        self, key: Key, rows: Sequence[dict[str, float]], micro_batch: int | None = None
+    ) -> None:
         """Epochs of a running replicate; those that are known are skipped."""
         known = self._records[key]
+        if micro_batch not in (None, known.config.micro_batch):
+            self._records[key] = known = with_micro_batch(known, micro_batch)
+            self._save(key)
         rows = [row for row in rows if row["epoch"] > len(known.epochs)]
         if not rows:
             return

@@ -130,6 +130,7 @@ def save_replicate(study: optuna.Study, replicate: TrialRecord) -> None:
     """Write a replicate as it stands now."""
     value = {
         "seed": replicate.config.seed,
+        "micro_batch": replicate.config.micro_batch,
         "state": replicate.state,
         "epochs": replicate.epochs,
         "score": replicate.score,
@@ -144,7 +145,7 @@ def _from_attribute(trial: TrialRecord, index: int, value: Mapping[str, Any]) ->
         trial,
         state=value["state"],
         score=value["score"],
-        config=trial.config.replace({"seed": value["seed"]}),
+        config=trial.config.replace({k: value[k] for k in ("seed", "micro_batch") if k in value}),
         epochs=value["epochs"],
         seconds=value["seconds"],
         error=value["error"],

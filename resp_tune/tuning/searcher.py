@@ -22,8 +22,10 @@ class Runs(Protocol):
     def next_trial(self) -> dict[str, Any] | None:
         """What a worker needs for the next run, with the `key` that the calls below name it by."""
 
-    def advance(self, key: Any, rows: Sequence[dict[str, float]], /) -> None:
-        """New epochs of a run."""
+    def advance(
+        self, key: Any, rows: Sequence[dict[str, float]], /, micro_batch: int | None = None
+    ) -> None:
+        """New epochs of a run, and the micro-batch it went on with where memory was short."""
 
     def end(self, key: Any, state: State, reason: str | None = None, /) -> None:
         """The end of a run."""
@@ -61,7 +63,7 @@ class StudySearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """New epochs of a trial that goes on."""
         self._say_remark(result)
-        self.runs.advance(self.keys[trial_id], result["epochs"])
+        self.runs.advance(self.keys[trial_id], result["epochs"], result["micro_batch"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -72,7 +74,7 @@ class StudySearcher(Searcher):
             self.runs.end(key, "failed", "its worker was lost again and again")
             return
         self._say_remark(result)
-        self.runs.advance(key, result["epochs"])
+        self.runs.advance(key, result["epochs"], result["micro_batch"])
         if result["diverged"]:
             reason = result["error"] or f"the loss of epoch {result['epoch']} is not finite"
             self.runs.end(key, "diverged", reason)

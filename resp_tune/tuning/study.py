@@ -8,6 +8,7 @@ attributes of the study (`replicates.py`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,12 @@ class TrialRecord:
         last = self.epochs[-1] if self.epochs else {}
         names = {f"val_{name}": name for name in METRICS}
         return {names[key]: value for key, value in last.items() if key in names}
+
+
+def with_micro_batch(record: TrialRecord, size: int | None) -> TrialRecord:
+    """The trial with a micro-batch of `size`."""
+    config = record.config.replace({"micro_batch": size})
+    return dataclasses.replace(record, config=config)
 
 
 def open_study(

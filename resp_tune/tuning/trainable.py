@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from resp_tune.config import TrialConfig
-from resp_tune.learning.memory import keep_freed_memory, ran_out
+from resp_tune.learning.memory import keep_freed_memory, ran_out, release_memory
 from resp_tune.learning.metrics import METRICS
 from resp_tune.paths import write_atomically
+from resp_tune.tuning.timeouts import Watch
 
 if TYPE_CHECKING:
     from resp_tune.learning.problem import FoldTables, Stores
-    from resp_tune.learning.training import EpochResult, Training
+    from resp_tune.learning.training import EpochResult, Training, TrainingData
 
 LOGICAL_GPUS = "RESP_TUNE_LOGICAL_GPUS"
 REPORT_SECONDS = 1.0  # at most one report in this time, or short epochs would flood the driver
 CHECKPOINT_SECONDS = 8.0  # what a killed trial may have to repeat
+SMALLEST_MICRO_BATCH = 2  # batch statistics of one item say nothing
+
+
+class TrialTimeoutError(Exception):
+    """A trial has had its time."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +43,23 @@ class Work:
     milestones: tuple[int, ...]  # epochs at which the scheduler must see a result of its own
     threads: int
     gpus: float  # that each trial was given
+    timeout: float | None = None  # seconds of one attempt at a trial
 
 
 class TrialTrainable(tune.Trainable):
     """Runs the epochs of one trial config after another.
 
     A result carries `epoch`, `epochs` (the rows since the last report), `best_so_far` (what rungs
-    compare), `diverged`, `error`, and a `remark` for the person at the terminal. An exception of
-    the training ends the trial with `error` and leaves the actor usable; only a dead worker is
-    Ray's to retry.
+    compare), `diverged`, `error`, `micro_batch` (what the trial went on with where memory was
+    short), and a `remark` for the person at the terminal. An exception of the training ends the
+    trial with `error` and leaves the actor usable; only a dead worker is Ray's to retry.
     """
 
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # with_parameters gives `work`
         """Called once an actor; imports torch here, where it is needed."""
         keep_freed_memory()
         self.work = work
+        self.watch: Watch | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -65,23 +73,58 @@ class TrialTrainable(tune.Trainable):
         self.sent: int = config["epochs_reported"]
         self.training: Training | None = None
         self.remark: str | None = None
+        self.micro_batch: int | None = None
+        self._stop_watch()
+        self.watch = Watch(self.folder, config["attempt"], self.work.timeout)
+
+    def _stop_watch(self) -> None:
+        if self.watch is not None:
+            self.watch.stop()
+            self.watch = None
 
     def step(self) -> dict[str, Any]:
         """Run epochs until a report is due."""
-        error, out_of_memory = None, False
+        error, out_of_memory = self._try_epochs()
+        while out_of_memory and self._halve_micro_batch():
+            error, out_of_memory = self._try_epochs()
+        result = self._report(error, out_of_memory=out_of_memory)
+        if result["done"]:
+            self._stop_watch()
+        return result
+
+    def _try_epochs(self) -> tuple[str | None, bool]:
+        """The error that ended the epochs, if any, and whether it was for lack of memory."""
         try:
             self._run_epochs()
         except Exception as cause:  # whatever a config brings about belongs to its trial alone
-            out_of_memory = ran_out(cause)
-            error = f"{type(cause).__name__}: {cause}"
             self._write_traceback()
-        return self._report(error, out_of_memory=out_of_memory)
+            return " ".join(f"{type(cause).__name__}: {cause}".split()), ran_out(cause)
+        return None, False
+
+    def _halve_micro_batch(self) -> bool:
+        """Go on from the last checkpoint with half as many items at once; False at the smallest.
+
+        Gradients add up over micro-batches, so the batch stays as large as it was.
+        """
+        size = (self.trial_config.micro_batch or self.trial_config.batch_size) // 2
+        if size < SMALLEST_MICRO_BATCH:
+            return False
+        self.trial_config = self.trial_config.replace({"micro_batch": size})
+        self.micro_batch = size
+        self.remark = f"{self.folder.name}: out of memory, goes on with micro_batch {size}"
+        self.training = None  # its memory has to be free before it starts again
+        release_memory()
+        return True
 
     def _run_epochs(self) -> None:
+        if self.watch is not None and self.watch.ended_before:
+            raise TrialTimeoutError(str(self.watch))
         if self.training is None:
             self.training = self._resume_or_start()
         training, started = self.training, time.monotonic()
         while not training.done:
+            if self.watch is not None and self.watch.over:
+                raise TrialTimeoutError(str(self.watch))
             training.run_epoch()
             if training.done or time.monotonic() - self.checkpointed > CHECKPOINT_SECONDS:
                 self._write_checkpoint(training)
@@ -104,40 +147,17 @@ class TrialTrainable(tune.Trainable):
             "best_so_far": best_so_far(history, self.work.metric),
             "diverged": diverged,
             "error": error,
+            "micro_batch": self.micro_batch,
             "remark": remark,
             "done": error is not None or (self.training is not None and self.training.done),
         }
 
     def _resume_or_start(self) -> Training:
-        import torch
-
-        from resp_tune.learning.checkpoint import CHECKPOINT, resume
-
-        torch.set_num_threads(self.work.threads)
-        front_end = self.trial_config.front_end
-        frames = self.work.stores.frames(front_end, workers=self.work.threads)
-        folds = [fold.tensors(frames, front_end) for fold in self.work.folds]
-        path = self.folder / CHECKPOINT
-        training, damage = resume(self.trial_config, folds, self._device(), path)
+        training, damage = begin_or_resume(self.work, self.trial_config, self.folder)
         if damage is not None:
-            self.remark = f"'{path}' is damaged ({damage}): the trial starts over"
+            self.remark = damage
         self.checkpointed = time.monotonic()
         return training
-
-    def _device(self) -> str:
-        import torch
-
-        from resp_tune.learning.packing import limit_memory
-
-        if not self.work.gpus or os.environ.get(LOGICAL_GPUS) == "1":
-            return "cpu"
-        if not torch.cuda.is_available():
-            raise RuntimeError(
-                "this trial was promised a GPU and torch finds none: check the driver, or give "
-                f"--gpus 0 (rehearsals without a GPU: {LOGICAL_GPUS}=1)"
-            )
-        limit_memory("cuda", self.work.gpus)
-        return "cuda"
 
     def _write_checkpoint(self, training: Training) -> None:
         from resp_tune.learning.checkpoint import CHECKPOINT, save_checkpoint
@@ -173,6 +193,48 @@ class TrialTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing to do: `_resume_or_start` reads our own checkpoint."""
+
+
+def begin_training(work: Work, config: TrialConfig) -> Training:
+    """The training of `config` in this process, from nothing."""
+    from resp_tune.learning.training import Training
+
+    folds, device = _settle(work, config)
+    return Training(config, folds, device)
+
+
+def begin_or_resume(work: Work, config: TrialConfig, folder: Path) -> tuple[Training, str | None]:
+    """The training as the checkpoint in `folder` left it, and a line where that is damaged."""
+    from resp_tune.learning.checkpoint import CHECKPOINT, resume
+
+    path = folder / CHECKPOINT
+    training, damage = resume(config, *_settle(work, config), path)
+    return training, damage and f"'{path}' is damaged ({damage}): the trial starts over"
+
+
+def _settle(work: Work, config: TrialConfig) -> tuple[list[TrainingData], str]:
+    """The folds of `config` and the device, once this process has the trial's threads."""
+    import torch
+
+    torch.set_num_threads(work.threads)
+    frames = work.stores.frames(config.front_end, workers=work.threads)
+    return [fold.tensors(frames, config.front_end) for fold in work.folds], _device(work)
+
+
+def _device(work: Work) -> str:
+    import torch
+
+    from resp_tune.learning.packing import limit_memory
+
+    if not work.gpus or os.environ.get(LOGICAL_GPUS) == "1":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "this trial was promised a GPU and torch finds none: check the driver, or give "
+            f"--gpus 0 (rehearsals without a GPU: {LOGICAL_GPUS}=1)"
+        )
+    limit_memory("cuda", work.gpus)
+    return "cuda"
 
 
 def best_so_far(history: Sequence[EpochResult], metric: str) -> float:

@@ -59,6 +59,7 @@ class Instant(tune.Trainable):
             "best_so_far": score,
             "diverged": False,
             "error": None,
+            "micro_batch": None,
             "remark": None,
             "done": self.epoch == self.epochs,
         }

@@ -1,0 +1,201 @@
+"""What goes wrong inside one trial ends that trial truly; the search goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import faults
+import mlflow
+import pytest
+from optuna.trial import TrialState
+from searches import files_below, search, study, trials
+from test_trainable import rows, run, trial
+
+from resp_tune.tuning.timeouts import TRACE, Watch
+
+SMALL = ("--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none")
+
+
+# A trial that takes too long
+
+
+HANG = """
+    import sys, time
+    from pathlib import Path
+    from resp_tune.tuning import timeouts
+    timeouts.MARGIN_SECONDS = 0.0
+    watch = timeouts.Watch(Path(sys.argv[1]), "first", 0.5)
+    {then}
+    time.sleep(60)
+"""
+
+
+def process(folder: Path, then: str = "") -> subprocess.CompletedProcess[str]:
+    code = textwrap.dedent(HANG).format(then=then)
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_call_that_never_returns_ends_its_process(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = process(tmp_path)
+    assert time.monotonic() - started < 30
+    assert done.returncode == 1
+    assert "sleep" not in done.stderr
+    assert "line" in (tmp_path / TRACE).read_text(), "where it stood"
+    again = Watch(tmp_path, "first", 0.5)
+    assert again.ended_before
+    assert again.over
+    assert "longer than --trial-timeout (0.5 s) inside one epoch" in str(again)
+    later = Watch(tmp_path, "second", 5.0)  # handed out once more
+    assert not later.ended_before
+    assert not later.over
+    later.stop()
+    assert files_below(tmp_path) == set()
+
+
+def test_a_trial_that_ends_in_time_is_not_ended_later(tmp_path: Path) -> None:
+    done = process(tmp_path, "watch.stop(); time.sleep(1.5); sys.exit(7)")
+    assert done.returncode == 7
+    assert files_below(tmp_path) == set()
+
+
+def test_a_killed_worker_is_no_timeout(tmp_path: Path) -> None:
+    done = process(tmp_path, "import os; os.kill(os.getpid(), 9)")
+    assert done.returncode == -9
+    assert not Watch(tmp_path, "first", None).ended_before
+
+
+def test_a_slow_trial_ends_after_an_epoch(tmp_path: Path) -> None:
+    made = trial(tmp_path, timeout=0.0)
+    result = made.step()
+    assert result["done"]
+    assert "longer than --trial-timeout (0 s)" in result["error"]
+    assert not (made.folder / TRACE).exists()
+
+
+def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
+    env = faults.planted(tmp_path, faults.HANGS)
+    outcome = search(
+        tmp_path, *SMALL, "--trials", "3", "--epochs", "2", "--trial-timeout", "4s",
+        "--name", "hangs", env=env,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    table = trials(tmp_path, "hangs")
+    assert list(table["state"]) == ["failed", "finished", "finished"]
+    told = study(tmp_path, "hangs").get_trials()[0]
+    assert told.state == TrialState.FAIL
+    assert "longer than --trial-timeout (4 s) inside one epoch" in told.user_attrs["error"]
+    assert "planted" not in outcome.err
+    trace = (tmp_path / "hangs" / "trials" / "0" / TRACE).read_text()
+    assert "run_epoch" in trace
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.get_run(table["mlflow_run_id"][0]).info.status == "FAILED"
+
+
+# Memory
+
+
+def test_without_memory_the_micro_batch_is_halved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch of 8 becomes two of 4: the gradients add up, the batch statistics differ."""
+    from resp_tune.learning.training import _FoldRun
+
+    whole = rows(run(trial(tmp_path / "given", micro_batch=4)))
+    losses = _FoldRun._losses
+
+    def short(self: _FoldRun, draws: object, mix: object) -> object:
+        if len(draws) > 5:  # type: ignore[arg-type]  # draws have a length
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return losses(self, draws, mix)  # type: ignore[arg-type]  # passed through
+
+    monkeypatch.setattr(_FoldRun, "_losses", short)
+    results = run(trial(tmp_path / "short"))
+    assert {r["micro_batch"] for r in results} == {4}
+    assert "micro_batch 4" in results[0]["remark"]
+    assert not any(r["diverged"] for r in results)
+    assert rows(results) == whole
+
+
+def test_at_the_smallest_micro_batch_a_trial_has_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resp_tune.learning.training import _FoldRun
+
+    def never(*_: object) -> object:
+        raise MemoryError("planted")
+
+    monkeypatch.setattr(_FoldRun, "_losses", never)
+    result = trial(tmp_path).step()
+    assert (result["done"], result["diverged"]) == (True, True)
+    assert result["micro_batch"] == 2
+    assert result["error"] == "MemoryError: planted"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
+def test_memory_that_is_really_short(tmp_path: Path) -> None:
+    """In 200 MB beyond what torch takes, 18 clips of ten minutes are too many at once."""
+    code = """
+    import resource, sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    import torch
+    from test_trainable import run, trial
+    run(trial(Path(sys.argv[1]) / "first", epochs=1))  # whatever is loaded late is there now
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 200_000_000,) * 2)
+    made = trial(Path(sys.argv[1]), epochs=1, batch_size=32, width=16, clip_seconds=600.0)
+    results = [made.step()]
+    print(results[-1]["error"], file=sys.stderr)
+    print(results[-1]["micro_batch"], results[-1]["diverged"], results[-1]["epoch"])
+    """
+    script = textwrap.dedent(code).format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    size, diverged, epoch = done.stdout.split()
+    assert 2 <= int(size) < 18
+    assert (diverged, epoch) == ("False", "1"), done.stderr
+
+
+def test_a_halved_micro_batch_is_recorded_everywhere(tmp_path: Path) -> None:
+    env = faults.planted(tmp_path, faults.SHORT_OF_MEMORY)
+    args = (*SMALL, "--epochs", "1", "--name", "short")
+    outcome = search(tmp_path, *args, "--trials", "2", env=env)
+    assert outcome.code == 0, outcome.err
+    assert "out of memory, goes on with micro_batch 4" in outcome.err
+    table = trials(tmp_path, "short")
+    assert list(table["state"]) == ["finished", "finished"]
+    configs = [t.user_attrs["config"] for t in study(tmp_path, "short").get_trials()]
+    assert [c["micro_batch"] for c in configs] == [4, None]
+    assert configs[0]["batch_size"] == configs[1]["batch_size"]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    params = [client.get_run(run_id).data.params for run_id in table["mlflow_run_id"]]
+    assert [p["micro_batch"] for p in params] == ["4", "None"]
+
+
+# A bug
+
+
+def test_a_bug_is_found_before_any_trial(tmp_path: Path) -> None:
+    env = faults.planted(tmp_path, faults.BUG)
+    outcome = search(tmp_path, *SMALL, "--epochs", "1", "--name", "bug", env=env)
+    assert outcome.code == 1
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "no trial was started: ZeroDivisionError: a bug in two lines" in errors[0]
+    assert "Traceback" not in outcome.err
+    assert "make_batch" in (tmp_path / "bug" / "canary.txt").read_text()
+    states = [t.state for t in study(tmp_path, "bug").get_trials()]
+    assert TrialState.RUNNING not in states
+    assert TrialState.FAIL not in states
+    mended = search(tmp_path, *SMALL, "--epochs", "1", "--trials", "1", "--name", "bug")
+    assert mended.code == 0, mended.err
+    assert list(trials(tmp_path, "bug")["state"]) == ["finished"]
