@@ -15,17 +15,17 @@ its winners; bundles of `train --out` each keep their own, which knows nothing o
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run, say
 from resp_tune.errors import UserError
-from resp_tune.paths import user_path
+from resp_tune.paths import folder_to_write, user_path
 
 if TYPE_CHECKING:
     from resp_tune.learning.bundle import Bundle
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if args.tracking_uri and not (args.winner or "").startswith("models:/"):
         raise UserError("--tracking-uri says where --winner models:/NAME@ALIAS is: give both")
-    out = None if args.out is None else _writable(args.out)
+    out = None if args.out is None else folder_to_write("--out", args.out)
     found = _audit(args.data, args.winner, args.tracking_uri)
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     if args.json:
@@ -92,7 +92,7 @@ def _compare(args: Namespace) -> None:
     from resp_tune.auditing.compare import compare, read_predictions
 
     a, b = args.compare
-    found = {"a": a, "b": b, "sides": compare(read_predictions(a), read_predictions(b))}
+    found = {"a": a, "b": b, **asdict(compare(read_predictions(a), read_predictions(b)))}
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     else:
@@ -129,7 +129,7 @@ def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> di
 
 def _record(
     winner: str, tracking_uri: str | None, bundle: Bundle, reading: Mapping[str, Any]
-) -> object:
+) -> tuple[Mapping[str, Any], object]:
     """Put a reading of the test side on record, with whatever the winner came from."""
     if not winner.startswith("models:/"):
         from resp_tune.searching.readings import record_reading as record_in_folder
@@ -139,17 +139,6 @@ def _record(
     from resp_tune.tracking.uri import resolve_uri
 
     return record_reading(winner, resolve_uri(tracking_uri, Path("results").absolute()), reading)
-
-
-def _writable(given: str) -> Path:
-    """The folder `--out`, which may not be there yet; `UserError` when it cannot be written."""
-    folder = user_path(given).absolute()
-    place = next(p for p in (folder, *folder.parents) if p.exists())
-    if not place.is_dir():
-        raise UserError(f"--out '{given}': '{place}' is a file, not a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"--out '{given}': '{place}' may not be written: give another folder")
-    return folder
 
 
 def _write(folder: Path, text: str, found: dict[str, Any]) -> Path:

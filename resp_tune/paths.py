@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from resp_tune.errors import UserError
 
+LONGEST_NAME = 255  # bytes of one name, on every common file system
+
 
 def user_path(text: str) -> Path:
-    """The path that was typed, `~` and `~user` being homes; `UserError` where nobody has one."""
+    """The path that was typed, `~` and `~user` being homes.
+
+    Raises `UserError` where nobody has such a home, or no file can have such a name.
+    """
+    parts = [os.fsencode(part) for part in Path(text).parts]
+    if "\0" in text or any(len(part) > LONGEST_NAME for part in parts):
+        raise UserError(
+            f"'{text[:40]!s}…' is not a path: a name in it holds NUL or over {LONGEST_NAME} bytes"
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         home = Path(text).parts[0]
         raise UserError(
             f"'{text}': there is no home folder '{home}': give the whole path"
+        ) from error
+
+
+def folder_to_write(flag: str, given: str) -> Path:
+    """The absolute path of a folder that can be made and written, or is there and can be.
+
+    Tried with a folder that is removed at once: what permissions say does not bind everybody, nor
+    does every file system heed them. `UserError` names `flag` where it cannot be.
+    """
+    folder = place = user_path(given).absolute()
+    try:
+        place = next(p for p in (folder, *folder.parents) if p.exists())
+        if not place.is_dir():
+            raise UserError(f"{flag} '{given}': '{place}' is a file, not a folder")
+        with tempfile.TemporaryDirectory(prefix=".resp_tune_", dir=place):
+            return folder
+    except OSError as error:
+        raise UserError(
+            f"{flag} '{given}': '{place}' may not be written ({error.strerror}): give another "
+            "folder"
         ) from error
 
 

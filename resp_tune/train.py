@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.cli import Parser, natural_int, positive_int, run, say
 from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import RunError, UserError
-from resp_tune.paths import user_path
+from resp_tune.paths import folder_to_write, user_path
 from resp_tune.searching.settings import PROTOCOLS, TASKS, SearchSettings
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _read_run(run_id: str, uri: str | None) -> TrialRun:
 
 
 def _empty_folder(given: str) -> Path:
-    folder = user_path(given)
+    folder = folder_to_write("--out", given)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out '{given}' exists and is not an empty folder: give another")
     return folder
@@ -230,12 +230,8 @@ def _print_result(training: Training, problem: Problem) -> None:
         f"majority rate of {sum(rates) / len(rates):.4f}, balanced accuracy "
         f"{last['balanced_accuracy']:.4f}, macro_f1 {last['macro_f1']:.4f}"
     )
-    leaks = problem.sides.leaks(problem.dataset)
-    if leaks.patients:
-        print(
-            f"LEAK: {leaks.recording_share:.1%} of the validation recordings have their patient in "
-            f"training ({leaks.patients} patients, {leaks.sessions} sessions on both sides)"
-        )
+    if line := problem.sides.leaks(problem.dataset).line:
+        print(line)
     if problem.dataset.synthetic:
         print("the data is SYNTHETIC: these figures say nothing about patients")
 

@@ -29,7 +29,7 @@ from resp_tune.data.recordings import load_dataset
 from resp_tune.data.synthesis.settings import SynthSettings
 
 PROMISED = {"counts", "defects", "leaks", "patient_lookup", "baselines", "warnings"}
-RECORDING_TASKS = {"diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd"}
+BUILT_IN_TASKS = {"diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles"}
 EVIL = "<script>alert('x')</script>"
 # majority accuracy, then balanced accuracy and macro-F1 of device only and of the whole sheet
 TABLE = {
@@ -90,12 +90,32 @@ def test_the_promised_object(
     assert found["leaks"]["recording"]["patients"] > 0
     assert found["leaks"]["patient"]["patients"] == found["leaks"]["device"]["patients"] == 0
     assert found["patient_lookup"].keys() >= {"accuracy", "macro_f1", "balanced_accuracy"}
-    assert found["baselines"].keys() == RECORDING_TASKS
+    assert found["baselines"].keys() == BUILT_IN_TASKS
     for scores in found["baselines"].values():
         for columns in ("device", "all"):
             assert scores[columns].keys() == {"balanced_accuracy", "macro_f1"}
         assert 0 < scores["majority_accuracy"] < 1
     assert found["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("*demographic_info.txt", "sees device and location alone"),
+        ("*train_test.txt", "--protocol official cannot be had"),
+        ("audio_and_txt_files/*.txt", "--task cycles cannot be had"),
+    ],
+)
+def test_a_table_that_is_not_there_is_a_defect(
+    sets: dict[str, Path], tmp_path: Path, lost: str, said: str
+) -> None:
+    folder = Path(shutil.copytree(sets["none"], tmp_path / "set"))
+    assert said not in "\n".join(defects(load_dataset(folder)))
+    files = list(folder.rglob(lost))
+    assert files
+    for path in files:
+        path.unlink()
+    assert said in "\n".join(defects(load_dataset(folder)))
 
 
 def test_the_confounded_set_is_warned_of(audited: Path) -> None:

@@ -45,7 +45,11 @@ def bundle(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def audited(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     return audit_model(
-        bundle, sides_of(bundle, dataset), workers=1, record=lambda _: "", say=lambda _: None
+        bundle,
+        sides_of(bundle, dataset),
+        workers=1,
+        record=lambda reading: (reading, ""),
+        say=lambda _: None,
     )
 
 
@@ -198,7 +202,9 @@ def test_a_protocol_without_a_test_side(sets: dict[str, Path], tmp_path: Path) -
     loaded = load_bundle(trained(tmp_path, sets["none"], "--protocol", "recording"))
     done: list[object] = []
     problem = sides_of(loaded, load_dataset(sets["none"]))
-    found = audit_model(loaded, problem, workers=1, record=done.append, say=done.append)
+    found = audit_model(
+        loaded, problem, workers=1, record=lambda r: (r, done.append(r)), say=done.append
+    )
     assert (found["test"], found["reading"], done) == (None, None, [])
     assert "no test side" in found["reason"]
 

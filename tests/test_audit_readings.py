@@ -110,7 +110,7 @@ def test_a_link_to_a_winner_and_a_search_without_a_summary(searched: Path, tmp_p
     (searched / "summary.json").unlink()
     (tmp_path / "best").symlink_to(searched / "winner")
     bundle, reading = opened(tmp_path / "best")
-    assert record_reading(tmp_path / "best", bundle, reading) == searched / "study.db"
+    assert record_reading(tmp_path / "best", bundle, reading) == (reading, searched / "study.db")
     assert readings_of(searched) == [OTHER, reading]
     assert not (searched / "summary.json").exists()
 
@@ -120,8 +120,9 @@ def test_a_bundle_that_stands_alone(bundle: Path, searched: Path, tmp_path: Path
     for folder, number in ((bundle, None), (searched / "winner", 4)):
         moved = shutil.copytree(folder, tmp_path / f"moved{number}")
         loaded, reading = opened(moved)
-        for _ in range(2):
-            assert record_reading(moved, loaded, reading) == moved / "test_readings.json"
+        for later in ({}, {"time": "later"}):  # the first reading stands
+            stands, where = record_reading(moved, loaded, {**reading, **later})
+            assert (stands, where) == (reading, moved / "test_readings.json")
             assert json.loads((moved / "test_readings.json").read_text()) == [reading]
         assert reading["winner_number"] == number
         (moved / "test_readings.json").write_text(json.dumps([OTHER]))

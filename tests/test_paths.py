@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from resp_tune import evaluate, predict, synth, train, ui
+from resp_tune import evaluate, predict, search, synth, train, ui
 from resp_tune.cli import run
 from resp_tune.data.task_files import find_task
 from resp_tune.errors import UserError
-from resp_tune.paths import cache_folder, user_path
+from resp_tune.paths import LONGEST_NAME, cache_folder, folder_to_write, user_path
 from resp_tune.tuning.space import load_space
 
 NOBODY = "~no-such-user/a"
@@ -62,3 +63,54 @@ def test_commands_say_so_in_one_line(
     said = capsys.readouterr().err.strip()
     assert "no home folder '~no-such-user'" in said
     assert "\n" not in said
+
+
+LONG = "x" * (LONGEST_NAME + 45)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        (search.main, ["--dry-run", "--space", f"{LONG}.yaml"]),
+        (search.main, ["--dry-run", "--storage", f"here/{LONG}"]),
+        (search.main, ["--dry-run", "--data", LONG]),
+        (search.main, ["--dry-run", "--storage", "/proc/x"]),
+        (evaluate.main, ["--data", "here", "--out", LONG]),
+        (evaluate.main, ["--data", "here", "--out", "/proc/x"]),
+        (evaluate.main, ["--compare", LONG, LONG]),
+        (train.main, ["--preset", "baseline", "--data", "here", "--out", "/proc/x"]),
+        (predict.main, [LONG, "--winner", LONG]),
+        (synth.main, [LONG]),
+    ],
+)
+def test_a_name_that_cannot_be_is_a_line(
+    typed: tuple[Callable[[Sequence[str]], None], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESP_TUNE_DATA", "here")
+    body, arguments = typed
+    assert run(body, arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in printed.err
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_folder_to_write_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    wanted = tmp_path / "a" / "b"
+    assert folder_to_write("--out", str(wanted)) == wanted
+    assert not list(tmp_path.rglob("*"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        folder_to_write("--out", str(tmp_path / "file" / "below"))
+    with pytest.raises(UserError, match=r"--out '/proc/x': '/proc' may not be written"):
+        folder_to_write("--out", "/proc/x")
+
+
+def test_an_unset_variable_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(search.main, ["--dry-run", "--data", ""]) == 2
+    assert "--data ''" in capsys.readouterr().err

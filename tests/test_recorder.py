@@ -20,6 +20,7 @@ from resp_tune.tuning.samplers import make_sampler
 from resp_tune.tuning.searcher import Runs
 from resp_tune.tuning.space import load_space
 from resp_tune.tuning.study import (
+    RECORDINGS,
     TrialRecord,
     best_of,
     bind_settings,
@@ -283,6 +284,24 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         "search 'first' was started with other settings: epochs was 3, now 5. Give the old ones, "
         "or another --name"
     )
+
+
+def test_a_hash_is_not_shown_where_words_say_more(tmp_path: Path) -> None:
+    settings = {"split seed": 0, RECORDINGS: "3f" * 32}
+    bind_settings(study_at(tmp_path), settings)
+    for changed, said in (
+        ({"split seed": 1, RECORDINGS: "13" * 32}, "other settings: split seed was 0, now 1. Give"),
+        ({RECORDINGS: "13" * 32}, "its recordings, or their labels, have changed since. Give"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            bind_settings(study_at(tmp_path), settings | changed)
+        assert "3f3f" not in str(caught.value)
+
+
+def test_a_copied_search_keeps_its_name(tmp_path: Path) -> None:
+    study_at(tmp_path)
+    with pytest.raises(UserError, match="holds the study 'first', not 'second': a copied"):
+        read_study(tmp_path / "study.db", "second")
 
 
 def test_a_study_that_is_not_one(tmp_path: Path) -> None:

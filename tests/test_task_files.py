@@ -94,6 +94,7 @@ def test_a_diagnosis_is_icbhis_or_the_data_sets(tmp_path: Path) -> None:
         ("name: copd\n" + CLASSES, "built-in task 'copd': give another"),
         ("name: a\nclass: {}\n", "unknown key 'class': did you mean 'classes'?"),
         ("name: a\nunit: cycle\n" + CLASSES, "--task cycles"),
+        ("name: a\nclasses: {normal: [Healthy], wheeze: [Asthma]}\n", "those of breathing cycles"),
         ("name: a\ndescription: [a]\n" + CLASSES, "'description' must be a text, not a list"),
         ("name: a\n", "'classes' must be a mapping of two or more"),
         ("name: a\nclasses: [COPD, Asthma]\n", "'classes' must be a mapping of two or more"),

@@ -9,14 +9,14 @@ from typing import Any
 from resp_tune.auditing.counts import counts, tables
 from resp_tune.auditing.leaks import defects, protocol_leaks
 from resp_tune.auditing.shortcuts import age_shortcut, device_shortcut
-from resp_tune.data.baselines import controlled_clips, no_audio_baselines, patient_lookup
+from resp_tune.data.baselines import controlled_clips, patient_lookup
 from resp_tune.data.recordings import Dataset
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
+from resp_tune.searching.known_baselines import scores_of
 
 LOOKUP_TASK = "diagnosis-8"
 LOOKUP_KEYS = ("accuracy", "macro_f1", "balanced_accuracy")
-BASELINE_TASKS = tuple(name for name, task in TASKS.items() if task.unit == "recording")
 
 Say = Callable[[str], None]
 
@@ -25,7 +25,7 @@ def audit(dataset: Dataset, *, jobs: int | None = None, say: Say) -> dict[str, A
     """Counts, defects, tables, leaks, shortcuts and what can be had without audio.
 
     Shares and scores are in 0…1. What this data set cannot have is None beside a `reason`. `jobs`
-    processes fit the baselines, None: one a core.
+    processes fit the baselines, None: one a core; those that were fitted before lie in the cache.
     """
     found: dict[str, Any] = {
         "data": {"name": dataset.root.name, "synthetic": dataset.synthetic},
@@ -36,7 +36,7 @@ def audit(dataset: Dataset, *, jobs: int | None = None, say: Say) -> dict[str, A
         "patient_lookup": _lookup(dataset),
     }
     found["baselines"] = {}
-    for task in BASELINE_TASKS:
+    for task in TASKS:
         say(f"no-audio baselines: {task}")
         found["baselines"][task] = _task_baselines(dataset, task, jobs)
     say("no-audio baselines: children on the Meditron")
@@ -85,7 +85,7 @@ def _baselines(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, An
     if len(classes) < 2:
         return _no_baselines(f"fewer than two classes are here ({', '.join(classes) or 'none'})")
     try:
-        scores = no_audio_baselines(dataset, clips, jobs=jobs)
+        scores = scores_of(dataset, clips, jobs)
     except UserError as error:
         return _no_baselines(str(error))
     return {**scores, "classes": classes, "chance": 1 / len(classes), "clips": len(clips.clips)}

@@ -5,6 +5,7 @@ What a run says of each clip lies in its `predictions.csv`, so nothing is read o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from resp_tune.paths import user_path
 FILE = "predictions.csv"
 SIDES = ("validation", "test")
 _TEXTS = ("side", "recording", "patient", "label")
-SAME = "compare two runs of one --task, --protocol and --split-seed"
+SAME = "compare two runs of one --task, --protocol, --split-seed and --folds"
 
 
 def read_predictions(given: str) -> pd.DataFrame:
@@ -53,12 +54,23 @@ def read_predictions(given: str) -> pd.DataFrame:
     return frame
 
 
-def compare(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """`{side: {clips, patients, classes, metrics{name: {a, b, difference, interval}}}}`.
+@dataclass(frozen=True)
+class Comparison:
+    """`sides[side]`: `{clips, patients, classes, metrics{name: {a, b, difference, interval}}}`.
 
-    Of each side that both have. `difference` is a − b and `interval` its central 95 % over the
-    same resamples of the patients, None where a single patient leaves nothing to draw. Raises
-    `UserError` when the runs do not have the same classes and the same clips with the same labels.
+    `difference` is a − b and `interval` its central 95 % over the same resamples of the patients,
+    None where a single patient leaves nothing to draw. `left_out[side]` says why a side that both
+    runs have cannot be compared.
+    """
+
+    sides: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
+
+
+def compare(a: pd.DataFrame, b: pd.DataFrame) -> Comparison:
+    """Two runs on each side on which they have the same clips with the same labels.
+
+    Raises `UserError` where there is none, or where they tell other classes apart.
     """
     classes = _classes(a)
     if differing := sorted(set(classes) ^ set(_classes(b))):
@@ -71,12 +83,17 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "the two runs have no side in common: a trial has predictions of validation, a winner "
             "of validation and test"
         )
-    return {
-        side: _compare_side(
-            side, _rows(a[a["side"] == side]), _rows(b[b["side"] == side]), tuple(classes)
-        )
-        for side in sides
-    }
+    compared: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for side in sides:
+        of_a, of_b = (_rows(frame[frame["side"] == side]) for frame in (a, b))
+        try:
+            compared[side] = _compare_side(side, of_a, of_b, tuple(classes))
+        except UserError as error:
+            left_out[side] = str(error)
+    if not compared:
+        raise UserError("; ".join(left_out.values()))
+    return Comparison(compared, left_out)
 
 
 def _classes(frame: pd.DataFrame) -> list[str]:

@@ -35,7 +35,13 @@ def protocol_leaks(dataset: Dataset) -> dict[str, dict[str, Any]]:
 
 def defects(dataset: Dataset) -> list[str]:
     """One line for all that is wrong with the files, or that a division into sides must heed."""
-    return [*dataset.problems, *_rare(dataset), *_official_gaps(dataset), *_same_breaths(dataset)]
+    return [
+        *dataset.problems,
+        *_absent(dataset),
+        *_rare(dataset),
+        *_official_gaps(dataset),
+        *_same_breaths(dataset),
+    ]
 
 
 def _leaks(dataset: Dataset, protocol: str, task: str, **options: Any) -> dict[str, Any]:
@@ -66,6 +72,27 @@ def _largest(held_out: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not made:
         return {**dict.fromkeys(keys), "reason": "no device leaves sides that can be scored"}
     return {key: max(one[key] for one in made) for key in keys}
+
+
+def _absent(dataset: Dataset) -> list[str]:
+    """What no recording has: its table is not there, or names nobody of these."""
+    lines, recordings = [], dataset.recordings
+    if all(r.age is None and r.sex is None for r in recordings):
+        lines.append(
+            "no age and no sex of anybody (demographic_info.txt): 'device + location + age + sex' "
+            "sees device and location alone"
+        )
+    if all(r.official is None for r in recordings):
+        lines.append(
+            "no official side of anybody (ICBHI_challenge_train_test.txt): --protocol official "
+            "cannot be had"
+        )
+    if not any(r.cycles for r in recordings):
+        lines.append(
+            "no annotated breathing cycle (a .txt beside each recording): --task cycles cannot be "
+            "had"
+        )
+    return lines
 
 
 def _rare(dataset: Dataset) -> list[str]:

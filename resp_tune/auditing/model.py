@@ -25,7 +25,8 @@ OTHER_SIDES = (
 )
 
 Say = Callable[[str], None]
-Record = Callable[[Mapping[str, Any]], object]  # returns where the reading is on record
+# Returns the reading that stands, the first of these weights, and where it is on record.
+Record = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], object]]
 
 
 def sides_of(bundle: Bundle, dataset: Dataset) -> Problem:
@@ -93,13 +94,15 @@ def audit_model(
     if sides.test is None:
         found["reason"] = f"the protocol '{sides.protocol}' has no test side: nothing is scored"
         return found
-    found["reading"] = this_reading(bundle)
-    where = record(found["reading"])
+    reading = this_reading(bundle)
+    found["reading"], where = record(reading)
     patients = {r.patient for r in problem.dataset.recordings if r.stem in set(sides.test)}
+    size = amount(len(sides.test), "recording", len(patients))
+    since, again = found["reading"].get("time"), found["reading"] != reading
     say(
-        f"the test side is read now: {amount(len(sides.test), 'recording', len(patients))}, by "
-        f"weights {details['weights_sha256'][:12]}, on "
-        f"record in {where}. A model chosen after seeing these figures needs another test side"
+        f"the test side is read {'again' if again else 'now'}: {size}, by weights "
+        f"{details['weights_sha256'][:12]}, on record in {where} since {since}. "
+        "A model chosen after seeing these figures needs another test side"
     )
     frame = score_test(bundle, problem, sides.test, workers=workers).predictions
     found["test"] = {

@@ -72,9 +72,15 @@ def show_comparison(found: Mapping[str, Any]) -> None:
         )
         if side == "validation":
             console.print(
-                Text("  the side that runs are chosen by: what was chosen stands too high here"),
+                Text(
+                    "  the side that runs are chosen by: what was chosen stands too high here. All "
+                    "clips together, of a winner after averaging over its seeds; a search's own "
+                    "scores are means over its folds and seeds, so they differ where it has several"
+                ),
                 soft_wrap=True,
             )
+    for side, reason in found["left_out"].items():
+        console.print(Text(one_line(f"\n{side} is not compared: {reason}")), soft_wrap=True)
 
 
 def _console() -> Console:

@@ -13,6 +13,7 @@ import numpy as np
 
 from resp_tune.data.recordings import Dataset
 from resp_tune.data.tasks import Clip, Clips
+from resp_tune.data.wording import count
 from resp_tune.errors import UserError
 from resp_tune.paths import write_atomically
 
@@ -36,6 +37,17 @@ class Leaks:
     patients: int
     sessions: int
     recording_share: float
+
+    @property
+    def line(self) -> str | None:
+        """What a person should know of it; None where nothing leaks."""
+        if not self.patients:
+            return None
+        return (
+            f"LEAK: {self.recording_share:.1%} of the held-out recordings have their patient in "
+            f"training ({count(self.patients, 'patient')}, {count(self.sessions, 'session')} on "
+            "more than one side): these figures do not say how a new patient would be judged"
+        )
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,11 @@ def _parse(content: Any) -> Task:
         raise UserError(f"'description' must be a text, not {_said(description)}")
     groups = _groups(content.get("classes"))
     names = tuple(groups)
+    if set(names) <= set(TASKS["cycles"].classes):
+        raise UserError(
+            f"the classes {', '.join(names)} are those of breathing cycles, which other metrics go "
+            "with: give them other names, or --task cycles"
+        )
     return Task(name, names, tuple(groups.values()), "recording", " ".join(description.split()))
 
 

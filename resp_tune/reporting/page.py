@@ -103,6 +103,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "params": mapping(winner.get("params")),
         "seeds": items(winner.get("seeds")),
         "leaks": mapping(summary.get("leaks")),
+        "leaked_share": summary.get("leaked_recording_share"),
         "states": [(k, v) for k, v in mapping(summary.get("trials")).items() if number(v)],
         "seconds": mapping(summary.get("seconds")),
         "charts": charts,

@@ -13,6 +13,8 @@ import numpy as np
 
 from resp_tune.data import baselines
 from resp_tune.data.baselines import COLUMNS, Answers, held_out_answers, no_audio_baselines
+from resp_tune.data.recordings import Dataset
+from resp_tune.data.tasks import Clips
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import cache_folder, write_atomically
 
@@ -22,14 +24,19 @@ Kept = TypeVar("Kept")
 
 def baselines_of(problem: Problem, jobs: int) -> dict[str, Any]:
     """`no_audio_baselines` of the whole data set, and under `test_side` those of the test side."""
-    found = _kept(
-        f"{_key(problem)}.json",
-        lambda: no_audio_baselines(problem.dataset, problem.clips, jobs=jobs),
-        _scores,
-    )
+    found = scores_of(problem.dataset, problem.clips, jobs)
     if problem.sides.test is not None:
         found["test_side"] = answers_of(problem).scores()
     return found
+
+
+def scores_of(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, Any]:
+    """`no_audio_baselines` of the clips, by patient in 5 folds."""
+    return _kept(
+        f"{_key(dataset, clips)}.json",
+        lambda: no_audio_baselines(dataset, clips, jobs=jobs),
+        _scores,
+    )
 
 
 def answers_of(problem: Problem) -> Answers:
@@ -40,7 +47,11 @@ def answers_of(problem: Problem) -> Answers:
         by_columns = {name: rows.tolist() for name, rows in made.by_columns.items()}
         return {**asdict(made), "labels": made.labels.tolist(), "by_columns": by_columns}
 
-    return _kept(f"{_key(problem, problem.sides.digest)}.answers.json", answer, _answers)
+    return _kept(
+        f"{_key(problem.dataset, problem.clips, problem.sides.digest)}.answers.json",
+        answer,
+        _answers,
+    )
 
 
 def _kept(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], Kept]) -> Kept:
@@ -70,14 +81,13 @@ def _answers(kept: Any) -> Answers:
     return Answers(stems, labels, rows, int(kept["majority"]))
 
 
-def _key(problem: Problem, *more: str) -> str:
+def _key(dataset: Dataset, clips: Clips, *more: str) -> str:
     """A hash of what the forests see, of `more`, and of how they are grown."""
     sheets = [
         [r.stem, r.patient, r.location, r.device, r.diagnosis, r.age, r.sex]
-        for r in problem.dataset.recordings
+        for r in dataset.recordings
     ]
-    clips = [[c.recording, c.label] for c in problem.clips.clips]
-    task = asdict(problem.clips.task)
-    parts = [FORMAT, baselines.TREES, sheets, clips, task, *more]
+    labels = [[c.recording, c.label] for c in clips.clips]
+    parts = [FORMAT, baselines.TREES, sheets, labels, asdict(clips.task), *more]
     content = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]

@@ -25,7 +25,7 @@ from resp_tune.learning.metrics import are_cycles
 from resp_tune.learning.packing import Load, choose_trials_per_gpu
 from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import Problem
-from resp_tune.paths import cache_folder, user_path
+from resp_tune.paths import cache_folder, folder_to_write, user_path
 from resp_tune.searching.settings import SearchSettings
 from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
@@ -34,7 +34,7 @@ from resp_tune.tuning.conditions import APART
 from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
 from resp_tune.tuning.replicates import check_count
 from resp_tune.tuning.space import SearchSpace, load_space
-from resp_tune.tuning.study import check_settings, read_study
+from resp_tune.tuning.study import RECORDINGS, check_settings, read_study
 from resp_tune.tuning.trainable import LOGICAL_GPUS
 
 Say = Callable[[str], None]
@@ -106,7 +106,7 @@ class Prepared:
             "split seed": s.split_seed,
             "epochs": s.epochs,
             "seed": s.seed,
-            "recordings": data_digest(self.problem, self.machine.cpus),
+            RECORDINGS: data_digest(self.problem, self.machine.cpus),
             "searched fields": sorted(space.parameters),
             **ranges,
             **fixed,
@@ -138,8 +138,7 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
         ) from error
     machine = this_machine()
     slots = _slots(settings, machine, settings.trials_per_gpu or 1)
-    storage = user_path(str(settings.storage)).absolute()
-    check_storage(storage)
+    storage = folder_to_write("--storage", str(settings.storage))
     tracking_uri = resolve_uri(settings.tracking_uri, storage)
     probe(tracking_uri)
     dataset = load_dataset(data_folder(settings.data, say))
@@ -204,6 +203,8 @@ def _packed(prepared: Prepared, say: Say) -> Prepared:
 
 def data_folder(given: str | None, say: Say) -> Path:
     """`--data`, else `$RESP_TUNE_DATA`, else the synthetic set in the cache folder."""
+    if given == "":  # an unset variable of the shell: nobody types it
+        raise UserError("--data '': give the folder with the recordings")
     chosen = given or os.environ.get("RESP_TUNE_DATA")
     if not chosen:
         folder = default_synthetic(cache_folder())
@@ -263,18 +264,7 @@ def check_name(name: str, storage: Path, tracking_uri: str) -> None:
     taken = {sqlite_file(tracking_uri), storage / "mlflow.db", storage / "mlartifacts"}
     if folder in taken or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--name '{name}': '{folder}' is or will be something else: give another")
-    check_storage(folder)
-
-
-def check_storage(storage: Path) -> None:
-    """Raise `UserError` when no folder can be made or written at `storage`."""
-    place = storage
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"--storage '{storage}': '{place}' is a file, not a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"--storage '{storage}': '{place}' may not be written: give another folder")
+    folder_to_write("--name", str(folder))
 
 
 def data_digest(problem: Problem, workers: int) -> str:

@@ -44,8 +44,16 @@ def this_reading(bundle: Bundle) -> dict[str, Any]:
     return reading_of(details["provenance"].get("trial"), details["weights_sha256"])
 
 
-def record_reading(folder: Path, bundle: Bundle, reading: Mapping[str, Any]) -> Path:
-    """Put the reading on record, unless one of the same weights is; the path of the record.
+def on_record(known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]) -> dict[str, Any]:
+    """The reading of the same weights among `known`: the first one stands."""
+    same = (old for old in known if old["weights_sha256"] == reading["weights_sha256"])
+    return dict(next(same, reading))
+
+
+def record_reading(
+    folder: Path, bundle: Bundle, reading: Mapping[str, Any]
+) -> tuple[dict[str, Any], Path]:
+    """Put the reading on record, unless one of the same weights is; the one that stands, and where.
 
     Raises `UserError` where that cannot be done, or where the search is being run.
     """
@@ -61,16 +69,17 @@ def record_reading(folder: Path, bundle: Bundle, reading: Mapping[str, Any]) -> 
             write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
         else:
             with held(folder.parent):
-                _into_search(folder.parent, name, reading)
+                known = _into_search(folder.parent, name, reading)
     except OSError as error:
         raise UserError(
             f"the reading of the test side cannot be recorded in '{path}' ({error.strerror}), so "
             "it is not read: copy the folder to where it can be written"
         ) from error
-    return path
+    return on_record(known, reading), path
 
 
-def _into_search(folder: Path, name: str, reading: Mapping[str, Any]) -> None:
+def _into_search(folder: Path, name: str, reading: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The search's readings with this one among them."""
     summary, path = None, folder / "summary.json"
     if path.exists():
         try:
@@ -89,6 +98,7 @@ def _into_search(folder: Path, name: str, reading: Mapping[str, Any]) -> None:
     if summary is not None:
         write_summary(path, {**summary, "test_readings": known})
         render(folder)
+    return known
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:

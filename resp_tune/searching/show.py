@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from resp_tune.data.sides import Leaks
 from resp_tune.learning.problem import FILLED_FIRST
 from resp_tune.searching.prepare import Prepared
 from resp_tune.tracking.uri import redact
@@ -70,7 +71,8 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
                 "every trial",
             )
         )
-    notes = [*data.problems, *problem.clips.dropped, *sides.notes]
+    leak = sides.leaks(data).line
+    notes = [*data.problems, *problem.clips.dropped, *sides.notes, *([leak] if leak else [])]
     return [*lines, *(("note", note) for note in notes)]
 
 
@@ -110,12 +112,8 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
             f"the test side was read {times} times, by different weights: each reading after the "
             "first weakens what it says"
         )
-    leaks = summary["leaks"]
-    if leaks["patients"]:
-        lines.append(
-            f"LEAK: {leaks['patients']} patients and {leaks['sessions']} sessions stand on more "
-            "than one side: these figures do not say how a new patient would be judged"
-        )
+    if line := Leaks(**summary["leaks"], recording_share=summary["leaked_recording_share"]).line:
+        lines.append(line)
     if summary["data"]["synthetic"]:
         lines.append("the data is SYNTHETIC: these figures say nothing about patients")
     links = summary["mlflow"]["links"]

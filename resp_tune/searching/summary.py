@@ -49,6 +49,7 @@ def summarise(
         },
         "candidates": winner.told,
         "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
+        "leaked_recording_share": leaks.recording_share,
     }
 
 

@@ -14,11 +14,14 @@ from resp_tune.tracking.uri import redact, root_cause
 READING = "resp_tune.test_reading"
 
 
-def record_reading(model_uri: str, tracking_uri: str, reading: Mapping[str, Any]) -> str:
+def record_reading(
+    model_uri: str, tracking_uri: str, reading: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
     """Tag the versions of a model that have the reading's weights; one that is tagged stays so.
 
-    `model_uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Returns what now carries the
-    record; raises `UserError` where it cannot be written.
+    `model_uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Returns the reading that stands,
+    the first of these weights, and what carries the record; raises `UserError` where it cannot be
+    written.
     """
     from mlflow.exceptions import MlflowException
 
@@ -45,4 +48,13 @@ def record_reading(model_uri: str, tracking_uri: str, reading: Mapping[str, Any]
             f"no version of '{name}' in '{redact(tracking_uri)}' says that it has these weights, "
             "so a reading of the test side cannot be recorded: give the winner/ folder of a search"
         )
-    return f"version {', '.join(str(v.version) for v in versions)} of model {name}"
+    stands = _read(versions[0].tags.get(READING)) or dict(reading)
+    return stands, f"version {', '.join(str(v.version) for v in versions)} of model {name}"
+
+
+def _read(text: str | None) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

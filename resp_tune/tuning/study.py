@@ -27,6 +27,7 @@ State = Literal["finished", "pruned", "diverged", "failed"]
 STATES: tuple[State, ...] = ("finished", "pruned", "diverged", "failed")
 
 # Attributes of the study itself.
+RECORDINGS = "recordings"  # the setting that is a hash of them
 SETTINGS = "resp_tune.settings"  # what a trial means
 STUDY_ID = "resp_tune.study_id"  # tells it from another study of the same name
 SECONDS = "resp_tune.seconds"  # wall time of all runs of the command
@@ -97,10 +98,17 @@ def read_study(path: Path, name: str) -> optuna.Study:
     """The study in an existing file; raises `UserError` when there is none that can be read."""
     if not path.is_file():
         raise UserError(f"'{path}' is not there: no search of that name was run here")
+    storage = f"sqlite:///{path}"
     try:
-        return optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
+        held = optuna.get_all_study_names(storage)
+        if name in held:
+            return optuna.load_study(study_name=name, storage=storage)
     except Exception as error:  # sqlalchemy, sqlite and optuna each have their own
         raise UserError(f"'{path}' cannot be read as the study '{name}': {error}") from error
+    raise UserError(
+        f"'{path}' holds the study {', '.join(map(repr, held)) or 'of no search'}, not '{name}': a "
+        "copied or renamed search keeps its name; give its folder that name again"
+    )
 
 
 def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
@@ -115,12 +123,14 @@ def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
     # A field that did not exist when the search began had its default.
     newer = {f"field {name}": spec.default for name, spec in FIELDS.items()}
     known = {**newer, **study.user_attrs.get(SETTINGS, settings)}
+    differing = [key for key, value in settings.items() if known.get(key) != value]
     changed = [
-        f"{key} was {known.get(key)!r}, now {value!r}"
-        for key, value in settings.items()
-        if known.get(key) != value
+        f"{key} was {known.get(key)!r}, now {settings[key]!r}"
+        for key in differing
+        if key != RECORDINGS  # a hash, which follows from the others too
     ]
-    if changed:
+    if differing:
+        changed = changed or ["its recordings, or their labels, have changed since"]
         raise UserError(
             f"search '{study.study_name}' was started with other settings: {'; '.join(changed)}. "
             "Give the old ones, or another --name"
