@@ -246,7 +246,8 @@ def test_a_killed_driver_continues_where_it_was(tmp_path: Path) -> None:
     after = study(tmp_path, "killed").get_trials()
     assert [t.number for t in after] == [0, 1, 2, 3]
     assert all(t.state == TrialState.COMPLETE for t in after)
-    assert {n: after[n].params for n in before} == before
+    for number, params in before.items():  # not all of them, where it was killed while asking
+        assert params.items() <= after[number].params.items()
     assert all(len(t.intermediate_values) == 30 for t in after)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs(["1"], "tags.`resp_tune.kind` = 'trial'")

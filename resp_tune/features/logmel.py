@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -29,7 +30,10 @@ def log_mels(waveform: torch.Tensor, front_ends: Sequence[FrontEnd]) -> list[tor
     `AmplitudeToDB(top_db=None)`, transposed.
     """
     power = _power_spectrogram(waveform, front_ends[0].n_fft, front_ends[0].hop_length)
-    return [_compress(_mel_power(power, f), f) for f in front_ends]
+    return [
+        _compress(mels, f)
+        for mels, f in zip(_mel_powers(power, tuple(front_ends)), front_ends, strict=True)
+    ]
 
 
 def _compress(mel_power: torch.Tensor, front_end: FrontEnd) -> torch.Tensor:
@@ -87,28 +91,55 @@ def _power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> t
 _IN_CACHE = 1_000_000  # bytes, about a core's second-level cache
 
 
-def _mel_power(power: torch.Tensor, front_end: FrontEnd) -> torch.Tensor:
-    """`power @ mel_bank(front_end)`, without most of the bank's zeros."""
-    mels = torch.empty(len(power), front_end.n_mels)
-    for start, first, last, filters in _filters(front_end):
-        torch.mm(power[:, first:last], filters, out=mels[:, start : start + filters.shape[1]])
-    return mels
+def _mel_powers(power: torch.Tensor, front_ends: tuple[FrontEnd, ...]) -> list[torch.Tensor]:
+    """`power @ mel_bank(f)` of each front end, without most of the banks' zeros."""
+    powers = [torch.empty(len(power), f.n_mels) for f in front_ends]
+    for bins, filters, places in _filter_groups(front_ends):
+        heard = power[:, bins] @ filters
+        for which, own, columns in places:
+            powers[which][:, own] = heard[:, columns]
+    return powers
+
+
+Place = tuple[int, slice, slice]  # which front end, its bands, their columns in the group
 
 
 @lru_cache(maxsize=64)
-def _filters(front_end: FrontEnd) -> list[tuple[int, int, int, torch.Tensor]]:
-    """The bank in groups of neighbours: the first filter, the bins they hear, and their weights.
+def _filter_groups(
+    front_ends: tuple[FrontEnd, ...],
+) -> list[tuple[slice, torch.Tensor, list[Place]]]:
+    """All filters of all banks in groups that hear few bins: the bins, their weights, the places.
 
-    A triangle hears a few of the bins. Groups of 16: fewer make many small products, more bring
-    the zeros back.
+    A triangle hears a few of the bins, the same as its neighbours in every bank. Small groups make
+    many small products, large ones bring the zeros back: 16 filters, or 32 where banks share them.
     """
+    banks = [mel_bank(f) for f in front_ends]
+    peaks = [
+        (peak, which, n)
+        for which, bank in enumerate(banks)
+        # Rising, as the filters do: an empty one has its peak nowhere.
+        for n, peak in enumerate(itertools.accumulate(bank.argmax(dim=0).tolist(), max))
+    ]
+    size = min(32, 16 * len(banks))
     groups = []
-    for start in range(0, front_end.n_mels, 16):
-        filters = mel_bank(front_end)[:, start : start + 16]
+    peaks.sort()
+    for start in range(0, len(peaks), size):
+        members = sorted((which, n) for _, which, n in peaks[start : start + size])
+        filters = torch.stack([banks[which][:, n] for which, n in members], dim=1)
         heard = filters.any(dim=1).nonzero()
-        first, last = (int(heard[0]), int(heard[-1]) + 1) if len(heard) else (0, 0)
-        groups.append((start, first, last, filters[first:last].contiguous()))
+        bins = slice(int(heard[0]), int(heard[-1]) + 1) if len(heard) else slice(0, 0)
+        places: list[Place] = []
+        for which in dict.fromkeys(which for which, _ in members):
+            columns = [column for column, member in enumerate(members) if member[0] == which]
+            bands = [members[column][1] for column in columns]
+            # A bank's filters rise with frequency, so those of a group are neighbours.
+            places.append((which, _span(bands), _span(columns)))
+        groups.append((bins, filters[bins].contiguous(), places))
     return groups
+
+
+def _span(numbers: list[int]) -> slice:
+    return slice(numbers[0], numbers[-1] + 1)
 
 
 @lru_cache(maxsize=64)

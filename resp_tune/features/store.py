@@ -224,8 +224,7 @@ class _Writer:
 
     def finish(self) -> None:
         self._write(np.full((1, self.front_end.n_mels), silence(self.front_end), np.float16))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        self.file.flush()  # not to the disk: what a power cut leaves of it fails its checksum
         index = {
             "format": FORMAT,
             "front_end": asdict(self.front_end),

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 def run_rounds(
     prepared: Prepared,
     study: optuna.Study,
-    tracked: TrackedTrials,
+    tracking: Future[TrackedTrials],
     filling: Future[Stores],
     console: Console,
     say: Say,
@@ -43,7 +43,7 @@ def run_rounds(
         return
     settings = prepared.settings
     with local_ray(prepared.machine, prepared.gpus):
-        stores = filling.result()
+        stores, tracked = filling.result(), tracking.result()
         work = Work(
             folds=prepared.problem.folds(),
             stores=stores,

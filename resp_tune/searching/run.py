@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
     """Run, continue or extend a search; the path of its `summary.json`."""
     clock = time.monotonic()
     prepared.folder.mkdir(parents=True, exist_ok=True)
-    with held(prepared.folder), ThreadPoolExecutor(3) as pool:
+    with held(prepared.folder), ThreadPoolExecutor(4) as pool:
         study = _open(prepared)
         before = records(study, prepared.space)
         rerun = replicates(study, before)
@@ -68,10 +68,9 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
         # Recordings, MLflow's database and Ray keep one waiting in different ways: all at once.
         filling = pool.submit(_fill, prepared, console)
         baselines = pool.submit(baselines_of, prepared.problem, prepared.machine.cpus)
-        with _tracked(prepared, study) as runs:
-            tracked = TrackedTrials(runs, prepared.settings.metric, prepared.trial_tags)
-            tracked.replay([*before, *rerun])
+        with _tracked(prepared, study, [*before, *rerun], pool) as tracked:
             run_rounds(prepared, study, tracked, filling, console, say)
+            runs = tracked.result().runs
             trials = records(study, prepared.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - clock
             study.set_user_attr(SECONDS, seconds)
@@ -112,10 +111,36 @@ def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord],
 
 
 @contextmanager
-def _tracked(prepared: Prepared, study: optuna.Study) -> Iterator[SearchRuns]:
-    """The search's runs in MLflow, ended in the state that the search ends in."""
+def _tracked(
+    prepared: Prepared, study: optuna.Study, past: Sequence[TrialRecord], pool: ThreadPoolExecutor
+) -> Iterator[Future[TrackedTrials]]:
+    """The search's runs in MLflow, opened by `pool`, ended in the state that the search ends in.
+
+    `past`: trials and replicates of earlier runs, some of which MLflow may have missed.
+    """
+
+    def begin() -> TrackedTrials:
+        runs = _open_runs(prepared, study)
+        tracked = TrackedTrials(runs, prepared.settings.metric, prepared.trial_tags)
+        tracked.replay(past)
+        return tracked
+
+    opening = pool.submit(begin)
+    status: Any = "FAILED"
+    try:
+        yield opening
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if opening.exception() is None:  # else whoever asked for the result has raised it
+            opening.result().runs.close(status)
+
+
+def _open_runs(prepared: Prepared, study: optuna.Study) -> SearchRuns:
     settings, task = prepared.settings, prepared.problem.clips.task
-    runs = SearchRuns(
+    return SearchRuns(
         prepared.tracking_uri,
         prepared.folder.parent,
         prepared.name,
@@ -134,15 +159,6 @@ def _tracked(prepared: Prepared, study: optuna.Study) -> Iterator[SearchRuns]:
         study_id=study.user_attrs[STUDY_ID],
         columns=list(prepared.space.parameters),
     )
-    status: Any = "FAILED"
-    try:
-        yield runs
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        runs.close(status)
 
 
 def _fill(prepared: Prepared, console: Console) -> Stores:

@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 import ray
+import torch
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
@@ -14,21 +15,17 @@ from resp_tune.paths import write_atomically
 from resp_tune.tuning.plan import Slots
 from resp_tune.tuning.trainable import Work, begin_training
 
+Failure = tuple[str, str]  # a line, and the whole traceback
 TRACE = "canary.txt"  # in the search's folder: the whole traceback
 
 
 def check_baseline(work: Work, slots: Slots, config: TrialConfig, folder: Path) -> None:
-    """Train and validate one batch of `config` where trials run; `RunError` with what went wrong.
+    """Train and validate one batch of `config` as a trial would; `RunError` with what went wrong.
 
-    In a worker of Ray, with a trial's share of the machine: what fails there would fail every
-    trial. Memory that does not suffice is a trial's own to deal with.
+    What fails here would fail every trial. Memory that does not suffice is a trial's own to deal
+    with.
     """
-    batch = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_retries=1)(_batch)
-    try:
-        found = ray.get(batch.remote(work, config))
-    except ray.exceptions.RayError as error:
-        said = str(error).strip().splitlines()[0]
-        found = (f"its worker was lost: {said}", str(error))
+    found = _on_a_gpu(work, slots, config) if slots.gpus else _here(work, config)
     if found is None:
         return
     cause, trace = found
@@ -39,7 +36,26 @@ def check_baseline(work: Work, slots: Slots, config: TrialConfig, folder: Path) 
     )
 
 
-def _batch(work: Work, config: TrialConfig) -> tuple[str, str] | None:
+def _here(work: Work, config: TrialConfig) -> Failure | None:
+    """In this process, which has torch at hand; a worker takes seconds to import it."""
+    threads = torch.get_num_threads()
+    try:
+        return _batch(work, config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _on_a_gpu(work: Work, slots: Slots, config: TrialConfig) -> Failure | None:
+    """In a worker of Ray: this process takes no memory of a GPU."""
+    batch = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_retries=1)(_batch)
+    try:
+        found: Failure | None = ray.get(batch.remote(work, config))
+    except ray.exceptions.RayError as error:
+        return f"its worker was lost: {str(error).strip().splitlines()[0]}", str(error)
+    return found
+
+
+def _batch(work: Work, config: TrialConfig) -> Failure | None:
     """What one batch fails with, and the traceback; None where it works."""
     try:
         begin_training(work, config).rehearse()

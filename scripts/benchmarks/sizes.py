@@ -27,11 +27,10 @@ class Sizes:
     epochs_a_slot_trial: int  # of 1 s
 
 
-# The notebook has 736 + 184 recordings: 640 keep its batches of 128 (four, instead of five and
-# three quarters) and the run below three quarters of an hour on two cores.
+# The notebook's own 736 + 184 recordings.
 FULL = Sizes(
     quick=False,
-    recordings=640,
+    recordings=920,
     rounds=5,
     fills=3,
     search_trials=8,
@@ -45,13 +44,14 @@ FULL = Sizes(
     trials_a_slot=6,
     epochs_a_slot_trial=20,
 )
+# Two batches of 128 to train on, or one of the notebook's two loading processes would idle.
 QUICK = Sizes(
     quick=True,
-    recordings=160,
+    recordings=320,
     rounds=3,
     fills=2,
-    search_trials=6,
-    search_epochs=4,
+    search_trials=4,
+    search_epochs=3,
     search_repeats=1,
     instant_trials=40,
     reported_epochs=30,
