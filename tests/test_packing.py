@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ import pytest
 import torch
 from toy import toy_config
 
-from resp_tune.config import TrialConfig
-from resp_tune.learning import packing
+from resp_tune.errors import RunError
 from resp_tune.learning.packing import Load, Packed, choose, measure, measure_all, stand_in
 from resp_tune.learning.training import fit
 from resp_tune.search import read_settings
+from resp_tune.searching import packed as packing_search
 from resp_tune.searching import prepare as preparing
+from resp_tune.searching.packed import packed
 from resp_tune.tuning.plan import Machine
 
 SMALL = Load(train=12, validation=6, classes=3, folds=2)
@@ -63,37 +63,70 @@ def test_as_many_as_pay(rates: list[float], trials: int) -> None:
 
 def prepared_with(folder: Path, *flags: str) -> Any:
     args = ["--trials-per-gpu", "auto", f"--storage={folder}", "--space=search_spaces/smoke.yaml"]
-    said: list[str] = []
-    return preparing.prepare(read_settings([*args, *flags]), said.append), said
+    return preparing.prepare(read_settings([*args, *flags]), lambda _: None)
 
 
-def test_auto_without_a_gpu_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_a_gpu_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RESP_TUNE_LOGICAL_GPUS", "1")
-    prepared, said = prepared_with(tmp_path, "--gpus=2")
+    prepared = packed(prepared_with(tmp_path, "--gpus=2"))
     assert (prepared.slots.concurrency, prepared.slots.gpus) == (2, 1.0)
-    assert any("trials here run on the CPU" in line for line in said)
+    assert "trials here run on the CPU" in capsys.readouterr().err
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Load, str, int, int]]:
+    """A machine of 16 cores and 2 GPUs on which 2 trials pay: pretended, as are the figures."""
+    seen = []
+
+    def measured(_: object, load: Load, device: str, trials: int, **how: int) -> Packed:
+        seen.append((load, device, trials, how["threads"]))
+        return Packed(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
+
+    monkeypatch.setattr(packing_search, "measure", measured)
+    monkeypatch.setattr(packing_search, "settle_precision", lambda config, _: config)
+    monkeypatch.setattr(preparing, "this_machine", lambda: Machine(16, 2, 10**11))
+    return seen
 
 
 def test_auto_with_gpus_takes_what_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    asked: list[tuple[Load, str, int, int]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The machine is pretended, and so are the figures: no GPU is needed to divide one."""
-    asked: list[tuple[TrialConfig, Load, str]] = []
-
-    def measured(config: TrialConfig, load: Load, device: str, **_: Any) -> list[Packed]:
-        asked.append((config, load, device))
-        return [Packed(1, 1.0), Packed(2, 2.0), Packed(4, 2.05)]
-
-    monkeypatch.setattr(packing, "measure_all", measured)
-    monkeypatch.setattr(preparing, "this_machine", lambda: Machine(16, 2, 10**11))
-    monkeypatch.setattr(preparing, "settle_precision", lambda config, _: config)
-    dry, said = prepared_with(tmp_path, "--dry-run", "--folds=2")
-    assert asked == []
-    assert "trials per GPU: measured when the search starts" in said
-    prepared, said = prepared_with(tmp_path, "--folds=2")
+    plain = prepared_with(tmp_path, "--folds=2")
+    assert asked == [], "nothing is started before the search holds its name"
+    prepared = packed(plain)
     assert (prepared.slots.concurrency, prepared.slots.gpus, prepared.slots.cpus) == (4, 0.5, 4.0)
-    assert any(line.startswith("trials per GPU: 2 (epochs a second") for line in said)
-    ((config, load, device),) = asked
-    assert config == dataclasses.replace(dry.space.baseline())
-    assert (load.folds, load.classes, device) == (2, len(dry.problem.sides.classes), "cuda")
-    assert load.train == len(dry.problem.folds()[0].train.label)
+    assert "trials per GPU: 2 (epochs a second" in capsys.readouterr().err
+    assert [(device, trials, threads) for _, device, trials, threads in asked] == [
+        ("cuda", 1, 8), ("cuda", 2, 4), ("cuda", 4, 2), ("cuda", 8, 1),
+    ]  # fmt: skip
+    load = asked[0][0]
+    assert (load.folds, load.classes) == (2, len(plain.problem.sides.classes))
+    assert load.train == len(plain.problem.folds()[0].train.label)
+
+
+@pytest.mark.parametrize(
+    ("flag", "tried"),
+    [("--cpus-per-trial=4", [1, 2]), ("--concurrency=3", [1, 2]), ("--concurrency=1", [1])],
+)
+def test_auto_tries_no_more_than_there_is_room_for(
+    tmp_path: Path, asked: list[tuple[Load, str, int, int]], flag: str, tried: list[int]
+) -> None:
+    prepared = packed(prepared_with(tmp_path, flag))
+    assert [trials for _, _, trials, _ in asked] == tried
+    assert prepared.slots.concurrency <= 4
+
+
+def test_what_cannot_be_measured_is_a_line(
+    tmp_path: Path, asked: list[tuple[Load, str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> Packed:
+        raise ZeroDivisionError("a bug\nin two lines")
+
+    monkeypatch.setattr(packing_search, "measure", fails)
+    with pytest.raises(RunError, match="none was started: ZeroDivisionError: a bug in two lines"):
+        packed(prepared_with(tmp_path))
+    assert asked == []

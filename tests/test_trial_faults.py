@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from searches import files_below, search, study, trials
 from test_trainable import rows, run, trial
 
+from resp_tune.tracking.lookup import trial_run
 from resp_tune.tuning.timeouts import TRACE, Watch
 
 SMALL = ("--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none")
@@ -76,6 +77,13 @@ def test_a_slow_trial_ends_after_an_epoch(tmp_path: Path) -> None:
     result = made.step()
     assert result["done"]
     assert "longer than --trial-timeout (0 s)" in result["error"]
+    assert not (made.folder / TRACE).exists()
+
+
+def test_a_trial_that_is_stopped_from_outside_is_no_longer_watched(tmp_path: Path) -> None:
+    made = trial(tmp_path, timeout=60.0)
+    assert (made.folder / TRACE).exists()
+    made.cleanup()  # as Ray does when the scheduler has stopped it
     assert not (made.folder / TRACE).exists()
 
 
@@ -178,7 +186,12 @@ def test_a_halved_micro_batch_is_recorded_everywhere(tmp_path: Path) -> None:
     assert configs[0]["batch_size"] == configs[1]["batch_size"]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     params = [client.get_run(run_id).data.params for run_id in table["mlflow_run_id"]]
-    assert [p["micro_batch"] for p in params] == ["4", "None"]
+    assert [p["micro_batch"] for p in params] == ["None", "None"], "what was asked for"
+    tags = [client.get_run(run_id).data.tags for run_id in table["mlflow_run_id"]]
+    assert [t.get("resp_tune.micro_batch") for t in tags] == ["4", None]
+    run_id, uri = table["mlflow_run_id"][0], f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert trial_run(uri, run_id).config["micro_batch"] == 4
+    assert not list((tmp_path / "short" / "trials").rglob("error.txt")), "nothing has failed"
 
 
 # A bug

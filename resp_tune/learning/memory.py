@@ -34,8 +34,17 @@ def release_memory() -> None:
 def ran_out(error: BaseException) -> bool:
     """Whether `error` says that memory did not suffice: of a GPU, of the host, of either by torch.
 
-    By name, since torch need not be imported to ask; torch's own word for the host's memory is a
-    plain `RuntimeError`.
+    By name, since torch need not be imported to ask; of the host's memory, of a CUDA context and
+    of its libraries torch says it in a plain `RuntimeError`.
     """
     named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return named or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
+
+
+def limit_memory(device: str, share: float) -> None:
+    """Fence this process off at `share` of a GPU's memory, or one trial takes what all need."""
+    if device == "cuda" and share < 1:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 from resp_tune.config import TrialConfig
 from resp_tune.features.batches import ClipFrames
 from resp_tune.features.frames import Frames
-from resp_tune.learning.memory import keep_freed_memory, ran_out
+from resp_tune.learning.memory import keep_freed_memory, limit_memory, ran_out
 from resp_tune.learning.training import Side, Training, TrainingData
 
 COUNTS = (1, 2, 4, 8)
@@ -139,21 +139,3 @@ def _train(
         if ran_out(error) or isinstance(error, BrokenBarrierError):
             return None
         raise
-
-
-def limit_memory(device: str, share: float) -> None:
-    """Fence this process off at `share` of a GPU's memory, or one trial takes what all need."""
-    if device == "cuda" and share < 1:
-        torch.cuda.set_per_process_memory_fraction(share)
-
-
-Say = Callable[[str], None]
-
-
-def choose_trials_per_gpu(config: TrialConfig, load: Load, *, cpus: int, say: Say) -> int:
-    """Measure on the first GPU and choose; what was seen is said."""
-    measured = list(measure_all(config, load, "cuda", cpus=cpus, epochs=3))
-    chosen = choose(measured)
-    seen = ", ".join(f"{p.trials}: {p.epochs_per_second:.2f}" for p in measured)
-    say(f"trials per GPU: {chosen} (epochs a second of so many at once: {seen or 'none fitted'})")
-    return chosen

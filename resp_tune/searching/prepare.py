@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -22,8 +21,6 @@ from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
 from resp_tune.learning.metrics import are_cycles
-from resp_tune.learning.packing import Load, choose_trials_per_gpu
-from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import cache_folder, folder_to_write, user_path
 from resp_tune.searching.settings import SearchSettings
@@ -137,7 +134,7 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
             f"space '{settings.space}': {error}. To keep values apart: {APART}"
         ) from error
     machine = this_machine()
-    slots = _slots(settings, machine, settings.trials_per_gpu or 1)
+    slots = slots_of(settings, machine, settings.trials_per_gpu or 1)
     storage = folder_to_write("--storage", str(settings.storage))
     tracking_uri = resolve_uri(settings.tracking_uri, storage)
     probe(tracking_uri)
@@ -167,10 +164,11 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
     if study is not None:
         check_settings(study, prepared.meaning())
         check_count(study, settings.replicates)
-    return prepared if settings.trials_per_gpu else _packed(prepared, say)
+    return prepared
 
 
-def _slots(settings: SearchSettings, machine: Machine, trials_per_gpu: int) -> Slots:
+def slots_of(settings: SearchSettings, machine: Machine, trials_per_gpu: int) -> Slots:
+    """How the machine is divided among trials, with so many of them on a GPU."""
     return plan_slots(
         machine,
         gpus=settings.gpus,
@@ -179,26 +177,6 @@ def _slots(settings: SearchSettings, machine: Machine, trials_per_gpu: int) -> S
         cpus_per_trial=settings.cpus_per_trial,
         logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",
     )
-
-
-def _packed(prepared: Prepared, say: Say) -> Prepared:
-    """The search with as many trials on a GPU as pay: `--trials-per-gpu auto`."""
-    settings, machine = prepared.settings, prepared.machine
-    if prepared.device_type != "cuda":
-        say("trials per GPU: 1 (auto measures on a GPU, and trials here run on the CPU)")
-        return prepared
-    if settings.dry_run:
-        say("trials per GPU: measured when the search starts")
-        return prepared
-    fold = prepared.problem.folds()[0]
-    sides = (len(fold.train.label), len(fold.validation.label))
-    chosen = choose_trials_per_gpu(
-        settle_precision(prepared.space.baseline(), "cuda"),
-        Load(*sides, len(fold.classes), folds=settings.folds),
-        cpus=machine.cpus // prepared.gpus,
-        say=say,
-    )
-    return dataclasses.replace(prepared, slots=_slots(settings, machine, chosen))
 
 
 def data_folder(given: str | None, say: Say) -> Path:

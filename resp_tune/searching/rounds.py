@@ -38,8 +38,8 @@ def run_rounds(
     say: Say,
 ) -> None:
     """Run what the study still lacks; without anything to run, Ray is not started."""
-    wants_trials = _wants_trials(study, prepared)
-    if not wants_trials and not _replicates(prepared, study, say).left():
+    new_trials = wants_trials(study, prepared)
+    if not new_trials and not _replicates(prepared, study, say).left():
         return
     settings = prepared.settings
     with local_ray(prepared.machine, prepared.gpus):
@@ -56,12 +56,13 @@ def run_rounds(
         )
         baseline = settle_precision(prepared.space.baseline(), prepared.device_type)
         check_baseline(work, prepared.slots, baseline, prepared.folder)
-        if wants_trials:
+        if new_trials:
             _run_trials(prepared, study, work, tracked, console, say)
         _run_replicates(prepared, study, work, tracked, console, say)
 
 
-def _wants_trials(study: optuna.Study, prepared: Prepared) -> bool:
+def wants_trials(study: optuna.Study, prepared: Prepared) -> bool:
+    """Whether a trial was cut off, or the budget is not met."""
     trials = study.get_trials(deepcopy=False)
     if any(t.state == TrialState.RUNNING for t in trials):
         return True

@@ -24,8 +24,9 @@ from resp_tune.searching import files
 from resp_tune.searching.finish import finish
 from resp_tune.searching.holding import held
 from resp_tune.searching.known_baselines import baselines_of
+from resp_tune.searching.packed import packed
 from resp_tune.searching.prepare import Prepared
-from resp_tune.searching.rounds import run_rounds
+from resp_tune.searching.rounds import run_rounds, wants_trials
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tracking.runs import SearchRuns
 from resp_tune.tuning.replicates import replicates
@@ -65,6 +66,8 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
         before = records(study, prepared.space)
         rerun = replicates(study, before)
         _say_continuing(before, rerun, say)
+        if wants_trials(study, prepared):
+            prepared = packed(prepared)
         # Recordings, MLflow's database and Ray keep one waiting in different ways: all at once.
         filling = pool.submit(_fill, prepared, console)
         baselines = pool.submit(baselines_of, prepared.problem, prepared.machine.cpus)

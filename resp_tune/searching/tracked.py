@@ -8,8 +8,6 @@ from resp_tune.learning.metrics import METRICS
 from resp_tune.tracking.runs import SearchRuns
 from resp_tune.tuning.study import TrialRecord, best_of
 
-LATER = ("micro_batch",)
-
 
 class TrackedTrials:
     """A listener of the recorder that writes to MLflow, and replays what MLflow may have missed."""
@@ -27,8 +25,7 @@ class TrackedTrials:
 
     def started(self, trial: TrialRecord, seed: int) -> None:
         """A trial was handed out."""
-        # MLflow's parameters cannot change: what memory may yet halve is told at the end.
-        params = {k: v for k, v in trial.config.as_dict().items() if k not in ("seed", *LATER)}
+        params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
         self.runs.start_trial(
             trial.number,
             params=params,
@@ -57,7 +54,7 @@ class TrackedTrials:
             score=score,
             seconds=trial.seconds,
             error=trial.error,
-            params={name: getattr(trial.config, name) for name in LATER},
+            micro_batch=trial.config.micro_batch,
             replicate=trial.replicate,
         )
         if trial.state == "finished" and not trial.replicate:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from resp_tune.tracking.names import (
     INTERRUPTED,
     KIND,
+    MICRO_BATCH,
     NUMBER,
     RUNNING,
     STATE,
@@ -187,7 +188,7 @@ class Children:
         metrics: Mapping[str, float | None],
         error: str | None,
         now: int,
-        params: Mapping[str, Any] | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         """End the run truly; one that ended in this state already is left alone."""
         child = self._children.get(key)
@@ -198,12 +199,11 @@ class Children:
         tags: dict[str, str] = {STATE: state}
         if error:
             tags["resp_tune.error"] = error[:_LONGEST_ERROR]
+        if micro_batch is not None:  # a tag, since a parameter cannot change
+            tags[MICRO_BATCH] = str(micro_batch)
         step = max(child.steps or {0})
         self._client.log_batch(
-            child.run_id,
-            metrics=metrics_of(metrics, step, now),
-            params=params_of(params or {}),
-            tags=tags_of(tags),
+            child.run_id, metrics=metrics_of(metrics, step, now), tags=tags_of(tags)
         )
         self._client.set_terminated(child.run_id, status=STATUS[state], end_time=now)
         child.tags.update(tags)

@@ -9,7 +9,7 @@ from typing import Any
 
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect
-from resp_tune.tracking.names import KIND, PARENT
+from resp_tune.tracking.names import KIND, MICRO_BATCH, PARENT
 from resp_tune.tracking.store import probe
 from resp_tune.tracking.uri import redact, root_cause
 
@@ -52,8 +52,11 @@ def trial_run(uri: str, run_id: str) -> TrialRun:
             "trials.csv, and --tracking-uri where the search had one"
         ) from None
     params, tags = parent.data.params, run.data.tags
+    config = {name: _value(text) for name, text in run.data.params.items()}
+    if MICRO_BATCH in tags:
+        config["micro_batch"] = _value(tags[MICRO_BATCH])
     return TrialRun(
-        config={name: _value(text) for name, text in run.data.params.items()},
+        config=config,
         task=params["task"],
         task_classes=_classes(params.get("task_classes")),
         settings={name: _value(text) for name, text in params.items() if name in _SETTINGS},

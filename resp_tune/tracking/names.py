@@ -17,6 +17,7 @@ STATE = "resp_tune.state"
 METRIC = "resp_tune.metric"
 MODE = "resp_tune.mode"
 WEIGHTS = "resp_tune.weights_sha256"
+MICRO_BATCH = "resp_tune.micro_batch"  # that a trial ended with
 PARENT = "mlflow.parentRunId"
 
 # An interrupted trial has no end in the study: it goes on with the next run of the command.

@@ -172,20 +172,19 @@ class SearchRuns:
         score: float | None,
         seconds: float,
         error: str | None = None,
-        params: Mapping[str, Any] | None = None,
+        micro_batch: int | None = None,
         replicate: int = 0,
     ) -> None:
         """End a run in `state`, with its score (at its last epoch) under the metric's own name.
 
-        `params`: those that were not settled when it started.
+        `micro_batch`: what it ended with, which is less than its parameter where memory was short.
         """
         key, now = _key(number, replicate), _now()
         shown = score if score is not None and math.isfinite(score) else None
         metrics = {self.metric: shown, "total_seconds": seconds}
-        settled = dict(params or {})
         self._writer.put(
             f"end of {key}",
-            lambda: self._children.end(key, state, metrics, error, now, params=settled),
+            lambda: self._children.end(key, state, metrics, error, now, micro_batch),
         )
 
     def best(self, score: float, number: int) -> None:

@@ -49,9 +49,13 @@ def _on_a_gpu(work: Work, slots: Slots, config: TrialConfig) -> Failure | None:
     """In a worker of Ray: this process takes no memory of a GPU."""
     batch = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_retries=1)(_batch)
     try:
-        found: Failure | None = ray.get(batch.remote(work, config))
+        found: Failure | None = ray.get(batch.remote(work, config), timeout=work.timeout)
+    except ray.exceptions.GetTimeoutError:
+        return f"it took longer than --trial-timeout ({work.timeout:g} s)", ""
+    except ray.exceptions.OutOfMemoryError:
+        return None
     except ray.exceptions.RayError as error:
-        return f"its worker was lost: {str(error).strip().splitlines()[0]}", str(error)
+        return _line(error), str(error)
     return found
 
 

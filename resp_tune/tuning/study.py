@@ -165,7 +165,7 @@ def record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         values=space.values(config),
         epochs=epochs,
         # Written when it ends; one that was cut off has spent at least its epochs.
-        seconds=attrs.get("seconds", sum(row["seconds"] for row in epochs)),
+        seconds=max(attrs.get("seconds", 0.0), sum(row.get("seconds", 0.0) for row in epochs)),
         error=attrs.get("error"),
     )
 

@@ -74,6 +74,7 @@ class TrialTrainable(tune.Trainable):
         self.training: Training | None = None
         self.remark: str | None = None
         self.micro_batch: int | None = None
+        self.trace = ""
         self._stop_watch()
         self.watch = Watch(self.folder, config["attempt"], self.work.timeout)
 
@@ -87,6 +88,8 @@ class TrialTrainable(tune.Trainable):
         error, out_of_memory = self._try_epochs()
         while out_of_memory and self._halve_micro_batch():
             error, out_of_memory = self._try_epochs()
+        if error is not None:
+            self._write_traceback()
         result = self._report(error, out_of_memory=out_of_memory)
         if result["done"]:
             self._stop_watch()
@@ -97,16 +100,20 @@ class TrialTrainable(tune.Trainable):
         try:
             self._run_epochs()
         except Exception as cause:  # whatever a config brings about belongs to its trial alone
-            self._write_traceback()
+            self.trace = traceback.format_exc()
             return " ".join(f"{type(cause).__name__}: {cause}".split()), ran_out(cause)
         return None, False
 
     def _halve_micro_batch(self) -> bool:
         """Go on from the last checkpoint with half as many items at once; False at the smallest.
 
-        Gradients add up over micro-batches, so the batch stays as large as it was.
+        Gradients add up over micro-batches, so the batch stays as large as it was. What does not
+        even start has no batch yet that could be smaller.
         """
-        size = (self.trial_config.micro_batch or self.trial_config.batch_size) // 2
+        if self.training is None:
+            return False
+        size = self.trial_config.micro_batch or self.trial_config.batch_size
+        size = min(size, max(len(fold.train.label) for fold in self.work.folds)) // 2
         if size < SMALLEST_MICRO_BATCH:
             return False
         self.trial_config = self.trial_config.replace({"micro_batch": size})
@@ -181,7 +188,11 @@ class TrialTrainable(tune.Trainable):
 
     def _write_traceback(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "error.txt").write_text(traceback.format_exc())
+        (self.folder / "error.txt").write_text(self.trace)
+
+    def cleanup(self) -> None:
+        """Called when the actor ends, also in the middle of a trial that the scheduler stopped."""
+        self._stop_watch()
 
     # Ray's own checkpoints are not used: a trial is found again by its number, whatever became of
     # the Ray session that started it. Ray asks for these two when it pauses a trial.
@@ -224,7 +235,7 @@ def _settle(work: Work, config: TrialConfig) -> tuple[list[TrainingData], str]:
 def _device(work: Work) -> str:
     import torch
 
-    from resp_tune.learning.packing import limit_memory
+    from resp_tune.learning.memory import limit_memory
 
     if not work.gpus or os.environ.get(LOGICAL_GPUS) == "1":
         return "cpu"
