@@ -19,7 +19,7 @@ def user_path(text: str) -> Path:
     parts = [os.fsencode(part) for part in Path(text).parts]
     if "\0" in text or any(len(part) > LONGEST_NAME for part in parts):
         raise UserError(
-            f"'{text[:40]!s}…' is not a path: a name in it holds NUL or over {LONGEST_NAME} bytes"
+            f"'{text[:40]}…' is not a path: a name in it holds NUL or over {LONGEST_NAME} bytes"
         )
     try:
         return Path(text).expanduser()
