@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from resp_tune.errors import RespTuneError, UserError, nearest
-from resp_tune.paths import user_path
+from resp_tune.paths import full_disk, user_path
 
 INTERRUPTED = 130
 
@@ -63,6 +63,12 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     except BrokenPipeError:
         # The reader of our stdout (`| head`) has gone; Python's exit would flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if not full_disk(error):
+            raise
+        where = f" to write '{error.filename}'" if error.filename else ""
+        say(f"error: no space left{where}: free some, then type the same command again: it goes on")
         return 1
     return 0
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 
 LONGEST_NAME = 255  # bytes of one name, on every common file system
 
@@ -69,14 +72,43 @@ def cache_limit_bytes() -> int:
     return int(gigabytes * 1e9)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a part."""
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises `RunError` where the disk is full.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with full_disk_in_one_line(path):
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove below `folder` what killed processes have left of files that appear whole."""
+    for part in folder.rglob(".*.part*"):  # a database may have a journal
+        part.unlink(missing_ok=True)
+
+
+def full_disk(error: BaseException) -> bool:
+    """Whether `error` says that a disk, or somebody's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def full_disk_in_one_line(path: Path, instead: str = "") -> Iterator[None]:
+    """Inside, a full disk is a `RunError` that names `path`, and what can be done `instead`."""
     try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if not full_disk(error):
+            raise
+        raise RunError(
+            f"no space left to write '{path}': free some{instead}, then type the same command "
+            "again: it goes on"
+        ) from error

@@ -249,13 +249,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_plan(prepared, console)
     if settings.dry_run:
         return
+    from resp_tune.searching.interrupts import interruptible
     from resp_tune.searching.run import run_search
 
-    try:
+    go_on = f"everything is kept; to go on: the same command with --name {prepared.name}"
+    with interruptible(say, go_on):
         summary = run_search(prepared, say, console)
-    except KeyboardInterrupt:
-        say(f"everything is kept; to go on: the same command with --name {prepared.name}")
-        raise
     show_result(summary)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from joblib import Parallel, cpu_count, delayed
+from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedGroupKFold
@@ -53,13 +54,17 @@ def no_audio_baselines(
     splits = [split for seed in range(seeds) for split in _splits(sheet, folds, seed)]
     features = {name: sheet.columns(columns) for name, columns in COLUMNS.items()}
     # Processes, because a small tree is mostly Python: threads are slower than none.
-    answers = iter(
-        Parallel(n_jobs=jobs or cpu_count())(
-            delayed(_forest)(table, sheet.labels, sheet.weights, train, test, seed)
-            for table in features.values()
-            for seed, train, test in splits
+    try:
+        answers = iter(
+            Parallel(n_jobs=jobs or cpu_count())(
+                delayed(_forest)(table, sheet.labels, sheet.weights, train, test, seed)
+                for table in features.values()
+                for seed, train, test in splits
+            )
         )
-    )
+    finally:
+        # They would keep their memory, and outlive a search that is killed, by five minutes.
+        get_reusable_executor().shutdown()
     scores: dict[str, Any] = {"majority_accuracy": float(np.bincount(sheet.labels).max())}
     scores["majority_accuracy"] /= len(sheet.labels)
     for name in features:

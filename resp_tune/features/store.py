@@ -8,7 +8,6 @@ recording or setting is another store. It appears by a rename, whole or not at a
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -30,8 +29,10 @@ from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
 from resp_tune.features.frames import Frames
 from resp_tune.features.logmel import log_mels, silence
+from resp_tune.paths import full_disk_in_one_line
 
 FORMAT = 1
+ELSEWHERE = ", or set RESP_TUNE_CACHE to a folder on another disk"
 Progress = Callable[[int, int], None]
 
 
@@ -72,7 +73,7 @@ def fill(
     Front ends that share an STFT are computed in one pass. Processes that want the same store wait
     for the one that makes it. Old stores beyond `limit_bytes` are removed, least recently used
     first, never one that a living process has filled or opened. `progress(done, total)` counts
-    recordings over all passes.
+    recordings over all passes; what it raises ends the filling and leaves nothing half-made.
     """
     folders = {f: root / store_key(sources, f) for f in dict.fromkeys(front_ends)}
     root.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,8 @@ def _compute(
             return [m.to(torch.float16).numpy() for m in mels]
 
     # Around the stack, because a file that could not be written fails once more when it is closed.
-    with _full_disk_in_one_line(folders[front_ends[0]].parent), contextlib.ExitStack() as stack:
+    root = folders[front_ends[0]].parent
+    with full_disk_in_one_line(root, ELSEWHERE), contextlib.ExitStack() as stack:
         # Registered first, so that it runs last: whatever is left beside a store is removed.
         beside = {f: folder.with_suffix(".part") for f, folder in folders.items()}
         for part in beside.values():
@@ -163,7 +165,7 @@ def _compute(
             part.mkdir()
             stack.callback(shutil.rmtree, part, ignore_errors=True)
         writers = {f: stack.enter_context(_Writer(beside[f], f)) for f in front_ends}
-        with one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        with one_thread_each(), _stopped_early(ThreadPoolExecutor(workers)) as pool:
             for done, (source, mels) in enumerate(
                 zip(sources, pool.map(one, sources), strict=True), 1
             ):
@@ -177,16 +179,12 @@ def _compute(
 
 
 @contextlib.contextmanager
-def _full_disk_in_one_line(root: Path) -> Iterator[None]:
+def _stopped_early(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """`pool`; after an error what it has not begun is dropped, where `with pool` would do it."""
     try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise RunError(
-            f"no space left for the feature store under {root}: "
-            "free some, or set RESP_TUNE_CACHE to a folder on another disk"
-        ) from error
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 
 from resp_tune.config import TrialConfig
 from resp_tune.learning.training import Training, TrainingData
+from resp_tune.paths import write_atomically
 
 CHECKPOINT = "checkpoint.pt"  # in a trial's folder
 
@@ -17,12 +18,9 @@ CHECKPOINT = "checkpoint.pt"  # in a trial's folder
 def save_checkpoint(path: Path, training: Training) -> None:
     """Write the training's state to `path`, whose folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
-        torch.save(training.state(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    state = io.BytesIO()
+    torch.save(training.state(), state)
+    write_atomically(path, state.getbuffer())
 
 
 def resume(

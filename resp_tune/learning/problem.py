@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 
 from resp_tune.config import FrontEnd
-from resp_tune.data.audio import load_waveform
+from resp_tune.data.audio import AudioError, load_waveform
 from resp_tune.data.recordings import Dataset
 from resp_tune.data.sides import Sides, clips_of
 from resp_tune.data.tasks import Clips
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
 from resp_tune.features.frames import Frames
 from resp_tune.features.store import Filled, Progress, Source, fill, open_store, store_key
@@ -117,7 +117,7 @@ class Problem:
         with ThreadPoolExecutor(workers) as pool:
             digests = list(pool.map(_file_digest, (paths[s] for s in stems)))
         return [
-            Source(stem, digest, partial(load_waveform, paths[stem]))
+            Source(stem, digest, partial(_load_unchanged, paths[stem], digest))
             for stem, digest in zip(stems, digests, strict=True)
         ]
 
@@ -189,6 +189,24 @@ def predictions(
             **{f"p_{c}": probabilities[:, i] for i, c in enumerate(classes)},
         }
     )
+
+
+def _load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
+    """`load_waveform` of a file that is still what it was; else `RunError` names it."""
+    try:
+        waveform = load_waveform(path, sample_rate)
+    except AudioError:
+        if path.exists() and _file_digest(path) == digest:
+            raise
+        waveform = None
+    # After it was decoded: what changes between the two is noticed as well.
+    if waveform is None or not path.exists() or _file_digest(path) != digest:
+        what = "has changed" if path.exists() else "is gone"
+        raise RunError(
+            f"recording '{path}' {what} since this command began: put it back as it was and type "
+            "the command again, or give a search another --name"
+        )
+    return waveform
 
 
 def _file_digest(path: Path) -> str:

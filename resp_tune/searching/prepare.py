@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +18,11 @@ from resp_tune.data.task_files import find_task
 from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
+from resp_tune.features.store import Source
 from resp_tune.learning.metrics import are_cycles
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import cache_folder, folder_to_write, user_path
+from resp_tune.searching.recordings import changes, contents, data_digest, listed
 from resp_tune.searching.settings import SearchSettings
 from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
@@ -50,6 +50,7 @@ class Prepared:
     front_ends: tuple[FrontEnd, ...]
     machine: Machine
     slots: Slots
+    sources: tuple[Source, ...]  # the recordings that the search reads, with hashes of them
     arguments: tuple[str, ...]  # as typed
 
     @property
@@ -103,7 +104,7 @@ class Prepared:
             "split seed": s.split_seed,
             "epochs": s.epochs,
             "seed": s.seed,
-            RECORDINGS: data_digest(self.problem, self.machine.cpus),
+            RECORDINGS: data_digest(self.problem, self.sources),
             "searched fields": sorted(space.parameters),
             **ranges,
             **fixed,
@@ -159,10 +160,12 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
         front_ends=front_ends,
         machine=machine,
         slots=slots,
+        sources=tuple(problem.sources(problem.search_stems, machine.cpus)),
         arguments=tuple(arguments),
     )
     if study is not None:
-        check_settings(study, prepared.meaning())
+        changed = changes(prepared.folder, contents(problem, prepared.sources))
+        check_settings(study, prepared.meaning(), changed)
         check_count(study, settings.replicates)
     return prepared
 
@@ -233,7 +236,8 @@ def _difference(old: Sides, new: Sides) -> str:
     )
     if before == now:
         return "the same recordings stand on other sides"
-    return f"{len(before - now)} recordings are gone and {len(now - before)} are new"
+    kinds = {"gone": before - now, "new": now - before}
+    return "recordings are " + "; ".join(f"{k}: {listed(v)}" for k, v in kinds.items() if v)
 
 
 def check_name(name: str, storage: Path, tracking_uri: str) -> None:
@@ -243,13 +247,3 @@ def check_name(name: str, storage: Path, tracking_uri: str) -> None:
     if folder in taken or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--name '{name}': '{folder}' is or will be something else: give another")
     folder_to_write("--name", str(folder))
-
-
-def data_digest(problem: Problem, workers: int) -> str:
-    """A hash of every recording that the search reads: names, bytes, and labelled clips."""
-    stems, recordings = problem.search_stems, problem.dataset.recordings
-    sources = [[s.stem, s.digest] for s in problem.sources(stems, workers)]
-    named = ((recordings[c.recording].stem, c) for c in problem.clips.clips)
-    searched = set(stems)
-    clips = [[stem, c.start, c.end, c.label] for stem, c in named if stem in searched]
-    return hashlib.sha256(json.dumps([sources, clips]).encode()).hexdigest()

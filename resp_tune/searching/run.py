@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from resp_tune.data.sides import save_sides
 from resp_tune.learning.metrics import METRICS
-from resp_tune.learning.problem import FILLED_FIRST, Stores, stores_of
+from resp_tune.learning.problem import FILLED_FIRST, Stores
 from resp_tune.learning.seeds import mix_seed
+from resp_tune.paths import cache_folder, cache_limit_bytes, remove_parts
 from resp_tune.searching import files
 from resp_tune.searching.finish import finish
 from resp_tune.searching.holding import held
 from resp_tune.searching.known_baselines import baselines_of
 from resp_tune.searching.packed import packed
 from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.recordings import contents, save_contents
 from resp_tune.searching.rounds import run_rounds, wants_trials
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tracking.runs import SearchRuns
@@ -39,6 +42,7 @@ from resp_tune.tuning.study import (
     bind_settings,
     open_study,
     records,
+    study_in_one_line,
 )
 
 Say = Callable[[str], None]
@@ -61,15 +65,22 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
     """Run, continue or extend a search; the path of its `summary.json`."""
     clock = time.monotonic()
     prepared.folder.mkdir(parents=True, exist_ok=True)
-    with held(prepared.folder), ThreadPoolExecutor(4) as pool:
-        study = _open(prepared)
+    database = prepared.folder / "study.db"
+    with (
+        held(prepared.folder),
+        study_in_one_line(database),
+        ThreadPoolExecutor(4) as pool,
+        _event() as ended,
+    ):
+        remove_parts(prepared.folder)
+        study = _open(prepared, database)
         before = records(study, prepared.space)
         rerun = replicates(study, before)
         _say_continuing(before, rerun, say)
         if wants_trials(study, prepared):
             prepared = packed(prepared)
         # Recordings, MLflow's database and Ray keep one waiting in different ways: all at once.
-        filling = pool.submit(_fill, prepared, console)
+        filling = pool.submit(_fill, prepared, console, ended)
         baselines = pool.submit(baselines_of, prepared.problem, prepared.machine.cpus)
         with _tracked(prepared, study, [*before, *rerun], pool) as tracked:
             run_rounds(prepared, study, tracked, filling, console, say)
@@ -86,9 +97,19 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
             return finish(prepared, study, runs, filling.result(), baselines.result(), say)
 
 
-def _open(prepared: Prepared) -> optuna.Study:
+@contextmanager
+def _event() -> Iterator[threading.Event]:
+    """An event that is set on the way out: threads that are waited for should then hurry."""
+    event = threading.Event()
+    try:
+        yield event
+    finally:
+        event.set()
+
+
+def _open(prepared: Prepared, path: Path) -> optuna.Study:
     """The search's study and sides on disk, bound to what its trials mean."""
-    settings, path = prepared.settings, prepared.folder / "study.db"
+    settings = prepared.settings
     study = open_study(path, prepared.name, settings.metric, make_sampler(settings.sampler, 0))
     bind_settings(study, prepared.meaning())
     trials = study.get_trials(deepcopy=False)
@@ -97,6 +118,7 @@ def _open(prepared: Prepared) -> optuna.Study:
     study.sampler = make_sampler(settings.sampler, seed)
     if STUDY_ID not in study.user_attrs:
         study.set_user_attr(STUDY_ID, uuid.uuid4().hex)
+    save_contents(prepared.folder, contents(prepared.problem, prepared.sources))
     if not (prepared.folder / "split.json").exists():
         save_sides(prepared.problem.sides, prepared.folder / "split.json")
     return study
@@ -164,10 +186,13 @@ def _open_runs(prepared: Prepared, study: optuna.Study) -> SearchRuns:
     )
 
 
-def _fill(prepared: Prepared, console: Console) -> Stores:
-    """The feature stores of the search's recordings, filled where the space has few front ends."""
+def _fill(prepared: Prepared, console: Console, ended: threading.Event) -> Stores:
+    """The feature stores of the search's recordings, filled where the space has few front ends.
+
+    Given up once the search has `ended`.
+    """
     workers, front_ends = prepared.machine.cpus, prepared.front_ends
-    stores = stores_of(prepared.problem, prepared.problem.search_stems, workers)
+    stores = Stores(cache_folder() / "features", prepared.sources, cache_limit_bytes())
     if len(front_ends) > FILLED_FIRST:
         return stores
     columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
@@ -175,11 +200,11 @@ def _fill(prepared: Prepared, console: Console) -> Stores:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("fill", total=None, visible=False)
-        stores.fill(
-            front_ends,
-            workers=workers,
-            progress=lambda done, total: bar.update(
-                task, completed=done, total=total, visible=True
-            ),
-        )
+
+        def progress(done: int, total: int) -> None:
+            if ended.is_set():
+                raise CancelledError
+            bar.update(task, completed=done, total=total, visible=True)
+
+        stores.fill(front_ends, workers=workers, progress=progress)
     return dataclasses.replace(stores, sound=frozenset(front_ends))

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.uri import is_server, redact, root_cause, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "resp_tune"
+FULL = "disk is full"  # as sqlite says it
 
 # Read by mlflow at each call. A value that the user has set stays.
 _ENVIRONMENT = {
@@ -56,20 +57,49 @@ def connect(uri: str) -> MlflowClient:
     """A client of the store `uri`; makes or upgrades nothing that exists already.
 
     A sqlite store that is not there yet is made, under a lock beside it, because two processes
-    that make it at once leave it broken. Raises `UserError` where the store cannot be used.
+    that make it at once leave it broken, and under another name until it is whole. Raises
+    `UserError` where the store cannot be used, `RunError` where its disk is full.
     """
     quiet()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         with store_lock(uri):
-            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            client.search_experiments(max_results=1)  # the store is opened on first use
+            if (file := sqlite_file(uri)) is not None and not file.exists():
+                _make_store(file)
+            return _opened(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        if FULL in (cause := root_cause(error)):
+            raise RunError(
+                f"no space left for the MLflow store '{redact(uri)}' ({cause}): free some, then "
+                "type the same command again: it goes on"
+            ) from None
         raise UserError(_refusal(uri, error)) from None
+
+
+def _opened(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)  # the store is opened, or made, on first use
     return client
+
+
+def _make_store(file: Path) -> None:
+    """A sqlite store that is there whole or not at all: mlflow cannot mend half a one."""
+    beside = file.with_name(f".{file.name}.part")
+    _remove_database(beside)  # of somebody who was killed: the lock is ours
+    try:
+        _opened(f"sqlite:///{beside}")
+        beside.replace(file)
+    finally:
+        _remove_database(beside)
+
+
+def _remove_database(file: Path) -> None:
+    for path in (file, file.with_name(f"{file.name}-journal")):
+        path.unlink(missing_ok=True)
 
 
 def store_lock(uri: str) -> AbstractContextManager[object]:

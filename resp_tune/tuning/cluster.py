@@ -31,6 +31,7 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
     os.environ.update({k: v for k, v in _SETTINGS.items() if k not in os.environ})
     import ray
 
+    polite_end = signal.getsignal(signal.SIGTERM)
     # `address="local"` because a cluster that happens to run here, or a stale file about one that
     # did, would otherwise be joined.
     ray.init(
@@ -42,9 +43,8 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
         logging_level=logging.ERROR,
         object_store_memory=200_000_000,  # clip tables only: frames are memory-mapped
     )
-    # Ray has just put a handler of its own here, which aborts. A polite end from a scheduler or a
-    # container is an interruption like Ctrl-C: state kept, exit 130.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ray has just put a handler of its own here, which aborts.
+    signal.signal(signal.SIGTERM, polite_end)
     try:
         yield
     finally:

@@ -76,6 +76,10 @@ class Recorder:
         """Why a running trial must not go on; None where it may."""
         return "time budget" if self.out_of_time() else None
 
+    def config(self, number: int) -> TrialConfig:
+        """What a running trial goes on with."""
+        return self._records[number].config
+
     def next_trial(self) -> dict[str, Any] | None:
         """What a worker needs to run the next trial, None when the budget is met."""
         if self._left_running:

@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 
+from resp_tune.config import TrialConfig
 from resp_tune.tuning.recorder import Listener
 from resp_tune.tuning.replicates import (
     Candidate,
@@ -75,6 +76,10 @@ class ReplicateRecorder:
         """Why a running replicate must not go on; None where it may."""
         able = any(c.trial.number == key[0] for c in standing(self.candidates()))
         return None if able else "dropped"
+
+    def config(self, key: Key) -> TrialConfig:
+        """What a running replicate goes on with."""
+        return self._records[key].config
 
     def next_trial(self) -> dict[str, Any] | None:
         """What a worker needs to run the next replicate, None when there is none left."""

@@ -11,7 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from resp_tune.errors import RunError
 from resp_tune.tuning.plan import Slots
-from resp_tune.tuning.searcher import Runs, Stops, StudySearcher
+from resp_tune.tuning.searcher import Losses, Runs, Stops, StudySearcher
 from resp_tune.tuning.study import TrialRecord
 from resp_tune.tuning.trainable import TrialTrainable, Work
 
@@ -28,6 +28,9 @@ def run_trials(
     trainable: type[tune.Trainable] = TrialTrainable,
 ) -> None:
     """Run trials until the recorder `runs` has no more; what became of them is in its study.
+
+    Raises what stopped them all before: a full disk, a changed recording, a study that cannot be
+    written. Trials that ran then go on with the next command.
 
     `trainable`: what runs a trial; benchmarks put one here that only pretends to train.
     """
@@ -51,6 +54,7 @@ def run_trials(
                 name="search",
                 storage_path=folder,
                 stop=Stops(searcher),
+                callbacks=[Losses(searcher)],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=WORKER_LOSSES),
                 # A trial's own checkpoint is written when it ends: Ray need not ask for another.
@@ -58,6 +62,8 @@ def run_trials(
             ),
         )
         tuner.fit()
+    if searcher.halted is not None:
+        raise searcher.halted
 
 
 def check_some_finished(trials: Sequence[TrialRecord]) -> None:

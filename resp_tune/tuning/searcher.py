@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from resp_tune.config import TrialConfig
+from resp_tune.errors import RunError
 from resp_tune.tuning.study import State
+from resp_tune.tuning.trainable import half_batch
 
 
 class Runs(Protocol):
@@ -33,14 +38,21 @@ class Runs(Protocol):
     def stopped(self, key: Any, /) -> str | None:
         """Why a run must not go on; None where it may."""
 
+    def config(self, key: Any, /) -> TrialConfig:
+        """What a run that has not ended goes on with."""
+
 
 class StudySearcher(Searcher):
-    """Ray Tune's searcher over a recorder. The study is the state; Ray's copies are not used."""
+    """Ray Tune's searcher over a recorder. The study is the state; Ray's copies are not used.
+
+    `halted`: why the search must stop before its end; its trials have not ended then.
+    """
 
     def __init__(self, runs: Runs, say: Callable[[str], None]) -> None:
         super().__init__()
         self.runs, self.say = runs, say
         self.keys: dict[str, Any] = {}
+        self.halted: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles a copy for `Tuner.restore`, which is never used."""
@@ -54,7 +66,9 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's own FINISHED is a str
         """The next trial's config, or `FINISHED` when the budget is met."""
-        config = self.runs.next_trial()
+        config = None
+        with self._halting():
+            config = self.runs.next_trial()
         if config is None:
             return Searcher.FINISHED
         self.keys[trial_id] = config["key"]
@@ -62,19 +76,40 @@ class StudySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """New epochs of a trial that goes on."""
-        self._say_remark(result)
-        self.runs.advance(self.keys[trial_id], result["epochs"], result["micro_batch"])
+        with self._halting():
+            self._advance(self.keys[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """The end of a trial. `error` means that its worker was lost more often than is retried."""
         key = self.keys.pop(trial_id)
-        if result is None or error:
-            self.runs.end(key, "failed", "its worker was lost again and again")
-            return
-        self._say_remark(result)
+        with self._halting():
+            if result is None or error:
+                self.runs.end(key, "failed", "its worker was lost again and again")
+            else:
+                self._advance(key, result)
+                self._end(key, result)
+
+    @contextmanager
+    def _halting(self) -> Iterator[None]:
+        """Let an exception stop the search, which Ray would take for the trial's own.
+
+        The trials that run then stay so in the study: the next command goes on with them.
+        """
+        try:
+            yield
+        except Exception as error:  # raised again by `run_trials`, once Ray has ended its trials
+            self.halted = self.halted or error
+
+    def _advance(self, key: Any, result: dict[str, Any]) -> None:
+        if result["remark"]:
+            self.say(result["remark"])
         self.runs.advance(key, result["epochs"], result["micro_batch"])
+        if result["halt"] is not None:
+            raise RunError(result["halt"])
+
+    def _end(self, key: Any, result: dict[str, Any]) -> None:
         if result["diverged"]:
             reason = result["error"] or f"the loss of epoch {result['epoch']} is not finite"
             self.runs.end(key, "diverged", reason)
@@ -85,9 +120,22 @@ class StudySearcher(Searcher):
         else:
             self.runs.end(key, "pruned", self.runs.stopped(key) or "scheduler")
 
-    def _say_remark(self, result: dict[str, Any]) -> None:
-        if result["remark"]:
-            self.say(result["remark"])
+    def after_loss(self, trial_id: str, losses: int, said: str) -> dict[str, Any]:
+        """The trial config to go on with after a worker was lost for the `losses`th time.
+
+        Smaller batches where Ray `said` that memory was short; from the second loss on also where
+        it did not, because what the system's own out-of-memory killer ends has no time to say so.
+        """
+        key = self.keys[trial_id]
+        config, what = self.runs.config(key), ""
+        short = "out of memory" in said.lower() or "OutOfMemoryError" in said
+        if (short or losses > 1) and (size := half_batch(config)) is not None:
+            self.runs.advance(key, (), size)
+            config, what = self.runs.config(key), f" with micro_batch {size}"
+        why = ", for lack of memory" if short else ""
+        name = "/".join(map(str, key)) if isinstance(key, tuple) else key
+        self.say(f"trial {name}: its worker was lost{why}; it goes on from its checkpoint{what}")
+        return config.as_dict()
 
     def save(self, checkpoint_path: str) -> None:
         """Ray expects a file; what it would hold is in the study."""
@@ -113,5 +161,21 @@ class Stops(tune.Stopper):
         return key is not None and self.searcher.runs.stopped(key) is not None
 
     def stop_all(self) -> bool:
-        """Never: each trial ends at its own next report, so that its epochs are kept."""
-        return False
+        """Only for a halt: else each trial ends at its own next report, with its epochs kept."""
+        return self.searcher.halted is not None
+
+
+class Losses(tune.Callback):
+    """Lets a trial whose worker died go on with what it had come to, not with what it began as."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Called before the trial gets another worker."""
+        said = "" if trial.error_file is None else Path(trial.error_file).read_text()
+        last = said.rpartition("Failure #")[2]
+        config = self.searcher.after_loss(trial.trial_id, trial.num_failures, last)
+        trial.config = {**trial.config, "config": config}

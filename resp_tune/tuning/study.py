@@ -9,16 +9,20 @@ attributes of the study (`replicates.py`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from resp_tune.config import FIELDS, TrialConfig
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 from resp_tune.learning.metrics import METRICS
 from resp_tune.learning.seeds import mix_seed
 from resp_tune.tuning.space import SearchSpace
@@ -32,6 +36,9 @@ SETTINGS = "resp_tune.settings"  # what a trial means
 STUDY_ID = "resp_tune.study_id"  # tells it from another study of the same name
 SECONDS = "resp_tune.seconds"  # wall time of all runs of the command
 READINGS = "resp_tune.test_readings"
+
+# Longer than anything that should hold the file, shorter than a person's patience.
+LOCKED_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -80,18 +87,49 @@ def with_micro_batch(record: TrialRecord, size: int | None) -> TrialRecord:
 def open_study(
     path: Path, name: str, metric: str, sampler: optuna.samplers.BaseSampler
 ) -> optuna.Study:
-    """The study in the sqlite file `path`, made if it is not there."""
-    # Two minutes: longer than anything that should hold the file, shorter than a person's patience.
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 120}}
+    """The study in the sqlite file `path`; made, if it is not there, whole or not at all."""
+    if not path.exists():
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        storage = _storage(beside)
+        optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize" if METRICS[metric].mode == "max" else "minimize",
+        )
+        storage.remove_session()
+        storage.engine.dispose()
+        beside.replace(path)
+    return optuna.load_study(storage=_storage(path), study_name=name, sampler=sampler)
+
+
+def _storage(path: Path) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}}
     )
-    return optuna.create_study(
-        storage=storage,
-        study_name=name,
-        direction="maximize" if METRICS[metric].mode == "max" else "minimize",
-        sampler=sampler,
-        load_if_exists=True,
-    )
+
+
+@contextmanager
+def study_in_one_line(path: Path) -> Iterator[None]:
+    """Inside, a study that cannot be read or written is a `RunError` that names its file `path`."""
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        inner = error.__cause__ or error
+        said = str(getattr(inner, "orig", None) or inner).strip().splitlines()[0]
+        raise RunError(
+            f"the study '{path}' cannot be used ({said}): {_way_out(said)}, then type the same "
+            "command again: it goes on"
+        ) from error
+
+
+def _way_out(said: str) -> str:
+    if "locked" in said:
+        return f"another program has held it for {LOCKED_SECONDS} s; close that"
+    if "full" in said or "disk I/O" in said:  # sqlite says the one or the other of a full disk
+        return "make sure that there is space on its disk, and that it can be written"
+    if "malformed" in said or "not a database" in said:
+        return "it is damaged; restore it from a copy, or move the search's folder away"
+    return "make it readable and writable"
 
 
 def read_study(path: Path, name: str) -> optuna.Study:
@@ -105,9 +143,11 @@ def read_study(path: Path, name: str) -> optuna.Study:
             return optuna.load_study(study_name=name, storage=storage)
     except Exception as error:  # sqlalchemy, sqlite and optuna each have their own
         raise UserError(f"'{path}' cannot be read as the study '{name}': {error}") from error
+    if not held:
+        raise UserError(f"'{path}' holds no study: it was cut off while it was made; remove it")
     raise UserError(
-        f"'{path}' holds the study {', '.join(map(repr, held)) or 'of no search'}, not '{name}': a "
-        "copied or renamed search keeps its name; give its folder that name again"
+        f"'{path}' holds the study {', '.join(map(repr, held))}, not '{name}': a copied or renamed "
+        "search keeps its name; give its folder that name again"
     )
 
 
@@ -118,8 +158,13 @@ def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
     check_settings(study, settings)
 
 
-def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
-    """Raise `UserError` with the difference when trials of `study` mean something else."""
+def check_settings(
+    study: optuna.Study, settings: Mapping[str, Any], recordings: str | None = None
+) -> None:
+    """Raise `UserError` with the difference when trials of `study` mean something else.
+
+    `recordings` says what differs in them, where that is known.
+    """
     # A field that did not exist when the search began had its default.
     newer = {f"field {name}": spec.default for name, spec in FIELDS.items()}
     known = {**newer, **study.user_attrs.get(SETTINGS, settings)}
@@ -130,7 +175,9 @@ def check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
         if key != RECORDINGS  # a hash, which follows from the others too
     ]
     if differing:
-        changed = changed or ["its recordings, or their labels, have changed since"]
+        if not changed:
+            said = f" ({recordings})" if recordings else ""
+            changed = [f"its recordings, or their labels, have changed since{said}"]
         raise UserError(
             f"search '{study.study_name}' was started with other settings: {'; '.join(changed)}. "
             "Give the old ones, or another --name"

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from resp_tune.config import TrialConfig
+from resp_tune.errors import RespTuneError
 from resp_tune.learning.memory import keep_freed_memory, ran_out, release_memory
 from resp_tune.learning.metrics import METRICS
-from resp_tune.paths import write_atomically
+from resp_tune.paths import full_disk, write_atomically
 from resp_tune.tuning.timeouts import Watch
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 LOGICAL_GPUS = "RESP_TUNE_LOGICAL_GPUS"
 REPORT_SECONDS = 1.0  # at most one report in this time, or short epochs would flood the driver
-CHECKPOINT_SECONDS = 8.0  # what a killed trial may have to repeat
+CHECKPOINT_SECONDS = 8.0  # what a killed trial may have to repeat, where epochs are shorter
 SMALLEST_MICRO_BATCH = 2  # batch statistics of one item say nothing
 
 
@@ -52,7 +53,9 @@ class TrialTrainable(tune.Trainable):
     A result carries `epoch`, `epochs` (the rows since the last report), `best_so_far` (what rungs
     compare), `diverged`, `error`, `micro_batch` (what the trial went on with where memory was
     short), and a `remark` for the person at the terminal. An exception of the training ends the
-    trial with `error` and leaves the actor usable; only a dead worker is Ray's to retry.
+    trial with `error` and leaves the actor usable; only a dead worker is Ray's to retry. What is
+    not the trial's fault and would hit the next one too (a full disk, a recording that changed)
+    comes as `halt`: the search must stop, and the trial has not ended.
     """
 
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # with_parameters gives `work`
@@ -76,7 +79,7 @@ class TrialTrainable(tune.Trainable):
         self.micro_batch: int | None = None
         self.trace = ""
         self._stop_watch()
-        self.watch = Watch(self.folder, config["attempt"], self.work.timeout)
+        self.attempt: str = config["attempt"]
 
     def _stop_watch(self) -> None:
         if self.watch is not None:
@@ -85,11 +88,18 @@ class TrialTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run epochs until a report is due."""
-        error, out_of_memory = self._try_epochs()
-        while out_of_memory and self._halve_micro_batch():
+        try:
+            if self.watch is None:
+                self.watch = Watch(self.folder, self.attempt, self.work.timeout)
             error, out_of_memory = self._try_epochs()
-        if error is not None:
-            self._write_traceback()
+            while out_of_memory and self._halve_micro_batch():
+                error, out_of_memory = self._try_epochs()
+            if error is not None:
+                self._write_traceback()
+        except Exception as cause:
+            if not _halting(cause):
+                raise
+            return self._report(None, out_of_memory=False, halt=f"trial {self.folder.name}: {cause}")
         result = self._report(error, out_of_memory=out_of_memory)
         if result["done"]:
             self._stop_watch()
@@ -100,6 +110,8 @@ class TrialTrainable(tune.Trainable):
         try:
             self._run_epochs()
         except Exception as cause:  # whatever a config brings about belongs to its trial alone
+            if _halting(cause):
+                raise
             self.trace = traceback.format_exc()
             return " ".join(f"{type(cause).__name__}: {cause}".split()), ran_out(cause)
         return None, False
@@ -112,9 +124,8 @@ class TrialTrainable(tune.Trainable):
         """
         if self.training is None:
             return False
-        size = self.trial_config.micro_batch or self.trial_config.batch_size
-        size = min(size, max(len(fold.train.label) for fold in self.work.folds)) // 2
-        if size < SMALLEST_MICRO_BATCH:
+        size = half_batch(self.trial_config, max(len(fold.train.label) for fold in self.work.folds))
+        if size is None:
             return False
         self.trial_config = self.trial_config.replace({"micro_batch": size})
         self.micro_batch = size
@@ -133,7 +144,8 @@ class TrialTrainable(tune.Trainable):
             if self.watch is not None and self.watch.over:
                 raise TrialTimeoutError(str(self.watch))
             training.run_epoch()
-            if training.done or time.monotonic() - self.checkpointed > CHECKPOINT_SECONDS:
+            unsaved = time.monotonic() - self.checkpointed + training.history[-1].seconds
+            if training.done or unsaved > CHECKPOINT_SECONDS:
                 self._write_checkpoint(training)
             now_due = time.monotonic() - started > REPORT_SECONDS
             if now_due or len(training.history) in self.work.milestones:
@@ -141,7 +153,9 @@ class TrialTrainable(tune.Trainable):
         if training.done and training.history[-1].finite:
             self._write_predictions(training)
 
-    def _report(self, error: str | None, *, out_of_memory: bool) -> dict[str, Any]:
+    def _report(
+        self, error: str | None, *, out_of_memory: bool, halt: str | None = None
+    ) -> dict[str, Any]:
         history = self.training.history if self.training is not None else []
         rows = [e.row() for e in history]
         fresh, self.sent = rows[self.sent :], max(self.sent, len(rows))
@@ -154,6 +168,7 @@ class TrialTrainable(tune.Trainable):
             "best_so_far": best_so_far(history, self.work.metric),
             "diverged": diverged,
             "error": error,
+            "halt": halt,
             "micro_batch": self.micro_batch,
             "remark": remark,
             "done": error is not None or (self.training is not None and self.training.done),
@@ -204,6 +219,18 @@ class TrialTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing to do: `_resume_or_start` reads our own checkpoint."""
+
+
+def half_batch(config: TrialConfig, clips: int | None = None) -> int | None:
+    """Half as many items as `config` takes at once of `clips`; None below the smallest."""
+    size = config.micro_batch or config.batch_size
+    half = min(size, clips or size) // 2
+    return half if half >= SMALLEST_MICRO_BATCH else None
+
+
+def _halting(cause: Exception) -> bool:
+    """Whether the next trial would meet the same, so that the search must stop."""
+    return isinstance(cause, RespTuneError) or full_disk(cause)
 
 
 def begin_training(work: Work, config: TrialConfig) -> Training:

@@ -60,6 +60,7 @@ class Instant(tune.Trainable):
             "diverged": False,
             "error": None,
             "micro_batch": None,
+            "halt": None,
             "remark": None,
             "done": self.epoch == self.epochs,
         }
