@@ -99,7 +99,8 @@ class TrialTrainable(tune.Trainable):
         except Exception as cause:
             if not _halting(cause):
                 raise
-            return self._report(None, out_of_memory=False, halt=f"trial {self.folder.name}: {cause}")
+            halt = f"trial {self.folder.name}: {cause}"
+            return self._report(None, out_of_memory=False, halt=halt)
         result = self._report(error, out_of_memory=out_of_memory)
         if result["done"]:
             self._stop_watch()
