@@ -44,14 +44,21 @@ def command(module: str, *args: str, env: dict[str, str] | None = None, cwd: Pat
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def start(module: str, *args: str) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own, which a test kills as a power cut would."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"resp_tune.{module}", *args],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def start(
+    module: str, *args: str, env: dict[str, str] | None = None, err: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """The command in a process group of its own, which a test kills as a power cut would.
+
+    `err`: where its stderr goes.
+    """
+    with err.open("wb") if err else open(os.devnull, "wb") as file:  # noqa: PTH123  # not a path
+        return subprocess.Popen(
+            [sys.executable, "-m", f"resp_tune.{module}", *args],
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:

@@ -6,6 +6,9 @@ sound like.
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, f1_score
@@ -55,16 +58,16 @@ def no_audio_baselines(
     features = {name: sheet.columns(columns) for name, columns in COLUMNS.items()}
     # Processes, because a small tree is mostly Python: threads are slower than none.
     try:
-        answers = iter(
-            Parallel(n_jobs=jobs or cpu_count())(
-                delayed(_forest)(table, sheet.labels, sheet.weights, train, test, seed)
-                for table in features.values()
-                for seed, train, test in splits
+        with parallel_config("loky", initializer=_end_with, initargs=(os.getpid(),)):
+            answers = iter(
+                Parallel(n_jobs=jobs or cpu_count())(
+                    delayed(_forest)(table, sheet.labels, sheet.weights, train, test, seed)
+                    for table in features.values()
+                    for seed, train, test in splits
+                )
             )
-        )
     finally:
-        # They would keep their memory, and outlive a search that is killed, by five minutes.
-        get_reusable_executor().shutdown()
+        get_reusable_executor().shutdown()  # their memory would be kept for five minutes
     scores: dict[str, Any] = {"majority_accuracy": float(np.bincount(sheet.labels).max())}
     scores["majority_accuracy"] /= len(sheet.labels)
     for name in features:
@@ -73,6 +76,17 @@ def no_audio_baselines(
             pooled[seed, test] = next(answers)
         scores[name] = _mean([_scores(sheet.labels, row) for row in pooled])
     return scores
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end with its parent, which may be killed and then cannot say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def check_enough(dataset: Dataset, clips: Clips) -> None:

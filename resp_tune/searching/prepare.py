@@ -31,7 +31,7 @@ from resp_tune.tuning.conditions import APART
 from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
 from resp_tune.tuning.replicates import check_count
 from resp_tune.tuning.space import SearchSpace, load_space
-from resp_tune.tuning.study import RECORDINGS, check_settings, read_study
+from resp_tune.tuning.study import RECORDINGS, SPLIT, check_settings, read_study
 from resp_tune.tuning.trainable import LOGICAL_GPUS
 
 Say = Callable[[str], None]
@@ -146,7 +146,8 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
     study = read_study(database, name) if database.exists() else None
     if study is not None:  # before the sides: they differ too, and cannot say by what
         check_settings(study, _task_meaning(task))
-    problem = make_problem(dataset, task, settings, storage / name / "split.json")
+    known = None if study is None else study.user_attrs.get(SPLIT)
+    problem = make_problem(dataset, task, settings, storage / name / "split.json", known)
     check_enough(dataset, problem.clips)
     if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
         raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
@@ -197,9 +198,16 @@ def data_folder(given: str | None, say: Say) -> Path:
 
 
 def make_problem(
-    dataset: Dataset, task: Task, settings: SearchSettings, saved: Path | None
+    dataset: Dataset,
+    task: Task,
+    settings: SearchSettings,
+    saved: Path | None,
+    known: str | None = None,
 ) -> Problem:
-    """The clips of the task, the sides of the settings; those a search has in `saved` stand."""
+    """The clips of the task, the sides of the settings; those a search has in `saved` stand.
+
+    Where that file is damaged, sides of the digest `known` are what it held.
+    """
     clips = make_clips(task, dataset)
     sides = make_sides(
         dataset,
@@ -211,8 +219,17 @@ def make_problem(
         drop_shared_patients=settings.drop_shared_patients,
     )
     if saved is not None and saved.exists():
-        sides = _same_sides(load_sides(saved), sides, saved)
+        sides = _same_sides(_saved_sides(saved, sides, known), sides, saved)
     return Problem(dataset, clips, sides)
+
+
+def _saved_sides(path: Path, now: Sides, known: str | None) -> Sides:
+    try:
+        return load_sides(path)
+    except UserError:
+        if now.digest != known:
+            raise
+        return now
 
 
 def _same_sides(old: Sides, new: Sides, path: Path) -> Sides:

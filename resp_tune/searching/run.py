@@ -17,7 +17,8 @@ import optuna
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from resp_tune.data.sides import save_sides
+from resp_tune.data.sides import load_sides, save_sides
+from resp_tune.errors import UserError
 from resp_tune.learning.metrics import METRICS
 from resp_tune.learning.problem import FILLED_FIRST, Stores
 from resp_tune.learning.seeds import mix_seed
@@ -37,6 +38,7 @@ from resp_tune.tuning.run import check_some_finished
 from resp_tune.tuning.samplers import make_sampler
 from resp_tune.tuning.study import (
     SECONDS,
+    SPLIT,
     STUDY_ID,
     TrialRecord,
     bind_settings,
@@ -73,7 +75,7 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
         _event() as ended,
     ):
         remove_parts(prepared.folder)
-        study = _open(prepared, database)
+        study = _open(prepared, database, say)
         before = records(study, prepared.space)
         rerun = replicates(study, before)
         _say_continuing(before, rerun, say)
@@ -107,7 +109,7 @@ def _event() -> Iterator[threading.Event]:
         event.set()
 
 
-def _open(prepared: Prepared, path: Path) -> optuna.Study:
+def _open(prepared: Prepared, path: Path, say: Say) -> optuna.Study:
     """The search's study and sides on disk, bound to what its trials mean."""
     settings = prepared.settings
     study = open_study(path, prepared.name, settings.metric, make_sampler(settings.sampler, 0))
@@ -119,9 +121,22 @@ def _open(prepared: Prepared, path: Path) -> optuna.Study:
     if STUDY_ID not in study.user_attrs:
         study.set_user_attr(STUDY_ID, uuid.uuid4().hex)
     save_contents(prepared.folder, contents(prepared.problem, prepared.sources))
-    if not (prepared.folder / "split.json").exists():
-        save_sides(prepared.problem.sides, prepared.folder / "split.json")
+    if SPLIT not in study.user_attrs:
+        study.set_user_attr(SPLIT, prepared.problem.sides.digest)
+    _keep_sides(prepared, say)
     return study
+
+
+def _keep_sides(prepared: Prepared, say: Say) -> None:
+    path = prepared.folder / "split.json"
+    if path.exists():
+        try:
+            load_sides(path)
+        except UserError:  # `prepare` has found that these sides are what it held
+            say(f"'{path}' was damaged and is made again")
+        else:
+            return
+    save_sides(prepared.problem.sides, path)
 
 
 def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord], say: Say) -> None:

@@ -73,9 +73,12 @@ def register_winner(
                 described = {**(tags or {}), WEIGHTS: digest}
                 version = _register(client, name, model_id, run_id, described)
         client.set_registered_model_alias(name, alias, str(version))
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:  # the store's refusal, or a full disk's
+        cause = root_cause(error)
+        if isinstance(error, shutil.Error):  # of a whole tree: the first of its files says enough
+            cause = str(error.args[0][0][-1])
         raise RunError(
-            f"the winner could not be registered in '{redact(uri)}' ({root_cause(error)}): "
+            f"the winner could not be registered in '{redact(uri)}' ({cause}): "
             "the same command and --name tries it again"
         ) from None
     return RegisteredModel(name, version, f"models:/{name}/{version}")

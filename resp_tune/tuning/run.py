@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from resp_tune.errors import RunError
+from resp_tune.paths import full_disk_in_one_line
 from resp_tune.tuning.plan import Slots
 from resp_tune.tuning.searcher import Losses, Runs, Stops, StudySearcher
 from resp_tune.tuning.study import TrialRecord
@@ -35,12 +37,16 @@ def run_trials(
     `trainable`: what runs a trial; benchmarks put one here that only pretends to train.
     """
     searcher = StudySearcher(runs, say)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Its errors are tracebacks of workers that died, which `Losses` says in a line.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with_work = tune.with_resources(
         tune.with_parameters(trainable, work=work), {"cpu": slots.cpus, "gpu": slots.gpus}
     )
     # Ray wants a folder for its own state; ours is the study, so this one is thrown away.
-    with tempfile.TemporaryDirectory(prefix="resp_tune_ray_") as folder:
+    with (
+        full_disk_in_one_line(Path(tempfile.gettempdir()), ", or set TMPDIR to another disk's"),
+        tempfile.TemporaryDirectory(prefix="resp_tune_ray_") as folder,
+    ):
         tuner = tune.Tuner(
             with_work,
             tune_config=tune.TuneConfig(

@@ -33,6 +33,7 @@ STATES: tuple[State, ...] = ("finished", "pruned", "diverged", "failed")
 # Attributes of the study itself.
 RECORDINGS = "recordings"  # the setting that is a hash of them
 SETTINGS = "resp_tune.settings"  # what a trial means
+SPLIT = "resp_tune.split_sha256"  # digest of the sides
 STUDY_ID = "resp_tune.study_id"  # tells it from another study of the same name
 SECONDS = "resp_tune.seconds"  # wall time of all runs of the command
 READINGS = "resp_tune.test_readings"
@@ -136,6 +137,8 @@ def read_study(path: Path, name: str) -> optuna.Study:
     """The study in an existing file; raises `UserError` when there is none that can be read."""
     if not path.is_file():
         raise UserError(f"'{path}' is not there: no search of that name was run here")
+    if path.stat().st_size == 0:  # Optuna would fill it with its tables
+        raise UserError(f"'{path}' is empty: restore it from a copy, or remove it to begin anew")
     storage = f"sqlite:///{path}"
     try:
         held = optuna.get_all_study_names(storage)

@@ -1,0 +1,161 @@
+"""What a search stands on changes or is damaged: noticed, named, rebuilt where it can be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import faults
+import pytest
+from searches import command, search, study, summary, trials
+
+ARGS = (
+    "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
+    "--epochs", "1", "--name", "kept",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search of two trials in `r`, on the data set in `data`."""
+    folder = tmp_path_factory.mktemp("begun")
+    made = command("synth", str(folder / "data"), "--recordings", "40", "--seconds", "4")
+    assert made.code == 0, made.err
+    outcome = search(folder / "r", *ARGS, "--trials", "2", "--data", str(folder / "data"))
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+@pytest.fixture
+def copy(begun: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(begun, tmp_path / "copy"))
+
+
+def searched(folder: Path) -> list[str]:
+    """Stems of recordings that the search has read, by name."""
+    return sorted(json.loads((folder / "r" / "kept" / "recordings.json").read_text()))
+
+
+def go_on(folder: Path, *more: str, trial_count: int = 3, **options: object) -> tuple[int, str]:
+    """The same command with one more trial; its code, and its error line where there is one."""
+    outcome = search(
+        folder / "r", *ARGS, "--trials", str(trial_count), "--data", str(folder / "data"), *more,
+        **options,
+    )  # fmt: skip
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert "Traceback" not in outcome.err
+    assert len(errors) == (outcome.code != 0)
+    return outcome.code, "".join(errors) or outcome.err
+
+
+def wav(folder: Path, stem: str) -> Path:
+    return next((folder / "data").rglob(f"{stem}.wav"))
+
+
+def test_a_changed_recording_is_named(copy: Path) -> None:
+    stem = searched(copy)[0]
+    path = wav(copy, stem)
+    old = path.read_bytes()
+    path.write_bytes(old[:-2] + bytes([old[-2] ^ 1, old[-1]]))
+    code, said = go_on(copy)
+    assert code == 2
+    assert f"not the same audio: {stem}" in said
+    assert len(study(copy / "r", "kept").get_trials()) == 2
+    path.write_bytes(old)
+    code, said = go_on(copy)
+    assert code == 0, said
+    assert len(trials(copy / "r", "kept")) == 3
+
+
+def test_a_recording_that_is_gone_is_named(copy: Path) -> None:
+    stem = searched(copy)[1]
+    wav(copy, stem).unlink()
+    for left in (copy / "data").rglob(f"{stem}.*"):
+        left.unlink()
+    code, said = go_on(copy)
+    assert code == 2
+    assert f"gone: {stem}" in said
+
+
+def test_changed_labels_are_named(copy: Path) -> None:
+    table = copy / "data" / "patient_diagnosis.csv"
+    stem = searched(copy)[0]
+    patient = stem.split("_")[0]
+    lines = table.read_text().splitlines()
+    old = next(line for line in lines if line.startswith(f"{patient},"))
+    new = f"{patient},{'COPD' if 'COPD' not in old else 'Healthy'}"
+    table.write_text("\n".join(new if line == old else line for line in lines) + "\n")
+    code, said = go_on(copy)
+    assert code == 2
+    assert "sides" in said or stem in said
+
+
+CHANGES = """
+    import os, pathlib
+    from resp_tune.learning import problem
+    real = problem.load_waveform
+    def load(path, rate):
+        found = real(path, rate)
+        if pathlib.Path(path).stem == os.environ["CHANGES"]:
+            data = pathlib.Path(path).read_bytes()
+            pathlib.Path(path).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        return found
+    problem.load_waveform = load
+"""
+
+
+def test_a_recording_that_changes_while_it_is_read(copy: Path, tmp_path: Path) -> None:
+    stem = searched(copy)[0]
+    env = {
+        **faults.planted(tmp_path, CHANGES),
+        "CHANGES": stem,
+        "RESP_TUNE_CACHE": str(tmp_path / "cache"),
+    }
+    code, said = go_on(copy, "--name", "fresh", env=env)
+    assert code == 1
+    assert f"{stem}.wav' has changed since this command began" in said
+    assert not list((tmp_path / "cache" / "features").glob("*/frames.f16")), "nothing mixed is kept"
+
+
+@pytest.mark.parametrize("name", ["trials.csv", "summary.json", "epochs.csv", "report.html"])
+def test_what_follows_from_the_study_is_made_again(name: str, copy: Path) -> None:
+    before = summary(copy / "r", "kept")
+    path = copy / "r" / "kept" / name
+    path.write_bytes(b"\x00 not what it was")
+    code, said = go_on(copy, trial_count=2)
+    assert code == 0, said
+    assert b"\x00" not in path.read_bytes()
+    after = summary(copy / "r", "kept")
+    assert after["trials"] == before["trials"]
+    assert after["winner"] == before["winner"]
+    assert after["test_readings"] == before["test_readings"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
+def test_a_damaged_study_is_named(damage: str, copy: Path) -> None:
+    path = copy / "r" / "kept" / "study.db"
+    whole = path.read_bytes()
+    damaged = {
+        "cut": whole[: len(whole) // 2],
+        "noise": whole[:100] + b"\xa5" * (len(whole) - 100),
+        "empty": b"",
+    }
+    path.write_bytes(damaged[damage])
+    code, said = go_on(copy)
+    assert code in (1, 2)
+    assert "study.db'" in said
+    assert path.read_bytes() == damaged[damage], "what is left of it stays"
+    path.write_bytes(whole)
+    code, said = go_on(copy)
+    assert code == 0, said
+
+
+def test_damaged_sides_are_made_again(copy: Path) -> None:
+    path = copy / "r" / "kept" / "split.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    code, said = go_on(copy)
+    assert code == 0, said
+    assert "split.json' was damaged and is made again" in said
+    assert path.read_bytes() == whole

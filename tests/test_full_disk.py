@@ -1,0 +1,82 @@
+"""A disk that is really full, in each folder that a search writes to: said, survived, gone on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from searches import command, files_below, search, study, trials
+
+ARGS = ("--space", "search_spaces/smoke.yaml", "--scheduler", "none", "--name", "full")
+ROOMY = "300m"
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A small disk of its own, at a short path (Ray's sockets); a test gives it its size."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small disk")
+    folder = Path(tempfile.mkdtemp(prefix="disk"))
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode != 0:
+        pytest.skip(f"no disk can be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
+
+
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+# What is too large for the disk, and what is said of it.
+CASES = [
+    ("results", "60k", "study.db' cannot be used (database or disk is full)"),
+    ("results", "400k", "no space left for the MLflow store"),
+    ("results", "1300k", "checkpoint.pt'"),
+    ("cache", "20k", "RESP_TUNE_CACHE"),
+    ("temporary", "4k", "Ray could not be started"),
+    ("temporary", "200k", "TMPDIR"),
+    ("temporary", "2m", "the winner could not be registered"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "size", "said"), CASES)
+def test_a_full_disk(place: str, size: str, said: str, disk: Path, tmp_path: Path) -> None:
+    storage = disk if place == "results" else tmp_path / "results"
+    env = {
+        "cache": {"RESP_TUNE_CACHE": str(disk)},
+        "temporary": {"TMPDIR": str(disk), "RAY_TMPDIR": str(disk)},
+    }.get(place, {})
+    data = tmp_path / "data"
+    made = command("synth", str(data), "--recordings", "40", "--seconds", "5")
+    assert made.code == 0, made.err
+    args = (*ARGS, "--data", str(data), "--epochs", "2", "--trials", "4")
+    resize(disk, size)
+    full = search(storage, *args, env=env)
+    assert full.code == 1, full.err
+    errors = [line for line in full.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in full.err
+    resize(disk, ROOMY)
+    after = search(storage, *args, env=env)
+    assert after.code == 0, after.err
+    table = trials(storage, "full")
+    assert list(table["number"]) == [0, 1, 2, 3]
+    assert set(table["state"]) == {"finished"}
+    told = study(storage, "full").get_trials()
+    assert [len(t.intermediate_values) for t in told] == [2] * 4
+    left = {name for name in files_below(storage) if ".part" in name}
+    assert not left, "half-written files"

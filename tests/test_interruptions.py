@@ -1,0 +1,155 @@
+"""Ctrl-C once and twice, SIGTERM, and a worker that is killed: state kept, no process left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from optuna.trial import TrialState
+from searches import search, start, study, trials, wait_for
+
+MARK = "RESP_TUNE_TEST_MARK"
+ARGS = (
+    "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
+    "--concurrency", "2", "--trials", "2", "--name", "cut",
+)  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Every process that was started, at whatever remove, with `mark` in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it has ended, or is somebody else's
+    return found
+
+
+def epochs_told(storage: Path) -> int:
+    if not (storage / "cut" / "study.db").exists():
+        return 0
+    return sum(len(t.intermediate_values) for t in study(storage, "cut").get_trials())
+
+
+def begin(storage: Path, *args: str, err: Path) -> tuple[subprocess.Popen[bytes], str]:
+    mark = uuid.uuid4().hex
+    given = ("--storage", str(storage), *ARGS, *args)
+    return start("search", *given, env={MARK: mark}, err=err), mark
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("moment", ["start", "trials"])
+def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path) -> None:
+    storage, err = tmp_path / "r", tmp_path / "err"
+    running, mark = begin(storage, "--epochs", "400", err=err)
+    if moment == "start":
+        wait_for(lambda: (storage / "cut" / "recordings.json").exists())
+    else:
+        wait_for(lambda: epochs_told(storage) >= 4)
+    # As a terminal does it: to the whole group.
+    os.killpg(running.pid, getattr(signal, name))
+    assert running.wait(timeout=90) == 130, err.read_text()
+    said = err.read_text()
+    assert "to go on: the same command with --name cut" in said
+    assert "Traceback" not in said
+    wait_for(lambda: not marked(mark), 20)
+    again = search(storage, *ARGS, "--epochs", "400", "--time-budget", "1s")
+    assert again.code in (0, 1), again.err  # 1: nothing finished within a second
+    told = study(storage, "cut").get_trials()
+    assert [t.number for t in told] == list(range(len(told)))
+    assert TrialState.RUNNING not in {t.state for t in told}
+
+
+def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
+    storage, err = tmp_path / "r", tmp_path / "err"
+    running, mark = begin(storage, "--epochs", "400", err=err)
+    wait_for(lambda: epochs_told(storage) >= 2)
+    os.kill(running.pid, signal.SIGINT)
+    wait_for(lambda: "once more stops at once" in err.read_text(), 20)
+    os.kill(running.pid, signal.SIGINT)
+    assert running.wait(timeout=10) == 130
+    assert "Traceback" not in err.read_text()
+    assert "stopped at once" in err.read_text()
+    wait_for(lambda: not marked(mark), 20)
+    assert study(storage, "cut").get_trials()
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    """SIGKILL of a trial's worker: resumed from its checkpoint, counted once."""
+    storage, err = tmp_path / "r", tmp_path / "err"
+    running, mark = begin(storage, "--epochs", "600", err=err)
+    wait_for(lambda: len(list((storage / "cut").glob("trials/*/checkpoint.pt"))) == 2)
+    checkpoints = sorted((storage / "cut").glob("trials/*/checkpoint.pt"))
+    victim = next(p for p in marked(mark) if "Trainable" in " ".join(p.cmdline()))
+    os.kill(victim.pid, signal.SIGKILL)
+    assert running.wait(timeout=300) == 0, err.read_text()
+    assert "its worker was lost; it goes on from its checkpoint" in err.read_text()
+    assert "Traceback" not in err.read_text()
+    assert len(checkpoints) == 2
+    told = study(storage, "cut").get_trials()
+    assert [t.state for t in told] == [TrialState.COMPLETE] * 2
+    assert [sorted(t.intermediate_values) for t in told] == [list(range(1, 601))] * 2
+    assert list(trials(storage, "cut")["state"]) == ["finished"] * 2
+    assert [t.user_attrs["config"]["micro_batch"] for t in told] == [None, None]
+
+
+def test_two_at_once_and_a_dead_holder(tmp_path: Path) -> None:
+    storage, err = tmp_path / "r", tmp_path / "err"
+    running, _ = begin(storage, "--epochs", "400", err=err)
+    wait_for(lambda: (storage / "cut" / ".held_by").exists())
+    time.sleep(0.5)
+    second = search(storage, *ARGS, "--epochs", "400")
+    assert second.code == 2
+    assert f"is being run by process {running.pid} on" in second.err
+    assert "Traceback" not in second.err
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert (storage / "cut" / ".held_by").exists(), "left by the dead"
+    third = search(storage, *ARGS, "--epochs", "400", "--time-budget", "1s")
+    assert "is being run by" not in third.err
+    assert third.code in (0, 1), third.err
+
+
+def test_what_other_rays_left_behind(tmp_path: Path) -> None:
+    """A stale address file, an address of nothing, and a Ray of somebody else's that runs."""
+    place = Path(tempfile.mkdtemp(prefix="ray"))  # short, for Ray's sockets
+    (place / "ray").mkdir()
+    (place / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    code = (
+        "import ray, time; ray.init(address='local', num_cpus=1, include_dashboard=False);"
+        "print('up', flush=True); time.sleep(600)"
+    )
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert theirs.stdout is not None
+        assert theirs.stdout.readline().strip() == b"up"
+        with socket.socket() as busy:
+            # Ray's usual port: taken here, or by somebody else already.
+            with suppress(OSError):
+                busy.bind(("127.0.0.1", 6379))
+            env = {"RAY_ADDRESS": "127.0.0.1:9", "RAY_TMPDIR": str(place)}
+            outcome = search(tmp_path / "r", *ARGS, "--epochs", "1", env=env)
+        assert outcome.code == 0, outcome.err
+        assert theirs.poll() is None, "it was left alone"
+    finally:
+        os.killpg(theirs.pid, signal.SIGKILL)
+        theirs.wait()
+        shutil.rmtree(place)

@@ -1,0 +1,163 @@
+"""The driver is killed at every kind of moment; the same command goes on, and nothing is lost.
+
+One search is killed again and again, each time at another moment, and then finishes. What it
+leaves is what a search leaves that nobody killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import deadly
+import mlflow
+import pytest
+from deadly import Moment
+from optuna.trial import TrialState
+from searches import Outcome, files_below, search, start, study, summary, trials, wait_for
+
+EPOCHS = 3
+TRIALS = 6
+ARGS = (
+    "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
+    "--concurrency", "2", "--epochs", str(EPOCHS), "--trials", str(TRIALS),
+    "--replicates", "2", "--name", "often",
+)  # fmt: skip
+
+MOMENTS: list[Moment] = [
+    # start-up
+    ("resp_tune.searching.run", "_open", "before", 1),
+    ("resp_tune.tuning.study", "_storage", "after", 1),
+    ("resp_tune.searching.run", "save_sides", "before", 1),
+    ("resp_tune.tracking.client", "_opened", "after", 1),
+    ("resp_tune.tracking.runs", "SearchRuns._open_parent", "after", 1),
+    # filling the cache
+    ("resp_tune.features.store", "_Writer.append", "after", 5),
+    ("resp_tune.features.store", "_Writer.finish", "after", 1),
+    # before the first trial
+    ("resp_tune.searching.rounds", "check_baseline", "after", 1),
+    # trials: asked for but not described, handed out, told in part, told to MLflow, ended
+    ("resp_tune.tuning.recorder", "trial_seed", "before", 1),
+    ("resp_tune.tuning.recorder", "Recorder.next_trial", "after", 1),
+    ("resp_tune.tuning.recorder", "Recorder.advance", "before", 1),
+    ("resp_tune.tuning.recorder", "Recorder.end", "before", 1),
+    ("resp_tune.tuning.recorder", "Recorder.end", "after", 1),
+    ("resp_tune.tracking.children", "Children._create", "after", 1),
+    ("resp_tune.tracking.children", "Children.end", "after", 1),
+    ("resp_tune.tuning.recorder", "Recorder.end", "after", 2),
+    # replicates
+    ("resp_tune.tuning.replicate_recorder", "ReplicateRecorder.next_trial", "after", 1),
+    ("resp_tune.tuning.replicate_recorder", "ReplicateRecorder.end", "after", 2),
+    # the end: tables, bundle, the test side, the evaluation run, the registry, the summary
+    ("resp_tune.searching.files", "write_trials", "after", 1),
+    ("resp_tune.searching.finish", "write_bundle", "after", 1),
+    ("resp_tune.searching.finish", "score_test", "before", 1),
+    ("resp_tune.searching.finish", "score_test", "after", 1),
+    ("resp_tune.tracking.children", "Children.evaluation", "after", 1),
+    ("resp_tune.tracking.registry", "_log", "after", 1),
+    ("resp_tune.tracking.registry", "_register", "after", 1),
+    ("resp_tune.searching.files", "write_summary", "before", 1),
+    ("resp_tune.searching.finish", "render", "before", 1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_every_kind_of_moment(tmp_path: Path) -> None:
+    storage = tmp_path / "results"
+    for moment in MOMENTS:
+        env = deadly.dies(tmp_path / "deadly", moment)
+        if moment[0] == "resp_tune.features.store":  # nothing is filled twice
+            env["RESP_TUNE_CACHE"] = str(tmp_path / "empty")
+            shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+        outcome = search(storage, *ARGS, env=env)
+        assert outcome.code == -signal.SIGKILL, f"{moment}: {outcome.err}"
+    check(search(storage, *ARGS), storage)
+
+
+def check(last: Outcome, storage: Path) -> None:
+    """Every trial and replicate once, in its final state, in each of the four places."""
+    assert last.code == 0, last.err
+    told = study(storage, "often").get_trials()
+    assert [t.number for t in told] == list(range(TRIALS))
+    assert {t.state for t in told} == {TrialState.COMPLETE}
+    assert [sorted(t.intermediate_values) for t in told] == [[1, 2, 3]] * TRIALS
+    table = trials(storage, "often")
+    assert list(table["number"]) == list(range(TRIALS))
+    assert list(table["score"]) == pytest.approx([t.value for t in told])
+    found = summary(storage, "often")
+    assert found["trials"] == {"finished": TRIALS, "pruned": 0, "diverged": 0, "failed": 0}
+    assert len({r["weights_sha256"] for r in found["test_readings"]}) == 1
+    assert len(found["test_readings"]) == 1, "the same weights are one reading"
+    client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("resp_tune")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    kinds = [r.data.tags["resp_tune.kind"] for r in runs]
+    assert {k: kinds.count(k) for k in kinds} == {
+        "search": 1, "trial": TRIALS, "replicate": 2 * min(4, TRIALS), "evaluation": 1,
+    }  # fmt: skip
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    by_number = {r.data.tags["resp_tune.trial_number"]: r for r in runs
+                 if r.data.tags["resp_tune.kind"] == "trial"}  # fmt: skip
+    assert [by_number[str(n)].info.run_id for n in table["number"]] == list(table["mlflow_run_id"])
+    for run in by_number.values():
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")]
+        assert sorted(steps) == [1, 2, 3], "each epoch once"
+    versions = client.search_model_versions("name = 'resp_tune'")
+    assert len(versions) == 1
+    assert str(found["mlflow"]["version"]) == str(versions[0].version)
+    assert not [name for name in files_below(storage) if ".part" in name]
+    again = search(storage, *ARGS)
+    assert again.code == 0, again.err
+    assert summary(storage, "often")["test_readings"] == found["test_readings"]
+
+
+WORK = """
+    import os, time
+    step = training.Training.run_epoch
+    def run_epoch(self):
+        begun = time.time()
+        result = step(self)
+        time.sleep(0.3)
+        with open(os.environ["EPOCHS_DONE"], "a") as file:
+            file.write(f"{self.config.seed} {len(self.history)} {begun} {time.time()}\\n")
+        return result
+    training.Training.run_epoch = run_epoch
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_trial_repeats_ten_seconds_at_most(tmp_path: Path) -> None:
+    import faults
+
+    journal = tmp_path / "epochs"
+    env = {**faults.planted(tmp_path, WORK), "EPOCHS_DONE": str(journal)}
+    args = (*ARGS[:6], "--concurrency", "1", "--epochs", "60", "--trials", "1", "--name", "long")
+    given = ("--storage", str(tmp_path / "r"), *args)
+    for enough in (35, 50):  # epochs of a third of a second: 8 s of them lie between checkpoints
+        running = start("search", *given, env=env)
+        wait_for(lambda e=enough: journal.exists() and _latest(journal) >= e)  # type: ignore[misc]  # bound at once
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+    done = search(tmp_path / "r", *args, env=env)
+    assert done.code == 0, done.err
+    lines = [line.split() for line in journal.read_text().splitlines()]
+    assert {int(epoch) for _, epoch, _, _ in lines} == set(range(1, 61))
+    repeated = sum(float(end) - float(begun) for _, epoch, begun, end in _again(lines))
+    assert len(lines) > 60, "something must have been repeated, or the test kills too late"
+    assert repeated <= 2 * 10.0, "10 s for each of the two kills"
+    assert [len(t.intermediate_values) for t in study(tmp_path / "r", "long").get_trials()] == [60]
+
+
+def _latest(journal: Path) -> int:
+    lines = journal.read_text().splitlines()
+    return int(lines[-1].split()[1]) if lines else 0
+
+
+def _again(lines: list[list[str]]) -> list[list[str]]:
+    """The epochs that were done before."""
+    seen: set[str] = set()
+    return [line for line in lines if line[1] in seen or seen.add(line[1])]  # type: ignore[func-returns-value]  # adds and goes on

@@ -1,0 +1,142 @@
+"""A whole search whose MLflow goes away: a minute in the middle, for good, and before the start."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import faults
+import pytest
+from mlflow import MlflowClient
+from searches import files_below, search, start, study, summary, trials, wait_for
+from test_tracking import free_port, mlflow_server
+
+from resp_tune.tuning import study as studies
+from resp_tune.tuning.samplers import make_sampler
+
+pytestmark = pytest.mark.slow
+AWAY_SECONDS = 60
+SLOW_EPOCHS = """
+    import time
+    step = training.Training.run_epoch
+    def run_epoch(self):
+        time.sleep(1.0)
+        return step(self)
+    training.Training.run_epoch = run_epoch
+"""
+
+
+def args(tracking: str, epochs: int, trial_count: int = 2) -> tuple[str, ...]:
+    return (
+        "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
+        "--concurrency", "2", "--epochs", str(epochs), "--trials", str(trial_count),
+        "--name", "away", "--tracking-uri", tracking,
+    )  # fmt: skip
+
+
+def epochs_told(storage: Path) -> int:
+    if not (storage / "away" / "study.db").exists():
+        return 0
+    return sum(len(t.intermediate_values) for t in study(storage, "away").get_trials())
+
+
+def check(tracking: str, storage: Path, epochs: int) -> None:
+    """MLflow has every trial, each epoch once, and the winner."""
+    client = MlflowClient(tracking)
+    experiment = client.get_experiment_by_name("resp_tune")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    children = [r for r in runs if r.data.tags["resp_tune.kind"] == "trial"]
+    assert sorted(r.info.run_id for r in children) == sorted(
+        trials(storage, "away")["mlflow_run_id"]
+    )
+    for run in children:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")]
+        assert sorted(steps) == list(range(1, epochs + 1))
+    version = summary(storage, "away")["mlflow"]["version"]
+    assert [int(v.version) for v in client.search_model_versions("name = 'resp_tune'")] == [version]
+
+
+def test_away_for_a_minute(tmp_path: Path) -> None:
+    port, storage, err = free_port(), tmp_path / "r", tmp_path / "err"
+    env = faults.planted(tmp_path, SLOW_EPOCHS)
+    with mlflow_server(tmp_path, port) as address:
+        given = ("--storage", str(storage), *args(address, 90))
+        running = start("search", *given, env=env, err=err)
+        wait_for(lambda: epochs_told(storage) >= 4)
+    before = epochs_told(storage)
+    time.sleep(AWAY_SECONDS)
+    assert epochs_told(storage) > before + 20, "the search goes on meanwhile"
+    with mlflow_server(tmp_path, port) as address:
+        assert running.wait(timeout=300) == 0, err.read_text()
+        check(address, storage, 90)
+    said = err.read_text()
+    assert "the search goes on, its entries are kept" in said
+    assert "MLflow is back" in said
+    assert "Traceback" not in said
+
+
+def test_away_for_good_and_back_for_the_next_command(tmp_path: Path) -> None:
+    port, storage, err = free_port(), tmp_path / "r", tmp_path / "err"
+    env = faults.planted(tmp_path, SLOW_EPOCHS)
+    with mlflow_server(tmp_path, port) as address:
+        given = args(address, 10)
+        running = start("search", "--storage", str(storage), *given, env=env, err=err)
+        wait_for(lambda: epochs_told(storage) >= 4)
+    assert running.wait(timeout=300) == 1
+    said = err.read_text()
+    assert "is away: the winner is" in said
+    assert "Traceback" not in said
+    assert set(trials(storage, "away")["state"]) == {"finished"}
+    with mlflow_server(tmp_path, port):
+        again = search(storage, *given)
+        assert again.code == 0, again.err
+        check(address, storage, 10)
+
+
+def test_away_at_the_start(tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    outcome = search(tmp_path / "r", *args(address, 1))
+    assert outcome.code == 2
+    assert f"no MLflow server answers at '{address}'" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert files_below(tmp_path) == set()
+
+
+def test_a_tracking_database_locked_in_mid_search(tmp_path: Path) -> None:
+    storage, err = tmp_path / "r", tmp_path / "err"
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    env = faults.planted(tmp_path, SLOW_EPOCHS)
+    given = ("--storage", str(storage), *args(tracking, 40))
+    running = start("search", *given, env=env, err=err)
+    wait_for(lambda: epochs_told(storage) >= 4)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", timeout=60)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        before = epochs_told(storage)
+        time.sleep(15)
+        assert epochs_told(storage) > before + 4, "the search goes on meanwhile"
+        other.rollback()
+    assert running.wait(timeout=300) == 0, err.read_text()
+    assert "Traceback" not in err.read_text()
+    check(tracking, storage, 40)
+
+
+def test_a_study_that_stays_locked_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "LOCKED_SECONDS", 0.2)
+    path = tmp_path / "study.db"
+    opened = studies.open_study(path, "first", "macro_f1", make_sampler("random", 0))
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with (
+            pytest.raises(Exception, match="database is locked") as caught,
+            studies.study_in_one_line(path),
+        ):
+            opened.set_user_attr("a", 1)
+        other.rollback()
+    assert "another program has held it" in str(caught.value)
+    opened.set_user_attr("a", 1)
