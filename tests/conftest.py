@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import bad_inputs
 import pytest
 
 _USERS_OWN = (
@@ -23,3 +24,9 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for name in _USERS_OWN:
             patch.delenv(name, raising=False)
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many inputs that nobody should give were given."""
+    if bad_inputs.tried[0]:
+        terminalreporter.write_line(f"bad inputs tried: {bad_inputs.tried[0]}")
