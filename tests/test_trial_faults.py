@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import faults
@@ -82,6 +83,8 @@ def test_a_slow_trial_ends_after_an_epoch(tmp_path: Path) -> None:
 
 def test_a_trial_that_is_stopped_from_outside_is_no_longer_watched(tmp_path: Path) -> None:
     made = trial(tmp_path, timeout=60.0)
+    made.work = replace(made.work, milestones=(1,))
+    assert not made.step()["done"]
     assert (made.folder / TRACE).exists()
     made.cleanup()  # as Ray does when the scheduler has stopped it
     assert not (made.folder / TRACE).exists()
