@@ -128,8 +128,10 @@ def test_two_at_once_and_a_dead_holder(tmp_path: Path) -> None:
 def test_what_other_rays_left_behind(tmp_path: Path) -> None:
     """A stale address file, an address of nothing, and a Ray of somebody else's that runs."""
     place = Path(tempfile.mkdtemp(prefix="ray"))  # short, for Ray's sockets
-    (place / "ray").mkdir()
-    (place / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    (place / f"resp_tune-{os.geteuid()}").mkdir(mode=0o700)
+    for folder in (place / "ray", place / f"resp_tune-{os.geteuid()}" / "ray"):
+        folder.mkdir()
+        (folder / "ray_current_cluster").write_text("127.0.0.1:9")
     code = (
         "import ray, time; ray.init(address='local', num_cpus=1, include_dashboard=False);"
         "print('up', flush=True); time.sleep(600)"

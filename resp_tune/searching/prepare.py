@@ -30,6 +30,7 @@ from resp_tune.tracking.uri import resolve_uri, sqlite_file
 from resp_tune.tuning.conditions import APART
 from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
 from resp_tune.tuning.replicates import check_count
+from resp_tune.tuning.seclusion import check_closed, rays_folder
 from resp_tune.tuning.space import SearchSpace, load_space
 from resp_tune.tuning.study import RECORDINGS, SPLIT, check_settings, read_study
 from resp_tune.tuning.trainable import LOGICAL_GPUS
@@ -139,6 +140,7 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
     storage = folder_to_write("--storage", str(settings.storage))
     tracking_uri = resolve_uri(settings.tracking_uri, storage)
     probe(tracking_uri)
+    check_closed(rays_folder())
     dataset = load_dataset(data_folder(settings.data, say))
     name = settings.named
     check_name(name, storage, tracking_uri)
