@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import bad_inputs
@@ -19,6 +20,8 @@ _USERS_OWN = (
 @pytest.fixture(scope="session", autouse=True)
 def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Processes that tests start inherit it; a test that needs another sets its own."""
+    # Ignored in a shell's background jobs, and then in all that these start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESP_TUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name in _USERS_OWN:

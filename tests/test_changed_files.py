@@ -105,6 +105,7 @@ CHANGES = """
 """
 
 
+@pytest.mark.slow
 def test_a_recording_that_changes_while_it_is_read(copy: Path, tmp_path: Path) -> None:
     stem = searched(copy)[0]
     env = {
@@ -118,14 +119,15 @@ def test_a_recording_that_changes_while_it_is_read(copy: Path, tmp_path: Path) -
     assert not list((tmp_path / "cache" / "features").glob("*/frames.f16")), "nothing mixed is kept"
 
 
-@pytest.mark.parametrize("name", ["trials.csv", "summary.json", "epochs.csv", "report.html"])
-def test_what_follows_from_the_study_is_made_again(name: str, copy: Path) -> None:
+def test_what_follows_from_the_study_is_made_again(copy: Path) -> None:
     before = summary(copy / "r", "kept")
-    path = copy / "r" / "kept" / name
-    path.write_bytes(b"\x00 not what it was")
+    folder = copy / "r" / "kept"
+    paths = [folder / n for n in ("trials.csv", "summary.json", "epochs.csv", "report.html")]
+    for path in paths:
+        path.write_bytes(b"\x00 not what it was")
     code, said = go_on(copy, trial_count=2)
     assert code == 0, said
-    assert b"\x00" not in path.read_bytes()
+    assert not [path for path in paths if b"\x00" in path.read_bytes()]
     after = summary(copy / "r", "kept")
     assert after["trials"] == before["trials"]
     assert after["winner"] == before["winner"]
@@ -146,9 +148,6 @@ def test_a_damaged_study_is_named(damage: str, copy: Path) -> None:
     assert code in (1, 2)
     assert "study.db'" in said
     assert path.read_bytes() == damaged[damage], "what is left of it stays"
-    path.write_bytes(whole)
-    code, said = go_on(copy)
-    assert code == 0, said
 
 
 def test_damaged_sides_are_made_again(copy: Path) -> None:

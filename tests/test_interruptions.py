@@ -53,16 +53,21 @@ def begin(storage: Path, *args: str, err: Path) -> tuple[subprocess.Popen[bytes]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("moment", ["start", "trials"])
+@pytest.mark.parametrize("moment", ["start", "ray", "trials"])
 def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path) -> None:
     storage, err = tmp_path / "r", tmp_path / "err"
     running, mark = begin(storage, "--epochs", "400", err=err)
     if moment == "start":
         wait_for(lambda: (storage / "cut" / "recordings.json").exists())
+    elif moment == "ray":  # while it starts
+        wait_for(lambda: any(p.name() == "gcs_server" for p in marked(mark)))
     else:
         wait_for(lambda: epochs_told(storage) >= 4)
-    # As a terminal does it: to the whole group.
-    os.killpg(running.pid, getattr(signal, name))
+    # A terminal tells the whole group, `kill` the process.
+    if name == "SIGINT":
+        os.killpg(running.pid, signal.SIGINT)
+    else:
+        os.kill(running.pid, signal.SIGTERM)
     assert running.wait(timeout=90) == 130, err.read_text()
     said = err.read_text()
     assert "to go on: the same command with --name cut" in said

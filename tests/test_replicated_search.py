@@ -15,6 +15,8 @@ from searches import Outcome, command, search, start, study, summary, wait_for
 
 from resp_tune.learning.bundle import load_bundle
 
+pytestmark = pytest.mark.slow
+
 ARGS = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--gpus", "0", "--trials", "2")
 ARGS += ("--replicates", "2", "--name", "twice")
 TEST = ("macro_f1", "balanced_accuracy", "accuracy", "log_loss")
@@ -126,7 +128,6 @@ def test_the_same_command_repeats_nothing_and_repairs_a_checkpoint(
     assert len(runs(storage, "replicate")) == 4
 
 
-@pytest.mark.slow
 def test_a_driver_killed_among_its_replicates_goes_on(tmp_path: Path) -> None:
     args = [*ARGS[:2], "--epochs", "20", "--scheduler", "none", "--trials", "2", "--gpus", "0"]
     args += ["--replicates", "2", "--name", "killed", "--storage", str(tmp_path)]

@@ -122,6 +122,27 @@ def test_probe_accepts_a_store_to_be_made_and_makes_nothing(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+CUT_OFF = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.executescript("CREATE TABLE experiments (x); CREATE TABLE alembic_version (x)")
+database.execute("PRAGMA cache_size = 1")  # so that pages reach the file before the commit
+database.execute("BEGIN")
+database.executemany("INSERT INTO experiments VALUES (?)", [("x" * 1000,)] * 100)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_probe_accepts_a_store_whose_writer_was_killed(tmp_path: Path) -> None:
+    """What it left has to be rolled back, which a reader alone may not do."""
+    file = tmp_path / "mlflow.db"
+    subprocess.run([sys.executable, "-c", CUT_OFF, str(file)], check=False)
+    assert (tmp_path / "mlflow.db-journal").stat().st_size > 0
+    probe(f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as database:
+        assert database.execute("SELECT COUNT(*) FROM experiments").fetchone() == (0,)
+
+
 def test_links() -> None:
     links = search_links("https://me:s3cret@host/", "3", "first", "log_loss", "min", ["a", "b"])
     assert all(link.startswith("https://host/#/") for link in links.values())

@@ -90,6 +90,7 @@ def test_a_trial_that_is_stopped_from_outside_is_no_longer_watched(tmp_path: Pat
     assert not (made.folder / TRACE).exists()
 
 
+@pytest.mark.slow
 def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     env = faults.planted(tmp_path, faults.HANGS)
     outcome = search(
@@ -176,6 +177,7 @@ def test_memory_that_is_really_short(tmp_path: Path) -> None:
     assert (diverged, epoch) == ("False", "1"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_halved_micro_batch_is_recorded_everywhere(tmp_path: Path) -> None:
     env = faults.planted(tmp_path, faults.SHORT_OF_MEMORY)
     args = (*SMALL, "--epochs", "1", "--name", "short")

@@ -35,10 +35,11 @@ def ran_out(error: BaseException) -> bool:
     """Whether `error` says that memory did not suffice: of a GPU, of the host, of either by torch.
 
     By name, since torch need not be imported to ask; of the host's memory, of a CUDA context and
-    of its libraries torch says it in a plain `RuntimeError`.
+    of its libraries torch says it in a plain `RuntimeError`; oneDNN, of a kernel that it has no
+    memory for, in the last of these words.
     """
     named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "create a primitive")
     return named or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
 
 

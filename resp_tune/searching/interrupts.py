@@ -6,12 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
-import psutil
-
 from resp_tune.cli import INTERRUPTED
+from resp_tune.processes import kill_children
 
 Say = Callable[[str], None]
 
@@ -30,7 +29,7 @@ def interruptible(say: Say, how_to_go_on: str) -> Iterator[None]:
         asked += 1
         if asked > 1:
             _write(f"stopped at once; {how_to_go_on}")
-            _kill_children()
+            kill_children()
             os._exit(INTERRUPTED)
         _write("stopping: a few seconds to leave everything in order; once more stops at once")
         raise KeyboardInterrupt
@@ -52,9 +51,3 @@ def interruptible(say: Say, how_to_go_on: str) -> Iterator[None]:
 def _write(line: str) -> None:
     # Not `print`: the signal may have come in the middle of one, which allows no second.
     os.write(sys.stderr.fileno(), f"{line}\n".encode())
-
-
-def _kill_children() -> None:
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # its parent's end has ended it
-            child.kill()

@@ -162,7 +162,7 @@ def _probe_sqlite(uri: str, file: Path) -> None:
 
 def _tables(uri: str, file: Path) -> set[str]:
     try:
-        connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=_REQUEST_SECONDS)
+        connection = sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=_REQUEST_SECONDS)
         try:
             rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             return {str(name) for (name,) in rows}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from resp_tune.errors import RunError
 from resp_tune.tuning import ray_settings
 from resp_tune.tuning.plan import Machine
+from resp_tune.tuning.ray_thread import on_its_own_thread
 from resp_tune.tuning.seclusion import secluded
 
 LEAST_FREE = 100e6  # bytes for Ray's logs and sockets
@@ -27,34 +28,26 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
     import ray
 
     with secluded() as folder:
-        _start(folder, machine, gpus)
-        try:
+        options: dict[str, Any] = {
+            # A cluster that runs here, or a stale file about one, would be joined otherwise.
+            "address": "local",
+            "num_cpus": machine.cpus,
+            "num_gpus": gpus,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "object_store_memory": 200_000_000,  # clip tables only: frames are memory-mapped
+            "_temp_dir": str(folder / "ray"),  # Ray opens that one to everybody
+        }
+
+        def begin() -> None:
+            try:
+                ray.init(**options)
+            except Exception as error:  # each part of Ray that does not start has its own
+                raise RunError(_not_started(error, folder)) from error
+
+        with on_its_own_thread(begin, ray.shutdown):
             yield
-        finally:
-            ray.shutdown()
-
-
-def _start(folder: Path, machine: Machine, gpus: int) -> None:
-    import ray
-
-    polite_end = signal.getsignal(signal.SIGTERM)
-    # `address="local"` because a cluster that happens to run here, or a stale file about one that
-    # did, would otherwise be joined.
-    try:
-        ray.init(
-            address="local",
-            num_cpus=machine.cpus,
-            num_gpus=gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=200_000_000,  # clip tables only: frames are memory-mapped
-            _temp_dir=str(folder / "ray"),  # Ray opens that one to everybody
-        )
-    except Exception as error:  # each part of Ray that does not start has its own
-        raise RunError(_not_started(error, folder)) from error
-    # Ray has just put a handler of its own here, which aborts.
-    signal.signal(signal.SIGTERM, polite_end)
 
 
 def _not_started(error: Exception, folder: Path) -> str:
