@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Makes the checkout's virtual environment, once, and again when what it is made from has changed.
 # Sourced by the other scripts: sets ROOT and VENV. Needs Python 3.11 or newer with venv, and pip.
 set -euo pipefail
@@ -19,7 +20,7 @@ if [ "$(cat "$VENV/.made_from" 2>/dev/null || true)" != "$stamp" ]; then
     "$python" -m pip --python "$VENV/bin/python" install --quiet pip
   fi
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$ROOT/constraints.txt" --editable "$ROOT[dev]" >&2
+    --constraint "$ROOT/constraints.txt" --editable "${ROOT}[dev]" >&2
   echo "$stamp" > "$VENV/.made_from"
   echo "set up in $SECONDS s" >&2
 fi

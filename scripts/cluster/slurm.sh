@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# One search on the nodes of a Slurm job: `ray symmetric-run` starts Ray on each of them, runs the
+# search on the first and stops Ray again. From the top of a checkout that every node can read:
+#
+#   bash scripts/search --dry-run                  # once, on a login node: makes .venv
+#   sbatch --nodes=2 --gpus-per-node=4 scripts/cluster/slurm.sh --data /shared/ICBHI --trials 100 --name first
+#   tail -F resp-tune-JOB.log
+#
+# What follows the script goes to the search; --address is added here. Typed again, the same --name
+# goes on: after the time limit, a preemption (then Slurm itself starts it again), a lost node.
+# Settings, from the environment:
+#   RESP_TUNE_VENV     the virtual environment                    ./.venv
+#   RESP_TUNE_SHARED   a folder of yours that every node sees     $HOME
+#   RESP_TUNE_HEAD_IP  the first node's address for the others    the first of `hostname -I`
+#
+#SBATCH --job-name=resp-tune
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=08:00:00
+#SBATCH --output=resp-tune-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+# Whole nodes: symmetric-run refuses a node on which Ray runs, and its end stops every Ray there.
+#SBATCH --exclusive
+# A lost node does not end the job: its trials go on elsewhere.
+#SBATCH --no-kill
+set -euo pipefail
+
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+  echo "error: slurm.sh runs inside a Slurm job; type: sbatch $0 --data FOLDER --name NAME" >&2
+  exit 2
+fi
+venv=${RESP_TUNE_VENV:-$PWD/.venv}
+if [ ! -x "$venv/bin/python" ]; then
+  echo "error: no virtual environment in '$venv'; type: bash scripts/search --dry-run" >&2
+  exit 2
+fi
+# Its name first on the path, not `activate`: that is not written for `set -u`.
+export PATH="$venv/bin:$PATH"
+
+# The token is a file that only its owner can read, never an argument or a variable that `scontrol`
+# and `ps e` show.
+private=$(umask 077 && mktemp -d "${RESP_TUNE_SHARED:-$HOME}/.resp-tune-$SLURM_JOB_ID.XXXXXX")
+trap 'rm -rf "$private"' EXIT
+(umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$private/token")
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$private/token"
+
+# A batch script runs on the job's first node, and symmetric-run takes the node with this address
+# for the head.
+read -r first_address _ < <(hostname -I)
+export RESP_TUNE_HEAD="${RESP_TUNE_HEAD_IP:-$first_address}:6379"
+export RESP_TUNE_EXIT="$private/exit"
+# Ray's sockets and logs, on each node's own disk and apart from other users'; kept after a failure.
+export RAY_TMPDIR="/tmp/resp-tune-$SLURM_JOB_ID"
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600
+export RAY_USAGE_STATS_ENABLED=0
+
+# What each task does, with its own node's CPUs and GPUs. The search's exit code is kept in a file, as
+# symmetric-run ends with 0 where Ray itself could not be started.
+# shellcheck disable=SC2016 # the tasks' own shells read these variables
+on_every_node='
+  mkdir -p -m 700 "$RAY_TMPDIR"
+  ray symmetric-run --address "$RESP_TUNE_HEAD" --min-nodes "$SLURM_JOB_NUM_NODES" \
+    --num-cpus "$SLURM_CPUS_ON_NODE" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" \
+    -- bash -c '\''"$@"; echo $? > "$RESP_TUNE_EXIT"'\'' - "$@"
+  [ "$(cat "$RESP_TUNE_EXIT" 2>/dev/null)" != 0 ] || rm -rf "$RAY_TMPDIR"'
+
+# --cpus-per-task again, since srun no longer takes it from sbatch. The other nodes end a minute after
+# the first: so long does Ray look for a head that is gone.
+srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --kill-on-bad-exit=0 \
+  bash -c "$on_every_node" - python -m resp_tune.search --address "$RESP_TUNE_HEAD" "$@" ||
+  echo "srun ended with $?" >&2
+
+if [ ! -e "$private/exit" ]; then
+  echo "error: the search was not started; what Ray said stands above" >&2
+  exit 1
+fi
+exit "$(cat "$private/exit")"

@@ -1,0 +1,140 @@
+"""The two cluster files of `ray up`: read by Ray's own code, up to where it would reach a host."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import moto
+import pytest
+import yaml
+from click import ClickException
+from jsonschema import ValidationError
+from ray.autoscaler._private.aws.config import bootstrap_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.local.config import bootstrap_local
+from ray.autoscaler._private.util import prepare_config, validate_config
+from recipes import calls, commands, text
+
+HOSTS, AWS = "ray-cluster.yaml", "ray-cluster-aws.yaml"
+
+
+def read(content: str) -> dict[str, Any]:
+    """As `ray up` reads it: its defaults filled in, held against Ray's schema."""
+    config = prepare_config(yaml.safe_load(content))
+    validate_config(config)
+    return config
+
+
+@pytest.mark.parametrize("name", [HOSTS, AWS])
+def test_ray_takes_the_file(name: str) -> None:
+    config = read(text(name))
+    for kind in ("head", "worker"):
+        stop, start = config[f"{kind}_start_ray_commands"]
+        assert "ray stop" in stop
+        # Each command has a shell of its own, so the mode must stand in the one that starts Ray.
+        assert "RAY_AUTH_MODE=token ray start" in start
+    # The token is where Ray looks for it, and comes from there.
+    ((there, here),) = config["file_mounts"].items()
+    assert here == "~/.ray/auth_token"
+    assert there.endswith("/.ray/auth_token")
+    # The dashboard, which takes jobs, is reached over ssh only.
+    (head,) = calls("ray start", config["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in head
+    (worker,) = calls("ray start", config["worker_start_ray_commands"])
+    assert worker == ["--address=$RAY_HEAD_IP:6379"]
+    assert "--port=6379" in head
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "broken", "error", "said"),
+    [
+        (HOSTS, "cluster_name:", "clustername:", ValidationError, "'clustername' was unexpected"),
+        (HOSTS, "head_ip:", "head:", ClickException, "supply a `head_ip`"),
+        (HOSTS, "ssh_private_key:", "ssh_key:", ValidationError, "'ssh_key' was unexpected"),
+        (HOSTS, "worker_start_ray", "worker_ray", ValidationError, "'worker_ray_commands' was"),
+        (AWS, "head_node_type: head", "head_node_type: heads", ValueError, "head_node_type"),
+        (AWS, "minutes: 10", "minutes: ten", ValidationError, "'ten' is not of type"),
+        (AWS, "resources: {CPU: 4", "resource: {CPU: 4", ValidationError, "'resources' is a req"),
+        (AWS, "min_workers: 0", "min_workers: 5", ValueError, "smaller than the sum"),
+        (AWS, "  image: registry", "  images: registry", AssertionError, "container & image name"),
+    ],
+)
+def test_a_mistake_is_found(
+    name: str, right: str, broken: str, error: type[Exception], said: str
+) -> None:
+    assert right in text(name)
+    with pytest.raises(error, match=said):
+        read(text(name).replace(right, broken))
+
+
+def test_every_host_of_the_list_is_used() -> None:
+    config = bootstrap_local(read(text(HOSTS)))
+    (node,) = config["available_node_types"].values()
+    assert node["min_workers"] == node["max_workers"] == len(config["provider"]["worker_ips"])
+
+
+@pytest.fixture
+def amazon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An Amazon in this process: no request leaves it, and none could, with these credentials."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "nobody")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with moto.mock_aws():
+        yield
+
+
+@pytest.mark.usefixtures("amazon")
+def test_aws_launches_what_the_file_asks_for() -> None:
+    import boto3
+
+    given = read(text(AWS))
+    region = given["provider"]["region"]
+    # Else Ray would make a key pair and keep it in ~/.ssh.
+    given["auth"]["ssh_private_key"] = "own.pem"
+    iam = boto3.client("iam")
+    iam.create_instance_profile(InstanceProfileName="resp-tune")
+    image = boto3.client("ec2", region).describe_images()["Images"][0]["ImageId"]
+    for node in given["available_node_types"].values():
+        node["node_config"]["KeyName"] = "own"
+        # Amazon looks the name up; this one knows none.
+        assert node["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/deeplearning/")
+        node["node_config"]["ImageId"] = image
+
+    config = bootstrap_aws(copy.deepcopy(given))
+
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    types = config["available_node_types"]
+    for kind in ("head", "gpu"):
+        provider.create_node(types[kind]["node_config"], {"ray-user-node-type": kind}, 1)
+    reservations = boto3.client("ec2", region).describe_instances()["Reservations"]
+    launched = {
+        next(t["Value"] for t in i["Tags"] if t["Key"] == "ray-user-node-type"): i
+        for r in reservations
+        for i in r["Instances"]
+    }
+    assert {kind: i["InstanceType"] for kind, i in launched.items()} == {
+        "head": "m6i.xlarge",
+        "gpu": "g5.xlarge",
+    }
+    assert launched["gpu"].get("InstanceLifecycle") == "spot"
+    assert launched["head"].get("InstanceLifecycle") != "spot"
+    for instance in launched.values():
+        assert instance["IamInstanceProfile"]["Arn"].endswith("/resp-tune")
+        assert instance["SecurityGroups"]
+    # The head has no part in trials; a worker has what its type has.
+    assert types["head"]["resources"] == {"CPU": 0}
+    offered = boto3.client("ec2", region).describe_instance_types(InstanceTypes=["g5.xlarge"])
+    (offered,) = offered["InstanceTypes"]
+    assert types["gpu"]["resources"]["CPU"] == offered["VCpuInfo"]["DefaultVCpus"]
+    assert types["gpu"]["resources"]["GPU"] == offered["GpuInfo"]["Gpus"][0]["Count"]
+
+
+def test_the_search_asks_for_no_more_gpus_than_may_come() -> None:
+    content = text(AWS)
+    config = read(content)
+    (search,) = calls("python -m resp_tune.search", commands(AWS, content))
+    gpu = config["available_node_types"]["gpu"]
+    assert int(search[search.index("--gpus") + 1]) <= gpu["max_workers"] * gpu["resources"]["GPU"]
+    assert gpu["max_workers"] <= config["max_workers"]
