@@ -9,19 +9,19 @@ from collections.abc import Callable
 import optuna
 from optuna.samplers import (
     BaseSampler,
-    CmaEsSampler,
     GPSampler,
     QMCSampler,
     RandomSampler,
     TPESampler,
 )
 
+from resp_tune.tuning.cma_states import SafeCmaEsSampler
 from resp_tune.tuning.parameters import Categorical
 from resp_tune.tuning.space import SearchSpace
 
 
 def _cmaes(seed: int) -> BaseSampler:
-    return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    return SafeCmaEsSampler(seed=seed, warn_independent_sampling=False)
 
 
 def _gp(seed: int) -> BaseSampler:
