@@ -44,16 +44,11 @@ _LINK_TEXTS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the links; serve them where the store is a database, until Ctrl-C."""
     args = _parser().parse(argv)
-    from resp_tune.tracking.store import probe, resolve_uri
-    from resp_tune.tracking.uri import is_server, redact, sqlite_file
+    from resp_tune.tracking.store import check_there, probe, resolve_uri
+    from resp_tune.tracking.uri import is_server, redact
 
     uri = resolve_uri(args.tracking_uri, user_path(args.storage))
-    file = sqlite_file(uri)
-    if file is not None and not file.is_file():
-        raise UserError(
-            f"there is no MLflow store '{file}': run a search first (bash scripts/search), or "
-            "give its --storage or --tracking-uri"
-        )
+    check_there(uri)
     probe(uri)
     if is_server(uri):
         _print(_chosen(uri, args.name), uri)
@@ -162,13 +157,15 @@ def _shown(host: str) -> str:
 
 
 class _Server:
-    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-        self.process, self._log = process, log
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], uri: str) -> None:
+        self.process, self._log, self._uri = process, log, uri
 
     def last_line(self) -> str:
+        from resp_tune.tracking.uri import scrub
+
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else "it said nothing"
+        return scrub(lines[-1].strip(), self._uri) if lines else "it said nothing"
 
 
 @contextmanager
@@ -180,11 +177,13 @@ def _server(uri: str, host: str, port: int) -> Iterator[_Server]:
     file = sqlite_file(uri)
     with tempfile.TemporaryDirectory(prefix="resp_tune-ui-") as scratch:
         folder = Path(scratch) if file is None else file.parent
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+        command = [sys.executable, "-m", "mlflow", "server"]
         command += ["--artifacts-destination", (folder / "mlartifacts").as_uri()]
         command += ["--host", host, "--port", str(port), "--workers", "1"]
         # Without it seven more processes start, for jobs that a search has none of.
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        # Not as an argument: those are shown to everybody on the machine.
+        environment["MLFLOW_BACKEND_STORE_URI"] = uri
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(  # noqa: S603  # our own arguments, no shell
                 command,
@@ -196,7 +195,7 @@ def _server(uri: str, host: str, port: int) -> Iterator[_Server]:
                 start_new_session=True,  # its own children end with it, and not by our Ctrl-C
             )
             try:
-                yield _Server(process, log)
+                yield _Server(process, log, uri)
             finally:
                 _end(process)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
@@ -129,6 +130,21 @@ def served(store: Store) -> Iterator[Served]:
     finally:
         process.terminate()  # not killed: it ends the server with it
         process.communicate(timeout=60)
+
+
+def test_the_store_is_not_in_the_list_of_processes(served: Served, store: Store) -> None:
+    """Its URI may hold a password; and what serves it listens on loopback alone."""
+    below = psutil.Process(served.process.pid).children(recursive=True)
+    shown = [" ".join(process.cmdline()) for process in below]
+    assert any("mlflow" in line for line in shown)
+    assert not [line for line in shown if "mlflow.db" in line or "sqlite:" in line]
+    heard = {
+        connection.laddr.ip
+        for process in below
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert heard == {"127.0.0.1"}
 
 
 def server_processes(port: str) -> list[str]:

@@ -58,7 +58,7 @@ def sides_of(bundle: Bundle, dataset: Dataset) -> Problem:
             hold_out_device=provenance.get("hold_out_device"),
             drop_shared_patients=bool(provenance.get("drop_shared_patients", False)),
         )
-    except (UserError, TypeError, ValueError) as error:
+    except (UserError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{OTHER_SIDES} ({error}): give the data set of its search") from error
     if sides.digest != provenance["split_sha256"] or sides.classes != bundle.classes:
         trained = provenance.get("data")

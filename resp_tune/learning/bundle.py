@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,30 +121,41 @@ def load_bundle(folder: str | Path) -> Bundle:
         values = content["trial_config"]
         if not isinstance(values, dict):
             raise TypeError("trial_config is not a mapping")
+        if not isinstance(content.get("provenance", {}), dict):
+            raise TypeError("provenance is not a mapping")
         config = TrialConfig().replace(values)
-        classes = tuple(str(c) for c in content["classes"])
-        networks = _load_networks(load(weights), int(content["folds"]), config, len(classes))
+        classes = _classes(content["classes"])
+        networks = _load_networks(load(weights), content["folds"], config, len(classes))
     except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"'{folder}' is not a sound bundle ({error}): save it again") from error
     return Bundle(config, classes, networks, content)
 
 
+def _classes(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("classes is not a list of names")
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise ValueError(f"{len(names)} classes, or some of one name")
+    return tuple(names)
+
+
 def _load_networks(
-    tensors: Mapping[str, torch.Tensor], folds: int, config: TrialConfig, classes: int
+    tensors: Mapping[str, torch.Tensor], folds: Any, config: TrialConfig, classes: int
 ) -> tuple[SoundNet, ...]:
     """The network of each fold; raises `ValueError` for tensors of other folds or shapes."""
-    expected = {f"fold{n}" for n in range(folds)}
-    if not expected or {name.split(".")[0] for name in tensors} != expected:
-        raise ValueError(f"its weights are not those of {folds} folds")
+    found = {name.split(".")[0] for name in tensors}
+    if not found or found != {f"fold{n}" for n in range(len(found))} or folds != len(found):
+        raise ValueError(f"its weights are not those of {reprlib.repr(folds)} folds")
     networks = []
-    for n in range(folds):
-        network = build_network(config, classes)
+    for n in range(len(found)):
         prefix = f"fold{n}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        try:
-            network.load_state_dict(own)
-        except RuntimeError as error:  # its message has a line for every tensor
-            raise ValueError("its weights do not fit its trial config and classes") from error
+        with torch.device("meta"):  # takes no memory, whatever sizes the config says
+            shapes = {k: v.shape for k, v in build_network(config, classes).state_dict().items()}
+        if {name: value.shape for name, value in own.items()} != shapes:
+            raise ValueError("its weights do not fit its trial config and classes")
+        network = build_network(config, classes)
+        network.load_state_dict(own)
         networks.append(network.eval())
     return tuple(networks)
 

@@ -49,7 +49,7 @@ def figures(summary: Mapping[str, Any]) -> list[Figure]:
     winner = mapping(summary.get("winner"))
     validation, test = mapping(winner.get("validation")), mapping(winner.get("test"))
     intervals, seeds = mapping(test.get("intervals")), mapping(test.get("by_seed"))
-    metric = summary.get("metric")
+    metric = str(summary.get("metric"))
     keys = [k for k in dict.fromkeys([metric, *NAMES, *validation]) if k in {*validation, *test}]
     return [
         Figure(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 from resp_tune.errors import UserError
 
 Row = Mapping[str, str]
+
+_LARGEST = 1e300  # what is left to the largest float is for margins and sums
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ def read_results(folder: Path) -> Results:
 
 
 def number(text: object) -> float | None:
-    """A finite number in a cell or a JSON value, else None."""
+    """A number in a cell or a JSON value; None for none, and for one that no axis can hold."""
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         return None
     try:
         value = float(text)
     except (ValueError, OverflowError):
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < _LARGEST else None
 
 
 def mapping(value: object) -> Mapping[str, Any]:
@@ -69,9 +70,9 @@ def items(value: object) -> Sequence[Any]:
 
 
 def ends(value: object) -> tuple[float | None, float | None]:
-    """The two ends of an interval, each None where it is not known."""
+    """The two ends of an interval, None where they are not known."""
     found = [number(v) for v in items(value)]
-    return (found[0], found[1]) if len(found) == 2 else (None, None)
+    return (found[0], found[1]) if len(found) == 2 and None not in found else (None, None)
 
 
 def _summary(path: Path) -> Mapping[str, Any]:

@@ -105,7 +105,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "leaks": mapping(summary.get("leaks")),
         "leaked_share": summary.get("leaked_recording_share"),
         "states": [(k, v) for k, v in mapping(summary.get("trials")).items() if number(v)],
-        "seconds": mapping(summary.get("seconds")),
+        "seconds": {k: number(v) for k, v in mapping(summary.get("seconds")).items()},
         "charts": charts,
         "plots": _json(_plots(charts)),
         "trials": results.trials,

@@ -26,7 +26,7 @@ from resp_tune.searching.recordings import changes, contents, data_digest, liste
 from resp_tune.searching.settings import SearchSettings
 from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
-from resp_tune.tracking.uri import resolve_uri, sqlite_file
+from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
 from resp_tune.tuning.conditions import APART
 from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
 from resp_tune.tuning.replicates import check_count
@@ -140,6 +140,11 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
     storage = folder_to_write("--storage", str(settings.storage))
     tracking_uri = resolve_uri(settings.tracking_uri, storage)
     probe(tracking_uri)
+    if any(redact(text) != text for text in arguments):
+        say(
+            "note: what is secret in these arguments is seen in the machine's list of processes "
+            "while the search runs; $MLFLOW_TRACKING_URI is not"
+        )
     check_closed(rays_folder())
     dataset = load_dataset(data_folder(settings.data, say))
     name = settings.named

@@ -69,8 +69,8 @@ def connect(uri: str) -> MlflowClient:
             if (file := sqlite_file(uri)) is not None and not file.exists():
                 _make_store(file)
             return _opened(uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        if FULL in (cause := root_cause(error)):
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        if FULL in (cause := root_cause(error, uri)):
             raise RunError(
                 f"no space left for the MLflow store '{redact(uri)}' ({cause}): free some, then "
                 "type the same command again: it goes on"
@@ -122,7 +122,7 @@ def _refusal(uri: str, error: BaseException) -> str:
             "upgrade with pip install -U mlflow, or give another --tracking-uri"
         )
     return (
-        f"the MLflow store '{redact(uri)}' cannot be used ({root_cause(error)}): "
+        f"the MLflow store '{redact(uri)}' cannot be used ({root_cause(error, uri)}): "
         "give another --tracking-uri"
     )
 

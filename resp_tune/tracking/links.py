@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import quote, urlencode
 
 from resp_tune.tracking.names import runs_filter
-from resp_tune.tracking.uri import is_server, without_login
+from resp_tune.tracking.uri import is_server, public_base
 from resp_tune.tracking.views import view_key
 
 DEFAULT_PORT = 5000
@@ -39,7 +39,7 @@ def search_links(
     A database has no pages of its own: its links lead to the server that `bash scripts/ui` starts
     on port 5000 of this machine.
     """
-    base = without_login(uri_or_base).rstrip("/") if is_server(uri_or_base) else LOCAL_UI
+    base = public_base(uri_or_base) if is_server(uri_or_base) else LOCAL_UI
     runs = f"{base}/#/experiments/{quote(experiment_id)}/runs?"
     face = {"workflowType": "machine_learning"}
     trials = {

@@ -10,7 +10,7 @@ from typing import Any
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect
 from resp_tune.tracking.names import KIND, MICRO_BATCH, PARENT
-from resp_tune.tracking.store import probe
+from resp_tune.tracking.store import check_there, probe
 from resp_tune.tracking.uri import redact, root_cause
 
 THREADS = "resp_tune.threads"
@@ -37,6 +37,7 @@ class TrialRun:
 
 def trial_run(uri: str, run_id: str) -> TrialRun:
     """The run `run_id` of a search; raises `UserError` when it is not there or not a trial."""
+    check_there(uri)
     from mlflow.exceptions import MlflowException
 
     probe(uri)
@@ -48,8 +49,8 @@ def trial_run(uri: str, run_id: str) -> TrialRun:
         parent = client.get_run(run.data.tags[PARENT])
     except MlflowException as error:
         raise UserError(
-            f"--run {run_id} is not in '{redact(uri)}' ({root_cause(error)}): give a run id from "
-            "trials.csv, and --tracking-uri where the search had one"
+            f"--run {run_id} is not in '{redact(uri)}' ({root_cause(error, uri)}): give a run id "
+            "from trials.csv, and --tracking-uri where the search had one"
         ) from None
     params, tags = parent.data.params, run.data.tags
     config = {name: _value(text) for name, text in run.data.params.items()}

@@ -41,7 +41,7 @@ def record_reading(
     except MlflowException as error:
         raise UserError(
             f"the reading of the test side cannot be recorded with '{model_uri}' in "
-            f"'{redact(tracking_uri)}' ({root_cause(error)}), so it is not read"
+            f"'{redact(tracking_uri)}' ({root_cause(error, tracking_uri)}), so it is not read"
         ) from None
     if not versions:
         raise UserError(

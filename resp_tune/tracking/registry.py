@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
 from resp_tune.tracking.names import WEIGHTS
-from resp_tune.tracking.uri import redact, root_cause, sqlite_file
+from resp_tune.tracking.store import check_there
+from resp_tune.tracking.uri import redact, root_cause
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,7 @@ def register_winner(
                 version = _register(client, name, model_id, run_id, described)
         client.set_registered_model_alias(name, alias, str(version))
     except (MlflowException, OSError) as error:  # the store's refusal, or a full disk's
-        cause = root_cause(error)
+        cause = root_cause(error, uri)
         if isinstance(error, shutil.Error):  # of a whole tree: the first of its files says enough
             cause = str(error.args[0][0][-1])
         raise RunError(
@@ -206,12 +207,7 @@ def fetch_bundle(model_uri: str, tracking_uri: str, into: Path) -> Path:
             f"'{model_uri}' is not the address of a model: give models:/resp_tune@champion or "
             "models:/resp_tune/VERSION"
         )
-    file = sqlite_file(tracking_uri)
-    if file is not None and not file.is_file():
-        raise UserError(
-            f"there is no model '{model_uri}': there is no MLflow store '{file}'; run a search "
-            "first, or give its --tracking-uri"
-        )
+    check_there(tracking_uri)
     client = connect(tracking_uri)
     try:
         version = _find(client, match)
@@ -226,7 +222,7 @@ def fetch_bundle(model_uri: str, tracking_uri: str, into: Path) -> Path:
     except (MlflowException, OSError) as error:
         raise UserError(
             f"the model '{model_uri}' cannot be fetched from '{redact(tracking_uri)}' "
-            f"({root_cause(error)}): {_known(client)}"
+            f"({root_cause(error, tracking_uri)}): {_known(client)}"
         ) from None
     return into
 

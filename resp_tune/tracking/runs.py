@@ -88,8 +88,8 @@ class SearchRuns:
             )
         except MlflowException as error:
             raise UserError(
-                f"the MLflow store '{redact(uri)}' cannot be written to ({root_cause(error)}): "
-                "give another --tracking-uri"
+                f"the MLflow store '{redact(uri)}' cannot be written to "
+                f"({root_cause(error, uri)}): give another --tracking-uri"
             ) from None
         self.parent_run_id = parent.info.run_id
         self._best = parent.data.metrics.get(f"best_{metric}")

@@ -11,11 +11,17 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import quiet
-from resp_tune.tracking.uri import is_server, redact, resolve_uri, root_cause, sqlite_file
+from resp_tune.tracking.uri import (
+    is_server,
+    public_base,
+    redact,
+    resolve_uri,
+    root_cause,
+    sqlite_file,
+)
 
 __all__ = ["probe", "redact", "resolve_uri"]
 
@@ -29,13 +35,15 @@ def probe(uri: str) -> None:
 
     Takes about `PROBE_SECONDS` at most, also for a host that never answers.
     """
+    # Not `urlsplit`, which refuses passwords with brackets in them, and shows them.
+    scheme = uri.partition("://")[0] if "://" in uri else ""
     if is_server(uri):
         _within(PROBE_SECONDS, _probe_server, uri)
     elif (file := sqlite_file(uri)) is not None:
         _probe_sqlite(uri, file)
-    elif urlsplit(uri).scheme.partition("+")[0] == "postgresql":
+    elif scheme.partition("+")[0] == "postgresql":
         _within(PROBE_SECONDS, _probe_postgres, uri)
-    elif urlsplit(uri).scheme in ("", "file"):
+    elif scheme in ("", "file"):
         file = Path(uri.removeprefix("file://")).absolute()
         raise UserError(
             f"tracking URI '{redact(uri)}' is a path: MLflow no longer writes folders of files; "
@@ -43,6 +51,16 @@ def probe(uri: str) -> None:
         )
     else:
         raise UserError(f"tracking URI '{redact(uri)}' is not supported: give {_SUPPORTED}")
+
+
+def check_there(uri: str) -> None:
+    """Raise `UserError` where the sqlite file of `uri` is missing, which mlflow would make."""
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise UserError(
+            f"there is no MLflow store '{file}': run a search first (bash scripts/search), or "
+            "give its --tracking-uri"
+        )
 
 
 def _within(seconds: float, check: Callable[[str], None], uri: str) -> None:
@@ -87,17 +105,16 @@ def _probe_server(uri: str) -> None:
             raise_on_status=False,
             json={"max_results": 1},
         )
-    except MlflowException as error:
+    except (MlflowException, OSError, ValueError) as error:
         raise UserError(
-            f"no MLflow server answers at '{redact(uri)}' ({root_cause(error)}): "
+            f"no MLflow server answers at '{redact(uri)}' ({root_cause(error, uri)}): "
             "start it, or give another --tracking-uri"
         ) from None
     status = answer.status_code
     if status == 403:
         raise UserError(
             f"the MLflow server at '{redact(uri)}' refuses this host name (403): start it with "
-            f"--allowed-hosts '{urlsplit(uri).netloc.rpartition('@')[2]}', or ask for the right "
-            "to write"
+            f"--allowed-hosts '{_host(uri)}', or ask for the right to write"
         )
     if status == 401:
         raise UserError(
@@ -116,6 +133,10 @@ def _probe_server(uri: str) -> None:
         )
 
 
+def _host(uri: str) -> str:
+    return public_base(uri).partition("://")[2].partition("/")[0]
+
+
 def _probe_postgres(uri: str) -> None:
     import sqlalchemy
 
@@ -132,7 +153,7 @@ def _probe_postgres(uri: str) -> None:
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
         raise UserError(
-            f"the database '{redact(uri)}' cannot be reached ({root_cause(error)}): "
+            f"the database '{redact(uri)}' cannot be reached ({root_cause(error, uri)}): "
             "start it, or give another --tracking-uri"
         ) from None
 

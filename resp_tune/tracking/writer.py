@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from resp_tune.tracking.uri import redact, root_cause
+from resp_tune.tracking.uri import redact, root_cause, scrub
 
 Say = Callable[[str], None]
 
@@ -86,9 +86,9 @@ class Writer:
                 self._recovered()
                 pause = _FIRST_PAUSE
             elif _is_permanent(failure):
-                self._say(f"warning: MLflow refused the {entry.what}: {_reason(failure)}")
+                self._say(f"warning: MLflow refused the {entry.what}: {self._reason(failure)}")
             else:
-                self._suffer(_reason(failure))
+                self._suffer(self._reason(failure))
                 self._rest(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
@@ -114,6 +114,12 @@ class Writer:
             self._outage = None
             self._say(f"MLflow is back: writing the {len(self._entries)} entries that waited")
 
+    def _reason(self, error: Exception) -> str:
+        if not _is_permanent(error):
+            return root_cause(error, self._uri)
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        return scrub(said[0], self._uri)[:300]
+
     def _rest(self, pause: float) -> None:
         until = time.monotonic() + pause
         with self._changed:
@@ -134,8 +140,3 @@ def _is_permanent(error: Exception) -> bool:
     code = getattr(error, "error_code", None)
     # Not mlflow's own exception and not a network's: a mistake in this program, so no retrying.
     return code in _PERMANENT if code is not None else not isinstance(error, OSError)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error) if _is_permanent(error) else root_cause(error)
-    return text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
