@@ -153,7 +153,8 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _shown(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  # for links, not to listen on
+    return everywhere.get(host, f"[{host}]" if ":" in host else host)
 
 
 class _Server:

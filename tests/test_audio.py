@@ -158,7 +158,7 @@ def test_damaged_bytes_are_read_or_named(tmp_path: Path, suffix: str, subtype: s
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 2000), 4000, subtype=subtype)
     whole = path.read_bytes()
-    draw = random.Random(subtype)  # noqa: S311
+    draw = random.Random(subtype)  # noqa: S311  # no secret
     named = 0
     for _ in range(300):
         data = bytearray(whole)

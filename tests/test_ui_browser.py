@@ -42,7 +42,7 @@ class Store:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    folder, draw = tmp_path_factory.mktemp("results"), random.Random(0)  # noqa: S311
+    folder, draw = tmp_path_factory.mktemp("results"), random.Random(0)  # noqa: S311  # no secret
     runs = SearchRuns(
         f"sqlite:///{folder}/mlflow.db",
         folder,
