@@ -68,7 +68,8 @@ def scrub(text: str, uri: str) -> str:
     where it may, the text is advice instead.
     """
     if re.search(r"[][/?#@:\s]", _parts(uri)[1].partition(":")[2]):
-        return "write / ? # @ : [ ] in a password as %2F %3F %23 %40 %3A %5B %5D"
+        codes = "%2F %3F %23 %40 %3A %5B %5D"
+        return f"the cause might show the password: write / ? # @ : [ ] in it as {codes}"
     for secret in _secrets(uri):
         text = text.replace(secret, "***")
     return re.sub(r"\w+://\S+", lambda match: redact(match[0]), text)
