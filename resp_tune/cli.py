@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from resp_tune.errors import RespTuneError, UserError, nearest
+from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest
 from resp_tune.paths import full_disk, user_path
-
-INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C or SIGTERM has ended
+
 
 class RespTuneError(Exception):
     """Base of the errors shown to a user as one line instead of a traceback."""

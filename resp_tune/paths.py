@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,8 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
     Raises `RunError` where the disk is full.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Other hosts may write there too, with processes of the same number.
+    beside = path.with_name(f".{path.name}.{socket.gethostname()[:60]}.{os.getpid()}.part")
     with full_disk_in_one_line(path):
         try:
             with beside.open("wb") as file:

@@ -10,11 +10,11 @@ The same --name continues a search that was cut off and extends one that is done
 from __future__ import annotations
 
 import sys
-from argparse import SUPPRESS
 from argparse import _ArgumentGroup as Group  # argparse has no public name for it
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from resp_tune.cli import (
     Parser,
@@ -31,8 +31,10 @@ from resp_tune.paths import user_path
 from resp_tune.searching import settings as known
 from resp_tune.searching.settings import SearchSettings
 
+if TYPE_CHECKING:
+    from resp_tune.tuning.joining import Cluster
+
 DEFAULTS = SearchSettings()
-NOT_BUILT = "--{} {}: not built yet; built: {}"
 
 
 def parser() -> Parser:
@@ -155,8 +157,18 @@ def _place_flags(where: Group) -> None:
         metavar="X",
         help="may be a fraction (default: from the machine)",
     )
-    where.add_argument("--address", default="local", help="only local is built so far")
-    where.add_argument("--wait-for-gpus", metavar="10m", help=SUPPRESS)
+    where.add_argument(
+        "--address",
+        metavar="local, auto or HOST:PORT",
+        help="of a Ray cluster that runs; auto: the one that this machine belongs to "
+        "(default: local, a Ray of its own; inside a Ray job auto)",
+    )
+    where.add_argument(
+        "--wait-for-gpus",
+        type=duration,
+        metavar="10m",
+        help="for a cluster that has fewer than --gpus yet",
+    )
 
 
 def _result_flags(keep: Group) -> None:
@@ -194,18 +206,10 @@ def read_settings(argv: Sequence[str] | None) -> SearchSettings:
     args = vars(p.parse(given))
     if args["config"] is not None:
         args = vars(p.parse([*_flags_of(args["config"], set(args)), *given]))
-    _refuse_unbuilt(args)
+    if args["address"] is None:
+        args["address"] = "auto" if known.in_a_job() else "local"
     fields = SearchSettings.__dataclass_fields__
     return SearchSettings(**{name: value for name, value in args.items() if name in fields})
-
-
-def _refuse_unbuilt(args: dict[str, Any]) -> None:
-    if args["address"] != "local":
-        raise UserError(NOT_BUILT.format("address", args["address"], "local"))
-    if args["wait_for_gpus"] is not None:
-        fields = SearchSettings.__dataclass_fields__
-        flags = ", ".join(f"--{f.replace('_', '-')}" for f in fields)
-        raise UserError(NOT_BUILT.format("wait-for-gpus", args["wait_for_gpus"], flags))
 
 
 def _flags_of(path: str, names: set[str]) -> list[str]:
@@ -243,18 +247,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.searching.prepare import prepare
     from resp_tune.searching.show import show_plan, show_result
 
-    prepared = prepare(settings, say, sys.argv[1:] if argv is None else argv)
-    # The plan is what a dry run is for; else it is a message, as stdout is for results.
-    console = Console(stderr=not settings.dry_run)
-    show_plan(prepared, console)
-    if settings.dry_run:
-        return
-    from resp_tune.searching.interrupts import interruptible
-    from resp_tune.searching.run import run_search
+    with ExitStack() as joining:
+        join = None
+        if settings.address != "local":
+            from resp_tune.tuning.joining import joined
 
-    go_on = f"everything is kept; to go on: the same command with --name {prepared.name}"
-    with interruptible(say, go_on):
-        summary = run_search(prepared, say, console)
+            def join(address: str) -> Cluster:
+                return joining.enter_context(joined(address))
+
+        prepared = prepare(settings, say, sys.argv[1:] if argv is None else argv, join)
+        # The plan is what a dry run is for; else it is a message, as stdout is for results.
+        console = Console(stderr=not settings.dry_run)
+        show_plan(prepared, console)
+        if join is not None:
+            from resp_tune.searching.preflight import inspected
+
+            prepared = inspected(prepared, console)
+        if settings.dry_run:
+            return
+        from resp_tune.searching.interrupts import interruptible
+        from resp_tune.searching.run import run_search
+
+        go_on = f"everything is kept; to go on: the same command with --name {prepared.name}"
+        with interruptible(say, go_on):
+            summary = run_search(prepared, say, console)
     show_result(summary)
 
 

@@ -216,7 +216,7 @@ def test_a_simulated_trial_speaks_like_a_real_one(tmp_path: Path) -> None:
     recorder = Recorder(
         study, space, metric="macro_f1", epochs=3, seed=0, budget=2, deadline=None, listeners=[]
     )
-    searcher = StudySearcher(recorder, print)
+    searcher = StudySearcher(recorder, print, lambda: 8)
     trial = object.__new__(Instant)  # Ray's own constructor wants a cluster
     for name in ("first", "second"):
         config = searcher.suggest(name)

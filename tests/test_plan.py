@@ -9,14 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resp_tune.errors import UserError
-from resp_tune.tuning.plan import TRIAL_MEMORY, Machine, Slots, plan_slots, this_machine
+from resp_tune.tuning.plan import (
+    TRIAL_MEMORY,
+    Machine,
+    Slots,
+    plan_slots,
+    room_for,
+    this_machine,
+)
 
 GIGABYTE = 10**9
 LAPTOP = Machine(cpus=2, gpus=0, memory=8 * GIGABYTE)
 SERVER = Machine(cpus=16, gpus=2, memory=128 * GIGABYTE)
 
 
-def plan(machine: Machine, **asked: Any) -> Slots:
+def plan(*machines: Machine, where: str = "this machine", **asked: Any) -> Slots:
     given: dict[str, Any] = {
         "gpus": None,
         "trials_per_gpu": 1,
@@ -24,7 +31,7 @@ def plan(machine: Machine, **asked: Any) -> Slots:
         "cpus_per_trial": None,
         "logical_gpus": False,
     }
-    return plan_slots(machine, **(given | asked))
+    return plan_slots(machines, where, **(given | asked))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,73 @@ def test_never_more_than_there_is(
     assert (slots.gpus > 0) == (have > 0)
     assert logical or have <= machine.gpus
     assert cpus_per_trial is None or slots.cpus == cpus_per_trial
+
+
+HEAD = Machine(cpus=0, gpus=0, memory=4 * GIGABYTE)
+WORKER = Machine(cpus=8, gpus=2, memory=32 * GIGABYTE)
+LARGE = Machine(cpus=32, gpus=4, memory=128 * GIGABYTE)
+
+
+@pytest.mark.parametrize(
+    ("machines", "asked", "slots"),
+    [
+        ((HEAD, WORKER, WORKER), {}, Slots(4, 4.0, 1.0, 4)),
+        ((HEAD, WORKER, WORKER), {"gpus": 3}, Slots(3, 4.0, 1.0, 4)),
+        ((WORKER, LARGE), {}, Slots(6, 4.0, 1.0, 4)),  # the smaller one decides
+        ((WORKER, LARGE), {"trials_per_gpu": 2}, Slots(12, 2.0, 0.5, 2)),
+        ((WORKER, SERVER, HEAD), {"gpus": 0}, Slots(24, 1.0, 0.0, 1)),
+        ((LAPTOP, WORKER), {"gpus": 0, "concurrency": 4}, Slots(4, 2.0, 0.0, 2)),
+        ((LAPTOP, LAPTOP), {"gpus": 0, "concurrency": 6}, Slots(6, 0.666, 0.0, 1)),
+        ((LAPTOP, WORKER), {"cpus_per_trial": 2.0, "gpus": 0}, Slots(5, 2.0, 0.0, 2)),
+    ],
+)
+def test_slots_of_a_cluster(
+    machines: tuple[Machine, ...], asked: dict[str, Any], slots: Slots
+) -> None:
+    assert plan(*machines, **asked) == slots
+    assert room_for(slots, machines) >= slots.concurrency
+
+
+def test_room_grows_with_the_machines() -> None:
+    slots = plan(HEAD, WORKER, trials_per_gpu=2)
+    assert room_for(slots, (HEAD, WORKER)) == slots.concurrency == 4
+    assert room_for(slots, (HEAD, WORKER, WORKER)) == 8
+    assert room_for(slots, (HEAD,)) == 0
+
+
+def test_no_machine_holds_half_a_trial() -> None:
+    with pytest.raises(UserError, match="need more than the 4 CPUs of the cluster"):
+        plan(LAPTOP, LAPTOP, cpus_per_trial=3.0, where="the cluster")
+
+
+@given(
+    st.lists(
+        st.builds(Machine, st.integers(0, 64), st.integers(0, 8), st.integers(0, 10**12)),
+        min_size=1, max_size=6,
+    ),
+    st.none() | st.integers(0, 8),
+    st.integers(1, 8),
+    st.none() | st.integers(1, 300),
+    st.none() | st.floats(0.01, 64),
+)  # fmt: skip
+def test_there_is_room_for_every_slot(
+    machines: list[Machine],
+    gpus: int | None,
+    trials_per_gpu: int,
+    concurrency: int | None,
+    cpus_per_trial: float | None,
+) -> None:
+    try:
+        slots = plan(
+            *machines,
+            gpus=gpus,
+            trials_per_gpu=trials_per_gpu,
+            concurrency=concurrency,
+            cpus_per_trial=cpus_per_trial,
+        )
+    except UserError:
+        return
+    assert room_for(slots, machines) >= slots.concurrency >= 1
 
 
 def test_slots_in_words() -> None:

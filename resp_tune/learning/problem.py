@@ -16,6 +16,7 @@ import torch
 
 from resp_tune.config import FrontEnd
 from resp_tune.data.audio import AudioError, load_waveform
+from resp_tune.data.handed_out import kept
 from resp_tune.data.recordings import Dataset
 from resp_tune.data.sides import Sides, clips_of
 from resp_tune.data.tasks import Clips
@@ -130,20 +131,25 @@ class Stores:
     """The feature stores of some recordings in this machine's cache folder.
 
     Small enough to send to every trial: whoever needs a store that is not there makes it, and
-    others who want the same one wait. `sound` are front ends that were filled just now.
+    others who want the same one wait. `sound` are front ends that were filled just now. Without a
+    `root` it is in the cache folder of whichever machine asks.
     """
 
-    root: Path
+    root: Path | None
     sources: tuple[Source, ...]
     limit_bytes: int
     sound: frozenset[FrontEnd] = frozenset()
+
+    @property
+    def _root(self) -> Path:
+        return self.root or cache_folder() / "features"
 
     def fill(
         self, front_ends: Sequence[FrontEnd], *, workers: int, progress: Progress | None = None
     ) -> Filled:
         """Make the stores of `front_ends`, those that share an STFT in one pass."""
         return fill(
-            self.root,
+            self._root,
             self.sources,
             front_ends,
             limit_bytes=self.limit_bytes,
@@ -153,7 +159,7 @@ class Stores:
 
     def frames(self, front_end: FrontEnd, *, workers: int) -> Frames:
         """The frames of one front end; a process checks and opens each store once."""
-        folder = self.root / store_key(self.sources, front_end)
+        folder = self._root / store_key(self.sources, front_end)
         if front_end not in self.sound and folder not in _OPENED:
             self.fill([front_end], workers=workers)
         _OPENED.add(folder)
@@ -163,7 +169,7 @@ class Stores:
 def stores_of(problem: Problem, stems: Sequence[str], workers: int) -> Stores:
     """The stores of recordings `stems`, whose files are hashed here; none is filled yet."""
     sources = tuple(problem.sources(stems, workers))
-    return Stores(cache_folder() / "features", sources, cache_limit_bytes())
+    return Stores(None, sources, cache_limit_bytes())
 
 
 def predictions(
@@ -192,7 +198,12 @@ def predictions(
 
 
 def _load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
-    """`load_waveform` of a file that is still what it was; else `RunError` names it."""
+    """`load_waveform` of a file that is still what it was; else `RunError` names it.
+
+    On a node that cannot see the file, of the copy that was handed out to it.
+    """
+    if (copy := kept(digest, path.suffix)).exists():
+        path = copy
     try:
         waveform = load_waveform(path, sample_rate)
     except AudioError:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from resp_tune.cli import INTERRUPTED
+from resp_tune.errors import INTERRUPTED
 from resp_tune.processes import kill_children
 
 Say = Callable[[str], None]

@@ -28,7 +28,7 @@ def packed(prepared: Prepared) -> Prepared:
         for count in COUNTS:
             if count > most_on_a_gpu(prepared):
                 break
-            slots = slots_of(settings, machine, count)
+            slots = slots_of(settings, [machine], trials_per_gpu=count)
             found = measure(
                 config, _load(prepared), "cuda", count, epochs=EPOCHS, threads=slots.threads
             )
@@ -43,7 +43,7 @@ def packed(prepared: Prepared) -> Prepared:
     chosen = choose(measured)
     seen = ", ".join(f"{p.trials}: {p.epochs_per_second:.2f}" for p in measured)
     say(f"trials per GPU: {chosen} (epochs a second of so many at once: {seen or 'none fitted'})")
-    return dataclasses.replace(prepared, slots=slots_of(settings, machine, chosen))
+    return dataclasses.replace(prepared, slots=slots_of(settings, [machine], trials_per_gpu=chosen))
 
 
 def most_on_a_gpu(prepared: Prepared) -> int:

@@ -28,7 +28,8 @@ from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
 from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
 from resp_tune.tuning.conditions import APART
-from resp_tune.tuning.plan import Machine, Slots, plan_slots, this_machine
+from resp_tune.tuning.joining import Cluster, Node, await_gpus, settled
+from resp_tune.tuning.plan import THIS_MACHINE, Machine, Slots, plan_slots, this_machine
 from resp_tune.tuning.replicates import check_count
 from resp_tune.tuning.seclusion import check_closed, rays_folder
 from resp_tune.tuning.space import SearchSpace, load_space
@@ -36,6 +37,7 @@ from resp_tune.tuning.study import RECORDINGS, SPLIT, check_settings, read_study
 from resp_tune.tuning.trainable import LOGICAL_GPUS
 
 Say = Callable[[str], None]
+Join = Callable[[str], Cluster]
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,33 @@ class Prepared:
     problem: Problem
     space: SearchSpace
     front_ends: tuple[FrontEnd, ...]
-    machine: Machine
+    machine: Machine  # the driver's own
     slots: Slots
     sources: tuple[Source, ...]  # the recordings that the search reads, with hashes of them
     arguments: tuple[str, ...]  # as typed
+    cluster: Cluster | None = None  # None: a Ray of our own, on this machine
+    unseen: tuple[Node, ...] = ()  # nodes that run trials and cannot see the recordings
 
     @property
     def gpus(self) -> int:
-        """GPUs that Ray is started with."""
+        """GPUs that a Ray of our own is started with."""
         asked = self.settings.gpus
         return self.machine.gpus if asked is None else asked
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Trials that may run at once, however large a cluster grows; None: as many as it holds."""
+        asked = [] if self.settings.concurrency is None else [self.settings.concurrency]
+        if self.settings.gpus:
+            asked.append(round(self.settings.gpus / self.slots.gpus))
+        return min(asked, default=None)
 
     @property
     def data_name(self) -> str:
         """What files call the data: not its path, which says whose machine it was."""
         root = self.problem.dataset.root.absolute()
-        return "built-in synthetic set" if root.is_relative_to(cache_folder()) else root.name
+        built_in = root.is_relative_to(cache_folder() / "synthetic")
+        return "built-in synthetic set" if built_in else root.name
 
     @property
     def device_type(self) -> str:
@@ -86,30 +99,33 @@ class Prepared:
         }
 
     def meaning(self) -> dict[str, Any]:
-        """What makes a trial of this search comparable with another: bound to its study.
+        """What makes a trial of this search comparable with another: bound to its study."""
+        return _meaning(self.settings, self.space, self.problem, self.sources)
 
-        The base config's fields stand by name, so that a difference can be named.
-        """
-        s, space = self.settings, self.space
-        fixed = {
-            f"field {k}": v
-            for k, v in space.base.as_dict().items()
-            if k not in space.parameters and k not in ("seed", "epochs")
-        }
-        ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
-        return {
-            **_task_meaning(self.problem.clips.task),
-            "protocol": s.protocol,
-            "metric": s.metric,
-            "folds": s.folds,
-            "split seed": s.split_seed,
-            "epochs": s.epochs,
-            "seed": s.seed,
-            RECORDINGS: data_digest(self.problem, self.sources),
-            "searched fields": sorted(space.parameters),
-            **ranges,
-            **fixed,
-        }
+
+def _meaning(
+    settings: SearchSettings, space: SearchSpace, problem: Problem, sources: Sequence[Source]
+) -> dict[str, Any]:
+    """The base config's fields stand by name, so that a difference can be named."""
+    fixed = {
+        f"field {k}": v
+        for k, v in space.base.as_dict().items()
+        if k not in space.parameters and k not in ("seed", "epochs")
+    }
+    ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
+    return {
+        **_task_meaning(problem.clips.task),
+        "protocol": settings.protocol,
+        "metric": settings.metric,
+        "folds": settings.folds,
+        "split seed": settings.split_seed,
+        "epochs": settings.epochs,
+        "seed": settings.seed,
+        RECORDINGS: data_digest(problem, sources),
+        "searched fields": sorted(space.parameters),
+        **ranges,
+        **fixed,
+    }
 
 
 def _task_meaning(task: Task) -> dict[str, Any]:
@@ -120,11 +136,21 @@ def _task_meaning(task: Task) -> dict[str, Any]:
     return {"task": task.name, "task classes": classes}
 
 
-def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -> Prepared:
+def prepare(
+    settings: SearchSettings,
+    say: Say,
+    arguments: Sequence[str] = (),
+    join: Join | None = None,
+) -> Prepared:
     """Check the settings against space, machine, data, storage and tracking; writes nothing.
 
     Only the default synthetic data set is made, in the cache folder, when no data is given.
+    The cluster of the settings is joined, by `join` with its HOST:PORT, when nothing else is
+    wrong; without `join` the search is for this machine alone.
     """
+    elsewhere = settled(settings.address) if join is not None else None
+    if settings.trials_per_gpu is None and elsewhere:
+        raise UserError("--trials-per-gpu auto is not built for clusters yet: give a number")
     task = find_task(settings.task)
     space = load_space(settings.space)
     front_ends = space.front_ends()
@@ -136,7 +162,8 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
             f"space '{settings.space}': {error}. To keep values apart: {APART}"
         ) from error
     machine = this_machine()
-    slots = slots_of(settings, machine, settings.trials_per_gpu or 1)
+    if not elsewhere:
+        slots_of(settings, [machine])  # a wish that cannot be met is told at once
     storage = folder_to_write("--storage", str(settings.storage))
     tracking_uri = resolve_uri(settings.tracking_uri, storage)
     probe(tracking_uri)
@@ -158,7 +185,17 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
     check_enough(dataset, problem.clips)
     if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
         raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
-    prepared = Prepared(
+    sources = tuple(problem.sources(problem.search_stems, machine.cpus))
+    if study is not None:
+        changed = changes(storage / name, contents(problem, sources))
+        check_settings(study, _meaning(settings, space, problem, sources), changed)
+        check_count(study, settings.replicates)
+    cluster: Cluster | None = None
+    machines: Sequence[Machine] = [machine]
+    if elsewhere and join:
+        cluster = await_gpus(join(elsewhere), settings.gpus, settings.wait_for_gpus, say)
+        machines = cluster.machines
+    return Prepared(
         settings=settings,
         name=name,
         folder=storage / name,
@@ -167,23 +204,29 @@ def prepare(settings: SearchSettings, say: Say, arguments: Sequence[str] = ()) -
         space=space,
         front_ends=front_ends,
         machine=machine,
-        slots=slots,
-        sources=tuple(problem.sources(problem.search_stems, machine.cpus)),
+        slots=slots_of(settings, machines, str(cluster or THIS_MACHINE)),
+        sources=sources,
         arguments=tuple(arguments),
+        cluster=cluster,
     )
-    if study is not None:
-        changed = changes(prepared.folder, contents(problem, prepared.sources))
-        check_settings(study, prepared.meaning(), changed)
-        check_count(study, settings.replicates)
-    return prepared
 
 
-def slots_of(settings: SearchSettings, machine: Machine, trials_per_gpu: int) -> Slots:
-    """How the machine is divided among trials, with so many of them on a GPU."""
+def slots_of(
+    settings: SearchSettings,
+    machines: Sequence[Machine],
+    where: str = THIS_MACHINE,
+    *,
+    trials_per_gpu: int | None = None,
+) -> Slots:
+    """How `machines`, together `where`, are divided among trials.
+
+    `trials_per_gpu`: where that is not in the settings, because it was measured.
+    """
     return plan_slots(
-        machine,
+        machines,
+        where,
         gpus=settings.gpus,
-        trials_per_gpu=trials_per_gpu,
+        trials_per_gpu=trials_per_gpu or settings.trials_per_gpu or 1,
         concurrency=settings.concurrency,
         cpus_per_trial=settings.cpus_per_trial,
         logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",

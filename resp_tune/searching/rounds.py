@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 
 import optuna
 from optuna.trial import TrialState
@@ -14,6 +15,7 @@ from rich.console import Console
 from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import Stores
 from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.readiness import make_ready
 from resp_tune.searching.table import TrialTable
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tuning.canary import check_baseline
@@ -21,6 +23,7 @@ from resp_tune.tuning.cluster import local_ray
 from resp_tune.tuning.recorder import Recorder
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
 from resp_tune.tuning.replicates import replicates
+from resp_tune.tuning.room import Room
 from resp_tune.tuning.run import run_trials
 from resp_tune.tuning.schedulers import make_scheduler, milestones
 from resp_tune.tuning.study import records
@@ -42,8 +45,11 @@ def run_rounds(
     if not new_trials and not _replicates(prepared, study, say).left():
         return
     settings = prepared.settings
-    with local_ray(prepared.machine, prepared.gpus):
+    cluster = prepared.cluster
+    with local_ray(prepared.machine, prepared.gpus) if cluster is None else nullcontext():
         stores, tracked = filling.result(), tracking.result()
+        if cluster is not None:
+            make_ready(prepared, cluster, stores, say)
         work = Work(
             folds=prepared.problem.folds(),
             stores=stores,
@@ -55,7 +61,7 @@ def run_rounds(
             timeout=settings.trial_timeout,
         )
         baseline = settle_precision(prepared.space.baseline(), prepared.device_type)
-        check_baseline(work, prepared.slots, baseline, prepared.folder)
+        check_baseline(work, prepared.slots, baseline, prepared.folder, here=cluster is None)
         if new_trials:
             _run_trials(prepared, study, work, tracked, console, say)
         _run_replicates(prepared, study, work, tracked, console, say)
@@ -98,7 +104,7 @@ def _run_trials(
         settings.scheduler, epochs=settings.epochs, metric=settings.metric, past=before
     )
     with table:
-        run_trials(recorder, work, prepared.slots, scheduler, say)
+        run_trials(recorder, work, prepared.slots, scheduler, say, room=_room(prepared))
 
 
 def _run_replicates(
@@ -123,7 +129,12 @@ def _run_replicates(
     scheduler = make_scheduler("none", epochs=settings.epochs, metric=settings.metric, past=())
     work = dataclasses.replace(work, milestones=())
     with table:
-        run_trials(recorder, work, prepared.slots, scheduler, say)
+        run_trials(recorder, work, prepared.slots, scheduler, say, room=_room(prepared))
+
+
+def _room(prepared: Prepared) -> Room | None:
+    """How many trials a cluster has room for, which changes; None where that is known."""
+    return None if prepared.cluster is None else Room(prepared.slots, prepared.most_at_once)
 
 
 def _replicates(prepared: Prepared, study: optuna.Study, say: Say) -> ReplicateRecorder:

@@ -22,7 +22,7 @@ from resp_tune.errors import UserError
 from resp_tune.learning.metrics import METRICS
 from resp_tune.learning.problem import FILLED_FIRST, Stores
 from resp_tune.learning.seeds import mix_seed
-from resp_tune.paths import cache_folder, cache_limit_bytes, remove_parts
+from resp_tune.paths import cache_limit_bytes, remove_parts
 from resp_tune.searching import files
 from resp_tune.searching.finish import finish
 from resp_tune.searching.holding import held
@@ -204,11 +204,11 @@ def _open_runs(prepared: Prepared, study: optuna.Study) -> SearchRuns:
 def _fill(prepared: Prepared, console: Console, ended: threading.Event) -> Stores:
     """The feature stores of the search's recordings, filled where the space has few front ends.
 
-    Given up once the search has `ended`.
+    Given up once the search has `ended`. A cluster's nodes are filled once Ray runs.
     """
     workers, front_ends = prepared.machine.cpus, prepared.front_ends
-    stores = Stores(cache_folder() / "features", prepared.sources, cache_limit_bytes())
-    if len(front_ends) > FILLED_FIRST:
+    stores = Stores(None, prepared.sources, cache_limit_bytes())
+    if len(front_ends) > FILLED_FIRST or prepared.cluster is not None:
         return stores
     columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
     with Progress(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ MOST_REPLICATES = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
+def in_a_job() -> bool:
+    """Whether this process was started by Ray's job API, inside a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """One field a flag; see `python -m resp_tune.search --help`. Durations are in seconds.
@@ -55,6 +61,8 @@ class SearchSettings:
     trials_per_gpu: int | None = 1  # None: measured
     concurrency: int | None = None
     cpus_per_trial: float | None = None
+    address: str = "local"
+    wait_for_gpus: float | None = None
     scheduler: str = "asha"
     sampler: str = "tpe"
     replicates: int = 1
@@ -90,6 +98,10 @@ class SearchSettings:
             raise UserError(f"--replicates {self.replicates} is outside 1 to {MOST_REPLICATES}")
         if self.metric == "icbhi_score" and self.task != "cycles":
             raise UserError("--metric icbhi_score needs --task cycles")
+        if self.wait_for_gpus is not None and (self.address == "local" or not self.gpus):
+            raise UserError(
+                "--wait-for-gpus waits for a cluster to grow: give --address and --gpus N with it"
+            )
         if "://" in str(self.storage) or re.match(r"[a-z0-9]+:/", str(self.storage)):
             raise UserError(f"--storage '{self.storage}': only folders are built so far, not URIs")
 

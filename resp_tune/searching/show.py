@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from rich.markup import escape
 from resp_tune.data.sides import Leaks
 from resp_tune.learning.problem import FILLED_FIRST
 from resp_tune.searching.prepare import Prepared
-from resp_tune.tracking.uri import redact
+from resp_tune.searching.settings import in_a_job
+from resp_tune.tracking.uri import redact, sqlite_file
+from resp_tune.tuning.joining import AUTO
 from resp_tune.tuning.replicates import CANDIDATES
 from resp_tune.tuning.samplers import blind_to
 
@@ -55,8 +58,13 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
             + (f"; then the best {CANDIDATES} on {s.replicates} seeds" * (s.replicates > 1)),
         ),
         ("metric", f"{s.metric} on validation"),
-        ("tracking", redact(prepared.tracking_uri)),
+        ("tracking", _tracking(prepared)),
     ]
+    if prepared.cluster is not None:
+        nodes = len(prepared.cluster.nodes)
+        auto = ", that this job is in" if in_a_job() and s.address == AUTO else ""
+        where = f"{prepared.cluster}{auto}: {nodes} node{'s' * (nodes > 1)}"
+        lines.append(("cluster", where))
     preset, first = (c.as_dict() for c in (prepared.space.base, prepared.space.baseline()))
     moved = [
         f"{name} {preset[name]} → {first[name]}" for name in preset if preset[name] != first[name]
@@ -74,6 +82,13 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     leak = sides.leaks(data).line
     notes = [*data.problems, *problem.clips.dropped, *sides.notes, *([leak] if leak else [])]
     return [*lines, *(("note", note) for note in notes)]
+
+
+def _tracking(prepared: Prepared) -> str:
+    uri = redact(prepared.tracking_uri)
+    if prepared.cluster is None or sqlite_file(prepared.tracking_uri) is None:
+        return uri
+    return f"{uri} on {socket.gethostname()}, where this driver alone writes to it"
 
 
 def _front_ends(prepared: Prepared) -> str:

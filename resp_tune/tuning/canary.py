@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -19,13 +20,15 @@ Failure = tuple[str, str]  # a line, and the whole traceback
 TRACE = "canary.txt"  # in the search's folder: the whole traceback
 
 
-def check_baseline(work: Work, slots: Slots, config: TrialConfig, folder: Path) -> None:
+def check_baseline(
+    work: Work, slots: Slots, config: TrialConfig, folder: Path, *, here: bool = True
+) -> None:
     """Train and validate one batch of `config` as a trial would; `RunError` with what went wrong.
 
     What fails here would fail every trial. Memory that does not suffice is a trial's own to deal
-    with.
+    with. `here`: this process may do it, where no GPU is needed.
     """
-    found = _on_a_gpu(work, slots, config) if slots.gpus else _here(work, config)
+    found = _here(work, config) if here and not slots.gpus else _elsewhere(work, slots, config)
     if found is None:
         return
     cause, trace = found
@@ -45,17 +48,28 @@ def _here(work: Work, config: TrialConfig) -> Failure | None:
         torch.set_num_threads(threads)
 
 
-def _on_a_gpu(work: Work, slots: Slots, config: TrialConfig) -> Failure | None:
-    """In a worker of Ray: this process takes no memory of a GPU."""
-    batch = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_retries=1)(_batch)
+class _Canary:
+    def batch(self, work: Work, config: TrialConfig) -> Failure | None:
+        return _batch(work, config)
+
+
+def _elsewhere(work: Work, slots: Slots, config: TrialConfig) -> Failure | None:
+    """Where a trial would run: this process takes no memory of a GPU.
+
+    By an actor: of a host that is cut off, Ray gives those up, but not plain tasks.
+    """
+    made: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=1)(_Canary)
+    actor = made.options(max_task_retries=1).remote()
     try:
-        found: Failure | None = ray.get(batch.remote(work, config), timeout=work.timeout)
+        found: Failure | None = ray.get(actor.batch.remote(work, config), timeout=work.timeout)
     except ray.exceptions.GetTimeoutError:
         return f"it took longer than --trial-timeout ({work.timeout:g} s)", ""
     except ray.exceptions.OutOfMemoryError:
         return None
     except ray.exceptions.RayError as error:
         return _line(error), str(error)
+    finally:
+        ray.kill(actor)
     return found
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 
-from resp_tune.cli import INTERRUPTED
+from resp_tune.errors import INTERRUPTED
 
 
 @contextlib.contextmanager

@@ -13,10 +13,12 @@ from ray.tune.schedulers import TrialScheduler
 from resp_tune.errors import RunError
 from resp_tune.paths import full_disk_in_one_line
 from resp_tune.tuning.plan import Slots
+from resp_tune.tuning.room import Room
 from resp_tune.tuning.searcher import Losses, Runs, Stops, StudySearcher
 from resp_tune.tuning.study import TrialRecord
 from resp_tune.tuning.trainable import TrialTrainable, Work
 
+MANY = 100_000
 WORKER_LOSSES = 3  # a trial whose worker dies is taken up again this often
 
 
@@ -27,6 +29,7 @@ def run_trials(
     scheduler: TrialScheduler,
     say: Callable[[str], None],
     *,
+    room: Room | None = None,
     trainable: type[tune.Trainable] = TrialTrainable,
 ) -> None:
     """Run trials until the recorder `runs` has no more; what became of them is in its study.
@@ -34,9 +37,10 @@ def run_trials(
     Raises what stopped them all before: a full disk, a changed recording, a study that cannot be
     written. Trials that ran then go on with the next command.
 
+    `room`: of a cluster, where it decides how many run at once, and not `slots`.
     `trainable`: what runs a trial; benchmarks put one here that only pretends to train.
     """
-    searcher = StudySearcher(runs, say)
+    searcher = StudySearcher(runs, say, room or (lambda: slots.concurrency))
     # Its errors are tracebacks of workers that died, which `Losses` says in a line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with_work = tune.with_resources(
@@ -53,7 +57,8 @@ def run_trials(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=slots.concurrency,
+                # Without it Ray asks for one trial at a time; the searcher keeps to the room.
+                max_concurrent_trials=MANY if room else slots.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -45,12 +45,13 @@ class Runs(Protocol):
 class StudySearcher(Searcher):
     """Ray Tune's searcher over a recorder. The study is the state; Ray's copies are not used.
 
-    `halted`: why the search must stop before its end; its trials have not ended then.
+    `room()` is how many trials may run now. `halted`: why the search must stop before its end; its
+    trials have not ended then.
     """
 
-    def __init__(self, runs: Runs, say: Callable[[str], None]) -> None:
+    def __init__(self, runs: Runs, say: Callable[[str], None], room: Callable[[], int]) -> None:
         super().__init__()
-        self.runs, self.say = runs, say
+        self.runs, self.say, self.room = runs, say, room
         self.keys: dict[str, Any] = {}
         self.halted: Exception | None = None
 
@@ -65,7 +66,9 @@ class StudySearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's own FINISHED is a str
-        """The next trial's config, or `FINISHED` when the budget is met."""
+        """The next trial's config, None while there is no room, `FINISHED` at the end."""
+        if len(self.keys) >= self.room():
+            return None
         config = None
         with self._halting():
             config = self.runs.next_trial()
