@@ -13,7 +13,6 @@ import sys
 from argparse import _ArgumentGroup as Group  # argparse has no public name for it
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resp_tune.cli import (
@@ -175,10 +174,10 @@ def _result_flags(keep: Group) -> None:
     keep.add_argument("--name", help="of the search (default: a timestamp)")
     keep.add_argument(
         "--storage",
-        metavar="PATH",
-        type=Path,
+        metavar="PATH or URI",
         default=DEFAULTS.storage,
-        help="folder that the folder NAME goes into",
+        help="folder that the folder NAME goes into, or s3://BUCKET/PREFIX, gs://…, abfs://…: "
+        "docs/storage.md",
     )
     keep.add_argument(
         "--tracking-uri",

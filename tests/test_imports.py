@@ -22,7 +22,8 @@ ROOMS = {
     "data": set[str](),
     "features": {"config"},
     "learning": {"config", "data", "features"},
-    "tuning": {"config", "data", "features", "learning"},
+    "storage": set[str](),
+    "tuning": {"config", "data", "features", "learning", "storage"},
     "tracking": set[str](),
     "reporting": set[str](),
 }
@@ -33,6 +34,7 @@ KNOWS = {
     "mlflow": {"tracking"},
     "torch": {"data", "features", "learning", "tuning", "searching"},
     "plotly": {"reporting"},
+    "pyarrow": {"storage"},
     "jinja2": {"reporting"},
     "sqlalchemy": {"tracking", "tuning"},
     "pydantic": {"tuning", "searching"},

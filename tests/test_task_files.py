@@ -194,7 +194,7 @@ def test_an_edited_file_is_refused_with_the_difference(tmp_path: Path) -> None:
         space="search_spaces/smoke.yaml",
         gpus=0,
         name="mine",
-        storage=tmp_path,
+        storage=str(tmp_path),
     )
     first = prepare(settings, lambda _: None)
     assert first.problem.sides.task == "infection"

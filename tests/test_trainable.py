@@ -19,6 +19,7 @@ from resp_tune.features.store import Source
 from resp_tune.learning.metrics import macro_f1
 from resp_tune.learning.problem import ClipTable, FoldTables, Stores
 from resp_tune.tuning.trainable import LOGICAL_GPUS, TrialTrainable, Work, _device
+from resp_tune.tuning.trial_files import Sender
 
 CLIPS = 30
 LABELS = np.arange(CLIPS) % 3
@@ -60,6 +61,7 @@ def work(folder: Path, *, gpus: float = 0.0, timeout: float | None = None) -> Wo
 def trial(folder: Path, *, timeout: float | None = None, reported: int = 0, **values: Any) -> Any:
     made = TrialTrainable.__new__(TrialTrainable)  # without Ray around it
     made.work, made.watch = work(folder, timeout=timeout), None
+    made.sender = Sender(made.work.trials)
     made._begin(
         {
             "config": toy_config(**values).as_dict(),
@@ -137,7 +139,8 @@ def test_a_damaged_checkpoint_is_said_and_the_trial_starts_over(
         {"cut off": content[:-2000], "overwritten": b"x" * 5000, "empty": b""}.get(damage, content)
     )
     again = run(trial(tmp_path, reported=2))
-    assert "is damaged" in again[0]["remark"]
+    said = "is of another trial" if damage == "of another network" else "is damaged"
+    assert said in again[0]["remark"]
     assert "\n" not in again[0]["remark"]
     assert [r["remark"] for r in again[1:]] == [None] * (len(again) - 1)
     assert rows(again) == rows(whole)[2:], "what the study has is not told twice"

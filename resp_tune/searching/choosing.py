@@ -83,22 +83,24 @@ def choose_winner(prepared: Prepared, study: optuna.Study, trials: Sequence[Tria
 
 
 def trained_networks(
-    prepared: Prepared, runs: Sequence[TrialRecord], stores: Stores, say: Say
+    prepared: Prepared, study: str, runs: Sequence[TrialRecord], stores: Stores, say: Say
 ) -> list[SoundNet]:
-    """The networks of finished runs: those of a run's folds, then those of the next run.
+    """The networks of finished runs of a study: those of a run's folds, then those of the next run.
 
     A run whose checkpoint is gone or damaged is trained again, here.
     """
-    networks = []
+    networks, files = [], prepared.trials
     for run in runs:
-        path = prepared.folder / "trials" / run.folder / CHECKPOINT
+        if away := files.newest_checkpoint(run.folder, run.config, study):
+            say(f"the storage cannot be asked for the checkpoint of trial {run.label} ({away})")
+        path = files.here / run.folder / CHECKPOINT
         front_end = run.config.front_end
         frames = stores.frames(front_end, workers=prepared.machine.cpus)
         folds = [fold.tensors(frames, front_end) for fold in prepared.problem.folds()]
-        training, damage = resume(run.config, folds, prepared.device_type, path)
+        training, damage = resume(run.config, folds, prepared.device_type, path, study)
         if not training.done:
             say(
-                f"'{path}' is {f'damaged ({damage})' if damage else 'not there or too old'}: "
+                f"'{path}' {damage or 'is not there or too old'}: "
                 f"trial {run.label} is trained again"
             )
             threads = torch.get_num_threads()
@@ -106,6 +108,6 @@ def trained_networks(
             while not training.done:
                 training.run_epoch()
             torch.set_num_threads(threads)
-            save_checkpoint(path, training)
+            save_checkpoint(path, training, study)
         networks += training.networks()
     return networks

@@ -18,6 +18,7 @@ from resp_tune.learning.problem import Stores
 from resp_tune.reporting.page import render
 from resp_tune.searching import files
 from resp_tune.searching.choosing import Winner, choose_winner, trained_networks
+from resp_tune.searching.mirror import NoMirror
 from resp_tune.searching.prepare import Prepared
 from resp_tune.searching.readings import reading_of, with_reading
 from resp_tune.searching.summary import summarise
@@ -42,6 +43,7 @@ COMPARED = 3  # runs that the link to MLflow's comparison opens
 def finish(
     prepared: Prepared,
     study: optuna.Study,
+    mirror: NoMirror,
     runs: SearchRuns,
     stores: Stores,
     baselines: Mapping[str, Any],
@@ -51,10 +53,10 @@ def finish(
     trials = records(study, prepared.space)
     winner = choose_winner(prepared, study, trials)
     folder, problem = prepared.folder / "winner", prepared.problem
-    networks = trained_networks(prepared, winner.runs, stores, say)
+    networks = trained_networks(prepared, study.user_attrs[STUDY_ID], winner.runs, stores, say)
     bundle = write_bundle(folder, winner.runs[0], networks, problem, _details(prepared, winner))
     predictions = [score_validation(bundle, problem, stores)]
-    scored, readings = _read_test(prepared, study, winner, bundle)
+    scored, readings = _read_test(prepared, study, mirror, winner, bundle)
     if scored is not None:
         predictions.append(scored.predictions)
     every = pd.concat(predictions, ignore_index=True)
@@ -107,7 +109,7 @@ def command(prepared: Prepared) -> str:
 
 
 def _read_test(
-    prepared: Prepared, study: optuna.Study, winner: Winner, bundle: Bundle
+    prepared: Prepared, study: optuna.Study, mirror: NoMirror, winner: Winner, bundle: Bundle
 ) -> tuple[Scored | None, list[dict[str, Any]]]:
     """The winner on the test side. The reading is in the study before the side is opened."""
     readings = study.user_attrs.get(READINGS, [])
@@ -117,6 +119,7 @@ def _read_test(
     reading = reading_of(winner.trial.number, bundle.details["weights_sha256"])
     readings = with_reading(readings, reading)
     study.set_user_attr(READINGS, readings)
+    mirror.record("the test side is read")
     scored = score_test(bundle, prepared.problem, test, workers=prepared.machine.cpus)
     return scored, readings
 

@@ -22,8 +22,11 @@ from resp_tune.features.store import Source
 from resp_tune.learning.metrics import are_cycles
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import cache_folder, folder_to_write, user_path
+from resp_tune.searching.copies import current
 from resp_tune.searching.recordings import changes, contents, data_digest, listed
 from resp_tune.searching.settings import SearchSettings
+from resp_tune.storage.place import Place, is_uri
+from resp_tune.storage.probe import check_place
 from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
 from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
@@ -35,6 +38,7 @@ from resp_tune.tuning.seclusion import check_closed, rays_folder
 from resp_tune.tuning.space import SearchSpace, load_space
 from resp_tune.tuning.study import RECORDINGS, SPLIT, check_settings, read_study
 from resp_tune.tuning.trainable import LOGICAL_GPUS
+from resp_tune.tuning.trial_files import TrialFiles
 
 Say = Callable[[str], None]
 Join = Callable[[str], Cluster]
@@ -47,6 +51,7 @@ class Prepared:
     settings: SearchSettings
     name: str
     folder: Path
+    remote: Place | None  # what `folder` is this machine's copy of, where that is an object store
     tracking_uri: str
     problem: Problem
     space: SearchSpace
@@ -57,6 +62,11 @@ class Prepared:
     arguments: tuple[str, ...]  # as typed
     cluster: Cluster | None = None  # None: a Ray of our own, on this machine
     unseen: tuple[Node, ...] = ()  # nodes that run trials and cannot see the recordings
+
+    @property
+    def trials(self) -> TrialFiles:
+        """Where the trials keep their files."""
+        return TrialFiles(self.folder / "trials", self.remote and self.remote / "trials")
 
     @property
     def gpus(self) -> int:
@@ -164,7 +174,7 @@ def prepare(
     machine = this_machine()
     if not elsewhere:
         slots_of(settings, [machine])  # a wish that cannot be met is told at once
-    storage = folder_to_write("--storage", str(settings.storage))
+    storage, remote = _storage(settings)
     tracking_uri = resolve_uri(settings.tracking_uri, storage)
     probe(tracking_uri)
     if any(redact(text) != text for text in arguments):
@@ -176,20 +186,20 @@ def prepare(
     dataset = load_dataset(data_folder(settings.data, say))
     name = settings.named
     check_name(name, storage, tracking_uri)
-    database = storage / name / "study.db"
-    study = read_study(database, name) if database.exists() else None
-    if study is not None:  # before the sides: they differ too, and cannot say by what
-        check_settings(study, _task_meaning(task))
-    known = None if study is None else study.user_attrs.get(SPLIT)
-    problem = make_problem(dataset, task, settings, storage / name / "split.json", known)
-    check_enough(dataset, problem.clips)
-    if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
-        raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
-    sources = tuple(problem.sources(problem.search_stems, machine.cpus))
-    if study is not None:
-        changed = changes(storage / name, contents(problem, sources))
-        check_settings(study, _meaning(settings, space, problem, sources), changed)
-        check_count(study, settings.replicates)
+    with current(remote and remote / name, storage / name) as kept:
+        study = read_study(kept / "study.db", name) if (kept / "study.db").exists() else None
+        if study is not None:  # before the sides: they differ too, and cannot say by what
+            check_settings(study, _task_meaning(task))
+        known = None if study is None else study.user_attrs.get(SPLIT)
+        problem = make_problem(dataset, task, settings, kept / "split.json", known)
+        check_enough(dataset, problem.clips)
+        if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
+            raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
+        sources = tuple(problem.sources(problem.search_stems, machine.cpus))
+        if study is not None:
+            changed = changes(kept, contents(problem, sources))
+            check_settings(study, _meaning(settings, space, problem, sources), changed)
+            check_count(study, settings.replicates)
     cluster: Cluster | None = None
     machines: Sequence[Machine] = [machine]
     if elsewhere and join:
@@ -199,6 +209,7 @@ def prepare(
         settings=settings,
         name=name,
         folder=storage / name,
+        remote=remote and remote / name,
         tracking_uri=tracking_uri,
         problem=problem,
         space=space,
@@ -209,6 +220,24 @@ def prepare(
         arguments=tuple(arguments),
         cluster=cluster,
     )
+
+
+def _storage(settings: SearchSettings) -> tuple[Path, Place | None]:
+    """The folder that searches are kept in, and the place that it is a copy of, if it is one.
+
+    A place is tried with a small object that is removed at once.
+    """
+    if not is_uri(settings.storage):
+        return folder_to_write("--storage", str(settings.storage)), None
+    place = Place.parse("--storage", settings.storage)
+    if not (settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise UserError(
+            f"--storage '{place}' has no room for MLflow's database: give --tracking-uri "
+            "http://… or postgresql://… (sqlite:///FILE serves while one machine runs the search)"
+        )
+    folder = folder_to_write("the cache folder for --storage", str(place.copy))
+    check_place("--storage", place)
+    return folder, place
 
 
 def slots_of(

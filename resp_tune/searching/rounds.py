@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 
@@ -14,19 +14,20 @@ from rich.console import Console
 
 from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import Stores
+from resp_tune.searching.mirror import NoMirror
 from resp_tune.searching.prepare import Prepared
 from resp_tune.searching.readiness import make_ready
 from resp_tune.searching.table import TrialTable
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tuning.canary import check_baseline
 from resp_tune.tuning.cluster import local_ray
-from resp_tune.tuning.recorder import Recorder
+from resp_tune.tuning.recorder import Listener, Recorder
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
 from resp_tune.tuning.replicates import replicates
 from resp_tune.tuning.room import Room
 from resp_tune.tuning.run import run_trials
 from resp_tune.tuning.schedulers import make_scheduler, milestones
-from resp_tune.tuning.study import records
+from resp_tune.tuning.study import STUDY_ID, records
 from resp_tune.tuning.trainable import Work
 
 Say = Callable[[str], None]
@@ -35,6 +36,7 @@ Say = Callable[[str], None]
 def run_rounds(
     prepared: Prepared,
     study: optuna.Study,
+    mirror: NoMirror,
     tracking: Future[TrackedTrials],
     filling: Future[Stores],
     console: Console,
@@ -53,7 +55,9 @@ def run_rounds(
         work = Work(
             folds=prepared.problem.folds(),
             stores=stores,
-            trials_folder=prepared.folder / "trials",
+            trials_folder=prepared.trials.folder,
+            remote=prepared.trials.remote,
+            study=study.user_attrs[STUDY_ID],
             metric=settings.metric,
             milestones=milestones(settings.scheduler, settings.epochs),
             threads=prepared.slots.threads,
@@ -63,8 +67,8 @@ def run_rounds(
         baseline = settle_precision(prepared.space.baseline(), prepared.device_type)
         check_baseline(work, prepared.slots, baseline, prepared.folder, here=cluster is None)
         if new_trials:
-            _run_trials(prepared, study, work, tracked, console, say)
-        _run_replicates(prepared, study, work, tracked, console, say)
+            _run_trials(prepared, study, work, [mirror, tracked], console, say)
+        _run_replicates(prepared, study, work, [mirror, tracked], console, say)
 
 
 def wants_trials(study: optuna.Study, prepared: Prepared) -> bool:
@@ -81,7 +85,7 @@ def _run_trials(
     prepared: Prepared,
     study: optuna.Study,
     work: Work,
-    tracked: TrackedTrials,
+    listeners: Sequence[Listener],
     console: Console,
     say: Say,
 ) -> None:
@@ -97,7 +101,7 @@ def _run_trials(
         seed=settings.seed,
         budget=settings.budget,
         deadline=None if limit is None else time.monotonic() + limit,
-        listeners=[tracked, table],
+        listeners=[*listeners, table],
         settle=lambda config: settle_precision(config, prepared.device_type),
     )
     scheduler = make_scheduler(
@@ -111,7 +115,7 @@ def _run_replicates(
     prepared: Prepared,
     study: optuna.Study,
     work: Work,
-    tracked: TrackedTrials,
+    listeners: Sequence[Listener],
     console: Console,
     say: Say,
 ) -> None:
@@ -124,7 +128,7 @@ def _run_replicates(
     total = len(done) + len(left)
     table = TrialTable(console, settings.metric, settings.epochs, total, what="replicates")
     table.seed(done)
-    recorder.listeners += [tracked, table]
+    recorder.listeners += [*listeners, table]
     # Nobody compares replicates halfway, so nothing needs reports at milestones.
     scheduler = make_scheduler("none", epochs=settings.epochs, metric=settings.metric, past=())
     work = dataclasses.replace(work, milestones=())

@@ -27,6 +27,7 @@ from resp_tune.searching import files
 from resp_tune.searching.finish import finish
 from resp_tune.searching.holding import held
 from resp_tune.searching.known_baselines import baselines_of
+from resp_tune.searching.mirror import mirrored
 from resp_tune.searching.packed import packed
 from resp_tune.searching.prepare import Prepared
 from resp_tune.searching.recordings import contents, save_contents
@@ -70,12 +71,14 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
     database = prepared.folder / "study.db"
     with (
         held(prepared.folder),
+        mirrored(prepared, say) as mirror,
         study_in_one_line(database),
         ThreadPoolExecutor(4) as pool,
         _event() as ended,
     ):
         remove_parts(prepared.folder)
         study = _open(prepared, database, say)
+        mirror.opened(study)
         before = records(study, prepared.space)
         rerun = replicates(study, before)
         _say_continuing(before, rerun, say)
@@ -85,7 +88,7 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
         filling = pool.submit(_fill, prepared, console, ended)
         baselines = pool.submit(baselines_of, prepared.problem, prepared.machine.cpus)
         with _tracked(prepared, study, [*before, *rerun], pool) as tracked:
-            run_rounds(prepared, study, tracked, filling, console, say)
+            run_rounds(prepared, study, mirror, tracked, filling, console, say)
             runs = tracked.result().runs
             trials = records(study, prepared.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - clock
@@ -96,7 +99,9 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
                 prepared.folder / "replicates.csv", replicates(study, trials), runs.replicate_ids()
             )
             check_some_finished(trials)
-            return finish(prepared, study, runs, filling.result(), baselines.result(), say)
+            path = finish(prepared, study, mirror, runs, filling.result(), baselines.result(), say)
+        mirror.complete()
+        return path
 
 
 @contextmanager

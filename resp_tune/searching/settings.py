@@ -6,10 +6,10 @@ import os
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from resp_tune.errors import UserError, nearest
+from resp_tune.storage.place import Place, is_uri
 
 # Names only: `--help` and a mistyped flag must not wait for Ray, Optuna and torch to load.
 TASKS = ("diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles")
@@ -67,7 +67,7 @@ class SearchSettings:
     sampler: str = "tpe"
     replicates: int = 1
     name: str | None = None
-    storage: Path = Path("results")
+    storage: str = "results"
     tracking_uri: str | None = None
     seed: int = 0
     dry_run: bool = False
@@ -102,8 +102,8 @@ class SearchSettings:
             raise UserError(
                 "--wait-for-gpus waits for a cluster to grow: give --address and --gpus N with it"
             )
-        if "://" in str(self.storage) or re.match(r"[a-z0-9]+:/", str(self.storage)):
-            raise UserError(f"--storage '{self.storage}': only folders are built so far, not URIs")
+        if is_uri(self.storage):
+            Place.parse("--storage", self.storage)
 
     @property
     def budget(self) -> int | None:

@@ -40,7 +40,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     test = "no test side" if sides.test is None else f"{len(sides.test)} test (not read yet)"
     budget = "trials until the time is up" if s.budget is None else f"{s.budget} trials"
     lines = [
-        ("search", f"{prepared.name} → {prepared.folder}"),
+        ("search", f"{prepared.name} → {_where(prepared)}"),
         ("data", f"{data.root}: {len(data.recordings)} {kind} of {patients} patients"),
         ("task", f"{sides.task}: {', '.join(sides.classes)}"),
         (
@@ -89,6 +89,12 @@ def _tracking(prepared: Prepared) -> str:
     if prepared.cluster is None or sqlite_file(prepared.tracking_uri) is None:
         return uri
     return f"{uri} on {socket.gethostname()}, where this driver alone writes to it"
+
+
+def _where(prepared: Prepared) -> str:
+    if prepared.remote is None:
+        return str(prepared.folder)
+    return f"{prepared.remote}, with a copy on this machine in {prepared.folder}"
 
 
 def _front_ends(prepared: Prepared) -> str:

@@ -7,7 +7,7 @@ it then writes only what is missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from resp_tune.tracking.names import (
@@ -60,6 +60,7 @@ class _Child:
     tags: dict[str, str]
     described: bool  # its parameters are written
     steps: set[int] | None  # those logged; None: not asked yet
+    params: Mapping[str, str] = field(default_factory=dict)  # as an earlier driver wrote them
 
     @property
     def end(self) -> str | None:
@@ -112,9 +113,15 @@ class Children:
     ) -> _Child:
         """Find or create the run, running and with its parameters.
 
-        An ended one stays ended, unless it runs `again`.
+        An ended one stays ended, unless it runs `again`. One of other parameters goes: another
+        driver gave the number to a trial that the study, where this one goes on from it, has not.
         """
-        child = self._children.get(key) or self._create(key, tags, now)
+        child = self._children.get(key)
+        if child is not None and _contradict(child.params, params):
+            self._client.delete_run(child.run_id)
+            del self._children[key]
+            child = None
+        child = child or self._create(key, tags, now)
         if child.end is not None and not again:
             return child
         if child.status != "RUNNING":
@@ -243,8 +250,19 @@ def _key_of(run: Run) -> Key | None:
 
 def _as_child(run: Run) -> _Child:
     return _Child(
-        run.info.run_id, run.info.status, dict(run.data.tags), bool(run.data.params), steps=None
+        run.info.run_id,
+        run.info.status,
+        dict(run.data.tags),
+        bool(run.data.params),
+        steps=None,
+        params=run.data.params,
     )
+
+
+def _contradict(known: Mapping[str, str], given: Mapping[str, Any]) -> bool:
+    """Whether a parameter differs; the micro-batch may, where memory did not suffice."""
+    both = known.keys() & given.keys() - {"micro_batch"}
+    return any(known[name] != str(given[name]) for name in both)
 
 
 def metrics_of(values: Mapping[str, float | None], step: int, now: int) -> list[Metric]:

@@ -37,6 +37,7 @@ SPLIT = "resp_tune.split_sha256"  # digest of the sides
 STUDY_ID = "resp_tune.study_id"  # tells it from another study of the same name
 SECONDS = "resp_tune.seconds"  # wall time of all runs of the command
 READINGS = "resp_tune.test_readings"
+DRIVERS = "resp_tune.drivers"  # who has run it on an object store, one after another
 
 # Longer than anything that should hold the file, shorter than a person's patience.
 LOCKED_SECONDS = 120

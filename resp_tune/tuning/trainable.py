@@ -17,7 +17,9 @@ from resp_tune.errors import RespTuneError
 from resp_tune.learning.memory import keep_freed_memory, ran_out, release_memory
 from resp_tune.learning.metrics import METRICS
 from resp_tune.paths import full_disk, write_atomically
+from resp_tune.storage.place import Place
 from resp_tune.tuning.timeouts import Watch
+from resp_tune.tuning.trial_files import Sender, TrialFiles
 
 if TYPE_CHECKING:
     from resp_tune.learning.problem import FoldTables, Stores
@@ -45,6 +47,13 @@ class Work:
     threads: int
     gpus: float  # that each trial was given
     timeout: float | None = None  # seconds of one attempt at a trial
+    study: str | None = None  # that the trials are of
+    remote: Place | None = None  # what the folder is a copy of, on each node its own
+
+    @property
+    def trials(self) -> TrialFiles:
+        """Where the trials keep their files."""
+        return TrialFiles(self.trials_folder, self.remote)
 
 
 class TrialTrainable(tune.Trainable):
@@ -62,6 +71,7 @@ class TrialTrainable(tune.Trainable):
         """Called once an actor; imports torch here, where it is needed."""
         keep_freed_memory()
         self.work = work
+        self.sender = Sender(work.trials)
         self.watch: Watch | None = None
         self._begin(config)
 
@@ -71,7 +81,7 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.folder: Path = self.work.trials_folder / config["folder"]
+        self.folder: Path = self.work.trials.here / config["folder"]
         self.trial_config = TrialConfig().replace(config["config"])
         self.sent: int = config["epochs_reported"]
         self.training: Training | None = None
@@ -104,6 +114,7 @@ class TrialTrainable(tune.Trainable):
         result = self._report(error, out_of_memory=out_of_memory)
         if result["done"]:
             self._stop_watch()
+            self.sender.finish()
         return result
 
     def _try_epochs(self) -> tuple[str | None, bool]:
@@ -185,8 +196,9 @@ class TrialTrainable(tune.Trainable):
     def _write_checkpoint(self, training: Training) -> None:
         from resp_tune.learning.checkpoint import CHECKPOINT, save_checkpoint
 
-        save_checkpoint(self.folder / CHECKPOINT, training)
+        save_checkpoint(self.folder / CHECKPOINT, training, self.work.study)
         self.checkpointed = time.monotonic()
+        self.sender.send(self.folder / CHECKPOINT)
 
     def _write_predictions(self, training: Training) -> None:
         """What each fold's network says of its own validation side, as its last score saw it."""
@@ -201,14 +213,17 @@ class TrialTrainable(tune.Trainable):
         )
         text = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g")
         write_atomically(self.folder / "predictions.csv", text.encode())
+        self.sender.send(self.folder / "predictions.csv")
 
     def _write_traceback(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "error.txt").write_text(self.trace)
+        self.sender.send(self.folder / "error.txt")
 
     def cleanup(self) -> None:
         """Called when the actor ends, also in the middle of a trial that the scheduler stopped."""
         self._stop_watch()
+        self.sender.finish()
 
     # Ray's own checkpoints are not used: a trial is found again by its number, whatever became of
     # the Ray session that started it. Ray asks for these two when it pauses a trial.
@@ -243,12 +258,22 @@ def begin_training(work: Work, config: TrialConfig) -> Training:
 
 
 def begin_or_resume(work: Work, config: TrialConfig, folder: Path) -> tuple[Training, str | None]:
-    """The training as the checkpoint in `folder` left it, and a line where that is damaged."""
+    """The training as the checkpoint in `folder` left it, and a line where that cannot be used."""
     from resp_tune.learning.checkpoint import CHECKPOINT, resume
 
     path = folder / CHECKPOINT
-    training, damage = resume(config, *_settle(work, config), path)
-    return training, damage and f"'{path}' is damaged ({damage}): the trial starts over"
+    trial = folder.relative_to(work.trials.here)
+    away = work.trials.newest_checkpoint(trial, config, work.study)
+    training, damage = resume(config, *_settle(work, config), path, work.study)
+    if damage:
+        return training, f"'{path}' {damage}: the trial starts over"
+    if away:
+        at = len(training.history)
+        return training, (
+            f"trial {trial}: the storage cannot be asked for its checkpoint ({away}): it goes on "
+            f"from epoch {at}, which this machine has"
+        )
+    return training, None
 
 
 def _settle(work: Work, config: TrialConfig) -> tuple[list[TrainingData], str]:

@@ -1,0 +1,1 @@
+"""A search's files in an object store."""
