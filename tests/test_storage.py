@@ -141,6 +141,7 @@ def test_no_right_to_write_is_one_line() -> None:
         assert "AWS_ACCESS_KEY_ID" in str(caught.value) or "credentials" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_store_that_never_answers_is_one_line_soon(tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

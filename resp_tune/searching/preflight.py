@@ -20,6 +20,7 @@ from rich.table import Table
 from resp_tune.errors import UserError
 from resp_tune.paths import folder_to_write
 from resp_tune.searching.prepare import Prepared
+from resp_tune.storage.place import Place, StorageError
 from resp_tune.tracking.uri import is_server
 from resp_tune.tuning.joining import Node
 from resp_tune.tuning.plan import room_for
@@ -56,13 +57,14 @@ def inspected(prepared: Prepared, console: Console) -> Prepared:
     Raises `UserError` where a node that trials would run on has other versions or cannot reach the
     storage. Leaves nothing behind. Without a cluster there is nothing to do.
     """
-    cluster = prepared.cluster
+    cluster, place = prepared.cluster, prepared.remote
     if cluster is None:
         return prepared
-    with _token(prepared.folder.parent) as token:
+    with _token(prepared.folder.parent) if place is None else _object(place) as token:
         answers = ask(cluster.nodes, _questions(prepared, token))
         answered = {id_ for id_, a in answers.items() if isinstance(a, Answer) and not a.storage}
-        unseen = answered - _seen(token, answered)
+        # What a node could read and write in an object store is the driver's.
+        unseen = answered - _seen(token, answered) if isinstance(token, Path) else set[str]()
     here = versions()
     reports = [
         NodeReport(
@@ -79,7 +81,7 @@ def inspected(prepared: Prepared, console: Console) -> Prepared:
     )
 
 
-def _questions(prepared: Prepared, token: Path) -> Questions:
+def _questions(prepared: Prepared, token: Path | Place) -> Questions:
     digests = {s.stem: s.digest for s in prepared.sources}
     paths = {r.stem: r.path.absolute() for r in prepared.problem.dataset.recordings}
     read = {stem: paths[stem] for stem in digests}
@@ -113,6 +115,21 @@ def _token(storage: Path) -> Iterator[Path]:
         yield token
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _object(place: Place) -> Iterator[Place]:
+    """The same in an object store: a place of its own, with the object `driver`."""
+    folder = place / f".resp_tune_{secrets.token_hex(8)}"
+    try:
+        folder.write(secrets.token_hex(32).encode(), "driver")
+        yield folder
+    except StorageError as error:
+        raise UserError(f"--storage '{place}' cannot be used ({error})") from error
+    finally:
+        with contextlib.suppress(StorageError):
+            for name in folder.sizes():
+                folder.remove(name)
 
 
 def _seen(token: Path, ids: set[str]) -> set[str]:
@@ -190,6 +207,11 @@ def _check(reports: Sequence[NodeReport], prepared: Prepared) -> None:
         raise UserError(
             f"node {first.node} cannot run trials: {first.fatal}{more}: install there what is "
             "installed here, or take the node out of the cluster"
+        )
+    if prepared.remote is not None:
+        raise UserError(
+            f"--storage '{prepared.remote}' on node {first.node} {first.fatal}{more}: give that "
+            "node's Ray the store's credentials in its environment, and a way to the store"
         )
     raise UserError(
         f"--storage '{prepared.folder.parent}' on node {first.node} {first.fatal}{more}: give a "

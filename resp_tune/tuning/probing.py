@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resp_tune.storage.place import Place
 from resp_tune.tuning.joining import Node
 
 ANSWER_SECONDS = 60.0
@@ -24,14 +25,15 @@ PACKAGES = ("torch", "ray", "resp_tune")
 
 @dataclass(frozen=True)
 class Questions:
-    """`token`: a file that the driver has written in a folder of its own in the storage; None: the
-    storage is no folder. A node answers beside it, in a file named by the node's id, with its hash.
+    """`token`: a file that the driver has written in a folder of its own in the storage, or the
+    object `driver` in a place of its own. A node answers beside it, in a file named by the node's
+    id, with its hash.
 
     `sizes`: the bytes of every recording by path, `digests`: SHA-256 of a few of them.
     `tracking`: host and port of the server, None where it is a file.
     """
 
-    token: Path | None
+    token: Path | Place
     sizes: Mapping[Path, int]
     digests: Mapping[Path, str]
     tracking: tuple[str, int] | None
@@ -63,8 +65,9 @@ def ask(nodes: Sequence[Node], questions: Questions) -> dict[str, Answer | str]:
             ).remote()
             for node in nodes
         }
+        token = questions.token
         given = (
-            None if questions.token is None else str(questions.token),
+            (token.uri, token.below) if isinstance(token, Place) else str(token),
             {str(path): size for path, size in questions.sizes.items()},
             {str(path): digest for path, digest in questions.digests.items()},
             questions.tracking,
@@ -91,19 +94,21 @@ def _answer(reference: Any) -> Answer | str:
 
 
 class _Witness:
-    """Runs on a node; uses nothing but the standard library."""
+    """Runs on a node; uses nothing but the standard library, unless the storage is no folder."""
 
     def tell(
         self,
         node_id: str,
-        token: str | None,
+        token: str | tuple[str, str],
         sizes: dict[str, int],
         digests: dict[str, str],
         tracking: tuple[str, int] | None,
     ) -> dict[str, Any]:
         return {
             "versions": versions(),
-            "storage": None if token is None else _storage(Path(token), node_id),
+            "storage": _folder(Path(token), node_id)
+            if isinstance(token, str)
+            else _place(*token, node_id),
             "data": _data(sizes, digests),
             "tracking": None if tracking is None else _reach(tracking),
         }
@@ -132,7 +137,23 @@ def _source(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _storage(token: Path, node_id: str) -> str | None:
+def _place(uri: str, below: str, node_id: str) -> str | None:
+    try:
+        from resp_tune.storage.place import Place, StorageError
+    except ImportError as error:
+        return f"cannot be asked ({error})"
+    place = Place(uri, below)
+    try:
+        content = place.read("driver")
+        if content is None:
+            return "is not the driver's"
+        place.write(hashlib.sha256(content).hexdigest().encode(), node_id)
+    except StorageError as error:
+        return f"cannot be used ({error})"
+    return None
+
+
+def _folder(token: Path, node_id: str) -> str | None:
     try:
         content = token.read_bytes()
     except OSError as error:
