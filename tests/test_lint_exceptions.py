@@ -51,9 +51,9 @@ def test_every_exception_in_the_settings_has_a_reason() -> None:
     assert lines
     for line in lines:
         assert re.search(r"# \w+ \w+", line), line
-    assert "-m slow" in (ci := (ROOT / ".ci" / "run").read_text())
+    ci = (ROOT / ".ci" / "run").read_text()
     assert "ruff" in ci
-    assert ci.strip().splitlines()[-1].endswith("scripts/audit_dependencies.py")
+    assert "scripts/audit_dependencies.py" in ci
 
 
 @contextmanager

@@ -177,12 +177,8 @@ def prepare(
     storage, remote = _storage(settings)
     tracking_uri = resolve_uri(settings.tracking_uri, storage)
     probe(tracking_uri)
-    if any(redact(text) != text for text in arguments):
-        say(
-            "note: what is secret in these arguments is seen in the machine's list of processes "
-            "while the search runs; $MLFLOW_TRACKING_URI is not"
-        )
-    check_closed(rays_folder())
+    if not elsewhere:
+        check_closed(rays_folder())
     dataset = load_dataset(data_folder(settings.data, say))
     name = settings.named
     check_name(name, storage, tracking_uri)
@@ -205,6 +201,11 @@ def prepare(
     if elsewhere and join:
         cluster = await_gpus(join(elsewhere), settings.gpus, settings.wait_for_gpus, say)
         machines = cluster.machines
+    if any(redact(text) != text for text in arguments):
+        say(
+            "note: what is secret in these arguments is seen in the machine's list of processes "
+            "while the search runs; $MLFLOW_TRACKING_URI is not"
+        )
     return Prepared(
         settings=settings,
         name=name,
