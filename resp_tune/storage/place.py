@@ -141,12 +141,16 @@ class Place:
 
     def sizes(self) -> dict[str, int]:
         """The objects below this place by their relative names, with their sizes in bytes."""
+        return {name: size for name, (size, _) in self.listing().items()}
+
+    def listing(self) -> dict[str, tuple[int, int]]:
+        """The objects below this place: size in bytes, and when each was put, in nanoseconds."""
         from pyarrow.fs import FileSelector, FileType
 
         with self._asked() as (files, path):
             found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
             return {
-                info.path.removeprefix(f"{path}/"): info.size
+                info.path.removeprefix(f"{path}/"): (info.size, info.mtime_ns or 0)
                 for info in found
                 if info.type == FileType.File
             }
