@@ -199,6 +199,16 @@ def test_a_halved_micro_batch_is_recorded_everywhere(tmp_path: Path) -> None:
     assert not list((tmp_path / "short" / "trials").rglob("error.txt")), "nothing has failed"
 
 
+def test_storage_that_is_away_ends_no_trial(tmp_path: Path) -> None:
+    (tmp_path / "3").write_text("where the folder of trial 3 was")
+    made = trial(tmp_path, epochs=2)
+    result = made.step()
+    assert "cannot be written" in result["halt"]
+    assert (result["error"], result["diverged"]) == (None, False)
+    (tmp_path / "3").unlink()
+    assert run(trial(tmp_path, epochs=2))[-1]["done"]
+
+
 # A bug
 
 

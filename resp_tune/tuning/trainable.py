@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from resp_tune.config import TrialConfig
-from resp_tune.errors import RespTuneError
+from resp_tune.errors import RespTuneError, RunError
 from resp_tune.learning.memory import keep_freed_memory, ran_out, release_memory
 from resp_tune.learning.metrics import METRICS
 from resp_tune.paths import full_disk, write_atomically
@@ -196,7 +198,8 @@ class TrialTrainable(tune.Trainable):
     def _write_checkpoint(self, training: Training) -> None:
         from resp_tune.learning.checkpoint import CHECKPOINT, save_checkpoint
 
-        save_checkpoint(self.folder / CHECKPOINT, training, self.work.study)
+        with _storage_in_one_line(self.folder):
+            save_checkpoint(self.folder / CHECKPOINT, training, self.work.study)
         self.checkpointed = time.monotonic()
         self.sender.send(self.folder / CHECKPOINT)
 
@@ -212,7 +215,8 @@ class TrialTrainable(tune.Trainable):
             ignore_index=True,
         )
         text = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g")
-        write_atomically(self.folder / "predictions.csv", text.encode())
+        with _storage_in_one_line(self.folder):
+            write_atomically(self.folder / "predictions.csv", text.encode())
         self.sender.send(self.folder / "predictions.csv")
 
     def _write_traceback(self) -> None:
@@ -242,6 +246,19 @@ def half_batch(config: TrialConfig, clips: int | None = None) -> int | None:
     size = config.micro_batch or config.batch_size
     half = min(size, clips or size) // 2
     return half if half >= SMALLEST_MICRO_BATCH else None
+
+
+@contextmanager
+def _storage_in_one_line(folder: Path) -> Iterator[None]:
+    """Inside, a file that cannot be written is a `RunError`: a lost share hits every trial."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"'{error.filename or folder}' cannot be written on {socket.gethostname()} "
+            f"({error.strerror}): let it see the storage, then type the same command again: it "
+            "goes on"
+        ) from error
 
 
 def _halting(cause: Exception) -> bool:
