@@ -190,7 +190,7 @@ def _train(asked: Asked, problem: Problem) -> Training:
 
     from resp_tune.features.logmel import check_filters
     from resp_tune.learning.memory import keep_freed_memory
-    from resp_tune.learning.precision import settle_precision
+    from resp_tune.learning.precision import settle_precision, this_device
     from resp_tune.learning.problem import stores_of
     from resp_tune.learning.training import Training
     from resp_tune.tuning.plan import this_machine
@@ -203,7 +203,7 @@ def _train(asked: Asked, problem: Problem) -> Training:
     frames = stores.frames(front_end, workers=workers)
     torch.set_num_threads(asked.threads or workers)
     keep_freed_memory()
-    config = settle_precision(config, device)
+    config = settle_precision(config, this_device(device))
     say(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
     training = Training(config, [f.tensors(frames, front_end) for f in problem.folds()], device)
     print("epoch", *COLUMNS, "seconds", sep="\t")

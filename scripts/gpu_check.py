@@ -30,7 +30,7 @@ from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
 from resp_tune.learning.memory import keep_freed_memory
 from resp_tune.learning.packing import Load, measure_all
-from resp_tune.learning.precision import settle_precision
+from resp_tune.learning.precision import settle_precision, this_device
 from resp_tune.learning.training import Side, Training, TrainingData
 
 CLASSES = ("low", "high", "noise")
@@ -122,7 +122,7 @@ def main() -> int:
     config = preset("notebook").replace(
         {"epochs": args.epochs, "precision": "auto", "augment_validation": False}
     )
-    config = settle_precision(config, device.type)
+    config = settle_precision(config, this_device(device.type))
     keep_freed_memory()
     started = time.perf_counter()
     data = make_data(config, args.recordings)

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from resp_tune.config import TrialConfig
 
 
-def settle_precision(config: TrialConfig, device_type: str) -> TrialConfig:
+@dataclass(frozen=True)
+class Device:
+    """What a trial computes on. `name` as people call it; `bfloat16`: it has that natively."""
+
+    type: str
+    name: str
+    bfloat16: bool
+
+
+def this_device(device_type: str) -> Device:
+    """The GPU or the CPU of this process."""
+    name = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"
+    return Device(device_type, name, has_bfloat16(device_type))
+
+
+def any_of(devices: Sequence[Device]) -> Device:
+    """What can be said of all `devices`, of one type, where a trial may get any of them."""
+    names = sorted({device.name for device in devices})
+    return Device(devices[0].type, " or ".join(names), all(d.bfloat16 for d in devices))
+
+
+def settle_precision(config: TrialConfig, device: Device) -> TrialConfig:
     """`config` with `precision: auto` replaced by what the device has, so that it is recorded."""
     if config.precision != "auto":
         return config
-    return config.replace({"precision": "bfloat16" if has_bfloat16(device_type) else "float32"})
+    return config.replace({"precision": "bfloat16" if device.bfloat16 else "float32"})
 
 
 def has_bfloat16(device_type: str) -> bool:

@@ -16,7 +16,6 @@ import torch
 
 from resp_tune.config import FrontEnd
 from resp_tune.data.audio import AudioError, load_waveform
-from resp_tune.data.handed_out import kept
 from resp_tune.data.recordings import Dataset
 from resp_tune.data.sides import Sides, clips_of
 from resp_tune.data.tasks import Clips
@@ -118,7 +117,7 @@ class Problem:
         with ThreadPoolExecutor(workers) as pool:
             digests = list(pool.map(_file_digest, (paths[s] for s in stems)))
         return [
-            Source(stem, digest, partial(_load_unchanged, paths[stem], digest))
+            Source(stem, digest, partial(load_unchanged, paths[stem], digest))
             for stem, digest in zip(stems, digests, strict=True)
         ]
 
@@ -197,13 +196,8 @@ def predictions(
     )
 
 
-def _load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
-    """`load_waveform` of a file that is still what it was; else `RunError` names it.
-
-    On a node that cannot see the file, of the copy that was handed out to it.
-    """
-    if (copy := kept(digest, path.suffix)).exists():
-        path = copy
+def load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
+    """`load_waveform` of a file that is still what it was; else `RunError` names it."""
     try:
         waveform = load_waveform(path, sample_rate)
     except AudioError:

@@ -97,7 +97,7 @@ def trained_networks(
         front_end = run.config.front_end
         frames = stores.frames(front_end, workers=prepared.machine.cpus)
         folds = [fold.tensors(frames, front_end) for fold in prepared.problem.folds()]
-        training, damage = resume(run.config, folds, prepared.device_type, path, study)
+        training, damage = resume(run.config, folds, prepared.own_device, path, study)
         if not training.done:
             say(
                 f"'{path}' {damage or 'is not there or too old'}: "

@@ -22,7 +22,7 @@ def packed(prepared: Prepared) -> Prepared:
     if prepared.device_type != "cuda":
         say("trials per GPU: 1 (auto measures on a GPU, and trials here run on the CPU)")
         return prepared
-    config = settle_precision(prepared.space.baseline(), "cuda")
+    config = settle_precision(prepared.space.baseline(), prepared.device)
     measured: list[Packed] = []
     try:
         for count in COUNTS:

@@ -25,6 +25,7 @@ from resp_tune.tracking.uri import is_server
 from resp_tune.tuning.joining import Node
 from resp_tune.tuning.plan import room_for
 from resp_tune.tuning.probing import Answer, Questions, ask, versions
+from resp_tune.tuning.supply import device_of
 
 TRIED = 3  # recordings whose bytes are compared; of the others the size
 SHARED_SECONDS = 10.0  # in which a shared folder shows what another host has written
@@ -52,7 +53,7 @@ class NodeReport:
 
 
 def inspected(prepared: Prepared, console: Console) -> Prepared:
-    """The search, knowing which nodes must be handed the recordings; prints a table of the nodes.
+    """The search, knowing what its trials compute on; prints a table of the nodes.
 
     Raises `UserError` where a node that trials would run on has other versions or cannot reach the
     storage. Leaves nothing behind. Without a cluster there is nothing to do.
@@ -76,8 +77,10 @@ def inspected(prepared: Prepared, console: Console) -> Prepared:
     ]
     console.print(_table(reports, prepared))
     _check(reports, prepared)
+    used = [r.node for r in reports if r.trials]
     return dataclasses.replace(
-        prepared, unseen=tuple(r.node for r in reports if r.trials and r.reasons["data"])
+        prepared,
+        nodes_device=device_of(used, prepared.device_type, prepared.slots.gpus),
     )
 
 
@@ -186,7 +189,7 @@ def _table(reports: Sequence[NodeReport], prepared: Prepared) -> Table:
         cells = [report.reasons[what] for what in COLUMNS]
         told = ["✓" if cell is None else cell for cell in cells]
         if report.reasons["data"]:
-            told[2] += ": handed out through Ray" if report.trials else ""
+            told[2] += ": lent through Ray" if report.trials else ""
         if report.reasons["tracking"]:
             told[3] += ": only the driver writes to it"
         if _server(prepared.tracking_uri) is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
 from resp_tune.features.store import Source
 from resp_tune.learning.metrics import are_cycles
+from resp_tune.learning.precision import Device, this_device
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import cache_folder, folder_to_write, user_path
 from resp_tune.searching.copies import current
@@ -27,11 +29,12 @@ from resp_tune.searching.recordings import changes, contents, data_digest, liste
 from resp_tune.searching.settings import SearchSettings
 from resp_tune.storage.place import Place, is_uri
 from resp_tune.storage.probe import check_place
+from resp_tune.storage.recordings import fetched
 from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tracking.store import probe
 from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
 from resp_tune.tuning.conditions import APART
-from resp_tune.tuning.joining import Cluster, Node, await_gpus, settled
+from resp_tune.tuning.joining import Cluster, await_gpus, settled
 from resp_tune.tuning.plan import THIS_MACHINE, Machine, Slots, plan_slots, this_machine
 from resp_tune.tuning.replicates import check_count
 from resp_tune.tuning.seclusion import check_closed, rays_folder
@@ -61,7 +64,7 @@ class Prepared:
     sources: tuple[Source, ...]  # the recordings that the search reads, with hashes of them
     arguments: tuple[str, ...]  # as typed
     cluster: Cluster | None = None  # None: a Ray of our own, on this machine
-    unseen: tuple[Node, ...] = ()  # nodes that run trials and cannot see the recordings
+    nodes_device: Device | None = None  # what a trial gets on the cluster
 
     @property
     def trials(self) -> TrialFiles:
@@ -95,16 +98,24 @@ class Prepared:
         real = self.slots.gpus > 0 and os.environ.get(LOGICAL_GPUS) != "1"
         return "cuda" if real else "cpu"
 
+    @cached_property
+    def device(self) -> Device:
+        """What trials compute on."""
+        return self.nodes_device or this_device(self.device_type)
+
+    @property
+    def own_device(self) -> str:
+        """What this process computes on: the driver of a cluster may have no GPU."""
+        import torch
+
+        return self.device_type if torch.cuda.is_available() else "cpu"
+
     @property
     def trial_tags(self) -> dict[str, str]:
         """What MLflow says of every trial: the device, and the threads that its bits depend on."""
-        import torch
-
-        real = self.device_type == "cuda"
-        name = torch.cuda.get_device_name() if real else "cpu"
-        rehearsed = self.slots.gpus > 0 and not real
+        rehearsed = self.slots.gpus > 0 and self.device_type == "cpu"
         return {
-            DEVICE: f"{name} (logical GPU)" if rehearsed else name,
+            DEVICE: f"{self.device.name}{' (logical GPU)' * rehearsed}",
             THREADS: str(self.slots.threads),
         }
 
@@ -272,8 +283,8 @@ def data_folder(given: str | None, say: Say) -> Path:
         folder = default_synthetic(cache_folder())
         say(f"data: no --data given: a small SYNTHETIC set, made by this program, in {folder}")
         return folder
-    if "://" in chosen:
-        raise UserError(f"--data '{chosen}': only folders are built so far, not URIs")
+    if is_uri(chosen):
+        return fetched(chosen, say)
     return user_path(chosen)
 
 

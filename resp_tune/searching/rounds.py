@@ -16,7 +16,7 @@ from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import Stores
 from resp_tune.searching.mirror import NoMirror
 from resp_tune.searching.prepare import Prepared
-from resp_tune.searching.readiness import make_ready
+from resp_tune.searching.readiness import made_ready
 from resp_tune.searching.table import TrialTable
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tuning.canary import check_baseline
@@ -51,7 +51,7 @@ def run_rounds(
     with local_ray(prepared.machine, prepared.gpus) if cluster is None else nullcontext():
         stores, tracked = filling.result(), tracking.result()
         if cluster is not None:
-            make_ready(prepared, cluster, stores, say)
+            stores = made_ready(prepared, cluster, stores, say)
         work = Work(
             folds=prepared.problem.folds(),
             stores=stores,
@@ -64,7 +64,7 @@ def run_rounds(
             gpus=prepared.slots.gpus,
             timeout=settings.trial_timeout,
         )
-        baseline = settle_precision(prepared.space.baseline(), prepared.device_type)
+        baseline = settle_precision(prepared.space.baseline(), prepared.device)
         check_baseline(work, prepared.slots, baseline, prepared.folder, here=cluster is None)
         if new_trials:
             _run_trials(prepared, study, work, [mirror, tracked], console, say)
@@ -102,7 +102,7 @@ def _run_trials(
         budget=settings.budget,
         deadline=None if limit is None else time.monotonic() + limit,
         listeners=[*listeners, table],
-        settle=lambda config: settle_precision(config, prepared.device_type),
+        settle=lambda config: settle_precision(config, prepared.device),
     )
     scheduler = make_scheduler(
         settings.scheduler, epochs=settings.epochs, metric=settings.metric, past=before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 from resp_tune.tuning.study import State
 from resp_tune.tuning.trainable import half_batch
+
+NODE_LOST = "node has died"  # in what Ray says of the actor
 
 
 class Runs(Protocol):
@@ -123,21 +126,25 @@ class StudySearcher(Searcher):
         else:
             self.runs.end(key, "pruned", self.runs.stopped(key) or "scheduler")
 
-    def after_loss(self, trial_id: str, losses: int, said: str) -> dict[str, Any]:
+    def after_loss(
+        self, trial_id: str, losses: int, said: str, *, with_node: bool = False
+    ) -> dict[str, Any]:
         """The trial config to go on with after a worker was lost for the `losses`th time.
 
-        Smaller batches where Ray `said` that memory was short; from the second loss on also where
+        As it was, where its node was lost too, which says nothing about the trial. Else with
+        smaller batches where Ray `said` that memory was short; from the second loss on also where
         it did not, because what the system's own out-of-memory killer ends has no time to say so.
         """
         key = self.keys[trial_id]
         config, what = self.runs.config(key), ""
         short = "out of memory" in said.lower() or "OutOfMemoryError" in said
-        if (short or losses > 1) and (size := half_batch(config)) is not None:
+        if not with_node and (short or losses > 1) and (size := half_batch(config)) is not None:
             self.runs.advance(key, (), size)
             config, what = self.runs.config(key), f" with micro_batch {size}"
         why = ", for lack of memory" if short else ""
         name = "/".join(map(str, key)) if isinstance(key, tuple) else key
-        self.say(f"trial {name}: its worker was lost{why}; it goes on from its checkpoint{what}")
+        lost = "node" if with_node else "worker"
+        self.say(f"trial {name}: its {lost} was lost{why}; it goes on from its checkpoint{what}")
         return config.as_dict()
 
     def save(self, checkpoint_path: str) -> None:
@@ -173,6 +180,7 @@ class Losses(tune.Callback):
 
     def __init__(self, searcher: StudySearcher) -> None:
         self.searcher = searcher
+        self.with_node: Counter[str] = Counter()
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -180,5 +188,10 @@ class Losses(tune.Callback):
         """Called before the trial gets another worker."""
         said = "" if trial.error_file is None else Path(trial.error_file).read_text()
         last = said.rpartition("Failure #")[2]
-        config = self.searcher.after_loss(trial.trial_id, trial.num_failures, last)
+        with_node = NODE_LOST in last
+        if with_node:
+            trial.max_failures += 1  # as often as nodes are lost
+            self.with_node[trial.trial_id] += 1
+        losses = trial.num_failures - self.with_node[trial.trial_id]
+        config = self.searcher.after_loss(trial.trial_id, losses, last, with_node=with_node)
         trial.config = {**trial.config, "config": config}

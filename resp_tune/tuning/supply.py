@@ -1,22 +1,28 @@
-"""Before the first trial every node of a cluster gets what it lacks: recordings, filled caches."""
+"""What the nodes of a cluster lack is brought to them: recordings, filled caches."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.config import FrontEnd
-from resp_tune.data import handed_out
+from resp_tune.data.lent import keep, kept
 from resp_tune.errors import RunError
+from resp_tune.learning.precision import Device, any_of, this_device
+from resp_tune.learning.problem import load_unchanged
 from resp_tune.tuning.joining import Node
 
 if TYPE_CHECKING:
+    import torch
+
     from resp_tune.learning.problem import Stores
 
-BATCH_BYTES = 64_000_000  # recordings that are on their way at once
+READ_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -28,15 +34,74 @@ class Filling:
     computed: int
 
 
-class _Keeper:
+class Library:
+    """The recordings of a search, lent by the driver's machine to nodes that cannot see them."""
+
+    def __init__(self, recordings: Mapping[str, Path]) -> None:
+        """`recordings`: files by their SHA-256."""
+        import ray
+
+        made: Any = ray.remote(num_cpus=0)(_Lender)
+        here = _on(ray.get_runtime_context().get_node_id())
+        lender = made.options(scheduling_strategy=here, max_concurrency=READ_AT_ONCE)
+        self._lender = lender.remote(dict(recordings))
+
+    def lending(self, stores: Stores, recordings: Mapping[str, Path]) -> Stores:
+        """`stores`, whose recordings are borrowed where they are not seen."""
+        sources = tuple(
+            dataclasses.replace(
+                s, load=partial(_load_or_borrow, recordings[s.digest], s.digest, self._lender)
+            )
+            for s in stores.sources
+        )
+        return dataclasses.replace(stores, sources=sources)
+
+    def lent(self) -> int:
+        """Bytes that nodes have borrowed up to now."""
+        import ray
+
+        found: int = ray.get(self._lender.lent.remote())
+        return found
+
+
+class _Lender:
+    """Runs on the driver's machine."""
+
+    def __init__(self, recordings: dict[str, Path]) -> None:
+        self.recordings, self.bytes = recordings, 0
+
+    def read(self, digest: str) -> bytes:
+        content = self.recordings[digest].read_bytes()
+        self.bytes += len(content)
+        return content
+
+    def lent(self) -> int:
+        return self.bytes
+
+
+def _load_or_borrow(path: Path, digest: str, lender: Any, sample_rate: int) -> torch.Tensor:
+    """The recording from its own place, else from what was borrowed; `RunError` as of that."""
+    import ray
+
+    copy = kept(digest, path.suffix)
+    if not copy.exists():
+        try:
+            return load_unchanged(path, digest, sample_rate)
+        except RunError as unseen:
+            try:
+                content = ray.get(lender.read.remote(digest))
+            except ray.exceptions.RayError:
+                raise unseen from None  # nor does the driver's machine see it any more
+            if keep(content, path.suffix) != copy:
+                raise  # it has changed there
+    return load_unchanged(copy, digest, sample_rate)
+
+
+class _Steward:
     """Runs on a node, beside its trials."""
 
-    def missing(self, wanted: list[tuple[str, str]]) -> list[str]:
-        return handed_out.missing(wanted)
-
-    def keep(self, recordings: list[tuple[bytes, str]]) -> None:
-        for content, suffix in recordings:
-            handed_out.keep(content, suffix)
+    def device(self, device_type: str) -> Device:
+        return this_device(device_type)
 
     def fill(self, stores: Stores, front_ends: list[FrontEnd], workers: int) -> tuple[float, int]:
         begun = time.monotonic()
@@ -44,26 +109,15 @@ class _Keeper:
         return time.monotonic() - begun, len(computed)
 
 
-def hand_out(nodes: Sequence[Node], recordings: Mapping[str, Path]) -> int:
-    """Send `recordings`, files by their SHA-256, to `nodes`; bytes sent, none to whom has them.
-
-    Raises `RunError` where a node cannot keep them.
-    """
+def device_of(nodes: Sequence[Node], device_type: str, gpus: float) -> Device:
+    """What a trial that is given `gpus` of a GPU may compute on, whichever of `nodes` it is on."""
     import ray
 
-    keepers = [_keeper(node) for node in nodes]
-    wanted = [(digest, path.suffix) for digest, path in recordings.items()]
-    lacking = [set(have) for have in _get(keepers, [k.missing.remote(wanted) for k in keepers])]
-    sent = 0
-    for batch in _batches({d: p for d, p in recordings.items() if any(d in s for s in lacking)}):
-        content = [(recordings[digest].read_bytes(), recordings[digest].suffix) for digest in batch]
-        reference = ray.put(content)  # once, however many nodes take it
-        takers = [k for k, s in zip(keepers, lacking, strict=True) if not s.isdisjoint(batch)]
-        _get(takers, [keeper.keep.remote(reference) for keeper in takers])
-        sent += sum(len(data) for data, _ in content) * len(takers)
-    for keeper in keepers:
-        ray.kill(keeper)
-    return sent
+    stewards = [_steward(node, gpus=gpus) for node in nodes]
+    found = _get([steward.device.remote(device_type) for steward in stewards])
+    for steward in stewards:
+        ray.kill(steward)
+    return any_of(found)
 
 
 def fill_caches(
@@ -72,27 +126,31 @@ def fill_caches(
     """Fill the feature cache of every node, all at once; raises `RunError` where one cannot."""
     import ray
 
-    keepers = [_keeper(node) for node in nodes]
+    stewards = [_steward(node) for node in nodes]
     asked = [
-        keeper.fill.remote(stores, list(front_ends), max(1, node.machine.cpus))
-        for keeper, node in zip(keepers, nodes, strict=True)
+        steward.fill.remote(stores, list(front_ends), max(1, node.machine.cpus))
+        for steward, node in zip(stewards, nodes, strict=True)
     ]
-    done = _get(keepers, asked)
-    for keeper in keepers:
-        ray.kill(keeper)
+    done = _get(asked)
+    for steward in stewards:
+        ray.kill(steward)
     return [Filling(node, *found) for node, found in zip(nodes, done, strict=True)]
 
 
-def _keeper(node: Node) -> Any:
+def _steward(node: Node, gpus: float = 0.0) -> Any:
     import ray
+
+    made: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0)(_Steward)
+    return made.options(scheduling_strategy=_on(node.id)).remote()
+
+
+def _on(node_id: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    made: Any = ray.remote(num_cpus=0, max_restarts=0)(_Keeper)
-    where = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    return made.options(scheduling_strategy=where).remote()
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
-def _get(keepers: Sequence[Any], references: Sequence[Any]) -> list[Any]:
+def _get(references: Sequence[Any]) -> list[Any]:
     import ray
 
     try:
@@ -106,16 +164,3 @@ def _get(keepers: Sequence[Any], references: Sequence[Any]) -> list[Any]:
         raise RunError(
             f"a node was lost while it was made ready ({cause}): type the same command again"
         ) from error
-
-
-def _batches(recordings: Mapping[str, Path]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for digest, path in recordings.items():
-        size += path.stat().st_size
-        batch.append(digest)
-        if size > BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

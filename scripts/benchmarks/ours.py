@@ -13,7 +13,7 @@ from benchmarks.limit import Limit
 from resp_tune.config import TrialConfig
 from resp_tune.features.store import open_store
 from resp_tune.learning.memory import keep_freed_memory
-from resp_tune.learning.precision import settle_precision
+from resp_tune.learning.precision import settle_precision, this_device
 from resp_tune.learning.problem import FoldTables
 from resp_tune.learning.training import Training
 
@@ -22,7 +22,7 @@ MATRIX = 2048  # rows and columns of the product that shows the cores' peak
 
 def fast(config: TrialConfig) -> TrialConfig:
     """`config` with what resp_tune chooses by itself for speed on this machine's CPU."""
-    return settle_precision(config.replace({"precision": "auto"}), "cpu")
+    return settle_precision(config.replace({"precision": "auto"}), this_device("cpu"))
 
 
 def start(config: TrialConfig, store: Path, tables: FoldTables, threads: int) -> Training:

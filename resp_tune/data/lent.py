@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 from resp_tune.paths import cache_folder, write_atomically
 
 
 def kept(digest: str, suffix: str) -> Path:
-    """Where this machine keeps the recording with that SHA-256, if it was handed out to it."""
+    """Where this machine keeps the recording with that SHA-256, if it was lent to it."""
     return cache_folder() / "recordings" / f"{digest}{suffix}"
 
 
-def missing(wanted: Iterable[tuple[str, str]]) -> list[str]:
-    """Digests of those of `wanted`, digests and suffixes, that are not kept here."""
-    return [digest for digest, suffix in wanted if not kept(digest, suffix).exists()]
-
-
-def keep(content: bytes, suffix: str) -> None:
-    """Keep a recording; another process may do the same at once."""
+def keep(content: bytes, suffix: str) -> Path:
+    """Keep a recording, where `kept` finds it; another process may do the same at once."""
     path = kept(hashlib.sha256(content).hexdigest(), suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
+    return path

@@ -1,0 +1,324 @@
+"""A search on a real cluster: several hosts on this machine, each with its own Ray and address."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import AUTH, DASHBOARD_PORT, Host, Network, why_not
+from optuna.trial import TrialState
+from searches import command, files_below, study, summary, trials, wait_for
+
+import resp_tune
+
+UNAVAILABLE = why_not()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(UNAVAILABLE is not None, reason=UNAVAILABLE or ""),
+]
+
+ARGS = ("--space", "search_spaces/smoke.yaml", "--scheduler", "none")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set in a folder of its own, which a host may be unable to see."""
+    folder = tmp_path_factory.mktemp("data") / "set"
+    made = command("synth", str(folder), "--recordings", "60", "--seconds", "4")
+    assert made.code == 0, made.err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """A head that runs no trials, and two workers with two logical GPUs each."""
+    with Network(tmp_path_factory.mktemp("net"), 4) as network:
+        network.head.head()
+        for host in network.hosts[1:3]:
+            host.worker()
+        yield network
+
+
+def command_line(net: Network, storage: Path, data: Path, *args: str) -> list[str]:
+    return [
+        sys.executable, "-m", "resp_tune.search", "--address", net.address,
+        "--storage", str(storage), "--data", str(data), *ARGS, *args,
+    ]  # fmt: skip
+
+
+def errors(text: str) -> list[str]:
+    assert "Traceback" not in text, text
+    return [line for line in text.splitlines() if line.startswith("error:")]
+
+
+def epochs_told(storage: Path, name: str) -> dict[int, int]:
+    if not (storage / name / "study.db").exists():
+        return {}
+    return {t.number: len(t.intermediate_values) for t in study(storage, name).get_trials()}
+
+
+def check_whole(storage: Path, name: str, count: int, epochs: int) -> None:
+    """Every trial once and finished, each epoch once, in the study and in the tables."""
+    told = study(storage, name).get_trials()
+    assert [t.number for t in told] == list(range(count))
+    assert {t.state for t in told} == {TrialState.COMPLETE}
+    assert [sorted(t.intermediate_values) for t in told] == [list(range(1, epochs + 1))] * count
+    assert list(trials(storage, name)["state"]) == ["finished"] * count
+    assert summary(storage, name)["trials"]["finished"] == count
+
+
+def test_four_gpus_on_two_hosts_run_four_trials_at_once(
+    net: Network, data: Path, tmp_path: Path
+) -> None:
+    args = ("--gpus", "4", "--trials", "4", "--epochs", "40", "--name", "four")
+    done = net.head.run(*command_line(net, tmp_path, data, *args))
+    assert done.returncode == 0, done.stderr
+    assert "4 trials at once, each on 0.5 CPU and 1 GPU" in done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "four" / "summary.json")
+    for host in net.hosts[1:3]:
+        assert f"({host.address})" in done.stderr, "in the table"
+        filled = [li for li in done.stderr.splitlines() if li.startswith("cache of")
+                  and f"({host.address})" in li]  # fmt: skip
+        assert len(filled) == 1, "once a node"
+        assert "1 front ends computed" in filled[0]
+    told = study(tmp_path, "four").get_trials()
+    last_start = max(t.datetime_start for t in told if t.datetime_start)
+    first_end = min(t.datetime_complete for t in told if t.datetime_complete)
+    assert last_start < first_end, "the four trials must overlap"
+    check_whole(tmp_path, "four", 4, 40)
+    again = net.head.run(*command_line(net, tmp_path, data, *args))
+    assert again.returncode == 0, again.stderr
+    assert "4 trials have ended already" in again.stderr
+
+
+def test_more_gpus_than_there_are(net: Network, data: Path, tmp_path: Path) -> None:
+    done = net.head.run(*command_line(net, tmp_path, data, "--gpus", "9"))
+    assert done.returncode == 2
+    assert "has 4 GPUs: give --gpus 4" in errors(done.stderr)[0]
+    waited = net.head.run(
+        *command_line(net, tmp_path, data, "--gpus", "9", "--wait-for-gpus", "3s")
+    )
+    assert waited.returncode == 2
+    assert "3 s later" in errors(waited.stderr)[0]
+    assert files_below(tmp_path) == set()
+
+
+def test_a_dry_run_asks_every_node_and_leaves_nothing(
+    net: Network, data: Path, tmp_path: Path
+) -> None:
+    args = ("--dry-run", "--tracking-uri", f"sqlite:///{tmp_path}/m.db")
+    done = net.head.run(*command_line(net, tmp_path / "r", data, *args))
+    assert done.returncode == 0, done.stderr
+    for host in net.hosts[:3]:
+        assert f"({host.address})" in done.stdout
+    assert done.stdout.count("✓") == 3 * 3
+    assert files_below(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [("", "wants a token"), ("x" * 64, "refuses the token")],
+)
+def test_without_the_token_nobody_comes_in(
+    token: str, said: str, net: Network, data: Path, tmp_path: Path
+) -> None:
+    env = {"RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}  # where a token file may lie
+    done = net.head.run(*command_line(net, tmp_path / "r", data), **env)
+    assert done.returncode == 2
+    assert said in errors(done.stderr)[0]
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_machine_outside_the_cluster_is_told_so(net: Network, data: Path, tmp_path: Path) -> None:
+    done = net.hosts[3].run(*command_line(net, tmp_path / "r", data))
+    assert done.returncode == 2
+    assert "none of that cluster's nodes" in errors(done.stderr)[0]
+    assert f"ray start --address={net.address}" in errors(done.stderr)[0]
+
+
+def with_another_node(host: Host, **env: str) -> Host:
+    """`host` as a node of the cluster, with other folders or settings than the rest."""
+    host.kill()
+    host.env = env
+    host.worker()
+    return host
+
+
+def left(net: Network, host: Host) -> None:
+    """Wait until the cluster has noticed that `host` is gone."""
+    host.kill()
+    code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); "
+    code += "print(sum(n['Alive'] for n in ray.nodes()))"
+    wait_for(lambda: net.head.run(sys.executable, "-c", code, net.address)
+             .stdout.split()[-1:] == ["3"], 60)  # fmt: skip
+
+
+def test_storage_that_a_node_does_not_see(net: Network, data: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "only-here"
+    storage.mkdir()
+    host = net.hosts[3]
+    host.cover = (storage,)
+    with_another_node(host)
+    try:
+        done = net.head.run(*command_line(net, storage, data, "--trials", "1"))
+    finally:
+        host.cover = ()
+        left(net, host)
+    assert done.returncode == 2
+    error = errors(done.stderr)[0]
+    assert f"({host.address}) is not the driver's folder" in error
+    assert "give a folder that all nodes share" in error
+    assert files_below(storage) == set()
+
+
+def test_recordings_that_a_node_does_not_see_are_lent(
+    net: Network, data: Path, tmp_path: Path
+) -> None:
+    host = net.hosts[3]
+    host.cover = (data.parent,)
+    with_another_node(host)
+    args = ("--trials", "6", "--epochs", "30", "--name", "lent")
+    try:
+        done = net.head.run(*command_line(net, tmp_path, data, *args))
+    finally:
+        host.cover = ()
+        left(net, host)
+    assert done.returncode == 0, done.stderr
+    table = " ".join(done.stderr.split())
+    assert "lent through Ray" in table
+    assert "MB lent to nodes that do not see them" in done.stderr
+    kept = list((host.folder / "cache" / "recordings").iterdir())
+    searched = json.loads((tmp_path / "lent" / "recordings.json").read_text())
+    assert len(kept) == len(searched) < 60, "what the search reads, and no test recording"
+    assert not list((net.hosts[1].folder / "cache").glob("recordings/*")), "that host sees them"
+    check_whole(tmp_path, "lent", 6, 30)
+
+
+def test_other_code_on_a_node(net: Network, data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "other"
+    shutil.copytree(Path(resp_tune.__file__).parent, copy / "resp_tune")
+    (copy / "resp_tune" / "errors.py").open("a").write("\n")
+    host = with_another_node(net.hosts[3], PYTHONPATH=str(copy))
+    try:
+        # From another folder: where the driver's own lies on a node too, Ray imports from there.
+        space = str(Path("search_spaces/smoke.yaml").absolute())
+        line = command_line(net, tmp_path / "r", data, "--trials", "1", "--space", space)
+        done = net.head.run("env", "-C", str(tmp_path), *line)
+    finally:
+        host.env = {}
+        left(net, host)
+    assert done.returncode == 2
+    assert "other code of resp_tune" in errors(done.stderr)[0]
+    assert host.address in errors(done.stderr)[0]
+
+
+def test_a_host_is_cut_off_and_another_joins(net: Network, data: Path, tmp_path: Path) -> None:
+    """Its trials finish elsewhere, the newcomer is used, each trial and epoch is there once."""
+    args = ("--trials", "8", "--epochs", "250", "--name", "cut")
+    out = tmp_path / "out"
+    running = net.head.start(*command_line(net, tmp_path, data, *args), out=out)
+    lost, new = net.hosts[2], net.hosts[3]
+    try:
+        wait_for(lambda: len([n for n in epochs_told(tmp_path, "cut").values() if n > 5]) == 4)
+        lost.link("down")
+        new.worker()
+        assert running.wait(timeout=400) == 0, out.read_text()
+    finally:
+        lost.kill()
+        lost.link("up")
+        left(net, new)
+    text = out.read_text()
+    assert text.count("its node was lost; it goes on from its checkpoint") == 2, text
+    assert "Traceback" not in text
+    assert list((new.folder / "cache" / "features").glob("*/frames.f16")), "it ran trials"
+    check_whole(tmp_path, "cut", 8, 250)
+    micro = [t.user_attrs["config"]["micro_batch"] for t in study(tmp_path, "cut").get_trials()]
+    assert micro == [None] * 8, "a lost node says nothing about memory"
+    lost.worker()  # for the tests that follow, and that it can come back
+
+
+def test_a_job_survives_its_laptop(net: Network, data: Path, tmp_path: Path) -> None:
+    """Handed over by the job API: refused without the token, goes on with the same name."""
+    outside = net.hosts[3]
+    jobs = f"http://{net.head.address}:{DASHBOARD_PORT}"
+    submit = (sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", jobs)
+    args = ("--storage", str(tmp_path), "--data", str(data), *ARGS, "--name", "job",
+            "--trials", "4", "--epochs", "100")  # fmt: skip
+    search = ("--", sys.executable, "-m", "resp_tune.search", *args)
+    refused = outside.run(*submit, *search, RAY_AUTH_TOKEN="x" * 64)  # a wrong one
+    assert refused.returncode != 0
+    assert not (tmp_path / "job").exists()
+    out = tmp_path / "out"
+    laptop = outside.start(*submit, *search, out=out)
+    wait_for(lambda: sum(epochs_told(tmp_path, "job").values()) > 20)
+    assert "that this job is in" in " ".join(out.read_text().split()), "logs are streamed"
+    os.killpg(laptop.pid, 9)  # the laptop is closed
+    wait_for(lambda: (tmp_path / "job" / "summary.json").exists())
+    check_whole(tmp_path, "job", 4, 100)
+    more = outside.run(*submit, *(a if a != "4" else "5" for a in search))
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert "continuing: 4 trials have ended already" in more.stdout
+    assert str(tmp_path / "job" / "summary.json") in more.stdout
+    check_whole(tmp_path, "job", 5, 100)
+
+
+def redis(host: Host, folder: Path) -> None:
+    """A Redis on `host`, for the head's control store."""
+    folder.mkdir(exist_ok=True)
+    host.start(
+        "redis-server", "--bind", host.address, "--port", "6390", "--dir", str(folder),
+        "--requirepass", AUTH["RAY_AUTH_TOKEN"], "--appendonly", "yes", out=folder / "log",
+    )  # fmt: skip
+    wait_for(lambda: "Ready to accept" in (folder / "log").read_text(), 20)
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
+def test_the_head_is_killed_and_comes_back(data: Path, tmp_path: Path) -> None:
+    """With Redis behind its control store the search goes on; its driver is on another host."""
+    storage, out = tmp_path / "r", tmp_path / "out"
+    with Network(tmp_path / "net", 3) as net:
+        head, worker, store = net.hosts
+        redis(store, tmp_path / "redis")
+        env = {"RAY_REDIS_ADDRESS": f"{store.address}:6390"}
+        password = f"--redis-password={AUTH['RAY_AUTH_TOKEN']}"
+        head.head(password, **env)
+        worker.worker(cpus=2)
+        args = ("--trials", "4", "--epochs", "250", "--name", "headless")
+        running = worker.start(*command_line(net, storage, data, *args), out=out)
+        wait_for(lambda: sum(epochs_told(storage, "headless").values()) > 20)
+        head.kill()
+        time.sleep(3)
+        before = sum(epochs_told(storage, "headless").values())
+        head.head(password, **env)
+        assert running.wait(timeout=400) == 0, out.read_text()
+        assert before < 4 * 250
+    assert "Traceback" not in out.read_text()
+    check_whole(storage, "headless", 4, 250)
+
+
+def test_without_redis_a_new_cluster_goes_on(data: Path, tmp_path: Path) -> None:
+    storage, out = tmp_path / "r", tmp_path / "out"
+    args = ("--trials", "4", "--epochs", "150", "--name", "moved")
+    with Network(tmp_path / "old", 2) as net:
+        net.head.head()
+        net.hosts[1].worker(cpus=2)
+        net.hosts[1].start(*command_line(net, storage, data, *args), out=out)
+        wait_for(lambda: sum(epochs_told(storage, "moved").values()) > 40)
+        for host in net.hosts:
+            host.kill()
+    before = epochs_told(storage, "moved")
+    assert sum(before.values()) < 4 * 150
+    with Network(tmp_path / "new", 2) as net:
+        net.head.head()
+        net.hosts[1].worker(cpus=2)
+        done = net.head.run(*command_line(net, storage, data, *args))
+    assert done.returncode == 0, done.stderr
+    assert "were cut off" in done.stderr
+    check_whole(storage, "moved", 4, 150)
