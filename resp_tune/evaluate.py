@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.cli import Parser, run, say
 from resp_tune.errors import UserError
 from resp_tune.paths import folder_to_write, user_path
+from resp_tune.storage.place import Place, is_uri
 
 if TYPE_CHECKING:
     from resp_tune.learning.bundle import Bundle
@@ -64,6 +65,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the audit; with `--out` the last line is the path of the page."""
     args = parser().parse(argv)
+    for flag, given in (("--winner", [args.winner]), ("--compare", args.compare or [])):
+        _check_here(flag, given)
     if args.compare is not None:
         _compare(args)
         return
@@ -82,6 +85,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         page = _write(out, text, found)
         if not args.json:
             print(page)
+
+
+def _check_here(flag: str, given: Sequence[str | None]) -> None:
+    """A reading of the test side goes on record beside its search, which only a folder can be."""
+    for text in given:
+        if text is not None and not text.startswith("models:/") and is_uri(text):
+            place = Place.parse(flag, text)
+            raise UserError(
+                f"{flag} '{place}' must be a folder here: copy the search's folder first (aws s3 "
+                "cp --recursive, gsutil cp -r, azcopy) and give the copy's"
+            )
 
 
 def _compare(args: Namespace) -> None:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.cli import Parser, run, say
 from resp_tune.errors import RunError, UserError
 from resp_tune.paths import user_path
+from resp_tune.storage.place import LARGEST, Place, StorageError, is_uri
+from resp_tune.storage.probe import check_place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from resp_tune.learning.bundle import Bundle
 
 CHAMPION = "models:/resp_tune@champion"
+BUNDLE = ("config.json", "weights.safetensors")
 
 
 def parser() -> Parser:
@@ -34,7 +37,10 @@ def parser() -> Parser:
     p = Parser("predict", __doc__ or "")
     p.add_argument("files", nargs="+", metavar="FILE", help="wav or FLAC, any rate")
     p.add_argument(
-        "--winner", metavar="DIR", default=CHAMPION, help="a winner/ folder, or models:/NAME@ALIAS"
+        "--winner",
+        metavar="DIR or URI",
+        default=CHAMPION,
+        help="a winner/ folder, here or at s3://…, gs://…, abfs://…, or models:/NAME@ALIAS",
     )
     p.add_argument(
         "--tracking-uri",
@@ -74,13 +80,33 @@ def open_winner(winner: str, tracking_uri: str | None) -> Bundle:
     from resp_tune.learning.bundle import load_bundle
 
     if not winner.startswith("models:/"):
-        return load_bundle(user_path(winner))
+        return _fetched(winner) if is_uri(winner) else load_bundle(user_path(winner))
     from resp_tune.tracking.registry import fetch_bundle
     from resp_tune.tracking.uri import resolve_uri
 
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as folder:
         uri = resolve_uri(tracking_uri, Path("results").absolute())
         return load_bundle(fetch_bundle(winner, uri, Path(folder)))
+
+
+def _fetched(winner: str) -> Bundle:
+    """The bundle in an object store."""
+    from resp_tune.learning.bundle import load_bundle
+
+    place = Place.parse("--winner", winner)
+    check_place("--winner", place, write=False)
+    with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
+        folder = Path(scratch) / "winner"
+        try:
+            there = [place.fetch(file, folder / file, LARGEST) for file in BUNDLE]
+        except StorageError as error:
+            raise UserError(f"--winner '{place}' cannot be read ({error})") from error
+        if not all(there):
+            raise UserError(
+                f"--winner '{place}' is no winner: it lacks {' or '.join(BUNDLE)}; give "
+                "s3://BUCKET/PREFIX/NAME/winner of a search that has ended"
+            )
+        return load_bundle(folder)
 
 
 def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:

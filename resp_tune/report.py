@@ -2,16 +2,20 @@
 
 python -m resp_tune.report first
 python -m resp_tune.report first --storage /data/searches
+python -m resp_tune.report first --storage s3://bucket/searches
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from resp_tune.cli import Parser, existing_folder, run
-from resp_tune.errors import UserError, nearest
+from resp_tune.errors import RunError, UserError, nearest
+from resp_tune.storage.place import Place, StorageError, is_uri
+from resp_tune.storage.probe import check_place
 
 
 def parser() -> Parser:
@@ -19,7 +23,10 @@ def parser() -> Parser:
     parser = Parser("report", __doc__ or "")
     parser.add_argument("name", metavar="NAME", help="a search")
     parser.add_argument(
-        "--storage", default="results", metavar="PATH", help="the folder that searches are in"
+        "--storage",
+        default="results",
+        metavar="PATH or URI",
+        help="what searches are in: a folder, or s3://BUCKET/PREFIX, gs://…, abfs://…",
     )
     return parser
 
@@ -27,12 +34,37 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write `report.html` and print its path."""
     args = parser().parse(argv)
-    if "://" in args.storage:
-        raise UserError(f"--storage '{args.storage}': only folders are built so far, not URIs")
+    if is_uri(args.storage):
+        print(_in_store(Place.parse("--storage", args.storage), args.name))
+        return
     folder = search_folder(existing_folder(args.storage), args.name)
     from resp_tune.reporting.page import render
 
     print(render(folder))
+
+
+def _in_store(storage: Place, name: str) -> Place:
+    """The page made again from the files in an object store, and put beside them."""
+    from resp_tune.reporting.page import render
+    from resp_tune.searching.settings import check_search_name
+
+    check_search_name(name)
+    check_place("--storage", storage, write=False)
+    place = storage / name
+    with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
+        folder = Path(scratch) / name
+        try:
+            if not place.fetch("summary.json", folder / "summary.json"):
+                raise UserError(f"'{place}' has no summary.json: no search of that name has ended")
+            for file in ("trials.csv", "epochs.csv", "replicates.csv", "split.json"):
+                place.fetch(file, folder / file)
+            for file in ("config.json", "predictions.csv"):
+                place.fetch(f"winner/{file}", folder / "winner" / file)
+            page = render(folder)
+            place.write(page.read_bytes(), page.name)
+        except StorageError as error:
+            raise RunError(f"'{place}' cannot be used ({error})") from error
+    return place / page.name
 
 
 def search_folder(storage: Path, name: str) -> Path:

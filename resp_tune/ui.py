@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, NoReturn
 from resp_tune.cli import Parser, natural_int, run, say
 from resp_tune.errors import RunError, UserError, nearest
 from resp_tune.paths import user_path
+from resp_tune.storage.place import Place, is_uri
 
 if TYPE_CHECKING:
     from resp_tune.tracking.searches import SearchEntry
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.tracking.store import check_there, probe, resolve_uri
     from resp_tune.tracking.uri import is_server, redact
 
+    if is_uri(args.storage) and not (args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        place = Place.parse("--storage", args.storage)
+        raise UserError(f"--storage '{place}' holds no MLflow store: give the --tracking-uri")
     uri = resolve_uri(args.tracking_uri, user_path(args.storage))
     check_there(uri)
     probe(uri)

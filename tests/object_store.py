@@ -1,9 +1,8 @@
-"""An S3 server of our own, in a process that a test can stop and let go on, with one bucket."""
+"""An S3 server of our own with one bucket, behind a wire that a test can cut."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pyarrow.fs import S3FileSystem
 from test_tracking import free_port
+from wire import Wire
 
 from resp_tune.storage.place import Place
 
@@ -31,8 +31,11 @@ ENVIRONMENT = {
 class ObjectStore:
     """moto's server, which holds everything in memory."""
 
-    port: int
-    process: subprocess.Popen[bytes]
+    wire: Wire
+
+    @property
+    def port(self) -> int:
+        return self.wire.port
 
     @property
     def endpoint(self) -> str:
@@ -53,13 +56,6 @@ class ObjectStore:
         """The folder of a search on the machine that has this cache folder."""
         return cache / "searches" / self.place.copy.name / name
 
-    def stop(self) -> None:
-        """Answer nobody any more: what it holds stays."""
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-
 
 @contextmanager
 def object_store(**environment: str) -> Iterator[ObjectStore]:
@@ -77,7 +73,7 @@ def object_store(**environment: str) -> Iterator[ObjectStore]:
             assert process.poll() is None, "moto's server ended"
             assert time.monotonic() < deadline, "moto's server does not answer"
             time.sleep(0.1)
-        store = ObjectStore(port, process)
+        store = ObjectStore(Wire(free_port(), port))
         client = S3FileSystem(endpoint_override=store.endpoint, allow_bucket_creation=True)
         client.create_dir(BUCKET)
         yield store

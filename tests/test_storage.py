@@ -58,6 +58,9 @@ def test_an_object_is_written_read_listed_fetched_and_removed(place: Place, tmp_
     assert (tmp_path / "new" / "b").read_bytes() == b"four"
     assert not place.fetch("a/c", tmp_path / "c")
     assert not (tmp_path / "c").exists()
+    with pytest.raises(StorageError, match="more than any file"):
+        place.fetch("a/large", tmp_path / "large", most=1000)
+    assert not (tmp_path / "large").exists()
     place.remove("a/b")
     place.remove("a/b")
     assert place.sizes() == {"a/large": 7_000_000}
@@ -298,6 +301,8 @@ def there(place: Place, folder: Path, drivers: list[str], **values: str | int) -
     place.write(b"{}", "split.json")
     place.write(b"theirs", "winner/config.json")
     place.write(b"theirs", "trials/0/checkpoint.pt")
+    place.write(b"out of the folder", "winner/../../../escaped")
+    place.write(b"hidden", ".lock")
 
 
 def drivers_of(folder: Path) -> list[str]:
@@ -333,6 +338,7 @@ def test_which_copy_goes_on(
     assert (folder / "winner" / "config.json").exists() == (not stays)
     assert (folder / "trials").exists()
     assert not (folder / "trials" / "0").exists(), "fetched when it is wanted"
+    assert not [p for p in tmp_path.rglob("*") if p.name in ("escaped", ".lock")]
     assert said == []
 
 

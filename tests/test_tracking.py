@@ -265,6 +265,29 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert all_runs(uri)["trial-1"].info.status == "FINISHED"
 
 
+def test_a_number_given_to_other_parameters_gets_another_run(uri: str, tmp_path: Path) -> None:
+    """As when a machine is lost with a trial that no other machine knows of."""
+    runs = open_search(uri, tmp_path)
+    for number in (0, 1):
+        runs.start_trial(number, params={**PARAMS, "lr": 0.01, "micro_batch": 8}, seed=1)
+        runs.log_epochs(number, [epoch(1, 0.9), epoch(2, 0.9)])
+    runs.end_trial(1, "finished", score=0.9, seconds=1.0)
+    before = runs.run_ids()
+    runs.close("KILLED")
+    runs = open_search(uri, tmp_path)
+    runs.start_trial(0, params={**PARAMS, "lr": 0.01, "micro_batch": 4}, seed=1)
+    runs.start_trial(1, params={**PARAMS, "lr": 0.02, "micro_batch": 8}, seed=1, again=True)
+    runs.log_epochs(1, [epoch(1, 0.1)])
+    after = runs.run_ids()
+    runs.close("KILLED")
+    assert after[0] == before[0], "only memory was short"
+    assert after[1] != before[1]
+    other = all_runs(uri)["trial-1"]
+    assert (other.info.run_id, other.data.params["lr"]) == (after[1], "0.02")
+    history = MlflowClient(uri).get_metric_history(after[1], "val_macro_f1")
+    assert [(m.step, m.value) for m in history] == [(1, 0.1)]
+
+
 def test_an_outage_loses_nothing_and_delays_nobody(tmp_path: Path) -> None:
     port, said = free_port(), list[str]()
     with mlflow_server(tmp_path, port) as address:

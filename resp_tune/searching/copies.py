@@ -18,7 +18,7 @@ from typing import Any
 from resp_tune.errors import UserError
 from resp_tune.paths import write_atomically
 from resp_tune.searching.readings import with_reading
-from resp_tune.storage.place import Place, StorageError
+from resp_tune.storage.place import LARGEST, Place, StorageError
 from resp_tune.tuning.study import DRIVERS, READINGS, STUDY_ID, read_study
 
 STUDY = "study.db"
@@ -70,14 +70,19 @@ def _replace(remote: Place, folder: Path, fetched: Path, say: Say) -> None:
     elif kept := _aside(folder):
         say(f"this machine's copy is not of the search at '{remote}': it was moved to '{kept}'")
     with in_one_line(remote):
-        for name in remote.sizes():
-            inside = name.partition("/")[0]
-            if inside not in (STUDY, "trials") and not inside.startswith("."):
-                remote.fetch(name, folder / name)
+        for name in filter(_belongs, remote.sizes()):
+            remote.fetch(name, folder / name, LARGEST)
     for journal in folder.glob(f"{STUDY}-*"):  # of the study that was here; it would be applied
         journal.unlink()
     # Last: a folder with the old one is fetched again.
     write_atomically(folder / STUDY, (fetched / STUDY).read_bytes())
+
+
+def _belongs(name: str) -> bool:
+    """Whether an object is a file of the search, but for the study; its name may be anybody's."""
+    parts = name.split("/")
+    known = len(parts) == 1 or (len(parts) == 2 and parts[0] == "winner")
+    return known and name != STUDY and all(p and not p.startswith(".") for p in parts)
 
 
 def _gives_way(folder: Path, fetched: Path) -> bool:
@@ -128,7 +133,7 @@ def _fetched(remote: Place, name: str, files: tuple[str, ...]) -> Iterator[Path 
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch) / name
         with in_one_line(remote):
-            found = [remote.fetch(file, folder / file) for file in files]
+            found = [remote.fetch(file, folder / file, LARGEST) for file in files]
         if not found[0]:
             yield None
             return

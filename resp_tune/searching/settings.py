@@ -37,6 +37,15 @@ def in_a_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def check_search_name(name: str) -> None:
+    """Raise `UserError` where no search can have this name."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"--name {name[:80]!r} is not a name: 1 to 64 letters, digits, '.', '_' or '-', the "
+            "first a letter or digit"
+        )
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """One field a flag; see `python -m resp_tune.search --help`. Durations are in seconds.
@@ -87,11 +96,8 @@ class SearchSettings:
                 raise UserError(
                     f"--{what} '{given}' is not one that is built: {hint}{listed}{also}"
                 )
-        if self.name is not None and not _NAME.fullmatch(self.name):
-            raise UserError(
-                f"--name {self.name[:80]!r} is not a name: 1 to 64 letters, digits, '.', '_' or "
-                "'-', the first a letter or digit"
-            )
+        if self.name is not None:
+            check_search_name(self.name)
         if not 1 <= self.folds <= 4:
             raise UserError(f"--folds {self.folds} is outside 1 to 4")
         if not 1 <= self.replicates <= MOST_REPLICATES:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
+LARGEST = 1 << 30  # bytes: no file of a search has as many, and a stranger's object may
 _GIVE = "give s3://BUCKET/PREFIX, gs://… or abfs://…, or a folder"
 # What a URI's query is completed with. One request for a small object instead of three; and
 # Google's client would try again for a quarter of an hour.
@@ -155,8 +156,16 @@ class Place:
                 if info.type == FileType.File
             }
 
-    def fetch(self, name: str, to: Path) -> bool:
-        """Copy an object to the file `to`, whole or not at all; whether there is one."""
+    def fetch(self, name: str, to: Path, most: int | None = None) -> bool:
+        """Copy an object to the file `to`, whole or not at all; whether there is one.
+
+        One of more than `most` bytes is not taken.
+        """
+        if most is not None:
+            with self._asked() as (files, path):
+                size = files.get_file_info(_join(path, name)).size or 0
+            if size > most:
+                raise StorageError(f"'{name}' has {size:,} bytes: more than any file of a search")
         content = self.read(name)
         if content is not None:
             to.parent.mkdir(parents=True, exist_ok=True)

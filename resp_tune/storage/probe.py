@@ -13,12 +13,12 @@ from resp_tune.storage.place import Place, StorageError
 
 PROBE_SECONDS = 10.0
 _HINTS = {
-    "NO_SUCH_BUCKET": "make that bucket, or give another --storage",
+    "NO_SUCH_BUCKET": "make that bucket, or give another {flag}",
     "ACCESS_DENIED": "give credentials that may read, write and delete there",
     "INVALID_ACCESS_KEY_ID": "set AWS_ACCESS_KEY_ID to a key that the store knows",
     "SIGNATURE_DOES_NOT_MATCH": "set AWS_SECRET_ACCESS_KEY to the key's own",
     "INVALID_CLIENT_TOKEN_ID": "set AWS_ACCESS_KEY_ID to a key that the store knows",
-    "NETWORK_CONNECTION": "start it, or give another --storage",
+    "NETWORK_CONNECTION": "start it, or give another {flag}",
 }
 
 
@@ -45,7 +45,7 @@ def check_place(flag: str, place: Place, *, write: bool = True) -> None:
         atexit.register(_leave)
         raise UserError(
             f"{flag} '{place}' did not answer within {PROBE_SECONDS:g} s: check the network, or "
-            "give another --storage"
+            f"give another {flag}"
         )
     if failures:
         raise _in_one_line(flag, place, failures[0]) from None
@@ -72,7 +72,6 @@ def _try(place: Place, write: bool) -> None:
 def _in_one_line(flag: str, place: Place, error: BaseException) -> BaseException:
     if not isinstance(error, StorageError):
         return error
-    hint = next((hint for key, hint in _HINTS.items() if key in str(error)), None)
-    return UserError(
-        f"{flag} '{place}' cannot be used ({error}): {hint or 'give another --storage'}"
-    )
+    found = (hint for key, hint in _HINTS.items() if key in str(error))
+    hint = next(found, "give another {flag}").format(flag=flag)
+    return UserError(f"{flag} '{place}' cannot be used ({error}): {hint}")
