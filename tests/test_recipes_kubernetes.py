@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -41,11 +43,17 @@ def _against_schemas(objects: list[dict[str, Any]]) -> Iterator[str]:
             ]
         else:
             plain.append(o)
-    for o in plain:
-        try:
-            kubernetes_validate.validate(o, KUBERNETES, strict=True)
-        except kubernetes_validate.ValidationError as error:
-            yield f"{o['kind']}: {error.json_path}: {error.message}"
+    yield from filter(None, (_kubernetes_says(json.dumps(o)) for o in plain))
+
+
+@functools.cache  # broken copies differ from the manifest in one object each
+def _kubernetes_says(document: str) -> str:
+    o = json.loads(document)
+    try:
+        kubernetes_validate.validate(o, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return f"{o['kind']}: {error.json_path}: {error.message}"
+    return ""
 
 
 def _owners(o: dict[str, Any]) -> list[dict[str, Any]]:

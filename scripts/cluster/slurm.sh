@@ -67,7 +67,7 @@ on_every_node='
   [ "$(cat "$RESP_TUNE_EXIT" 2>/dev/null)" != 0 ] || rm -rf "$RAY_TMPDIR"'
 
 # --cpus-per-task again, since srun no longer takes it from sbatch. The other nodes end a minute after
-# the first: so long does Ray look for a head that is gone.
+# the first: so long does Ray look for a head that is gone, and then says so at length.
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --kill-on-bad-exit=0 \
   bash -c "$on_every_node" - python -m resp_tune.search --address "$RESP_TUNE_HEAD" "$@" ||
   echo "srun ended with $?" >&2
