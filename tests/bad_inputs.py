@@ -13,16 +13,22 @@ from types import FrameType
 
 from resp_tune.cli import run
 
+
+class HangsError(BaseException):
+    """Not an `Exception`: no command can take it for one of its own."""
+
+
 LONGEST = 15  # seconds, beyond which an input is said to hang
+NOTICES = ("note:", "data:")  # what may stand beside the error
 tried = [0]  # inputs, in this session
 
 
 @contextlib.contextmanager
 def bounded(seconds: int) -> Iterator[None]:
-    """Inside, what takes longer is an AssertionError where it stands."""
+    """Inside, what takes longer is a `HangsError` where it stands."""
 
     def late(_number: int, frame: FrameType | None) -> None:
-        raise AssertionError("hangs:\n" + "".join(traceback.format_stack(frame)[-8:]))
+        raise HangsError("\n" + "".join(traceback.format_stack(frame)[-8:]))
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
@@ -61,8 +67,11 @@ def check(
         except SystemExit as end:  # --help
             code = int(end.code or 0)
     assert code in (0, 1, 2), err.getvalue()
-    errors = [line for line in err.getvalue().split("\n") if line.startswith("error:")]
+    said = [line for line in err.getvalue().split("\n") if line]
+    errors = [line for line in said if line.startswith("error:")]
     assert len(errors) == lines * (code != 0), err.getvalue()
+    others = [line for line in said if not line.startswith(("error:", *NOTICES))]
+    assert not others, "beside the error there stands something else:\n" + err.getvalue()
     assert tree(place) == before, "something was written"
     ray = sys.modules.get("ray")
     assert ray is None or not ray.is_initialized(), "a cluster was started"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import bad_inputs
 import pytest
+from fault_log import survived
 
 _USERS_OWN = (
     "RESP_TUNE_DATA",
@@ -33,3 +34,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many inputs that nobody should give were given."""
     if bad_inputs.tried[0]:
         terminalreporter.write_line(f"bad inputs tried: {bad_inputs.tried[0]}")
+        if not terminalreporter.stats.get("failed"):
+            survived("a bad input", times=bad_inputs.tried[0])

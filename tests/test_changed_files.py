@@ -8,6 +8,7 @@ from pathlib import Path
 
 import faults
 import pytest
+from fault_log import survived
 from searches import command, search, study, summary, trials
 
 ARGS = (
@@ -66,6 +67,7 @@ def test_a_changed_recording_is_named(copy: Path) -> None:
     code, said = go_on(copy)
     assert code == 0, said
     assert len(trials(copy / "r", "kept")) == 3
+    survived("a recording changed between two commands")
 
 
 def test_a_recording_that_is_gone_is_named(copy: Path) -> None:
@@ -76,6 +78,7 @@ def test_a_recording_that_is_gone_is_named(copy: Path) -> None:
     code, said = go_on(copy)
     assert code == 2
     assert f"gone: {stem}" in said
+    survived("a recording vanished between two commands")
 
 
 def test_changed_labels_are_named(copy: Path) -> None:
@@ -89,6 +92,7 @@ def test_changed_labels_are_named(copy: Path) -> None:
     code, said = go_on(copy)
     assert code == 2
     assert "sides" in said or stem in said
+    survived("labels changed between two commands")
 
 
 CHANGES = """
@@ -117,6 +121,7 @@ def test_a_recording_that_changes_while_it_is_read(copy: Path, tmp_path: Path) -
     assert code == 1
     assert f"{stem}.wav' has changed since this command began" in said
     assert not list((tmp_path / "cache" / "features").glob("*/frames.f16")), "nothing mixed is kept"
+    survived("a recording changed while it was read")
 
 
 def test_what_follows_from_the_study_is_made_again(copy: Path) -> None:
@@ -132,6 +137,7 @@ def test_what_follows_from_the_study_is_made_again(copy: Path) -> None:
     assert after["trials"] == before["trials"]
     assert after["winner"] == before["winner"]
     assert after["test_readings"] == before["test_readings"]
+    survived("trials.csv, summary.json, epochs.csv, report.html damaged", times=len(paths))
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
@@ -148,6 +154,7 @@ def test_a_damaged_study_is_named(damage: str, copy: Path) -> None:
     assert code in (1, 2)
     assert "study.db'" in said
     assert path.read_bytes() == damaged[damage], "what is left of it stays"
+    survived("study.db damaged, named")
 
 
 def test_damaged_sides_are_made_again(copy: Path) -> None:
@@ -158,3 +165,4 @@ def test_damaged_sides_are_made_again(copy: Path) -> None:
     assert code == 0, said
     assert "split.json' was damaged and is made again" in said
     assert path.read_bytes() == whole
+    survived("split.json damaged, made again")

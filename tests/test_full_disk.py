@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fault_log import survived
 from searches import command, files_below, search, study, trials
 
 ARGS = ("--space", "search_spaces/smoke.yaml", "--scheduler", "none", "--name", "full")
@@ -71,7 +73,9 @@ def test_a_full_disk(place: str, size: str, said: str, disk: Path, tmp_path: Pat
     assert said in errors[0]
     assert "Traceback" not in full.err
     resize(disk, ROOMY)
+    begun = time.monotonic()
     after = search(storage, *args, env=env)
+    took = time.monotonic() - begun
     assert after.code == 0, after.err
     table = trials(storage, "full")
     assert list(table["number"]) == [0, 1, 2, 3]
@@ -80,3 +84,4 @@ def test_a_full_disk(place: str, size: str, said: str, disk: Path, tmp_path: Pat
     assert [len(t.intermediate_values) for t in told] == [2] * 4
     left = {name for name in files_below(storage) if ".part" in name}
     assert not left, "half-written files"
+    survived(f"disk full: {place}", took)

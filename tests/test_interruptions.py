@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fault_log import survived
 from optuna.trial import TrialState
 from searches import search, start, study, trials, wait_for
 
@@ -46,6 +48,10 @@ def epochs_told(storage: Path) -> int:
     return sum(len(t.intermediate_values) for t in study(storage, "cut").get_trials())
 
 
+def epochs_of(storage: Path, number: int) -> int:
+    return len(study(storage, "cut").get_trials()[number].intermediate_values)
+
+
 def begin(storage: Path, *args: str, err: Path) -> tuple[subprocess.Popen[bytes], str]:
     mark = uuid.uuid4().hex
     given = ("--storage", str(storage), *ARGS, *args)
@@ -64,11 +70,13 @@ def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path
     else:
         wait_for(lambda: epochs_told(storage) >= 4)
     # A terminal tells the whole group, `kill` the process.
+    told_at = time.monotonic()
     if name == "SIGINT":
         os.killpg(running.pid, signal.SIGINT)
     else:
         os.kill(running.pid, signal.SIGTERM)
     assert running.wait(timeout=90) == 130, err.read_text()
+    ended = time.monotonic() - told_at
     said = err.read_text()
     assert "to go on: the same command with --name cut" in said
     assert "Traceback" not in said
@@ -78,6 +86,7 @@ def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path
     told = study(storage, "cut").get_trials()
     assert [t.number for t in told] == list(range(len(told)))
     assert TrialState.RUNNING not in {t.state for t in told}
+    survived(f"{name} once", ended)
 
 
 def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
@@ -87,11 +96,14 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
     os.kill(running.pid, signal.SIGINT)
     wait_for(lambda: "once more stops at once" in err.read_text(), 20)
     os.kill(running.pid, signal.SIGINT)
+    told_at = time.monotonic()
     assert running.wait(timeout=10) == 130
+    ended = time.monotonic() - told_at
     assert "Traceback" not in err.read_text()
     assert "stopped at once" in err.read_text()
     wait_for(lambda: not marked(mark), 20)
     assert study(storage, "cut").get_trials()
+    survived("SIGINT twice", ended)
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
@@ -102,6 +114,13 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     checkpoints = sorted((storage / "cut").glob("trials/*/checkpoint.pt"))
     victim = next(p for p in marked(mark) if "Trainable" in " ".join(p.cmdline()))
     os.kill(victim.pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    wait_for(lambda: "its worker was lost" in err.read_text())
+    found = re.search(r"trial (\d): its worker was lost", err.read_text())
+    assert found is not None
+    before = epochs_of(storage, int(found[1]))
+    wait_for(lambda: epochs_of(storage, int(found[1])) > before or running.poll() is not None)
+    went_on = time.monotonic() - killed_at
     assert running.wait(timeout=300) == 0, err.read_text()
     assert "its worker was lost; it goes on from its checkpoint" in err.read_text()
     assert "Traceback" not in err.read_text()
@@ -111,6 +130,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     assert [sorted(t.intermediate_values) for t in told] == [list(range(1, 601))] * 2
     assert list(trials(storage, "cut")["state"]) == ["finished"] * 2
     assert [t.user_attrs["config"]["micro_batch"] for t in told] == [None, None]
+    survived("SIGKILL of a trial's worker", went_on)
 
 
 def test_two_at_once_and_a_dead_holder(tmp_path: Path) -> None:
@@ -118,7 +138,9 @@ def test_two_at_once_and_a_dead_holder(tmp_path: Path) -> None:
     running, _ = begin(storage, "--epochs", "400", err=err)
     wait_for(lambda: (storage / "cut" / ".held_by").exists())
     time.sleep(0.5)
+    begun = time.monotonic()
     second = search(storage, *ARGS, "--epochs", "400")
+    refused = time.monotonic() - begun
     assert second.code == 2
     assert f"is being run by process {running.pid} on" in second.err
     assert "Traceback" not in second.err
@@ -128,6 +150,8 @@ def test_two_at_once_and_a_dead_holder(tmp_path: Path) -> None:
     third = search(storage, *ARGS, "--epochs", "400", "--time-budget", "1s")
     assert "is being run by" not in third.err
     assert third.code in (0, 1), third.err
+    survived("a second process of the same name, refused", refused)
+    survived("a lock left by a dead process, taken over")
 
 
 def test_what_other_rays_left_behind(tmp_path: Path) -> None:
@@ -156,6 +180,7 @@ def test_what_other_rays_left_behind(tmp_path: Path) -> None:
             outcome = search(tmp_path / "r", *ARGS, "--epochs", "1", env=env)
         assert outcome.code == 0, outcome.err
         assert theirs.poll() is None, "it was left alone"
+        survived("a stale Ray address, a stranger's Ray and a busy port, at once")
     finally:
         os.killpg(theirs.pid, signal.SIGKILL)
         theirs.wait()

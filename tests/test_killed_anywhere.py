@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import deadly
 import mlflow
 import pytest
 from deadly import Moment
+from fault_log import survived
 from optuna.trial import TrialState
 from searches import Outcome, files_below, search, start, study, summary, trials, wait_for
 
@@ -67,14 +69,20 @@ MOMENTS: list[Moment] = [
 @pytest.mark.timeout(1200)
 def test_killed_at_every_kind_of_moment(tmp_path: Path) -> None:
     storage = tmp_path / "results"
+    took = []  # each command gets further than where the one before it was killed
     for moment in MOMENTS:
         env = deadly.dies(tmp_path / "deadly", moment)
         if moment[0] == "resp_tune.features.store":  # nothing is filled twice
             env["RESP_TUNE_CACHE"] = str(tmp_path / "empty")
             shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+        begun = time.monotonic()
         outcome = search(storage, *ARGS, env=env)
+        took.append(time.monotonic() - begun)
         assert outcome.code == -signal.SIGKILL, f"{moment}: {outcome.err}"
+    begun = time.monotonic()
     check(search(storage, *ARGS), storage)
+    took.append(time.monotonic() - begun)
+    survived("SIGKILL of the driver at a named moment", max(took[1:]), times=len(MOMENTS))
 
 
 def check(last: Outcome, storage: Path) -> None:
@@ -137,8 +145,13 @@ def test_a_killed_trial_repeats_ten_seconds_at_most(tmp_path: Path) -> None:
     env = {**faults.planted(tmp_path, WORK), "EPOCHS_DONE": str(journal)}
     args = (*ARGS[:6], "--concurrency", "1", "--epochs", "60", "--trials", "1", "--name", "long")
     given = ("--storage", str(tmp_path / "r"), *args)
+    gone_on = []
     for enough in (35, 50):  # epochs of a third of a second: 8 s of them lie between checkpoints
+        begun = time.monotonic()
+        told = len(journal.read_text()) if journal.exists() else 0
         running = start("search", *given, env=env)
+        wait_for(lambda t=told: journal.exists() and len(journal.read_text()) > t)  # type: ignore[misc]  # bound at once
+        gone_on.append(time.monotonic() - begun)
         wait_for(lambda e=enough: journal.exists() and _latest(journal) >= e)  # type: ignore[misc]  # bound at once
         os.kill(running.pid, signal.SIGKILL)
         running.wait()
@@ -150,6 +163,7 @@ def test_a_killed_trial_repeats_ten_seconds_at_most(tmp_path: Path) -> None:
     assert len(lines) > 60, "something must have been repeated, or the test kills too late"
     assert repeated <= 2 * 10.0, "10 s for each of the two kills"
     assert [len(t.intermediate_values) for t in study(tmp_path / "r", "long").get_trials()] == [60]
+    survived("SIGKILL of the driver in mid-trial, 10 s repeated at most", gone_on[1], times=2)
 
 
 def _latest(journal: Path) -> int:

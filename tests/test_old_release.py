@@ -13,6 +13,7 @@ import wave
 from pathlib import Path
 
 import pytest
+from fault_log import survived
 from searches import command, search, study, summary, trials
 
 OLD = Path(__file__).parent / "data" / "release-0.1.0"
@@ -62,6 +63,7 @@ def test_it_goes_on(place: Path) -> None:
     assert len(study(place / "r", "old").get_trials()) == 3
     first = json.loads((OLD / "results" / "summary.json").read_text())["test_readings"]
     assert summary(place / "r", "old")["test_readings"][:1] == first
+    survived("results of release 0.1.0 gone on with")
 
 
 def test_it_is_told_and_used(place: Path) -> None:
@@ -73,3 +75,4 @@ def test_it_is_told_and_used(place: Path) -> None:
     found = command("predict", str(recording), "--winner", winner, "--json")
     assert found.code == 0, found.err
     assert json.loads(found.out)[0]["class"] in ("COPD", "Healthy")
+    survived("results of release 0.1.0 told and used")

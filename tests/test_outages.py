@@ -9,6 +9,7 @@ from pathlib import Path
 
 import faults
 import pytest
+from fault_log import survived
 from mlflow import MlflowClient
 from searches import files_below, search, start, study, summary, trials, wait_for
 from test_tracking import free_port, mlflow_server
@@ -71,12 +72,16 @@ def test_away_for_a_minute(tmp_path: Path) -> None:
     time.sleep(AWAY_SECONDS)
     assert epochs_told(storage) > before + 20, "the search goes on meanwhile"
     with mlflow_server(tmp_path, port) as address:
+        back = time.monotonic()
+        wait_for(lambda: "MLflow is back" in err.read_text() or running.poll() is not None)
+        noticed = time.monotonic() - back
         assert running.wait(timeout=300) == 0, err.read_text()
         check(address, storage, 90)
     said = err.read_text()
     assert "the search goes on, its entries are kept" in said
     assert "MLflow is back" in said
     assert "Traceback" not in said
+    survived("the MLflow server stopped for a minute", noticed)
 
 
 def test_away_for_good_and_back_for_the_next_command(tmp_path: Path) -> None:
@@ -95,15 +100,19 @@ def test_away_for_good_and_back_for_the_next_command(tmp_path: Path) -> None:
         again = search(storage, *given)
         assert again.code == 0, again.err
         check(address, storage, 10)
+    survived("the MLflow server gone for good, back for the next command")
 
 
 def test_away_at_the_start(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{free_port()}"
+    begun = time.monotonic()
     outcome = search(tmp_path / "r", *args(address, 1))
+    refused = time.monotonic() - begun
     assert outcome.code == 2
     assert f"no MLflow server answers at '{address}'" in outcome.err
     assert "Traceback" not in outcome.err
     assert files_below(tmp_path) == set()
+    survived("the MLflow server down at the start, refused", refused)
 
 
 def test_a_tracking_database_locked_in_mid_search(tmp_path: Path) -> None:
@@ -122,6 +131,7 @@ def test_a_tracking_database_locked_in_mid_search(tmp_path: Path) -> None:
     assert running.wait(timeout=300) == 0, err.read_text()
     assert "Traceback" not in err.read_text()
     check(tracking, storage, 40)
+    survived("the tracking database locked for 15 s")
 
 
 def test_a_study_that_stays_locked_is_a_line(
@@ -140,3 +150,4 @@ def test_a_study_that_stays_locked_is_a_line(
         other.rollback()
     assert "another program has held it" in str(caught.value)
     opened.set_user_attr("a", 1)
+    survived("the study locked longer than it is waited for")

@@ -12,6 +12,7 @@ from pathlib import Path
 import faults
 import mlflow
 import pytest
+from fault_log import survived
 from optuna.trial import TrialState
 from searches import files_below, search, study, trials
 from test_trainable import rows, run, trial
@@ -108,6 +109,7 @@ def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     assert "run_epoch" in trace
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert client.get_run(table["mlflow_run_id"][0]).info.status == "FAILED"
+    survived("a trial that hangs, --trial-timeout")
 
 
 # Memory
@@ -175,6 +177,7 @@ def test_memory_that_is_really_short(tmp_path: Path) -> None:
     size, diverged, epoch = done.stdout.split()
     assert 2 <= int(size) < 18
     assert (diverged, epoch) == ("False", "1"), done.stderr
+    survived("memory really short (RLIMIT_AS)")
 
 
 @pytest.mark.slow
@@ -197,6 +200,7 @@ def test_a_halved_micro_batch_is_recorded_everywhere(tmp_path: Path) -> None:
     run_id, uri = table["mlflow_run_id"][0], f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert trial_run(uri, run_id).config["micro_batch"] == 4
     assert not list((tmp_path / "short" / "trials").rglob("error.txt")), "nothing has failed"
+    survived("out of memory in a training step")
 
 
 def test_storage_that_is_away_ends_no_trial(tmp_path: Path) -> None:
@@ -227,3 +231,4 @@ def test_a_bug_is_found_before_any_trial(tmp_path: Path) -> None:
     mended = search(tmp_path, *SMALL, "--epochs", "1", "--trials", "1", "--name", "bug")
     assert mended.code == 0, mended.err
     assert list(trials(tmp_path, "bug")["state"]) == ["finished"]
+    survived("a bug in the code, found by the canary")
