@@ -22,11 +22,13 @@ from resp_tune.errors import UserError
 from resp_tune.learning.bundle import Bundle, load_bundle
 from resp_tune.searching.holding import held
 from resp_tune.searching.readings import (
+    on_record,
     reading_of,
     record_reading,
     this_reading,
     with_reading,
 )
+from resp_tune.tracking.names import WEIGHTS
 from resp_tune.tracking.readings import READING
 from resp_tune.tracking.readings import record_reading as record_with_model
 from resp_tune.tracking.registry import register_winner
@@ -104,6 +106,15 @@ def test_weights_are_read_once() -> None:
     assert with_reading([], first) == [first]
     assert with_reading([OTHER, first], second) == [OTHER, first, second]
     assert with_reading([OTHER, first], {**first, "time": "later"}) == [OTHER, first]
+
+
+def test_the_same_weights_on_changed_recordings_are_another_reading() -> None:
+    first, later = reading_of(3, "a" * 64, "1" * 64), reading_of(3, "a" * 64, "2" * 64)
+    assert with_reading([first], later) == [first, later]
+    assert with_reading([first, later], {**first, "time": "later"}) == [first, later]
+    assert on_record([first, later], {**later, "time": "later"}) == later
+    old = reading_of(3, "a" * 64)  # of release 0.1.0, which did not note them
+    assert with_reading([old], later) == [old]
 
 
 def test_a_link_to_a_winner_and_a_search_without_a_summary(searched: Path, tmp_path: Path) -> None:
@@ -212,3 +223,34 @@ def test_a_registered_model(
     assert json.loads(version.tags[READING]) == reading
     with pytest.raises(UserError, match="no version of 'resp_tune'"):
         record_with_model("models:/resp_tune/1", uri, OTHER)
+    # On changed recordings they are another reading, and the first stays.
+    changed = {**reading, "recordings_sha256": "0" * 64, "time": "3000-01-01T00:00:00Z"}
+    assert record_with_model("models:/resp_tune/1", uri, changed)[0] == changed
+    assert record_with_model("models:/resp_tune/1", uri, {**changed, "time": "a"})[0] == changed
+    tags = MlflowClient(uri, uri).get_model_version("resp_tune", "1").tags
+    assert [json.loads(tags[t]) for t in (READING, f"{READING}.2")] == [reading, changed]
+
+
+def test_of_two_versions_the_first_reading_stands(bundle: Path, tmp_path: Path) -> None:
+    """Whichever of them the store names first."""
+    uri, name = f"sqlite:///{tmp_path}/mlflow.db", "resp_tune"
+    runs = SearchRuns(uri, tmp_path, "first", metric="macro_f1", mode="max", params={}, tags={})
+    run_id = runs.log_evaluation(number=0, params={}, metrics={}, tags={})
+    runs.close("FINISHED")
+    assert run_id is not None
+    register_winner(uri, tmp_path, run_id=run_id, bundle=bundle)
+    reading, client = opened(bundle)[1], MlflowClient(uri, uri)
+    first = client.get_model_version(name, "1")
+    copies = [
+        client.create_model_version(name, f"{tmp_path}", tags={WEIGHTS: reading["weights_sha256"]})
+        for _ in range(2)
+    ]
+    versions = [first, *copies]
+    for version, year in zip(versions, (2002, 2001, None), strict=True):
+        if year is not None:
+            text = json.dumps({**reading, "time": f"{year}"})
+            client.set_model_version_tag(name, version.version, READING, text)
+    stands, where = record_with_model(f"models:/{name}/1", uri, reading)
+    assert stands == {**reading, "time": "2001"}
+    assert "3" in where
+    assert json.loads(client.get_model_version(name, "3").tags[READING]) == stands

@@ -95,6 +95,30 @@ def test_changed_labels_are_named(copy: Path) -> None:
     survived("labels changed between two commands")
 
 
+@pytest.mark.slow
+def test_a_changed_test_side_is_another_reading(copy: Path) -> None:
+    """Which nobody had to look at before: the search reads it at its end and not sooner."""
+    (first,) = summary(copy / "r", "kept")["test_readings"]
+    stem = json.loads((copy / "r" / "kept" / "split.json").read_text())["test"][0]
+    path = wav(copy, stem)
+    old = path.read_bytes()
+    path.write_bytes(old[:-2] + bytes([old[-2] ^ 1, old[-1]]))
+    for _ in range(2):  # the same files again are the same reading again
+        code, said = go_on(copy, trial_count=2)
+        assert code == 0, said
+        assert f"first read (not the same audio: {stem}): this is another reading" in said
+        readings = summary(copy / "r", "kept")["test_readings"]
+        assert [r["weights_sha256"] for r in readings] == [first["weights_sha256"]] * 2
+        assert readings[0] == first
+        assert readings[1]["recordings_sha256"] != first["recordings_sha256"]
+    path.write_bytes(old)
+    code, said = go_on(copy, trial_count=2)
+    assert code == 0, said
+    assert "another reading" not in said
+    assert summary(copy / "r", "kept")["test_readings"] == readings
+    survived("a recording of the test side changed after it was read")
+
+
 CHANGES = """
     import os, pathlib
     from resp_tune.learning import problem

@@ -14,9 +14,10 @@ from resp_tune.data.tasks import make_clips
 from resp_tune.data.wording import amount
 from resp_tune.errors import UserError
 from resp_tune.learning.bundle import Bundle
-from resp_tune.learning.problem import Problem
+from resp_tune.learning.problem import Problem, stores_of
 from resp_tune.searching.known_baselines import answers_of
 from resp_tune.searching.readings import this_reading
+from resp_tune.searching.recordings import data_digest
 from resp_tune.searching.winner import score_test
 
 OTHER_SIDES = (
@@ -25,7 +26,7 @@ OTHER_SIDES = (
 )
 
 Say = Callable[[str], None]
-# Returns the reading that stands, the first of these weights, and where it is on record.
+# Returns the reading that stands, the first of these weights and recordings, and where that is.
 Record = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], object]]
 
 
@@ -94,7 +95,8 @@ def audit_model(
     if sides.test is None:
         found["reason"] = f"the protocol '{sides.protocol}' has no test side: nothing is scored"
         return found
-    reading = this_reading(bundle)
+    stores = stores_of(problem, sides.test, workers)
+    reading = this_reading(bundle, data_digest(problem, stores.sources))
     found["reading"], where = record(reading)
     patients = {r.patient for r in problem.dataset.recordings if r.stem in set(sides.test)}
     size = amount(len(sides.test), "recording", len(patients))
@@ -104,7 +106,7 @@ def audit_model(
         f"{details['weights_sha256'][:12]}, on record in {where} since {since}. "
         "A model chosen after seeing these figures needs another test side"
     )
-    frame = score_test(bundle, problem, sides.test, workers=workers).predictions
+    frame = score_test(bundle, problem, sides.test, stores, workers=workers).predictions
     found["test"] = {
         "clips": len(frame),
         "patients": frame["patient"].nunique(),

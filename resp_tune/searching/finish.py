@@ -14,13 +14,20 @@ import pandas as pd
 from resp_tune.errors import RunError
 from resp_tune.learning.bundle import Bundle
 from resp_tune.learning.metrics import METRICS
-from resp_tune.learning.problem import Stores
+from resp_tune.learning.problem import Stores, stores_of
 from resp_tune.reporting.page import render
 from resp_tune.searching import files
 from resp_tune.searching.choosing import Winner, choose_winner, trained_networks
 from resp_tune.searching.mirror import NoMirror
 from resp_tune.searching.prepare import Prepared
 from resp_tune.searching.readings import reading_of, with_reading
+from resp_tune.searching.recordings import (
+    TEST_KEPT,
+    changes,
+    contents,
+    data_digest,
+    save_contents,
+)
 from resp_tune.searching.summary import summarise
 from resp_tune.searching.winner import (
     Scored,
@@ -56,7 +63,8 @@ def finish(
     networks = trained_networks(prepared, study.user_attrs[STUDY_ID], winner.runs, stores, say)
     bundle = write_bundle(folder, winner.runs[0], networks, problem, _details(prepared, winner))
     predictions = [score_validation(bundle, problem, stores)]
-    scored, readings = _read_test(prepared, study, mirror, winner, bundle)
+    side = None if problem.sides.test is None else _test_side(prepared, say)
+    scored, readings = _read_test(prepared, study, mirror, winner, bundle, side)
     if scored is not None:
         predictions.append(scored.predictions)
     every = pd.concat(predictions, ignore_index=True)
@@ -108,20 +116,39 @@ def command(prepared: Prepared) -> str:
     return shlex.join(["python", "-m", "resp_tune.search", *shown])
 
 
+def _test_side(prepared: Prepared, say: Say) -> Stores:
+    """The recordings of the test side, hashed and not yet read; what has changed is said."""
+    folder, problem = prepared.folder, prepared.problem
+    stores = stores_of(problem, problem.sides.test or (), prepared.machine.cpus)
+    now = contents(problem, stores.sources)
+    save_contents(folder, now, TEST_KEPT)
+    if changed := changes(folder, now, TEST_KEPT):
+        say(
+            f"warning: the test side has changed since it was first read ({changed}): this is "
+            "another reading, on record beside the first"
+        )
+    return stores
+
+
 def _read_test(
-    prepared: Prepared, study: optuna.Study, mirror: NoMirror, winner: Winner, bundle: Bundle
+    prepared: Prepared,
+    study: optuna.Study,
+    mirror: NoMirror,
+    winner: Winner,
+    bundle: Bundle,
+    side: Stores | None,
 ) -> tuple[Scored | None, list[dict[str, Any]]]:
-    """The winner on the test side. The reading is in the study before the side is opened."""
+    """The winner on the test `side`. The reading is in the study before the side is opened."""
     readings = study.user_attrs.get(READINGS, [])
-    test = prepared.problem.sides.test
-    if test is None:
+    problem, test = prepared.problem, prepared.problem.sides.test
+    if test is None or side is None:
         return None, readings
-    reading = reading_of(winner.trial.number, bundle.details["weights_sha256"])
+    recordings = data_digest(problem, side.sources)
+    reading = reading_of(winner.trial.number, bundle.details["weights_sha256"], recordings)
     readings = with_reading(readings, reading)
     study.set_user_attr(READINGS, readings)
     mirror.record("the test side is read")
-    scored = score_test(bundle, prepared.problem, test, workers=prepared.machine.cpus)
-    return scored, readings
+    return score_test(bundle, problem, test, side, workers=prepared.machine.cpus), readings
 
 
 def _into_mlflow(

@@ -2,6 +2,7 @@
 
 A bundle in its search's folder is on the search's record: the study, and `summary.json` after it.
 One that stands alone (moved, or made by `train`) keeps `test_readings.json` beside its weights.
+The same weights on recordings that have changed since are another reading.
 """
 
 from __future__ import annotations
@@ -18,42 +19,49 @@ from resp_tune.paths import write_atomically
 from resp_tune.reporting.page import render
 from resp_tune.searching.files import write_summary
 from resp_tune.searching.holding import held
+from resp_tune.tracking.readings import same_reading
 from resp_tune.tracking.uri import root_cause
 from resp_tune.tuning.study import READINGS, read_study
 
 KEPT = "test_readings.json"
 
 
-def reading_of(number: int | None, weights_sha256: str) -> dict[str, Any]:
-    """`{time, winner_number, weights_sha256}` of now; no number for a bundle of `train`."""
+def reading_of(
+    number: int | None, weights_sha256: str, recordings_sha256: str | None = None
+) -> dict[str, Any]:
+    """`{time, winner_number, weights_sha256, recordings_sha256}` of now.
+
+    No number for a bundle of `train`; `recordings_sha256` is the `data_digest` of the test side.
+    """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"time": now, "winner_number": number, "weights_sha256": weights_sha256}
+    known = {"time": now, "winner_number": number, "weights_sha256": weights_sha256}
+    return known | ({"recordings_sha256": recordings_sha256} if recordings_sha256 else {})
 
 
 def with_reading(
     known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """`known` with `reading` added, unless the same weights were read before."""
-    new = all(old["weights_sha256"] != reading["weights_sha256"] for old in known)
+    """`known` with `reading` added, unless the same weights read the same recordings before."""
+    new = not any(same_reading(old, reading) for old in known)
     return [dict(one) for one in (*known, *([reading] if new else []))]
 
 
-def this_reading(bundle: Bundle) -> dict[str, Any]:
+def this_reading(bundle: Bundle, recordings_sha256: str | None = None) -> dict[str, Any]:
     """The reading of now by the weights of `bundle`."""
     details = bundle.details
-    return reading_of(details["provenance"].get("trial"), details["weights_sha256"])
+    number = details["provenance"].get("trial")
+    return reading_of(number, details["weights_sha256"], recordings_sha256)
 
 
 def on_record(known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]) -> dict[str, Any]:
-    """The reading of the same weights among `known`: the first one stands."""
-    same = (old for old in known if old["weights_sha256"] == reading["weights_sha256"])
-    return dict(next(same, reading))
+    """The same reading among `known`: the first one stands."""
+    return dict(next((old for old in known if same_reading(old, reading)), reading))
 
 
 def record_reading(
     folder: Path, bundle: Bundle, reading: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Path]:
-    """Put the reading on record, unless one of the same weights is; the one that stands, and where.
+    """Put the reading on record, unless the same one is; the one that stands, and where.
 
     Raises `UserError` where that cannot be done, or where the search is being run.
     """

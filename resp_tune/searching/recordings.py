@@ -12,7 +12,8 @@ from resp_tune.features.store import Source
 from resp_tune.learning.problem import Problem
 from resp_tune.paths import write_atomically
 
-KEPT = "recordings.json"  # in a search's folder
+KEPT = "recordings.json"  # in a search's folder: what it trains and validates on
+TEST_KEPT = "test_recordings.json"  # what its test side was when that was first read
 NAMED = 5  # of a kind; a moved data set has hundreds
 
 Contents = Mapping[str, Sequence[str]]  # hashes of the audio and of its labels, by stem
@@ -35,15 +36,15 @@ def contents(problem: Problem, sources: Sequence[Source]) -> Contents:
     return {s.stem: (s.digest, _hash(clips[s.stem])) for s in sources}
 
 
-def save_contents(folder: Path, now: Contents) -> None:
+def save_contents(folder: Path, now: Contents, kept: str = KEPT) -> None:
     """Keep them in the search's folder, unless they are there."""
-    if _load(folder) is None:
-        write_atomically(folder / KEPT, (json.dumps(now, indent=1) + "\n").encode())
+    if _load(folder / kept) is None:
+        write_atomically(folder / kept, (json.dumps(now, indent=1) + "\n").encode())
 
 
-def changes(folder: Path, now: Contents) -> str | None:
-    """What differs from what the search was begun with; None where that is not known."""
-    before = _load(folder)
+def changes(folder: Path, now: Contents, kept: str = KEPT) -> str | None:
+    """What differs from what was kept first; None where nothing does, or that is not known."""
+    before = _load(folder / kept)
     if before is None:
         return None
     both = before.keys() & now.keys()
@@ -71,9 +72,9 @@ def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _load(folder: Path) -> Contents | None:
+def _load(path: Path) -> Contents | None:
     """None where there is none that can be read: the study has a hash of all of it."""
     with suppress(OSError, ValueError, TypeError, RecursionError):
-        kept = json.loads((folder / KEPT).read_bytes())
+        kept = json.loads(path.read_bytes())
         return {str(stem): (str(audio), str(labels)) for stem, (audio, labels) in kept.items()}
     return None

@@ -130,8 +130,8 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
     lines += _test_lines(summary)
     if (times := len(summary["test_readings"])) > 1:
         lines.append(
-            f"the test side was read {times} times, by different weights: each reading after the "
-            "first weakens what it says"
+            f"the test side was read {times} times, by different weights or on changed recordings: "
+            "each reading after the first weakens what it says"
         )
     if line := Leaks(**summary["leaks"], recording_share=summary["leaked_recording_share"]).line:
         lines.append(line)

@@ -13,7 +13,7 @@ from resp_tune.learning.bundle import Bundle, load_bundle, save_bundle
 from resp_tune.learning.intervals import bootstrap, intervals
 from resp_tune.learning.metrics import Probabilities, all_metrics, majority_accuracy
 from resp_tune.learning.network import SoundNet
-from resp_tune.learning.problem import Problem, Stores, predictions, stores_of
+from resp_tune.learning.problem import Problem, Stores, predictions
 from resp_tune.tuning.study import TrialRecord
 
 
@@ -59,10 +59,15 @@ def score_validation(bundle: Bundle, problem: Problem, stores: Stores) -> pd.Dat
     return pd.concat(parts, ignore_index=True)
 
 
-def score_test(bundle: Bundle, problem: Problem, stems: Sequence[str], *, workers: int) -> Scored:
-    """Score the bundle on the test side `stems`, whose recordings are read here and not before."""
+def score_test(
+    bundle: Bundle, problem: Problem, stems: Sequence[str], stores: Stores, *, workers: int
+) -> Scored:
+    """Score the bundle on the test side `stems`, whose recordings are read here and not before.
+
+    `stores` are of these recordings, unchanged since they were hashed, or it is a `RunError`.
+    """
     front_end, classes = bundle.config.front_end, bundle.classes
-    frames = stores_of(problem, stems, workers).frames(front_end, workers=workers)
+    frames = stores.frames(front_end, workers=workers)
     table = problem.table(stems, stems)
     side = table.side(frames, front_end)
     each = bundle.predict_each(side.clips)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from resp_tune.errors import UserError
@@ -11,17 +12,27 @@ from resp_tune.tracking.client import connect
 from resp_tune.tracking.names import WEIGHTS
 from resp_tune.tracking.uri import redact, root_cause
 
-READING = "resp_tune.test_reading"
+READING = "resp_tune.test_reading"  # the first one; `.2` and so on are of changed recordings
+OF = ("weights_sha256", "recordings_sha256")  # what makes a reading another one
+
+
+def same_reading(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both are of the same weights on the same recordings.
+
+    One of before recordings were noted is taken for one of the same: nobody can say.
+    """
+    both = ((one.get(key), other.get(key)) for key in OF)
+    return all(a == b or a is None or b is None for a, b in both)
 
 
 def record_reading(
     model_uri: str, tracking_uri: str, reading: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Tag the versions of a model that have the reading's weights; one that is tagged stays so.
+    """Tag the versions of a model that have the reading's weights; what is tagged stays so.
 
     `model_uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Returns the reading that stands,
-    the first of these weights, and what carries the record; raises `UserError` where it cannot be
-    written.
+    the first of these weights on these recordings, and what carries the record; raises `UserError`
+    where it cannot be written.
     """
     from mlflow.exceptions import MlflowException
 
@@ -34,10 +45,13 @@ def record_reading(
             for version in client.search_model_versions(f"name = '{name}'", max_results=1000)
             if version.tags.get(WEIGHTS) == reading["weights_sha256"]
         ]
+        known = [r for v in versions for r in _readings(v.tags) if same_reading(r, reading)]
+        stands = min(known, key=lambda r: str(r.get("time")), default=dict(reading))
         for version in versions:
-            if READING not in version.tags:
-                text = json.dumps(dict(reading))
-                client.set_model_version_tag(name, version.version, READING, text)
+            own = _readings(version.tags)
+            if not any(same_reading(r, reading) for r in own):
+                tag = f"{READING}.{len(own) + 1}" if own else READING
+                client.set_model_version_tag(name, version.version, tag, json.dumps(stands))
     except MlflowException as error:
         raise UserError(
             f"the reading of the test side cannot be recorded with '{model_uri}' in "
@@ -48,13 +62,14 @@ def record_reading(
             f"no version of '{name}' in '{redact(tracking_uri)}' says that it has these weights, "
             "so a reading of the test side cannot be recorded: give the winner/ folder of a search"
         )
-    stands = _read(versions[0].tags.get(READING)) or dict(reading)
     return stands, f"version {', '.join(str(v.version) for v in versions)} of model {name}"
 
 
-def _read(text: str | None) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text or "null")
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def _readings(tags: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The readings on record with one version; a tag that nobody can read holds none."""
+    found = []
+    for name, text in tags.items():
+        if name == READING or name.startswith(f"{READING}."):
+            with suppress(ValueError, RecursionError):
+                found.append(json.loads(text))
+    return [reading for reading in found if isinstance(reading, dict)]

@@ -1,0 +1,186 @@
+"""Memory that is short, as the worker, Ray or the system's killer says it: half the micro-batch.
+
+The batch stays what it was, the epochs that were told stand, and what was halved stays halved.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import faults
+import psutil
+import pytest
+from fault_log import survived
+from searches import search, study, trials
+from test_recorder import SPACE, finish, next_of, recorder_of, row, study_at
+from test_trainable import rows, run, trial
+
+from resp_tune.learning.training import _FoldRun
+from resp_tune.tuning.replicate_recorder import ReplicateRecorder
+from resp_tune.tuning.searcher import Runs, StudySearcher
+from resp_tune.tuning.study import records
+
+MONITOR = (
+    "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.\n"
+    "Memory on the node (IP: 127.0.0.1, ID: 4afd) was 23.00GB / 24.00GB (0.958333)"
+)
+KILLER = "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task."
+
+
+def replicates_of(folder: Path) -> ReplicateRecorder:
+    """Two replicates to run of the only trial, which is made where it is missing."""
+    opened = study_at(folder)
+    if not opened.trials:
+        recorder = recorder_of(opened, budget=1)
+        finish(recorder, next_of(recorder)["number"], 0.5)
+    return ReplicateRecorder(
+        opened,
+        records(opened, SPACE),
+        metric="macro_f1",
+        epochs=3,
+        seed=5,
+        count=2,
+        say=lambda _: None,
+    )
+
+
+def trials_of(folder: Path) -> Runs:
+    return recorder_of(study_at(folder), budget=1)
+
+
+KINDS = pytest.mark.parametrize("runs_of", [trials_of, replicates_of])
+
+
+def handed_out(searcher: StudySearcher, name: str) -> dict[str, Any]:
+    config = searcher.suggest(name)
+    assert isinstance(config, dict)
+    return config
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("losses", "said", "halved"),
+    [(1, MONITOR, True), (1, KILLER, False), (2, KILLER, True), (2, MONITOR, True)],
+)
+def test_a_worker_lost_for_lack_of_memory(
+    runs_of: Any, losses: int, said: str, halved: bool, tmp_path: Path
+) -> None:
+    """The system's own killer says nothing: whoever is lost twice is taken to be too large."""
+    told: list[str] = []
+    searcher = StudySearcher(runs_of(tmp_path), told.append, lambda: 1)
+    begun = handed_out(searcher, "ray's")["config"]
+    config = searcher.after_loss("ray's", losses, said)
+    half = begun["batch_size"] // 2
+    assert config == {**begun, "micro_batch": half if halved else None}
+    assert (f"goes on from its checkpoint with micro_batch {half}" in told[0]) == halved
+    assert ("for lack of memory" in told[0]) == (said == MONITOR)
+
+
+@KINDS
+def test_at_the_smallest_micro_batch_a_lost_worker_changes_nothing(
+    runs_of: Any, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    searcher = StudySearcher(runs_of(tmp_path), told.append, lambda: 1)
+    handed_out(searcher, "ray's")
+    sizes = [searcher.after_loss("ray's", 1, MONITOR)["micro_batch"] for _ in range(8)]
+    assert sizes[-2:] == [2, 2]
+    assert "with micro_batch" not in told[-1]
+
+
+@KINDS
+def test_what_was_halved_stays_so_when_the_search_is_continued(
+    runs_of: Any, tmp_path: Path
+) -> None:
+    recorder = runs_of(tmp_path)
+    begun = next_of(recorder)
+    recorder.advance(begun["key"], [row(1, 0.1)], 4)
+    again = next_of(runs_of(tmp_path))  # the driver was killed
+    assert again["key"] == begun["key"]
+    assert again["config"] == {**begun["config"], "micro_batch": 4}
+    assert again["epochs_reported"] == 1
+
+
+def test_epochs_that_were_told_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory in the second epoch: the first is not run or told again, if it was saved."""
+    whole = run(trial(tmp_path / "whole"))
+    losses, short = _FoldRun._losses, [False]
+
+    def sometimes(self: _FoldRun, draws: Any, mix: Any) -> Any:
+        if short[0] and len(draws) > 5:
+            raise MemoryError("planted")
+        return losses(self, draws, mix)
+
+    monkeypatch.setattr(_FoldRun, "_losses", sometimes)
+    monkeypatch.setattr("resp_tune.tuning.trainable.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("resp_tune.tuning.trainable.REPORT_SECONDS", 0.0)
+    made = trial(tmp_path / "short")
+    first = made.step()
+    assert first["micro_batch"] is None
+    short[0] = True
+    second, third = made.step(), made.step()
+    assert (second["micro_batch"], third["micro_batch"]) == (4, 4)
+    assert "out of memory, goes on with micro_batch 4" in second["remark"]
+    assert third["done"]
+    told = rows([first, second, third])
+    assert [r["epoch"] for r in told] == [1, 2, 3]
+    assert told[0] == rows(whole)[0]
+    assert told[1] != rows(whole)[1], "the batch statistics are of 4 items, not of 8"
+    resumed = trial(tmp_path / "short", reported=3, micro_batch=4)
+    assert rows(run(resumed)) == []
+    assert [r.row()["train_loss"] for r in resumed.training.history] == [
+        r["train_loss"] for r in told
+    ]
+
+
+HOG = """
+    import os, time
+    from pathlib import Path
+    begin = training.Training.run_epoch
+    def run_epoch(self):
+        from resp_tune.tuning import trainable
+        trainable.CHECKPOINT_SECONDS = 0.0  # what was told is in the checkpoint
+        planted = self.config.lr == 0.003
+        if planted and self.config.micro_batch is None and len(self.history) == 2:
+            taken = [b"x" * 2**26 for _ in range(int(os.environ["HOG_MB"]) // 64)]
+            time.sleep(60)
+            raise RuntimeError(f"nobody minded {len(taken)} blocks")
+        result = begin(self)
+        if planted:
+            with open(os.environ["EPOCHS_DONE"], "a") as file:
+                file.write(f"{len(self.history)} {self.config.micro_batch}\\n")
+        return result
+    training.Training.run_epoch = run_epoch
+"""
+SPARE_MB = 2000  # what others on this machine may take meanwhile
+
+
+@pytest.mark.slow
+def test_rays_memory_monitor_ends_a_worker(tmp_path: Path) -> None:
+    memory, journal = psutil.virtual_memory(), tmp_path / "epochs"
+    if memory.available < (SPARE_MB + 3000) * 2**20:
+        pytest.skip("too little memory is free here to use some of it up")
+    used = memory.total - memory.available + SPARE_MB * 2**20
+    env = {
+        **faults.planted(tmp_path, HOG),
+        "RAY_memory_usage_threshold": f"{used / memory.total:.4f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+        "HOG_MB": f"{SPARE_MB + 1500}",
+        "EPOCHS_DONE": str(journal),
+    }
+    begun = time.monotonic()
+    outcome = search(
+        tmp_path, "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
+        "--epochs", "4", "--trials", "2", "--concurrency", "1", "--name", "hog", env=env,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "trial 0: its worker was lost, for lack of memory; it goes on" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert list(trials(tmp_path, "hog")["state"]) == ["finished", "finished"]
+    config = study(tmp_path, "hog").get_trials()[0].user_attrs["config"]
+    half = config["batch_size"] // 2
+    assert config["micro_batch"] == half
+    assert journal.read_text().splitlines() == ["1 None", "2 None", f"3 {half}", f"4 {half}"]
+    survived("Ray's memory monitor ended a worker", time.monotonic() - begun)
