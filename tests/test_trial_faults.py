@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from fault_log import survived
 from optuna.trial import TrialState
-from searches import files_below, search, study, trials
+from searches import command, files_below, search, study, trials
 from test_trainable import rows, run, trial
 
 from resp_tune.tracking.lookup import trial_run
@@ -214,6 +214,38 @@ def test_storage_that_is_away_ends_no_trial(tmp_path: Path) -> None:
 
 
 # A bug
+
+
+NO_MLFLOW = """
+    from resp_tune.tracking import runs
+    def no(*_, **__):
+        raise RuntimeError("planted: no runs")
+    runs.SearchRuns.__init__ = no
+"""
+
+
+NO_SOUND = """
+    from resp_tune.data.audio import AudioError
+    from resp_tune.learning import problem
+    def no_sound(*_):
+        raise AudioError("planted: no sound")
+    problem.load_waveform = no_sound
+"""
+
+
+@pytest.mark.slow
+def test_of_two_failures_both_are_told(tmp_path: Path) -> None:
+    """The cache cannot be filled, and before anyone asks for MLflow's runs they are not there."""
+    data = tmp_path / "data"
+    assert command("synth", str(data), "--recordings", "40", "--seconds", "4").code == 0
+    env = faults.planted(tmp_path, NO_MLFLOW + NO_SOUND) | {"RESP_TUNE_CACHE": str(tmp_path / "c")}
+    outcome = search(tmp_path, *SMALL, "--data", str(data), "--name", "two", env=env)
+    assert outcome.code in (1, 2)
+    (error,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning:")]
+    assert "planted: no sound" in error
+    assert "MLflow's runs could not be opened either: planted: no runs" in warning
+    assert "Traceback" not in outcome.err
 
 
 def test_a_bug_is_found_before_any_trial(tmp_path: Path) -> None:

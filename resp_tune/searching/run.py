@@ -34,6 +34,7 @@ from resp_tune.searching.recordings import contents, save_contents
 from resp_tune.searching.rounds import run_rounds, wants_trials
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tracking.runs import SearchRuns
+from resp_tune.tracking.uri import root_cause
 from resp_tune.tuning.replicates import replicates
 from resp_tune.tuning.run import check_some_finished
 from resp_tune.tuning.samplers import make_sampler
@@ -87,7 +88,7 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
         # Recordings, MLflow's database and Ray keep one waiting in different ways: all at once.
         filling = pool.submit(_fill, prepared, console, ended)
         baselines = pool.submit(baselines_of, prepared.problem, prepared.machine.cpus)
-        with _tracked(prepared, study, [*before, *rerun], pool) as tracked:
+        with _tracked(prepared, study, [*before, *rerun], pool, say) as tracked:
             run_rounds(prepared, study, mirror, tracked, filling, console, say)
             runs = tracked.result().runs
             trials = records(study, prepared.space)
@@ -157,11 +158,16 @@ def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord],
 
 @contextmanager
 def _tracked(
-    prepared: Prepared, study: optuna.Study, past: Sequence[TrialRecord], pool: ThreadPoolExecutor
+    prepared: Prepared,
+    study: optuna.Study,
+    past: Sequence[TrialRecord],
+    pool: ThreadPoolExecutor,
+    say: Say,
 ) -> Iterator[Future[TrackedTrials]]:
     """The search's runs in MLflow, opened by `pool`, ended in the state that the search ends in.
 
-    `past`: trials and replicates of earlier runs, some of which MLflow may have missed.
+    `past`: trials and replicates of earlier runs, some of which MLflow may have missed. Where both
+    the search and the opening fail, the search's failure is raised and the other one said.
     """
 
     def begin() -> TrackedTrials:
@@ -172,15 +178,23 @@ def _tracked(
 
     opening = pool.submit(begin)
     status: Any = "FAILED"
+    failure: Exception | None = None
     try:
         yield opening
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Exception as error:
+        failure = error
+        raise
     finally:
-        if opening.exception() is None:  # else whoever asked for the result has raised it
+        unopened = opening.exception()
+        if unopened is None:
             opening.result().runs.close(status)
+        elif unopened is not failure:
+            cause = root_cause(unopened, prepared.tracking_uri)
+            say(f"warning: MLflow's runs could not be opened either: {cause}")
 
 
 def _open_runs(prepared: Prepared, study: optuna.Study) -> SearchRuns:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from resp_tune.errors import RunError
 from resp_tune.learning.memory import ran_out
 from resp_tune.paths import write_atomically
 from resp_tune.tuning.plan import Slots
+from resp_tune.tuning.timeouts import MARGIN_SECONDS
 from resp_tune.tuning.trainable import Work, begin_training
 
 Failure = tuple[str, str]  # a line, and the whole traceback
@@ -25,8 +29,8 @@ def check_baseline(
 ) -> None:
     """Train and validate one batch of `config` as a trial would; `RunError` with what went wrong.
 
-    What fails here would fail every trial. Memory that does not suffice is a trial's own to deal
-    with. `here`: this process may do it, where no GPU is needed.
+    What fails here, or takes longer than a trial may, would fail every trial. Memory that does not
+    suffice is a trial's own to deal with. `here`: this process may do it, where no GPU is needed.
     """
     found = _here(work, config) if here and not slots.gpus else _elsewhere(work, slots, config)
     if found is None:
@@ -43,12 +47,42 @@ def _here(work: Work, config: TrialConfig) -> Failure | None:
     """In this process, which has torch at hand; a worker takes seconds to import it."""
     threads = torch.get_num_threads()
     try:
-        return _batch(work, config)
+        return _batch(work, config) if work.timeout is None else _in_time(work, config)
     finally:
         torch.set_num_threads(threads)
 
 
+def _in_time(work: Work, config: TrialConfig) -> Failure | None:
+    """In a thread that is left behind where it hangs: the command is about to end."""
+    found: list[Failure | None] = []
+    _fill(work, config)
+    thread = threading.Thread(target=lambda: found.append(_batch(work, config)), daemon=True)
+    thread.start()
+    thread.join(_limit(work))
+    if found:
+        return found[0]
+    stood = sys._current_frames().get(thread.ident or 0)
+    return _late(work), "".join(traceback.format_stack(stood))
+
+
+def _fill(work: Work, config: TrialConfig) -> None:
+    """Fill the cache where nobody has: that takes its time. What fails, fails in the batch too."""
+    with contextlib.suppress(Exception):
+        work.stores.frames(config.front_end, workers=work.threads)
+
+
+def _limit(work: Work) -> float | None:
+    return None if work.timeout is None else work.timeout + MARGIN_SECONDS
+
+
+def _late(work: Work) -> str:
+    return f"it took longer than --trial-timeout ({work.timeout:g} s)"
+
+
 class _Canary:
+    def fill(self, work: Work, config: TrialConfig) -> None:
+        _fill(work, config)
+
     def batch(self, work: Work, config: TrialConfig) -> Failure | None:
         return _batch(work, config)
 
@@ -61,9 +95,10 @@ def _elsewhere(work: Work, slots: Slots, config: TrialConfig) -> Failure | None:
     made: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=1)(_Canary)
     actor = made.options(max_task_retries=1).remote()
     try:
-        found: Failure | None = ray.get(actor.batch.remote(work, config), timeout=work.timeout)
+        ray.get(actor.fill.remote(work, config))
+        found: Failure | None = ray.get(actor.batch.remote(work, config), timeout=_limit(work))
     except ray.exceptions.GetTimeoutError:
-        return f"it took longer than --trial-timeout ({work.timeout:g} s)", ""
+        return _late(work), _late(work)
     except ray.exceptions.OutOfMemoryError:
         return None
     except ray.exceptions.RayError as error:

@@ -42,6 +42,7 @@ def on_its_own_thread(begin: Callable[[], object], end: Callable[[], None]) -> I
         thread.start()
         _await_with_our_handler(begun)
     except KeyboardInterrupt:
+        logging.disable()  # it would tell, with tracebacks, that its start has been cut off
         atexit.register(_leave)
         raise
     try:
