@@ -53,10 +53,10 @@ def check(
     place: Path,
     *,
     lines: int = 1,
-) -> int:
+) -> tuple[int, str]:
     """Run `main`; it must end in time, in one line where it refuses, and change nothing in `place`.
 
-    `lines`: of its errors, where each bad file has one.
+    Returns its exit code and its error. `lines`: of its errors, where each bad file has one.
     """
     tried[0] += 1
     before = tree(place)
@@ -75,4 +75,4 @@ def check(
     assert tree(place) == before, "something was written"
     ray = sys.modules.get("ray")
     assert ray is None or not ray.is_initialized(), "a cluster was started"
-    return code
+    return code, "\n".join(errors)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ import yaml
 from bad_inputs import check, tried
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from searches import study
 from small_sets import write_set
+from test_old_release import ARGS, make_recordings
 
 from resp_tune import evaluate, predict, report, search, synth, train
-from resp_tune.data.sides import load_sides
+from resp_tune.config import FIELDS
+from resp_tune.data.sides import load_sides, save_sides
 from resp_tune.errors import UserError
+from resp_tune.tuning.study import SPLIT
 
 OLD = Path(__file__).parent / "data" / "release-0.1.0" / "results"
 EXAMPLES = int(os.environ.get("RESP_TUNE_BAD_INPUTS", "60"))  # of each kind
@@ -102,6 +108,13 @@ FILES = st.one_of(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _loaded() -> None:
+    """What takes seconds to import on a busy machine is no input's own time."""
+    for name in ("searching.prepare", "learning.bundle", "auditing.audit", "reporting.page"):
+        importlib.import_module(f"resp_tune.{name}")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sound data set."""
@@ -118,7 +131,7 @@ def place(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def dry(place: Path, *more: str, data: Path | None = None) -> int:
+def dry(place: Path, *more: str, data: Path | None = None) -> tuple[int, str]:
     argv = ["--dry-run", "--data", str(data or place / "data")]
     return check(search.main, [*argv, *more], place)
 
@@ -159,7 +172,7 @@ def test_other_commands(
     """Each is given something wrong beside the words, so that none of them works for long."""
     main, wrong = command
     argv = [w.format(data=place / "data") for w in wrong]
-    assert check(main, [*argv, *words], place) == 2
+    assert check(main, [*argv, *words], place)[0] == 2
 
 
 @pytest.mark.parametrize("flag", ["--space", "--config", "--task"])
@@ -169,6 +182,90 @@ def test_yaml(flag: str, content: bytes, place: Path) -> None:
     file = place / "given.yaml"
     file.write_bytes(content)
     dry(place, flag, str(file))
+
+
+def train_by(file: Path, place: Path) -> tuple[int, str]:
+    """`train --config`, with a task that is not there, so that nothing is trained for long."""
+    argv = ["--config", str(file), "--data", str(place / "data"), "--task", "nowhere"]
+    return check(train.main, argv, place)
+
+
+VALUES = st.one_of(TREES, st.sampled_from([-1, 0, 10**30, 1e308, float("nan"), "", "x" * 300]))
+
+
+@given(content=FILES)
+@few
+def test_a_config_to_train_by(content: bytes, place: Path) -> None:
+    file = place / "given.yaml"
+    file.write_bytes(content)
+    assert train_by(file, place)[0] == 2
+
+
+@given(fields=st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), KEYS), VALUES, max_size=4))
+@few
+def test_values_of_a_config(fields: dict[str, Any], place: Path) -> None:
+    file = place / "given.yaml"
+    file.write_text(yaml.dump(fields))
+    code, error = train_by(file, place)
+    assert code == 2
+    assert "--config" in error or "nowhere" in error
+
+
+CONFIGS = [
+    ("learning_rate: 0.1", "unknown field 'learning_rate': "),
+    ("n_mel: 32", "unknown field 'n_mel': did you mean 'n_mels'?"),
+    ("dropuot: 0.1", "did you mean 'dropout'?"),
+    ("lr: fast", "lr: 'fast' is not float"),
+    ("lr: true", "lr: True is not float"),
+    ("lr: .nan", "lr: nan is outside"),
+    ("n_mels: 32.5", "n_mels: 32.5 is not int"),
+    ("n_mels: [32]", "n_mels: [32] is not int"),
+    ("epochs: 0", "epochs: 0 is outside"),
+    ("balance: sometimes", "balance: 'sometimes' is not one of"),
+    ("[lr, 0.1]", "is not a mapping"),
+    ("lr: [0.1", "cannot be read"),
+    ("!!python/object/apply:os.system ['true']", "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), CONFIGS)
+def test_what_is_wrong_with_a_config(text: str, said: str, place: Path) -> None:
+    file = place / "given.yaml"
+    file.write_text(text)
+    code, error = train_by(file, place)
+    assert code == 2
+    assert f"--config '{file}'" in error
+    assert said in error
+
+
+SPACE = (
+    "description: d\npreset: baseline\nparameters: {lr: {type: float, low: 0.001, high: 0.01}}\n"
+)
+TASK = "name: mine\ndescription: d\nclasses: {a: [COPD], b: ['*']}\n"
+NEARLY = [
+    ("flag", "--trails", "did you mean '--trials'?"),
+    ("flag", "--schedular", "did you mean '--scheduler'?"),
+    ("--space", SPACE.replace("lr:", "dropuot:"), "did you mean 'dropout'?"),
+    ("--space", SPACE.replace("parameters", "paramters"), "did you mean 'parameters'?"),
+    ("--space", SPACE.replace("high", "hihg"), "did you mean 'high'?"),
+    ("--space", SPACE.replace("float", "flaot"), "did you mean 'float'?"),
+    ("--space", SPACE.replace("baseline", "basline"), "did you mean 'baseline'?"),
+    ("--config", "trails: 3", "did you mean 'trials'?"),
+    ("--task", TASK.replace("classes", "clases"), "did you mean 'classes'?"),
+    ("--task", TASK.replace("COPD", "COPDD"), "did you mean 'COPD'?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "text", "said"), NEARLY)
+def test_what_was_nearly_right_is_named(where: str, text: str, said: str, place: Path) -> None:
+    if where == "flag":
+        code, error = dry(place, text, "3")
+    else:
+        file = place / "given.yaml"
+        file.write_text(text)
+        code, error = dry(place, where, str(file))
+    assert code == 2
+    assert said in error
 
 
 @given(
@@ -273,6 +370,64 @@ def test_saved_sides(content: bytes, cut: int, place: Path) -> None:
             assert "\n" not in found
             assert given_bytes.strip() != whole.strip()
             assert str(path) in found
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A search of an older release in `r/old`, on the recordings in `data`."""
+    shutil.copytree(OLD, tmp_path / "r" / "old")
+    make_recordings(tmp_path / "data")
+    sides = load_sides(OLD / "split.json")
+    study(tmp_path / "r", "old").set_user_attr(SPLIT, sides.digest)  # as it is written since
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def go_on(begun: Path) -> tuple[int, str]:
+    """What one more trial would come to, without a start."""
+    argv = (*ARGS, "--storage", str(begun / "r"), "--trials", "3")
+    return dry(begun, *argv)
+
+
+@given(
+    content=st.one_of(TREES.map(repr).map(str.encode), st.binary(max_size=80)),
+    cut=st.integers(0, 1100),
+)
+@few
+def test_damaged_sides_of_a_search(content: bytes, cut: int, begun: Path) -> None:
+    """The study has their digest, and they follow from the data: they would be made again."""
+    path = begun / "r" / "old" / "split.json"
+    whole = path.read_bytes()
+    try:
+        for given_bytes in (content, whole[:cut], whole[:cut] + content + whole[cut:]):
+            path.write_bytes(given_bytes)
+            assert go_on(begun) == (0, "")
+    finally:
+        path.write_bytes(whole)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def of_other_recordings(path: Path) -> None:
+    """Sound in itself, as of another search."""
+    sides = load_sides(path)
+    save_sides(replace(sides, test=sides.folds[0].train), path)
+
+
+@pytest.mark.parametrize("damage", [a_folder, a_loop, of_other_recordings])
+def test_no_sides_at_all(damage: Callable[[Path], None], begun: Path) -> None:
+    path = begun / "r" / "old" / "split.json"
+    damage(path)
+    code, error = go_on(begun)
+    assert (code, str(path) in error) == ((0, False) if damage is a_loop else (2, True)), error
 
 
 @pytest.mark.slow

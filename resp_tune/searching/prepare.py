@@ -318,7 +318,7 @@ def _saved_sides(path: Path, now: Sides, known: str | None) -> Sides:
     try:
         return load_sides(path)
     except UserError:
-        if now.digest != known:
+        if now.digest != known or not path.is_file():
             raise
         return now
 

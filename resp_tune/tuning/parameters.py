@@ -264,12 +264,17 @@ def _numbers(value: Any, depth: int = 3) -> Any:
 
 
 def _first_mistake(error: ValidationError, value: Any) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    # A key that is misspelt is also missing, which says less.
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     where = [str(part) for part in first["loc"][1:]]
     if first["type"] in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
-        return "must be {type: float, int, ordinal or categorical, …}" + (
-            f", not type {value['type']!r}" if isinstance(value, dict) and "type" in value else ""
-        )
+        wanted = "must be {type: float, int, ordinal or categorical, …}"
+        if not isinstance(value, dict) or "type" not in value:
+            return wanted
+        hint = nearest(str(value["type"]), _KEYS)
+        close = f"; {hint}" if hint.startswith("did") else ""
+        return f"{wanted}, not type {value['type']!r}{close}"
     if first["type"] == "extra_forbidden":
         return f"unknown key {where[0]!r}: {nearest(where[0], _KEYS[value['type']])}"
     message = first["msg"].removeprefix("Value error, ")
