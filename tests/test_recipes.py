@@ -21,7 +21,7 @@ def refused(name: str, content: str) -> list[str]:
     found = []
     searches = calls(SEARCH, lines) + calls("scripts/cluster/slurm.sh", lines)
     for arguments in searches:
-        found += _parse(search.parser().parse, [a for a in arguments if a != "--help"])
+        found += _parse(search.read_settings, [a for a in arguments if a != "--help"])
     for arguments in calls("python -m resp_tune.synth", lines):
         found += _parse(synth.parser().parse, arguments)
     for program, command in _others().items():
