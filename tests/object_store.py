@@ -32,6 +32,7 @@ class ObjectStore:
     """moto's server, which holds everything in memory."""
 
     wire: Wire
+    address: str = "127.0.0.1"
 
     @property
     def port(self) -> int:
@@ -39,7 +40,7 @@ class ObjectStore:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     @property
     def uri(self) -> str:
@@ -58,7 +59,7 @@ class ObjectStore:
 
 
 @contextmanager
-def object_store(**environment: str) -> Iterator[ObjectStore]:
+def object_store(address: str = "127.0.0.1", **environment: str) -> Iterator[ObjectStore]:
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(
@@ -73,7 +74,7 @@ def object_store(**environment: str) -> Iterator[ObjectStore]:
             assert process.poll() is None, "moto's server ended"
             assert time.monotonic() < deadline, "moto's server does not answer"
             time.sleep(0.1)
-        store = ObjectStore(Wire(free_port(), port))
+        store = ObjectStore(Wire(free_port(), port, address), address)
         client = S3FileSystem(endpoint_override=store.endpoint, allow_bucket_creation=True)
         client.create_dir(BUCKET)
         yield store

@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import faults
 import mlflow
 import pytest
+from gates import allow, epochs_done, gated
 from object_store import ENVIRONMENT, ObjectStore, object_store
 from optuna.trial import TrialState
 from searches import Outcome, command, files_below, start, study, trials, wait_for
 
 from resp_tune.cli import run
 from resp_tune.errors import RunError
-from resp_tune.paths import write_atomically
 from resp_tune.search import main
 from resp_tune.searching import mirror as mirrors
 from resp_tune.searching.mirror import mirrored
+from resp_tune.storage.lease import LEASE
 from resp_tune.tuning.samplers import make_sampler
 from resp_tune.tuning.study import open_study, trial_seed
 
 EPOCHS = 10
 TRIALS = 3
-# Epochs wait where the test wants them to, of all trials together and of the last one; each has its
-# checkpoint.
-GATED_EPOCHS = """
-    import os, time
-    from pathlib import Path
-    from resp_tune.tuning import trainable
-    trainable.CHECKPOINT_SECONDS = 0.0
-    step = training.Training.run_epoch
-    done, allowed = Path(os.environ["EPOCHS_DONE"]), Path(os.environ["EPOCHS_ALLOWED"])
-    def must_wait(self):
-        of_all, of_last, last = map(int, allowed.read_text().split())
-        if self.config.seed == last and len(self.history) >= of_last:
-            return True
-        return len(done.read_text().splitlines()) >= of_all
-    def run_epoch(self):
-        while must_wait(self):
-            time.sleep(0.1)
-        result = step(self)
-        with done.open("a") as file:
-            file.write(f"{self.config.seed} {len(self.history)}\\n")
-        return result
-    training.Training.run_epoch = run_epoch
-"""
+LAST = trial_seed(0, TRIALS - 1)
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +61,7 @@ class Machine:
             "RESP_TUNE_CACHE": str(self.folder / "cache"),
             "RESP_TUNE_DATA": str(shared / "data"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{shared / 'mlflow.db'}",
-            "EPOCHS_DONE": str(shared / "epochs"),
-            "EPOCHS_ALLOWED": str(shared / "allowed"),
-            **faults.planted(shared, GATED_EPOCHS),
-            "PYTHONPATH": f"{shared}:{Path.cwd()}",
+            **gated(shared),
         }
 
     @property
@@ -105,7 +83,6 @@ class Machine:
 def shared(tmp_path: Path) -> Path:
     made = command("synth", str(tmp_path / "data"), "--recordings", "60", "--seconds", "2")
     assert made.code == 0, made.err
-    (tmp_path / "epochs").touch()
     return tmp_path
 
 
@@ -146,15 +123,6 @@ def ended(store: ObjectStore, scratch: Path) -> int:
     return sum(t.state == TrialState.COMPLETE for t in told)
 
 
-def epochs_done(shared: Path) -> list[str]:
-    return (shared / "epochs").read_text().splitlines()
-
-
-def allow(shared: Path, of_all: int = 1000, of_last: int = EPOCHS) -> None:
-    allowed = f"{of_all} {of_last} {trial_seed(0, TRIALS - 1)}"
-    write_atomically(shared / "allowed", allowed.encode())
-
-
 def last_waits(shared: Path) -> bool:
     """Whether the last trial has done its five epochs, and the others have ended."""
     return len(epochs_done(shared)) >= (TRIALS - 1) * EPOCHS + 5
@@ -163,7 +131,7 @@ def last_waits(shared: Path) -> bool:
 @pytest.mark.slow
 def test_killed_and_continued_on_another_machine(store: ObjectStore, shared: Path) -> None:
     first, second = Machine(shared / "one", store), Machine(shared / "two", store)
-    allow(shared, of_last=5)
+    allow(shared, of_one=5, seed=LAST)
     running = start("search", *first.args("moved"), env=first.env)
     # Two trials have ended, and the third has a checkpoint of its midst.
     wait_for(lambda: last_waits(shared), 400)
@@ -214,7 +182,7 @@ def test_cut_off_from_its_store_and_asked_for_by_another(store: ObjectStore, sha
     assert not (other.storage / "cut" / "study.db").exists()
     store.wire.cut()
     try:
-        allow(shared, of_last=5)
+        allow(shared, of_one=5, seed=LAST)
         wait_for(lambda: last_waits(shared), 400)
         wait_for(lambda: "the search goes on, and what is missing" in err.read_text())
     finally:
@@ -229,6 +197,7 @@ def test_cut_off_from_its_store_and_asked_for_by_another(store: ObjectStore, sha
     check(machine, "cut")
 
 
+@pytest.mark.slow
 def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +230,47 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
     assert f"everything is at {place}, and on this machine in {prepared.folder}" in said
 
 
+_HOLDS = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from resp_tune import cli
+from resp_tune.searching.interrupts import interruptible
+from resp_tune.searching.mirror import mirrored
+from resp_tune.storage import lease
+from resp_tune.storage.place import Place
+lease.BEAT_SECONDS = lease.SETTLE_SECONDS = 0.5
+uri, below, folder = sys.argv[1:]
+def body(_):
+    search = SimpleNamespace(remote=Place(uri, below), folder=Path(folder))
+    with interruptible(cli.say, "type it again"), mirrored(search, cli.say):
+        print("holds", flush=True)
+        time.sleep(120)
+sys.exit(cli.run(body, []))
+"""
+
+
+def test_a_driver_that_is_taken_over_stops_as_if_interrupted(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    place = store.place / tmp_path.name / "first"
+    given = [sys.executable, "-c", _HOLDS, place.uri, place.below, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(given, stdout=pipe, stderr=pipe, text=True) as driver:
+        try:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "holds\n"
+            theirs = json.dumps({"id": "another", "holder": "process 7 on other", "beat": 0})
+            place.write(theirs.encode(), LEASE)
+            _, err = driver.communicate(timeout=100)
+        finally:
+            driver.kill()
+    assert driver.returncode == 130
+    assert "was taken over by process 7 on other while it was silent here" in err
+    assert "type it again" in err
+    assert place.read(LEASE) == theirs.encode(), "it is not given back"
+
+
 SMOKE = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--gpus", "0")
 
 
@@ -268,7 +278,6 @@ SMOKE = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--gpus", "0")
     ("storage", "tracking", "said"),
     [
         ("s3://nobodys/p?endpoint_override={}", True, "make that bucket"),
-        ("s3://sounds/p?endpoint_override=http://127.0.0.1:9", True, "start it"),
         ("s3://sounds/p?endpoint_override={}", False, "give --tracking-uri"),
         ("hdfs://sounds/p", True, "not the URI of an object store"),
         ("s3:/sounds/p", True, "names no bucket"),

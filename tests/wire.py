@@ -10,14 +10,14 @@ import threading
 class Wire:
     """Passes on what comes to `port`. Cut, it refuses everybody, also whoever was connected."""
 
-    def __init__(self, port: int, to: int) -> None:
-        self.port, self.to = port, to
+    def __init__(self, port: int, to: int, address: str = "127.0.0.1") -> None:
+        self.port, self.to, self.address = port, to, address
         self._sockets: set[socket.socket] = set()
         self._listening: socket.socket | None = None
         self.mend()
 
     def mend(self) -> None:
-        listening = socket.create_server(("127.0.0.1", self.port))
+        listening = socket.create_server((self.address, self.port))
         self._listening = listening
         threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
 

@@ -1,0 +1,56 @@
+"""Epochs that wait where a test wants them to, so that it meets a search in a known state.
+
+Each epoch has its checkpoint. A folder that all processes see holds what was done and is allowed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import faults
+
+from resp_tune.paths import write_atomically
+
+_HOOK = """
+    import os, time
+    from pathlib import Path
+    from resp_tune.tuning import trainable
+    trainable.CHECKPOINT_SECONDS = 0.0
+    step = training.Training.run_epoch
+    done, allowed = Path(os.environ["EPOCHS_DONE"]), Path(os.environ["EPOCHS_ALLOWED"])
+    def must_wait(self):
+        of_all, of_one, one = map(int, allowed.read_text().split())
+        if self.config.seed == one and len(self.history) >= of_one:
+            return True
+        return len(done.read_text().splitlines()) >= of_all
+    def run_epoch(self):
+        while must_wait(self):
+            time.sleep(0.1)
+        result = step(self)
+        with done.open("a") as file:
+            file.write(f"{self.config.seed} {len(self.history)}\\n")
+        return result
+    training.Training.run_epoch = run_epoch
+"""
+_ALL = 10_000
+
+
+def gated(folder: Path) -> dict[str, str]:
+    """The environment of every process whose epochs wait."""
+    (folder / "epochs").touch()
+    return {
+        **faults.planted(folder, _HOOK),
+        "PYTHONPATH": f"{folder}:{Path.cwd()}",
+        "EPOCHS_DONE": str(folder / "epochs"),
+        "EPOCHS_ALLOWED": str(folder / "allowed"),
+    }
+
+
+def allow(folder: Path, of_all: int = _ALL, *, of_one: int = _ALL, seed: int = 0) -> None:
+    """So many epochs in all, and so many of the trial with `seed`."""
+    write_atomically(folder / "allowed", f"{of_all} {of_one} {seed}".encode())
+
+
+def epochs_done(folder: Path) -> list[str]:
+    """A line `seed epoch` for each."""
+    return (folder / "epochs").read_text().splitlines()

@@ -1,0 +1,96 @@
+"""A search on a cluster whose hosts share nothing but an object store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gates import allow, epochs_done, gated
+from hosts import Host, Network, why_not
+from object_store import ENVIRONMENT, ObjectStore, object_store
+from optuna.trial import TrialState
+from searches import command, study, summary, wait_for
+
+from resp_tune.tuning.study import trial_seed
+
+UNAVAILABLE = why_not()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(UNAVAILABLE is not None, reason=UNAVAILABLE or ""),
+]
+EPOCHS = 10
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the test itself and the data need; the search keeps nothing there."""
+    folder = tmp_path_factory.mktemp("shared")
+    made = command("synth", str(folder / "set"), "--recordings", "60", "--seconds", "2")
+    assert made.code == 0, made.err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Network]:
+    """A head that runs no trials, and two workers with a logical GPU each."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, **gated(shared)}.items():
+            patch.setenv(name, value)
+        with Network(tmp_path_factory.mktemp("net"), 3) as network:
+            network.head.head()
+            for host in network.hosts[1:]:
+                host.worker(gpus=1)
+            yield network
+
+
+@pytest.fixture(scope="module")
+def store(net: Network) -> Iterator[ObjectStore]:
+    with object_store(f"{net.prefix}.254") as served:
+        yield served
+
+
+def trials_on(store: ObjectStore, host: Host, name: str) -> set[str]:
+    """Trials that have a checkpoint in the cache of this host alone."""
+    copy = store.copy_on(host.folder / "cache", name)
+    return {path.parent.name for path in copy.glob("trials/*/checkpoint.pt")}
+
+
+def test_a_trial_moves_to_another_host_by_way_of_the_store(
+    net: Network, store: ObjectStore, shared: Path, tmp_path: Path
+) -> None:
+    head, kept, lost = net.hosts
+    line = [
+        sys.executable, "-m", "resp_tune.search", "--address", net.address,
+        "--storage", store.uri, "--data", str(shared / "set"), "--name", "moves",
+        "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
+        "--space", "search_spaces/smoke.yaml", "--scheduler", "none",
+        "--gpus", "2", "--trials", "2", "--epochs", str(EPOCHS),
+    ]  # fmt: skip
+    allow(shared, 8)
+    running = head.start(*line, out=tmp_path / "out")
+    wait_for(lambda: len(epochs_done(shared)) >= 8, 400)
+    sent = {f"trials/{n}/checkpoint.pt" for n in range(2)}
+    wait_for(lambda: sent <= store.files("moves"))
+    (moved,) = trials_on(store, lost, "moves")
+    assert trials_on(store, kept, "moves") == {"01".replace(moved, "")}
+    assert trials_on(store, head, "moves") == set()
+    lost.kill()
+    allow(shared)
+    said = (tmp_path / "out").read_text
+    assert running.wait(timeout=500) == 0, said()
+    assert f"trial {moved}: its node was lost; it goes on from its checkpoint" in said()
+    assert "Traceback" not in said()
+    assert "trained again" not in said(), "the winner's checkpoint was fetched"
+    seed = trial_seed(0, int(moved))
+    assert epochs_done(shared).count(f"{seed} 1") == 1, "it went on from its checkpoint"
+    storage = store.copy_on(head.folder / "cache", "")
+    told = study(storage, "moves").get_trials()
+    assert [t.state for t in told] == [TrialState.COMPLETE] * 2
+    assert [sorted(t.intermediate_values) for t in told] == [list(range(1, EPOCHS + 1))] * 2
+    winner = str(summary(storage, "moves")["winner"]["number"])
+    assert trials_on(store, head, "moves") == {winner}
+    assert trials_on(store, kept, "moves") == {"0", "1"}
+    assert sent | {"summary.json", "study.db"} <= store.files("moves")
