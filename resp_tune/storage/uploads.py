@@ -72,34 +72,39 @@ class Uploads:
         pause = _FIRST_PAUSE
         while (next_one := self._next()) is not None:
             name, content = next_one
-            reason = self._send(name, content)
+            before = self._failed
+            sent, reason = self._send(name, content)
             with self._changed:
                 self._busy = False
                 if reason is not None:
                     self._due.setdefault(name, content)
                     self._failures_of = self._attempts
-                before, self._failed = self._failed, reason
+                    self._failed = reason
+                elif sent:
+                    self._failed = None
                 self._changed.notify_all()
-            if reason is None:
+            if reason is not None:
+                if before is None:
+                    self._outage(reason)
+                self._rest(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            elif sent:
                 pause = _FIRST_PAUSE
                 if before is not None:
                     self._back()
-                continue
-            if before is None:
-                self._outage(reason)
-            self._rest(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _send(self, name: str, content: Content) -> str | None:
+    def _send(self, name: str, content: Content) -> tuple[bool, str | None]:
+        """Whether something was sent, and why it was not."""
         try:
             data = content()
-            if data is not None:
-                self.place.write(data, name)
+            if data is None:
+                return False, None
+            self.place.write(data, name)
         except StorageError as error:
-            return str(error)
+            return False, str(error)
         except Exception as error:  # a disk, a database: the thread must live, and try again
-            return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return None
+            return False, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return True, None
 
     def _next(self) -> tuple[str, Content] | None:
         with self._changed:
