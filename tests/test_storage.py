@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ from resp_tune.storage.lease import LEASE, Lease, LeaseLostError
 from resp_tune.storage.place import Place, StorageError
 from resp_tune.storage.probe import check_place
 from resp_tune.storage.uploads import Uploads
+from resp_tune.tuning import probing
 from resp_tune.tuning.study import DRIVERS, READINGS, STUDY_ID, read_study
 from resp_tune.tuning.trial_files import TrialFiles
 
@@ -160,6 +162,16 @@ def test_a_store_that_never_answers_is_one_line_soon(tmp_path: Path) -> None:
     assert "did not answer within 10 s" in outcome.err
     assert time.monotonic() - began < 60, "its client's threads must not hold the process"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_says_whether_it_can_use_the_store(place: Place) -> None:
+    """As the preflight asks each node of a cluster."""
+    assert probing._place(place.uri, place.below, "node") == "is not the driver's"
+    place.write(b"secret", "driver")
+    assert probing._place(place.uri, place.below, "node") is None
+    assert place.read("node") == hashlib.sha256(b"secret").hexdigest().encode()
+    wrong = place.uri + "&bad=option"
+    assert "cannot be used (" in str(probing._place(wrong, place.below, "node"))
 
 
 # --- leases

@@ -31,6 +31,10 @@ PATIENCE_SECONDS = 60.0  # with a store that is away when all else is done
 LEAVING_SECONDS = 15.0  # the same of somebody who has interrupted
 
 
+class StorageAwayError(RunError):
+    """The store was waited for, in vain: to ask it once more is of no use."""
+
+
 class NoMirror:
     """Of a search in a folder: that is all there is to it."""
 
@@ -91,7 +95,7 @@ class Mirror(NoMirror):
         """Wait until the study is there."""
         self._send_study()
         if (reason := self._patiently(PATIENCE_SECONDS)) is not None:
-            raise RunError(
+            raise StorageAwayError(
                 f"the storage '{self.place}' is away ({reason}), and nothing goes on record before "
                 f"{what}: everything is kept in '{self.folder}'; type the same command again when "
                 "it is back"
@@ -113,7 +117,7 @@ class Mirror(NoMirror):
             if not sent and not name.name.startswith(STUDY):
                 self.uploads.add(name.as_posix(), path)
         if (reason := self._patiently(PATIENCE_SECONDS)) is not None:
-            raise RunError(
+            raise StorageAwayError(
                 f"the storage '{self.place}' is away ({reason}): the search is complete in "
                 f"'{self.folder}'; type the same command again when it is back: it sends the rest"
             )
@@ -185,6 +189,8 @@ def mirrored(prepared: Prepared, say: Say) -> Iterator[NoMirror]:
         bring(prepared.remote, prepared.folder, say)
         mirror = Mirror(prepared, lease, say)
         yield mirror
+    except StorageAwayError:
+        raise
     except BaseException:
         if mirror is not None and not lost.is_set() and (prepared.folder / STUDY).exists():
             mirror.leave()

@@ -161,7 +161,9 @@ class Lease:
             return None
         try:
             claim = json.loads(content)
-            return Claim(str(claim["id"]), str(claim["holder"]), int(claim["beat"]))
+            # It is shown on a terminal, and may be anybody's.
+            holder = "".join(c for c in str(claim["holder"]) if c.isprintable())[:100]
+            return Claim(str(claim["id"]), holder, int(claim["beat"]))
         except (ValueError, TypeError, KeyError):
             return Claim("", "a process that wrote no claim that can be read", 0)
 
