@@ -244,6 +244,36 @@ def test_a_host_is_cut_off_and_another_joins(net: Network, data: Path, tmp_path:
     lost.worker()  # for the tests that follow, and that it can come back
 
 
+def test_a_drained_node_hands_its_trials_over(net: Network, data: Path, tmp_path: Path) -> None:
+    """As a cloud takes a spot instance back: with a reason and a deadline."""
+    args = ("--trials", "5", "--epochs", "150", "--name", "drained", "--gpus", "5")
+    out = tmp_path / "out"
+    host = net.hosts[3]
+    host.worker(gpus=1)
+    code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print(*(n['NodeID'] "
+    code += "for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == sys.argv[2]))"
+    node = net.head.run(sys.executable, "-c", code, net.address, host.address).stdout.split()[-1]
+    running = net.head.start(*command_line(net, tmp_path, data, *args), out=out)
+    try:
+        wait_for(lambda: len([n for n in epochs_told(tmp_path, "drained").values() if n > 5]) == 5)
+        drained = net.head.run(
+            sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", net.address,
+            "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message", "a spot instance is taken back",
+            "--deadline-remaining-seconds", "3",
+        )  # fmt: skip
+        assert drained.returncode == 0, drained.stdout + drained.stderr
+        time.sleep(4)
+        left(net, host)
+        assert running.wait(timeout=400) == 0, out.read_text()
+    finally:
+        host.kill()
+    text = out.read_text()
+    assert text.count("its node was lost; it goes on from its checkpoint") == 1, text
+    assert "Traceback" not in text
+    check_whole(tmp_path, "drained", 5, 150)
+
+
 def test_a_job_survives_its_laptop(net: Network, data: Path, tmp_path: Path) -> None:
     """Handed over by the job API: refused without the token, goes on with the same name."""
     outside = net.hosts[3]
@@ -262,9 +292,17 @@ def test_a_job_survives_its_laptop(net: Network, data: Path, tmp_path: Path) -> 
     os.killpg(laptop.pid, 9)  # the laptop is closed
     wait_for(lambda: (tmp_path / "job" / "summary.json").exists())
     check_whole(tmp_path, "job", 4, 100)
-    more = outside.run(*submit, *(a if a != "4" else "5" for a in search))
+    longer = [a if a != "4" else "5" for a in search]
+    stopped = outside.run(*submit, "--no-wait", "--submission-id", "stopped", *longer)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    wait_for(lambda: epochs_told(tmp_path, "job").get(4, 0) > 5)
+    ended = outside.run(*submit[:-3], "stop", "--address", jobs, "stopped")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    logs = outside.run(*submit[:-3], "logs", "--address", jobs, "stopped").stdout
+    assert "to go on: the same command with --name job" in logs, "as Ctrl-C would"
+    more = outside.run(*submit, *longer)
     assert more.returncode == 0, more.stdout + more.stderr
-    assert "continuing: 4 trials have ended already" in more.stdout
+    assert "continuing: 4 trials have ended already; 1 were cut off" in more.stdout
     assert str(tmp_path / "job" / "summary.json") in more.stdout
     check_whole(tmp_path, "job", 5, 100)
 
