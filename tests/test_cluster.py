@@ -278,7 +278,9 @@ def test_a_job_survives_its_laptop(net: Network, data: Path, tmp_path: Path) -> 
     """Handed over by the job API: refused without the token, goes on with the same name."""
     outside = net.hosts[3]
     jobs = f"http://{net.head.address}:{DASHBOARD_PORT}"
-    submit = (sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", jobs)
+    job = (sys.executable, "-m", "ray.scripts.scripts", "job")
+    env = json.dumps({"env_vars": {"RESP_TUNE_LOGICAL_GPUS": "1"}})
+    submit = (*job, "submit", "--address", jobs, "--runtime-env-json", env)
     args = ("--storage", str(tmp_path), "--data", str(data), *ARGS, "--name", "job",
             "--trials", "4", "--epochs", "100")  # fmt: skip
     search = ("--", sys.executable, "-m", "resp_tune.search", *args)
@@ -296,9 +298,9 @@ def test_a_job_survives_its_laptop(net: Network, data: Path, tmp_path: Path) -> 
     stopped = outside.run(*submit, "--no-wait", "--submission-id", "stopped", *longer)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     wait_for(lambda: epochs_told(tmp_path, "job").get(4, 0) > 5)
-    ended = outside.run(*submit[:-3], "stop", "--address", jobs, "stopped")
+    ended = outside.run(*job, "stop", "--address", jobs, "stopped")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    logs = outside.run(*submit[:-3], "logs", "--address", jobs, "stopped").stdout
+    logs = outside.run(*job, "logs", "--address", jobs, "stopped").stdout
     assert "to go on: the same command with --name job" in logs, "as Ctrl-C would"
     more = outside.run(*submit, *longer)
     assert more.returncode == 0, more.stdout + more.stderr

@@ -27,6 +27,7 @@ from resp_tune.tuning.ray_thread import on_its_own_thread
 from resp_tune.tuning.trainable import LOGICAL_GPUS
 
 LOCAL, AUTO = "local", "auto"
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job API in what it starts
 CONNECT_SECONDS = 5.0
 KNOCK_SECONDS = 15.0
 
@@ -115,12 +116,11 @@ def joined(address: str) -> Iterator[Cluster]:
     ray_settings.apply()
     import ray
 
-    names = (LOGICAL_GPUS, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
     options: dict[str, Any] = {
         "address": address,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": {n: os.environ[n] for n in names if n in os.environ}},
+        "runtime_env": {"env_vars": _for_workers()},
     }
 
     def begin() -> None:
@@ -134,6 +134,13 @@ def joined(address: str) -> Iterator[Cluster]:
 
     with on_its_own_thread(begin, ray.shutdown):
         yield Cluster(address, nodes_now())
+
+
+def _for_workers() -> dict[str, str]:
+    """What trials must find in their environment, but for what a Ray job gives them already."""
+    job = json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {}).get("env_vars", {})
+    names = (LOGICAL_GPUS, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
+    return {name: os.environ[name] for name in names if name in os.environ and name not in job}
 
 
 def await_gpus(
