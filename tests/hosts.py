@@ -106,6 +106,8 @@ class Host:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def head(self, *args: str, **env: str) -> None:
+        """A second time as well: Ray asks all processes of the machine whether a head runs."""
+        (self.rays / "ray_current_cluster").unlink(missing_ok=True)
         self.ray("--head", f"--port={GCS_PORT}", f"--temp-dir={self.rays}", "--num-cpus=0",
                  f"--dashboard-host={self.address}", "--include-dashboard=true", *args,
                  **env)  # fmt: skip

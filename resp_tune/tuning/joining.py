@@ -112,12 +112,14 @@ def joined(address: str) -> Iterator[Cluster]:
     machine is none of its nodes, or they run other versions of Ray or Python.
     """
     _connect(address)
-    _check_membership(address, _knock(address))
+    own = _own_address(address, _knock(address))
     ray_settings.apply()
     import ray
 
     options: dict[str, Any] = {
         "address": address,
+        # Ray would guess, and where it guesses wrong take the head for this machine.
+        "_node_ip_address": own,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": _for_workers()},
@@ -244,11 +246,14 @@ def _knock(address: str) -> list[str]:
     raise UserError(f"--address {address}: no Ray cluster can be asked there: {cause}")
 
 
-def _check_membership(address: str, nodes: Sequence[str]) -> None:
+def _own_address(address: str, nodes: Sequence[str]) -> str:
+    """That of `nodes` which is this machine."""
     own = {ip.address for ips in psutil.net_if_addrs().values() for ip in ips}
-    if own.isdisjoint(nodes):
+    found = next((node for node in nodes if node in own), None)
+    if found is None:
         raise UserError(
             f"--address {address}: this machine is none of that cluster's nodes "
             f"({', '.join(nodes[:4])}{', …' * (len(nodes) > 4)}): run the command on one of them, "
             f"hand it over with 'ray job submit', or make it one: ray start --address={address}"
         )
+    return found
