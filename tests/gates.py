@@ -19,10 +19,9 @@ _HOOK = """
     step = training.Training.run_epoch
     done, allowed = Path(os.environ["EPOCHS_DONE"]), Path(os.environ["EPOCHS_ALLOWED"])
     def must_wait(self):
-        of_all, of_one, one = map(int, allowed.read_text().split())
-        if self.config.seed == one and len(self.history) >= of_one:
-            return True
-        return len(done.read_text().splitlines()) >= of_all
+        of_all, of_each, of_one, one = map(int, allowed.read_text().split())
+        own = of_one if self.config.seed == one else of_each
+        return len(self.history) >= own or len(done.read_text().splitlines()) >= of_all
     def run_epoch(self):
         while must_wait(self):
             time.sleep(0.1)
@@ -46,9 +45,11 @@ def gated(folder: Path) -> dict[str, str]:
     }
 
 
-def allow(folder: Path, of_all: int = _ALL, *, of_one: int = _ALL, seed: int = 0) -> None:
-    """So many epochs in all, and so many of the trial with `seed`."""
-    write_atomically(folder / "allowed", f"{of_all} {of_one} {seed}".encode())
+def allow(
+    folder: Path, *, of_all: int = _ALL, of_each: int = _ALL, of_one: int = _ALL, seed: int = 0
+) -> None:
+    """So many epochs together, so many of each trial, and so many of the one with `seed`."""
+    write_atomically(folder / "allowed", f"{of_all} {of_each} {of_one} {seed}".encode())
 
 
 def epochs_done(folder: Path) -> list[str]:

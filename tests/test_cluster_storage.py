@@ -69,7 +69,7 @@ def test_a_trial_moves_to_another_host_by_way_of_the_store(
         "--space", "search_spaces/smoke.yaml", "--scheduler", "none",
         "--gpus", "2", "--trials", "2", "--epochs", str(EPOCHS),
     ]  # fmt: skip
-    allow(shared, 8)
+    allow(shared, of_each=4)
     running = head.start(*line, out=tmp_path / "out")
     wait_for(lambda: len(epochs_done(shared)) >= 8, 400)
     sent = {f"trials/{n}/checkpoint.pt" for n in range(2)}

@@ -173,7 +173,7 @@ def test_killed_and_continued_on_another_machine(store: ObjectStore, shared: Pat
 def test_cut_off_from_its_store_and_asked_for_by_another(store: ObjectStore, shared: Path) -> None:
     machine, other = Machine(shared / "one", store), Machine(shared / "two", store)
     err = shared / "err"
-    allow(shared, 2)
+    allow(shared, of_all=2)
     running = start("search", *machine.args("cut"), env=machine.env, err=err)
     wait_for(lambda: len(epochs_done(shared)) >= 2, 400)
     refused = other.search("cut")
