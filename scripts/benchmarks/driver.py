@@ -35,7 +35,8 @@ class Driven:
 
     `seconds`: from Ray being ready to MLflow having everything; `working`: from the first epoch's
     start, so without that of the processes. `handed_out`, `ended`: of each trial, in that order.
-    `workers`: the steps of each process, by start.
+    `loop_cpu`: what the loop's own thread had computed at each end. `workers`: the steps of each
+    process, by start.
     """
 
     ray_seconds: float
@@ -43,6 +44,7 @@ class Driven:
     working: float
     handed_out: list[float]
     ended: list[float]
+    loop_cpu: list[float]
     workers: list[list[Step]]
 
 
@@ -52,6 +54,7 @@ class Clock:
     def __init__(self) -> None:
         self.handed_out: list[float] = []
         self.ended_at: list[float] = []
+        self.cpu_at: list[float] = []
         self.states: list[State | None] = []
 
     def started(self, trial: TrialRecord, seed: int) -> None:
@@ -64,6 +67,7 @@ class Clock:
     def ended(self, trial: TrialRecord) -> None:
         """A trial has reached its final state."""
         self.ended_at.append(time.monotonic())
+        self.cpu_at.append(time.thread_time())
         self.states.append(trial.state)
 
 
@@ -116,6 +120,7 @@ def drive(
         working=done - min(steps[0][0] for steps in workers),
         handed_out=clock.handed_out,
         ended=clock.ended_at,
+        loop_cpu=clock.cpu_at,
         workers=workers,
     )
 
