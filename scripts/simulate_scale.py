@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import tempfile
 from argparse import Namespace
@@ -104,6 +105,9 @@ def measure_here(args: Namespace) -> Any:
     from scaling.sizes import FULL, QUICK
 
     postgres = None if args.postgres == "none" else args.postgres
+    # The server and its database are taken away however this ends.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="resp_tune_scale_") as folder:
         storage = args.storage or Path(folder)
         storage.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,15 @@ def test_saturation_says_the_same() -> None:
     assert saturation(at, lambda n: Costs(report=0.01 * n))[DRIVER] == 10
 
 
+def test_each_further_epoch_in_a_report_costs_the_driver() -> None:
+    """Five epochs of .18 s a report, .02 s each but the first: .08 s of the driver in .98 s."""
+    load = replace(LOAD, slots=4, trials=400, epoch_seconds=0.18, report_seconds=0.9)
+    found = simulate(load, Costs(epoch=0.02))
+    assert found.busy == pytest.approx(0.9 / 0.98, rel=1e-2)
+    assert found.loads[DRIVER] == pytest.approx(4 * 0.08 / 0.98, rel=1e-2)
+    assert saturation(lambda n: replace(load, slots=n), lambda _: Costs(epoch=0.02))[DRIVER] == 13
+
+
 def test_a_trial_costs_more_as_the_study_grows() -> None:
     costs = Costs(trial=lambda n: 0.01 * n)
     found = simulate(replace(LOAD, trials=3), costs)
@@ -169,7 +178,7 @@ def loop(slots: int, report: float, trial: float, busy: float = 1.0) -> Loop:
 MEASURED = Measured(
     round_trip=0.016,
     loops=[loop(4, 0.012, 0.1), loop(16, 0.015, 0.1), loop(64, 0.027, 0.1)],
-    study=[StudyCost(100, 0.02, 0.002, 0.01), StudyCost(1100, 0.06, 0.002, 0.01)],
+    study=[StudyCost(100, 0.02, 0.002, 0.001, 0.01), StudyCost(1100, 0.06, 0.002, 0.003, 0.01)],
     trackers={SQLITE: Tracker(0.01, 0.001, 0.05)},
     left_out="",
     stores=[StoreCost("baseline", 10**6, 0.005, {1: 200.0, 4: 400.0})],
@@ -190,6 +199,7 @@ def test_reports_and_trials_are_told_apart() -> None:
 def test_costs_go_on_in_a_line_and_never_fall() -> None:
     costs = MEASURED.costs(512)
     assert costs.report == pytest.approx(0.011 + 0.00025 * 512)
+    assert costs.epoch == pytest.approx(0.002)
     assert MEASURED.costs(512, computing_only=True).report == pytest.approx(costs.report / 2)
     assert costs.report_delay == pytest.approx(0.016 - 0.01125)
     # Taken with 200 trials in the study in the mean, of 400: .024 s of it were the sampler's.

@@ -31,11 +31,13 @@ class Tracker:
 class Costs:
     """How long each part is held. A `delay` is what its caller waits besides.
 
+    `epoch`: of the driver's loop, each further epoch in one report.
     `trial(n)`: of the driver's loop, the end of a trial and the start of the next when the study
     has `n` of them.
     """
 
     report: float = 0.0
+    epoch: float = 0.0
     report_delay: float = 0.0
     trial: Callable[[int], float] = lambda _: 0.0
     write: float = 0.0
@@ -170,8 +172,8 @@ def simulate(load: Load, costs: Costs, seed: int = 0) -> Outcome:
             # Written: what is left of this chunk is its report.
             wait(done, trial, Chunk(ran.epochs, ran.seconds, 0, ran.last))
         else:
-            more = costs.trial(len(handed)) if ran.last else 0.0
-            told = driver.serve(now, costs.report + more)
+            hold = costs.report + (ran.epochs - 1) * costs.epoch
+            told = driver.serve(now, hold + (costs.trial(len(handed)) if ran.last else 0.0))
             reported.append(told)
             for writer in writers.values():
                 cost = writer.tracker
@@ -226,7 +228,8 @@ def demands(load: Load, costs: Costs) -> tuple[dict[str, float], float]:
         parts = list(chunks(load, load.epoch_seconds, pruned=pruned))
         writes = sum(part.writes for part in parts)
         epochs = sum(part.epochs for part in parts)
-        driven = len(parts) * costs.report + costs.trial(load.trials // 2)
+        driven = len(parts) * costs.report + (epochs - len(parts)) * costs.epoch
+        driven += costs.trial(load.trials // 2)
         stored = writes * costs.write
         needs[DRIVER] += share * driven
         needs[STORAGE] += share * stored

@@ -42,8 +42,8 @@ FULL = Sizes(
 )
 QUICK = Sizes(
     quick=True,
-    slots=(4, 8),
-    short_trials=(60, 2),
+    slots=(8,),
+    short_trials=(60, 4),
     long_trials=(6, 1),
     long_epochs=15,
     paced_trials=2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,16 +19,22 @@ from resp_tune.tuning.space import load_space
 from resp_tune.tuning.study import open_study
 from scaling.sizes import Sizes
 
-METRIC, EPOCHS, FILLED_EPOCHS = "macro_f1", 10, 2
+METRIC = "macro_f1"
+ALONE, TOGETHER = 10, 12  # epochs: as many reports of one, then one report of so many
+FILLED = (2, 0)  # the same of trials that only fill the study
 
 
 @dataclass(frozen=True)
 class StudyCost:
-    """Mean seconds with `trials` trials in it: to start one (TPE asked), a report, an end."""
+    """Mean seconds with `trials` trials in it: to start one (TPE asked), a report, an end.
+
+    `epoch`: each further epoch in one report.
+    """
 
     trials: int
     start: float
     report: float
+    epoch: float
     end: float
 
 
@@ -44,28 +51,29 @@ def measure(folder: Path, sizes: Sizes) -> list[StudyCost]:
 
 
 def _take(study: optuna.Study, size: int, trials: int) -> StudyCost:
-    recorder = _recorder(study, EPOCHS)
-    spent = [0.0, 0.0, 0.0]
-    _one(recorder, EPOCHS, spent)  # the sampler reads the study for the first time
-    spent = [0.0, 0.0, 0.0]
-    for _ in range(trials):
-        _one(recorder, EPOCHS, spent)
-    return StudyCost(size, spent[0] / trials, spent[1] / trials / EPOCHS, spent[2] / trials)
+    recorder = _recorder(study)
+    _one(recorder)  # the sampler reads the study for the first time
+    taken = [_one(recorder) for _ in range(trials)]
+    start, alone, together, end = (statistics.mean(part) for part in zip(*taken, strict=True))
+    report = alone / ALONE
+    return StudyCost(size, start, report, max(0.0, (together - report) / (TOGETHER - 1)), end)
 
 
-def _one(recorder: Recorder, epochs: int, spent: list[float]) -> None:
-    """A whole trial; adds the seconds of its start, its reports, its end."""
+def _one(recorder: Recorder, alone: int = ALONE, together: int = TOGETHER) -> list[float]:
+    """A whole trial: seconds of its start, its reports of one epoch, its last one, its end."""
     times = [time.perf_counter()]
     given = recorder.next_trial()
     assert given is not None  # noqa: S101  # there is no budget that could be met
+    number = given["number"]
     times.append(time.perf_counter())
-    for epoch in range(1, epochs + 1):
-        recorder.advance(given["number"], [row(given["number"], epoch)])
+    for epoch in range(1, alone + 1):
+        recorder.advance(number, [row(number, epoch)])
     times.append(time.perf_counter())
-    recorder.end(given["number"], "finished")
+    recorder.advance(number, [row(number, alone + n) for n in range(1, together + 1)])
     times.append(time.perf_counter())
-    for part, (before, after) in enumerate(itertools.pairwise(times)):
-        spent[part] += after - before
+    recorder.end(number, "finished")
+    times.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 def _fill(study: optuna.Study, size: int) -> None:
@@ -74,18 +82,18 @@ def _fill(study: optuna.Study, size: int) -> None:
     drawn = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.RandomSampler(seed=has)
     )
-    recorder = _recorder(drawn, FILLED_EPOCHS)
+    recorder = _recorder(drawn)
     for _ in range(size - has):
-        _one(recorder, FILLED_EPOCHS, [0.0, 0.0, 0.0])
+        _one(recorder, *FILLED)
     study.add_trials(drawn.get_trials(deepcopy=False))
 
 
-def _recorder(study: optuna.Study, epochs: int) -> Recorder:
+def _recorder(study: optuna.Study) -> Recorder:
     return Recorder(
         study,
         load_space("search_spaces/notebook.yaml"),
         metric=METRIC,
-        epochs=epochs,
+        epochs=ALONE + TOGETHER,
         seed=0,
         budget=None,
         deadline=None,
