@@ -42,7 +42,9 @@ class Measured:
         store = self.stores[0]
         return Costs(
             report=report(slots),
-            epoch=statistics.mean(cost.epoch for cost in self.study),
+            epoch=statistics.mean(
+                cost.epoch_cpu if computing_only else cost.epoch for cost in self.study
+            ),
             report_delay=max(0.0, self.round_trip - report(1)),
             trial=lambda n: max(0.0, trial(slots) + self._study(n) - self._study(calm)),
             write=1 / store.best,

@@ -28,13 +28,14 @@ FILLED = (2, 0)  # the same of trials that only fill the study
 class StudyCost:
     """Mean seconds with `trials` trials in it: to start one (TPE asked), a report, an end.
 
-    `epoch`: each further epoch in one report.
+    `epoch`: each further epoch in one report; `epoch_cpu`: what its thread computed for that.
     """
 
     trials: int
     start: float
     report: float
     epoch: float
+    epoch_cpu: float
     end: float
 
 
@@ -54,26 +55,47 @@ def _take(study: optuna.Study, size: int, trials: int) -> StudyCost:
     recorder = _recorder(study)
     _one(recorder)  # the sampler reads the study for the first time
     taken = [_one(recorder) for _ in range(trials)]
-    start, alone, together, end = (statistics.mean(part) for part in zip(*taken, strict=True))
-    report = alone / ALONE
-    return StudyCost(size, start, report, max(0.0, (together - report) / (TOGETHER - 1)), end)
+    seconds, computing = (
+        [statistics.mean(part) for part in zip(*spent, strict=True)]
+        for spent in zip(*taken, strict=True)
+    )
+    start, alone, _, end = seconds
+    return StudyCost(size, start, alone / ALONE, _further(seconds), _further(computing), end)
 
 
-def _one(recorder: Recorder, alone: int = ALONE, together: int = TOGETHER) -> list[float]:
-    """A whole trial: seconds of its start, its reports of one epoch, its last one, its end."""
-    times = [time.perf_counter()]
+def _further(parts: list[float]) -> float:
+    """Each epoch but the first of the report of several."""
+    _, alone, together, _ = parts
+    return max(0.0, (together - alone / ALONE) / (TOGETHER - 1))
+
+
+def _one(
+    recorder: Recorder, alone: int = ALONE, together: int = TOGETHER
+) -> tuple[list[float], list[float]]:
+    """A whole trial: its start, its reports of one epoch, its last one, its end.
+
+    Of each the seconds, and those that this thread computed.
+    """
+    times = [(time.perf_counter(), time.thread_time())]
+
+    def note() -> None:
+        times.append((time.perf_counter(), time.thread_time()))
+
     given = recorder.next_trial()
+    note()
     assert given is not None  # noqa: S101  # there is no budget that could be met
     number = given["number"]
-    times.append(time.perf_counter())
     for epoch in range(1, alone + 1):
         recorder.advance(number, [row(number, epoch)])
-    times.append(time.perf_counter())
+    note()
     recorder.advance(number, [row(number, alone + n) for n in range(1, together + 1)])
-    times.append(time.perf_counter())
+    note()
     recorder.end(number, "finished")
-    times.append(time.perf_counter())
-    return [after - before for before, after in itertools.pairwise(times)]
+    note()
+    seconds, computing = (
+        [b - a for a, b in itertools.pairwise(clock)] for clock in zip(*times, strict=True)
+    )
+    return seconds, computing
 
 
 def _fill(study: optuna.Study, size: int) -> None:
