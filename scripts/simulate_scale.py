@@ -82,14 +82,19 @@ def check_flags(args: Namespace) -> None:
             setattr(args, flag, folder_to_write(f"--{flag}", given))
 
 
-def read_measured(path: Path) -> Any:
-    """`Measured`, and whether the run was a quick one; `UserError` where the file has none."""
+def read_measured(path: Path) -> tuple[Any, bool, str]:
+    """`Measured`, whether the run was a quick one, and where and when it was.
+
+    `UserError` where the file has none.
+    """
     from pydantic import TypeAdapter, ValidationError
     from scaling.measured import Measured
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return TypeAdapter(Measured).validate_python(found["measured"]), bool(found["quick"])
+        measured = TypeAdapter(Measured).validate_python(found["measured"])
+        here = ", ".join(found[name] for name in ("command", "date", "hardware", "load"))
+        return measured, bool(found["quick"]), found.get("measured_by", here)
     except OSError as error:
         raise UserError(f"--measured '{path}' cannot be read ({error.strerror})") from error
     except (ValueError, ValidationError, KeyError, TypeError) as error:
@@ -118,10 +123,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, simulate, print the tables, write them."""
     args = parser().parse(argv)
     check_flags(args)
-    before = os.getloadavg()[0]
-    measured, quick = (
-        read_measured(Path(args.measured)) if args.measured else (measure_here(args), args.quick)
-    )
+    before, earlier = os.getloadavg()[0], ""
+    if args.measured:
+        measured, quick, earlier = read_measured(Path(args.measured))
+    else:
+        measured, quick = measure_here(args), args.quick
     from benchmarks.tables import hardware, versions
     from rich.console import Console
     from scaling.scenarios import SCENARIOS, Scenario, check, scale
@@ -153,10 +159,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "hardware": hardware(),
         "load": f"{before:.1f} of other work on these cores when it began",
     }
-    if args.measured:
-        facts["measured"] = f"earlier; hardware, load and date of that stand in {args.measured}"
+    if earlier:
+        facts["measured_by"] = earlier
     stack = versions()
-    said = {**facts, "versions": ", ".join(f"{name} {number}" for name, number in stack.items())}
+    said = {name.replace("_", " "): fact for name, fact in facts.items()}
+    said |= {"versions": ", ".join(f"{name} {number}" for name, number in stack.items())}
     result = {**facts, "versions": stack, "quick": quick, "seed": args.seed}
     result["measured"] = dataclasses.asdict(measured)
     result["checked"] = [dataclasses.asdict(one) for one in checks]

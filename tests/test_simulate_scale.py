@@ -230,7 +230,9 @@ def test_measured_figures_are_simulated_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = tmp_path / "scale.json"
-    given.write_text(json.dumps({"quick": True, "measured": dataclasses.asdict(MEASURED)}))
+    facts = {"command": "typed", "date": "then", "hardware": "that", "load": "none"}
+    measured = {"quick": True, "measured": dataclasses.asdict(MEASURED)}
+    given.write_text(json.dumps({**facts, **measured}))
     flags = ["--measured", str(given), "--epoch-seconds", "1", "--epochs", "5"]
     before = simulate_scale.RESULTS.stat().st_mtime_ns
     simulate_scale.main([*flags, "--out", str(tmp_path / "a")])
@@ -242,6 +244,7 @@ def test_measured_figures_are_simulated_again(
     assert {"date", "hardware", "versions", "load", "command", "checked"} <= set(a)
     (scaled,) = a["simulated"]
     assert list(scaled["outcomes"]) == ["1", "8", "64", "512"]
+    assert a["measured_by"] == "typed, then, that, none"
     page = (tmp_path / "a" / "SCALE.md").read_text()
     assert page.startswith("# Scale\n")
     assert "**GPUs at which each part has no second to spare**" in page
