@@ -26,7 +26,7 @@ from resp_tune.errors import UserError
 from resp_tune.tuning.study import SPLIT
 
 OLD = Path(__file__).parent / "data" / "release-0.1.0" / "results"
-EXAMPLES = int(os.environ.get("RESP_TUNE_BAD_INPUTS", "60"))  # of each kind
+EXAMPLES = int(os.environ.get("RESP_TUNE_BAD_INPUTS", "25"))  # of each kind
 MANY = 400
 
 few = settings(

@@ -64,9 +64,9 @@ def test_a_changed_recording_is_named(copy: Path) -> None:
     assert f"not the same audio: {stem}" in said
     assert len(study(copy / "r", "kept").get_trials()) == 2
     path.write_bytes(old)
-    code, said = go_on(copy)
+    code, said = go_on(copy, trial_count=2)  # it is the same search again
     assert code == 0, said
-    assert len(trials(copy / "r", "kept")) == 3
+    assert len(trials(copy / "r", "kept")) == 2
     survived("a recording changed between two commands")
 
 
@@ -185,7 +185,7 @@ def test_damaged_sides_are_made_again(copy: Path) -> None:
     path = copy / "r" / "kept" / "split.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    code, said = go_on(copy)
+    code, said = go_on(copy, trial_count=2)
     assert code == 0, said
     assert "split.json' was damaged and is made again" in said
     assert path.read_bytes() == whole
