@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 import soundfile
+from fault_log import survived
 from optuna.trial import TrialState
 from searches import command, files_below, search, start, study, summary, trials, wait_for
 
@@ -231,6 +232,7 @@ def test_a_diverging_trial_is_told_as_diverged_and_a_poor_one_as_pruned(tmp_path
             assert run.info.status == "KILLED"
         assert run.data.tags["resp_tune.state"] == row.state
     assert (table["state"] == "pruned").any(), "ASHA must have stopped some"
+    survived("a loss that is not finite", times=int(exploding.sum()))
 
 
 def test_a_killed_driver_continues_where_it_was(tmp_path: Path) -> None:
@@ -258,6 +260,7 @@ def test_a_killed_driver_continues_where_it_was(tmp_path: Path) -> None:
     for trial in runs:
         steps = [m.step for m in client.get_metric_history(trial.info.run_id, "val_loss")]
         assert sorted(steps) == list(range(1, 31)), "each epoch once"
+    survived("SIGKILL of the driver and its Ray at once")
 
 
 def _epochs_reported(storage: Path) -> int:

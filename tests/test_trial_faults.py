@@ -112,6 +112,56 @@ def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     survived("a trial that hangs, --trial-timeout")
 
 
+# An exception
+
+
+RAISES = """
+    step = training.Training.run_epoch
+    def run_epoch(self):
+        if self.config.lr == 0.003 or {all}:  # the baseline
+            raise ValueError("planted\\nin two lines")
+        return step(self)
+    training.Training.run_epoch = run_epoch
+"""
+
+
+@pytest.mark.slow
+def test_an_exception_in_one_configuration(tmp_path: Path) -> None:
+    env = faults.planted(tmp_path, RAISES.format(all=False))
+    outcome = search(tmp_path, *SMALL, "--trials", "3", "--epochs", "1", "--name", "one", env=env)
+    assert outcome.code == 0, outcome.err
+    table = trials(tmp_path, "one")
+    assert list(table["state"]) == ["failed", "finished", "finished"]
+    told = study(tmp_path, "one").get_trials()[0]
+    assert (told.state, told.value) == (TrialState.FAIL, None)
+    assert told.user_attrs["error"] == "ValueError: planted in two lines"
+    assert "in run_epoch" in (tmp_path / "one" / "trials" / "0" / "error.txt").read_text()
+    assert "Traceback" not in outcome.err
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.get_run(table["mlflow_run_id"][0])
+    assert (run.info.status, run.data.tags["resp_tune.state"]) == ("FAILED", "failed")
+    survived("an exception in one configuration")
+
+
+@pytest.mark.slow
+def test_an_exception_in_every_configuration(tmp_path: Path) -> None:
+    """The canary, which trains without epochs, does not see it: the first trials do."""
+    env = faults.planted(tmp_path, RAISES.format(all=True))
+    outcome = search(tmp_path, *SMALL, "--trials", "9", "--epochs", "1", "--name", "all", env=env)
+    assert outcome.code == 1
+    (error,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert "no trial finished; trial 0 failed with: ValueError: planted in two lines" in error
+    assert "Traceback" not in outcome.err
+    states = list(trials(tmp_path, "all")["state"])
+    assert set(states) == {"failed"}
+    assert len(states) < 9, "it has given up"
+    again = search(tmp_path, *SMALL, "--trials", "9", "--epochs", "1", "--name", "all")
+    assert again.code == 0, again.err  # mended: the rest is run
+    after = list(trials(tmp_path, "all")["state"])
+    assert after == states + ["finished"] * (9 - len(states))
+    survived("an exception in every configuration")
+
+
 # Memory
 
 
