@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from resp_tune.tuning.ray_oom import mend
+
 # Each is read when it is used, not when Ray is imported, so it is early enough before `ray.init`.
 # Our tracker and table replace Ray's loggers and output, and the study replaces its snapshots,
 # which would otherwise be written at every report.
@@ -23,6 +25,7 @@ def apply() -> None:
     """Call it before `ray.init`; a value that the user has set stays."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    mend()
 
 
 def reread_authentication() -> None:
