@@ -18,9 +18,9 @@ def mend() -> None:
     if told.__module__ == __name__:
         return
 
-    def _actor_task_failed(self: Any, task: Any, exception: Exception) -> None:
+    def _actor_task_failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
             exception = RayActorError(error_msg=f"OutOfMemoryError: {exception}")
-        told(self, task, exception)
+        told(self, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = _actor_task_failed  # type: ignore[method-assign, assignment]  # it has no hook
