@@ -13,11 +13,14 @@ import faults
 import psutil
 import pytest
 from fault_log import survived
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from searches import search, study, trials
 from test_recorder import SPACE, finish, next_of, recorder_of, row, study_at
 from test_trainable import rows, run, trial
 
 from resp_tune.learning.training import _FoldRun
+from resp_tune.tuning.ray_oom import mend
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
 from resp_tune.tuning.searcher import Runs, StudySearcher
 from resp_tune.tuning.study import records
@@ -133,6 +136,25 @@ def test_epochs_that_were_told_stand(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [r.row()["train_loss"] for r in resumed.training.history] == [
         r["train_loss"] for r in told
     ]
+
+
+def test_what_the_monitor_ends_in_mid_call_is_a_lost_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By itself Ray Tune 2.60 would raise "unexpected exception", which ends the search."""
+    told: list[Exception] = []
+
+    def tunes_own(self: object, tracked_actor_task: object, exception: Exception) -> None:
+        told.append(exception)
+
+    monkeypatch.setattr(RayActorManager, "_actor_task_failed", tunes_own)
+    mend()
+    mend()
+    manager: Any = RayActorManager.__new__(RayActorManager)
+    manager._actor_task_failed(tracked_actor_task=None, exception=OutOfMemoryError("low"))
+    manager._actor_task_failed(tracked_actor_task=None, exception=OSError("other"))
+    assert [type(error) for error in told] == [RayActorError, OSError]
+    assert str(told[0]) == "OutOfMemoryError: low"
 
 
 HOG = """

@@ -23,4 +23,4 @@ def mend() -> None:
             exception = RayActorError(error_msg=f"OutOfMemoryError: {exception}")
         told(self, tracked_actor_task, exception)
 
-    RayActorManager._actor_task_failed = _actor_task_failed  # type: ignore[method-assign, assignment]  # it has no hook
+    RayActorManager._actor_task_failed = _actor_task_failed  # type: ignore[method-assign]  # it has no hook
