@@ -184,6 +184,7 @@ SPARE = 0.4  # of what is free, which others may take meanwhile
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_rays_memory_monitor_ends_a_worker(tmp_path: Path) -> None:
     memory, journal = psutil.virtual_memory(), tmp_path / "epochs"
     if memory.available < LEAST_FREE:
@@ -199,6 +200,7 @@ def test_rays_memory_monitor_ends_a_worker(tmp_path: Path) -> None:
     outcome = search(
         tmp_path, "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
         "--epochs", "4", "--trials", "2", "--concurrency", "1", "--name", "hog", env=env,
+        timeout=800,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "trial 0: its worker was lost, for lack of memory; it goes on" in outcome.err
