@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from resp_tune.cli import run, say
-from resp_tune.errors import nearest
+from resp_tune.errors import nearest, one_line
 
 VERBS = {
     "search": "find the best trial config",
@@ -27,7 +27,7 @@ def main() -> int:
         print("\n".join(f"  {name:<9}{text}" for name, text in VERBS.items()))
         return 0
     if verb not in VERBS:
-        say(f"error: unknown verb '{verb}': {nearest(verb, VERBS)}")
+        say(f"error: unknown verb '{one_line(verb)}': {nearest(verb, VERBS)}")
         return 2
     return run(importlib.import_module(f"resp_tune.{verb}").main, rest)
 

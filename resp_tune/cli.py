@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest
+from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest, one_line
 from resp_tune.paths import full_disk, user_path
 
 
@@ -53,7 +53,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         body(argv)
         sys.stdout.flush()
     except RespTuneError as error:
-        say(f"error: {error}")
+        say(f"error: {one_line(error)}")
         return error.exit_code
     except KeyboardInterrupt:
         say("interrupted")

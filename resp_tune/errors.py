@@ -27,6 +27,11 @@ class RunError(RespTuneError):
     """The command ran and failed: exit 1."""
 
 
+def one_line(message: object) -> str:
+    """`message` on one line, also where what was given had several."""
+    return " ".join(str(message).splitlines())
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'lr'?` when a known word is close to `word`, else the list of known words."""
     known = sorted(known)

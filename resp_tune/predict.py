@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run, say
-from resp_tune.errors import RunError, UserError
+from resp_tune.errors import RunError, UserError, one_line
 from resp_tune.paths import user_path
 from resp_tune.storage.place import LARGEST, Place, StorageError, is_uri
 from resp_tune.storage.probe import check_place
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results.append(predict_file(bundle, file))
         except UserError as error:
             bad += 1
-            say(f"error: {error}")
+            say(f"error: {one_line(error)}")
     if not results:
         raise UserError("none of the files could be read: give wav or FLAC recordings")
     if args.json:

@@ -138,6 +138,7 @@ WORK = """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_trial_repeats_ten_seconds_at_most(tmp_path: Path) -> None:
     import faults
 
