@@ -68,6 +68,13 @@ def test_an_object_is_written_read_listed_fetched_and_removed(place: Place, tmp_
     assert place.sizes() == {"a/large": 7_000_000}
 
 
+def test_a_slash_at_the_end_means_nothing(store: ObjectStore, place: Place) -> None:
+    other = Place.parse("--storage", store.uri.replace("?", "/?")) / place.below
+    other.write(b"1", "a")
+    assert place.read("a") == b"1"
+    assert (str(other), other.copy) == (str(place), place.copy)
+
+
 def test_other_file_systems_show_a_file_whole_too(tmp_path: Path) -> None:
     place = Place(f"file://{tmp_path}") / "first"
     place.write(b"1", "a/b")

@@ -149,10 +149,12 @@ class Mirror(NoMirror):
         return content
 
     def _patiently(self, seconds: float) -> str | None:
-        """`flush` again and again; the reason where it was of no use for so long."""
-        deadline = time.monotonic() + seconds
+        """`flush` again and again; the reason, where nothing went up for so long."""
+        deadline, sent = time.monotonic() + seconds, self.uploads.sent
         while (reason := self.uploads.flush(seconds)) is not None:
-            if time.monotonic() > deadline:
+            if self.uploads.sent > sent:
+                deadline, sent = time.monotonic() + seconds, self.uploads.sent
+            elif time.monotonic() > deadline:
                 return reason
             time.sleep(1.0)
         return None

@@ -205,7 +205,7 @@ def _open(uri: str) -> tuple[FileSystem, str]:
     from pyarrow.fs import FileSystem
 
     files, path = FileSystem.from_uri(_completed(uri))
-    return files, path
+    return files, path.rstrip("/")
 
 
 def _completed(uri: str) -> str:

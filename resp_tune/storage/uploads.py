@@ -30,6 +30,7 @@ class Uploads:
     ) -> None:
         self.place = place
         self._outage, self._back = outage, back
+        self.sent = 0  # files in all
         self._due: dict[str, Content] = {}
         self._changed = threading.Condition()
         self._ending = self._hurry = self._busy = False
@@ -82,6 +83,7 @@ class Uploads:
                     self._failed = reason
                 elif sent:
                     self._failed = None
+                    self.sent += 1
                 self._changed.notify_all()
             if reason is not None:
                 if before is None:
