@@ -21,6 +21,7 @@ from resp_tune.tuning.timeouts import MARGIN_SECONDS
 from resp_tune.tuning.trainable import Work, begin_training
 
 Failure = tuple[str, str]  # a line, and the whole traceback
+LEAST_SECONDS = 30.0  # the first batch imports what no later one has to, on a busy machine for long
 TRACE = "canary.txt"  # in the search's folder: the whole traceback
 
 
@@ -72,7 +73,7 @@ def _fill(work: Work, config: TrialConfig) -> None:
 
 
 def _limit(work: Work) -> float | None:
-    return None if work.timeout is None else work.timeout + MARGIN_SECONDS
+    return None if work.timeout is None else max(work.timeout, LEAST_SECONDS) + MARGIN_SECONDS
 
 
 def _late(work: Work) -> str:
