@@ -259,7 +259,7 @@ def test_of_two_at_once_one_holds_it(place: Place, tmp_path: Path) -> None:
         "lease.BEAT_SECONDS = 1\n"
         "l = lease.Lease(Place(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), print)\n"
         "try:\n l.take(lambda _: None); print('holds', flush=True)\n"
-        "except UserError as e:\n print('refused')\n"
+        "except UserError:\n print('refused', flush=True)\n"
         "sys.stdin.read()"
     )
     for name in "ab":
