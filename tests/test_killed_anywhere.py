@@ -154,7 +154,7 @@ def test_a_killed_trial_repeats_ten_seconds_at_most(tmp_path: Path) -> None:
         wait_for(lambda t=told: journal.exists() and len(journal.read_text()) > t)  # type: ignore[misc]  # bound at once
         gone_on.append(time.monotonic() - begun)
         wait_for(lambda e=enough: journal.exists() and _latest(journal) >= e)  # type: ignore[misc]  # bound at once
-        os.kill(running.pid, signal.SIGKILL)
+        os.killpg(running.pid, signal.SIGKILL)  # the worker too, which else may go on for seconds
         running.wait()
     done = search(tmp_path / "r", *args, env=env)
     assert done.code == 0, done.err

@@ -11,6 +11,7 @@ from toy import toy_config
 
 from resp_tune.errors import RunError
 from resp_tune.learning.packing import Load, Packed, choose, measure, measure_all, stand_in
+from resp_tune.learning.precision import Device
 from resp_tune.learning.training import fit
 from resp_tune.search import read_settings
 from resp_tune.searching import packed as packing_search
@@ -85,7 +86,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Load, str, int, int]]:
         return Packed(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
 
     monkeypatch.setattr(packing_search, "measure", measured)
-    monkeypatch.setattr(packing_search, "settle_precision", lambda config, _: config)
+    monkeypatch.setattr(preparing, "this_device", lambda kind: Device(kind, "a GPU", False))
     monkeypatch.setattr(preparing, "this_machine", lambda: Machine(16, 2, 10**11))
     return seen
 
