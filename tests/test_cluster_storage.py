@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,9 @@ def test_a_trial_moves_to_another_host_by_way_of_the_store(
     allow(shared)
     said = (tmp_path / "out").read_text
     assert running.wait(timeout=500) == 0, said()
-    assert f"trial {moved}: its node was lost; it goes on from its checkpoint" in said()
+    # Of a host that ends process by process, Ray may notice the worker first.
+    on = "was lost; it goes on from its checkpoint"
+    assert re.search(rf"trial {moved}: its (node|worker) {on}", said())
     assert "Traceback" not in said()
     assert "trained again" not in said(), "the winner's checkpoint was fetched"
     seed = trial_seed(0, int(moved))
