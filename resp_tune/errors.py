@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C or SIGTERM has ended
@@ -25,6 +28,17 @@ class UserError(RespTuneError):
 
 class RunError(RespTuneError):
     """The command ran and failed: exit 1."""
+
+
+def leave_at_exit(exit_code: int) -> None:
+    """When all else is done, end the process before it waits for threads that hang."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+    atexit.register(leave)
 
 
 def one_line(message: object) -> str:

@@ -9,6 +9,8 @@ import bad_inputs
 import pytest
 from fault_log import survived
 
+pytest_plugins = ["object_store"]  # the fixture `store`
+
 _USERS_OWN = (
     "RESP_TUNE_DATA",
     "RESP_TUNE_CACHE_GB",

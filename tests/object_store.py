@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
+import pytest
 from pyarrow.fs import S3FileSystem
 from test_tracking import free_port
 from wire import Wire
@@ -56,6 +57,16 @@ class ObjectStore:
     def copy_on(self, cache: Path, name: str) -> Path:
         """The folder of a search on the machine that has this cache folder."""
         return cache / "searches" / self.place.copy.name / name
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    """A store that this process has the keys of."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with object_store() as served:
+            yield served
 
 
 @contextmanager

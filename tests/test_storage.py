@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -28,15 +27,6 @@ from resp_tune.storage.uploads import Uploads
 from resp_tune.tuning import probing
 from resp_tune.tuning.study import DRIVERS, READINGS, STUDY_ID, read_study
 from resp_tune.tuning.trial_files import TrialFiles
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with object_store() as served:
-            yield served
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 from gates import allow, epochs_done, gated
-from object_store import ENVIRONMENT, ObjectStore, object_store
+from object_store import ObjectStore
 from optuna.trial import TrialState
 from searches import Outcome, command, files_below, start, study, trials, wait_for
 
@@ -34,15 +33,6 @@ from resp_tune.tuning.study import open_study, trial_seed
 EPOCHS = 10
 TRIALS = 3
 LAST = trial_seed(0, TRIALS - 1)
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with object_store() as served:
-            yield served
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from object_store import ENVIRONMENT, ObjectStore, object_store
+from object_store import ObjectStore
 
 from resp_tune.data.recordings import load_dataset
 from resp_tune.data.synthetic import SynthSettings, make_synthetic
 from resp_tune.errors import UserError
 from resp_tune.storage.place import Place
 from resp_tune.storage.recordings import fetched
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with object_store() as served:
-            yield served
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,29 +74,25 @@ def make_sides(
         train, test = rows, None
     labels = _scored(clips.task, protocol, train, test, notes)
     train, test = train.of_classes(labels), test and test.of_classes(labels)
-    for state in _states(split_seed):
-        pool, held_out = (train, test) if test else _first_fold(train, state)
-        inner = list(_group_folds(pool, INNER_FOLDS, state))
-        if all(side.has(labels) for side in (held_out, *(side for pair in inner for side in pair))):
-            break
-    else:
+    classes = tuple(clips.task.classes[i] for i in labels)
+    found = next((d for d in _divisions(train, test, split_seed) if d.has(labels)), None)
+    if found is None:
         raise UserError(
-            f"no division of '{dataset.root}' found that has all of "
-            f"{', '.join(clips.task.classes[i] for i in labels)} on every side: too few patients; "
-            "try another --split-seed, or a task with fewer classes"
+            f"no division of '{dataset.root}' found that has all of {', '.join(classes)} on every "
+            "side: too few patients; try another --split-seed, or a task with fewer classes"
         )
-    if state != split_seed:
+    if found.state != split_seed:
         notes.append(
-            f"with split seed {split_seed} a class is missing from a side: random state {state} "
-            "is used instead"
+            f"with split seed {split_seed} a class is missing from a side: random state "
+            f"{found.state} is used instead"
         )
     return Sides(
         protocol,
         clips.task.name,
         split_seed,
-        tuple(Fold(a.stems(), b.stems()) for a, b in inner[:folds]),
-        held_out.stems(),
-        tuple(clips.task.classes[i] for i in labels),
+        tuple(Fold(a.stems(), b.stems()) for a, b in found.inner[:folds]),
+        found.test.stems(),
+        classes,
         tuple(notes),
     )
 
@@ -135,6 +132,26 @@ class _Rows:
 
     def stems(self) -> tuple[str, ...]:
         return tuple(sorted(set(self.stem.tolist())))
+
+
+@dataclass(frozen=True)
+class _Division:
+    """A test side, and pairs of train and validation, as one random state deals them."""
+
+    state: int
+    test: _Rows
+    inner: list[tuple[_Rows, _Rows]]
+
+    def has(self, labels: Sequence[int]) -> bool:
+        """Whether every side has all of `labels`."""
+        return all(side.has(labels) for side in (self.test, *itertools.chain(*self.inner)))
+
+
+def _divisions(train: _Rows, test: _Rows | None, split_seed: int) -> Iterator[_Division]:
+    """In the order in which they are tried; a given `test` stays as it is."""
+    for state in _states(split_seed):
+        pool, held_out = (train, test) if test else _first_fold(train, state)
+        yield _Division(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
 
 
 def _check_options(

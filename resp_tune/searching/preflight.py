@@ -86,8 +86,7 @@ def inspected(prepared: Prepared, console: Console) -> Prepared:
 
 def _questions(prepared: Prepared, token: Path | Place) -> Questions:
     digests = {s.stem: s.digest for s in prepared.sources}
-    paths = {r.stem: r.path.absolute() for r in prepared.problem.dataset.recordings}
-    read = {stem: paths[stem] for stem in digests}
+    read = prepared.paths
     tried = sorted(digests)[:: max(1, len(digests) // TRIED)][:TRIED]
     return Questions(
         token=token,

@@ -71,6 +71,12 @@ class Prepared:
         """Where the trials keep their files."""
         return TrialFiles(self.folder / "trials", self.remote and self.remote / "trials")
 
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """Where the recordings that the search reads lie, by stem."""
+        everywhere = {r.stem: r.path.absolute() for r in self.problem.dataset.recordings}
+        return {source.stem: everywhere[source.stem] for source in self.sources}
+
     @property
     def gpus(self) -> int:
         """GPUs that a Ray of our own is started with."""
@@ -173,15 +179,7 @@ def prepare(
     if settings.trials_per_gpu is None and elsewhere:
         raise UserError("--trials-per-gpu auto is not built for clusters yet: give a number")
     task = find_task(settings.task)
-    space = load_space(settings.space)
-    front_ends = space.front_ends()
-    try:
-        for front_end in front_ends:
-            check_filters(front_end)
-    except UserError as error:
-        raise UserError(
-            f"space '{settings.space}': {error}. To keep values apart: {APART}"
-        ) from error
+    space, front_ends = _space(settings.space)
     machine = this_machine()
     if not elsewhere:
         slots_of(settings, [machine])  # a wish that cannot be met is told at once
@@ -194,19 +192,7 @@ def prepare(
     name = settings.named
     check_name(name, storage, tracking_uri)
     with current(remote and remote / name, storage / name) as kept:
-        study = read_study(kept / "study.db", name) if (kept / "study.db").exists() else None
-        if study is not None:  # before the sides: they differ too, and cannot say by what
-            check_settings(study, _task_meaning(task))
-        known = None if study is None else study.user_attrs.get(SPLIT)
-        problem = make_problem(dataset, task, settings, kept / "split.json", known)
-        check_enough(dataset, problem.clips)
-        if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
-            raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
-        sources = tuple(problem.sources(problem.search_stems, machine.cpus))
-        if study is not None:
-            changed = changes(kept, contents(problem, sources))
-            check_settings(study, _meaning(settings, space, problem, sources), changed)
-            check_count(study, settings.replicates)
+        problem, sources = _agreed(kept, settings, space, task, dataset, machine.cpus)
     cluster: Cluster | None = None
     machines: Sequence[Machine] = [machine]
     if elsewhere and join:
@@ -232,6 +218,42 @@ def prepare(
         arguments=tuple(arguments),
         cluster=cluster,
     )
+
+
+def _space(given: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
+    space = load_space(given)
+    front_ends = space.front_ends()
+    try:
+        for front_end in front_ends:
+            check_filters(front_end)
+    except UserError as error:
+        raise UserError(f"space '{given}': {error}. To keep values apart: {APART}") from error
+    return space, front_ends
+
+
+def _agreed(
+    kept: Path,
+    settings: SearchSettings,
+    space: SearchSpace,
+    task: Task,
+    dataset: Dataset,
+    processes: int,
+) -> tuple[Problem, tuple[Source, ...]]:
+    """The problem and its recordings; they are those of the study, where `kept` has one."""
+    study = read_study(kept / "study.db", settings.named) if (kept / "study.db").exists() else None
+    if study is not None:  # before the sides: they differ too, and cannot say by what
+        check_settings(study, _task_meaning(task))
+    known = None if study is None else study.user_attrs.get(SPLIT)
+    problem = make_problem(dataset, task, settings, kept / "split.json", known)
+    check_enough(dataset, problem.clips)
+    if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
+        raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
+    sources = tuple(problem.sources(problem.search_stems, processes))
+    if study is not None:
+        changed = changes(kept, contents(problem, sources))
+        check_settings(study, _meaning(settings, space, problem, sources), changed)
+        check_count(study, settings.replicates)
+    return problem, sources
 
 
 def _storage(settings: SearchSettings) -> tuple[Path, Place | None]:

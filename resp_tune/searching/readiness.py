@@ -18,8 +18,7 @@ def made_ready(prepared: Prepared, cluster: Cluster, stores: Stores, say: Say) -
 
     A node that joins later borrows and computes what its first trial wants.
     """
-    paths = {r.stem: r.path.absolute() for r in prepared.problem.dataset.recordings}
-    recordings = {s.digest: paths[s.stem] for s in prepared.sources}
+    recordings = {s.digest: prepared.paths[s.stem] for s in prepared.sources}
     library = Library(recordings)
     stores = library.lending(stores, recordings)
     if len(prepared.front_ends) > FILLED_FIRST:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import sys
 import threading
 import uuid
 
-from resp_tune.errors import UserError
+from resp_tune.errors import UserError, leave_at_exit
 from resp_tune.storage.place import Place, StorageError
 
 PROBE_SECONDS = 10.0
@@ -42,20 +39,13 @@ def check_place(flag: str, place: Place, *, write: bool = True) -> None:
     thread.start()
     thread.join(PROBE_SECONDS)
     if thread.is_alive():
-        atexit.register(_leave)
+        leave_at_exit(UserError.exit_code)  # the store's client waits for a minute or more
         raise UserError(
             f"{flag} '{place}' did not answer within {PROBE_SECONDS:g} s: check the network, or "
             f"give another {flag}"
         )
     if failures:
         raise _in_one_line(flag, place, failures[0]) from None
-
-
-def _leave() -> None:
-    """End the process before the store's client waits, a minute or more, for that thread."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(UserError.exit_code)
 
 
 def _try(place: Place, write: bool) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 
-from resp_tune.errors import INTERRUPTED
+from resp_tune.errors import INTERRUPTED, leave_at_exit
 
 
 @contextlib.contextmanager
@@ -43,7 +40,7 @@ def on_its_own_thread(begin: Callable[[], object], end: Callable[[], None]) -> I
         _await_with_our_handler(begun)
     except KeyboardInterrupt:
         logging.disable()  # it would tell, with tracebacks, that its start has been cut off
-        atexit.register(_leave)
+        leave_at_exit(INTERRUPTED)  # Ray, half begun, is not waited for
         raise
     try:
         yield
@@ -60,10 +57,3 @@ def _await_with_our_handler(begun: Future[None]) -> None:
         wait([begun], timeout=0.02)
     signal.signal(signal.SIGTERM, ours)
     begun.result()
-
-
-def _leave() -> None:
-    """End an interrupted process before Ray, half begun, is waited for; all else is done."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(INTERRUPTED)
