@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -332,3 +333,30 @@ def test_what_a_lost_worker_told_is_not_told_twice(tmp_path: Path) -> None:
     assert [r["epoch"] for r in told.epochs] == [1, 2, 3]
     assert [line[2] for line in diary.lines if line[0] == "advanced"] == [[1, 2], [3]]
     assert told.score == 0.3
+
+
+def test_each_act_is_one_commit(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path))
+
+    def commits() -> int:
+        """SQLite's own count of them, in the header of the file."""
+        return int.from_bytes((tmp_path / "study.db").read_bytes()[24:28], "big")
+
+    counts = [commits()]
+    next_of(recorder)
+    counts.append(commits())
+    recorder.advance(0, [row(epoch, 0.5) for epoch in (1, 2, 3)])
+    counts.append(commits())
+    recorder.end(0, "finished")
+    counts.append(commits())
+    assert [b - a for a, b in itertools.pairwise(counts)] == [1, 1, 1]
+
+
+def test_an_act_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    recorder = recorder_of(study_at(tmp_path))
+    next_of(recorder)
+    with pytest.raises(TypeError):
+        recorder.advance(0, [row(1, 0.5), row(2, 0.5) | {"val_loss": object()}])  # type: ignore[dict-item]  # no JSON
+    (trial,) = read_study(tmp_path / "study.db", "first").trials
+    assert trial.intermediate_values == {}
+    assert "epochs" not in trial.user_attrs

@@ -14,7 +14,14 @@ from optuna.trial import TrialState
 from resp_tune.config import TrialConfig
 from resp_tune.learning.metrics import METRICS
 from resp_tune.tuning.space import SearchSpace
-from resp_tune.tuning.study import State, TrialRecord, record, trial_seed, with_micro_batch
+from resp_tune.tuning.study import (
+    State,
+    TrialRecord,
+    one_commit,
+    record,
+    trial_seed,
+    with_micro_batch,
+)
 
 HOPELESS = 3
 
@@ -82,22 +89,20 @@ class Recorder:
 
     def next_trial(self) -> dict[str, Any] | None:
         """What a worker needs to run the next trial, None when the budget is met."""
-        if self._left_running:
-            trial = optuna.trial.Trial(self.study, self._left_running.pop(0))
-        elif self._hopeless() or self.out_of_time() or self._budget_met():
+        if not self._left_running and (
+            self._hopeless() or self.out_of_time() or self._budget_met()
+        ):
             return None
-        else:
-            trial = self.study.ask()
-            self._handed_out += 1
-        seed = trial_seed(self.seed, trial.number)
-        suggested = self.settle(self.space.suggest(trial))
-        config = suggested.replace({"seed": seed, "epochs": self.epochs})
-        # One that was cut off keeps what it began with: the precision of the machine it was on,
-        # and a micro-batch that it had to halve.
-        config = config.replace(trial.user_attrs.get("config", {}))
-        trial.set_user_attr("seed", seed)
-        trial.set_user_attr("config", config.as_dict())
-        number = trial.number
+        with one_commit(self.study):
+            if self._left_running:
+                trial = optuna.trial.Trial(self.study, self._left_running.pop(0))
+            else:
+                trial = self.study.ask()
+                self._handed_out += 1
+            config = self._settled(trial)
+            trial.set_user_attr("seed", config.seed)
+            trial.set_user_attr("config", config.as_dict())
+        number, seed = trial.number, config.seed
         found = self._read(trial)
         self._trials[number], self._records[number] = trial, found
         self._clock[number] = time.monotonic() - found.seconds
@@ -111,6 +116,14 @@ class Recorder:
             "epochs_reported": len(found.epochs),
             "attempt": uuid.uuid4().hex,
         }
+
+    def _settled(self, trial: optuna.trial.Trial) -> TrialConfig:
+        seed = trial_seed(self.seed, trial.number)
+        suggested = self.settle(self.space.suggest(trial))
+        config = suggested.replace({"seed": seed, "epochs": self.epochs})
+        # One that was cut off keeps what it began with: the precision of the machine it was on,
+        # and a micro-batch that it had to halve.
+        return config.replace(trial.user_attrs.get("config", {}))
 
     def _budget_met(self) -> bool:
         return self.budget is not None and self._handed_out >= self.budget
@@ -135,15 +148,16 @@ class Recorder:
         rows = [row for row in rows if row["epoch"] > len(known.epochs)]
         if not rows:
             return
-        for row in rows:
-            value = row.get(f"val_{self.metric}")
-            if value is not None:
-                trial.report(value, int(row["epoch"]))
         # Kept here as well: to read it back from the study would take longer than to write it.
         told = dataclasses.replace(
             known, epochs=[*known.epochs, *rows], seconds=self._seconds(number)
         )
-        trial.set_user_attr("epochs", told.epochs)
+        with one_commit(self.study):
+            for row in rows:
+                value = row.get(f"val_{self.metric}")
+                if value is not None:
+                    trial.report(value, int(row["epoch"]))
+            trial.set_user_attr("epochs", told.epochs)
         self._records[number] = told
         for listener in self.listeners:
             listener.advanced(told, rows)
@@ -151,23 +165,27 @@ class Recorder:
     def end(self, number: int, state: State, reason: str | None = None) -> None:
         """The end of a running trial; `reason` is the error, or what stopped it."""
         trial = self._trials[number]
-        trial.set_user_attr("seconds", self._seconds(number))
-        if reason is not None:
-            trial.set_user_attr("error" if state == "failed" else "stopped", reason)
-        if state == "diverged":
-            trial.set_user_attr("diverged", True)
-            self.study.tell(trial, METRICS[self.metric].worst)
-        elif state == "finished":
-            self.study.tell(trial, self._records[number].epochs[-1][f"val_{self.metric}"])
-        else:
-            end = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
-            self.study.tell(trial, state=end)
+        with one_commit(self.study):
+            self._tell(trial, state, reason)
         self._ended.add(state)
         self._failures += state == "failed"
         ended = self._read(trial)
         del self._trials[number], self._records[number], self._clock[number]
         for listener in self.listeners:
             listener.ended(ended)
+
+    def _tell(self, trial: optuna.trial.Trial, state: State, reason: str | None) -> None:
+        trial.set_user_attr("seconds", self._seconds(trial.number))
+        if reason is not None:
+            trial.set_user_attr("error" if state == "failed" else "stopped", reason)
+        if state == "diverged":
+            trial.set_user_attr("diverged", True)
+            self.study.tell(trial, METRICS[self.metric].worst)
+        elif state == "finished":
+            self.study.tell(trial, self._records[trial.number].epochs[-1][f"val_{self.metric}"])
+        else:
+            end = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
+            self.study.tell(trial, state=end)
 
     def _seconds(self, number: int) -> float:
         return time.monotonic() - self._clock[number]
