@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from resp_tune.errors import INTERRUPTED
-from resp_tune.processes import kill_children
+from resp_tune.tuning.processes import descendants, kill
 
 Say = Callable[[str], None]
 
@@ -29,7 +29,7 @@ def interruptible(say: Say, how_to_go_on: str) -> Iterator[None]:
         asked += 1
         if asked > 1:
             _write(f"stopped at once; {how_to_go_on}")
-            kill_children()
+            kill(descendants())
             os._exit(INTERRUPTED)
         _write("stopping: a few seconds to leave everything in order; once more stops at once")
         raise KeyboardInterrupt

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from resp_tune.errors import RunError
 from resp_tune.tuning import ray_settings
 from resp_tune.tuning.plan import Machine
+from resp_tune.tuning.processes import descendants, family, kill
 from resp_tune.tuning.ray_thread import on_its_own_thread
 from resp_tune.tuning.seclusion import secluded
 
@@ -40,13 +43,22 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
             "_temp_dir": str(folder / "ray"),  # Ray opens that one to everybody
         }
 
+        daemons: list[psutil.Process] = []
+
         def begin() -> None:
+            before = descendants()
             try:
                 ray.init(**options)
             except Exception as error:  # each part of Ray that does not start has its own
                 raise RunError(_not_started(error, folder)) from error
+            daemons.extend(process for process in descendants() if process not in before)
 
-        with on_its_own_thread(begin, ray.shutdown):
+        def end() -> None:
+            started = [process for daemon in daemons for process in family(daemon)]
+            ray.shutdown()
+            kill(started)  # its agents would notice only after half a minute that they are alone
+
+        with on_its_own_thread(begin, end):
             yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 
 from resp_tune.errors import INTERRUPTED, leave_at_exit
+from resp_tune.tuning.processes import descendants, kill
 
 
 @contextlib.contextmanager
@@ -39,8 +41,12 @@ def on_its_own_thread(begin: Callable[[], object], end: Callable[[], None]) -> I
         thread.start()
         _await_with_our_handler(begun)
     except KeyboardInterrupt:
-        logging.disable()  # it would tell, with tracebacks, that its start has been cut off
-        leave_at_exit(INTERRUPTED)  # Ray, half begun, is not waited for
+        # Ray would tell, with tracebacks, that its start has been cut off.
+        logging.disable()
+        threading.excepthook = lambda _: None
+        # Half begun, it is not waited for; what it has started by then is ended.
+        leave_at_exit(INTERRUPTED)
+        atexit.register(lambda: kill(descendants()))
         raise
     try:
         yield
@@ -54,6 +60,6 @@ def _await_with_our_handler(begun: Future[None]) -> None:
     ours = signal.getsignal(signal.SIGTERM)
     while not begun.done():
         signal.signal(signal.SIGTERM, ours)
-        wait([begun], timeout=0.02)
+        wait([begun], timeout=0.005)
     signal.signal(signal.SIGTERM, ours)
     begun.result()
