@@ -50,6 +50,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_goes_on(place: Path) -> None:
     before = trials(place / "r", "old")
     data = ("--data", str(place / "data"))

@@ -298,6 +298,7 @@ def test_of_two_failures_both_are_told(tmp_path: Path) -> None:
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 def test_a_bug_is_found_before_any_trial(tmp_path: Path) -> None:
     env = faults.planted(tmp_path, faults.BUG)
     outcome = search(tmp_path, *SMALL, "--epochs", "1", "--name", "bug", env=env)
