@@ -213,13 +213,9 @@ def read_settings(argv: Sequence[str] | None) -> SearchSettings:
 
 def _flags_of(path: str, names: set[str]) -> list[str]:
     """The settings of a YAML file as flags, so that both are read and checked by the same code."""
-    import yaml
+    from resp_tune.data.yaml_files import read_yaml
 
-    try:
-        content = yaml.safe_load(user_path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        cause = " ".join(str(error).split())
-        raise UserError(f"--config '{path}' cannot be read: {cause}") from error
+    content = read_yaml(f"--config '{path}'", user_path(path))
     if not isinstance(content, dict):
         raise UserError(f"--config '{path}' is not a mapping of setting to value")
     known_names = {name.replace("_", "-") for name in names} - {"config"}

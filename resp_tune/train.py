@@ -156,13 +156,9 @@ def read_arguments(args: Namespace) -> Asked:
 
 
 def _read_config(path: str) -> TrialConfig:
-    import yaml
+    from resp_tune.data.yaml_files import read_yaml
 
-    try:
-        content = yaml.safe_load(user_path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        cause = " ".join(str(error).split())
-        raise UserError(f"--config '{path}' cannot be read: {cause}") from error
+    content = read_yaml(f"--config '{path}'", user_path(path))
     if not isinstance(content, dict):
         raise UserError(f"--config '{path}' is not a mapping of trial config field to value")
     try:

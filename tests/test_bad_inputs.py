@@ -223,8 +223,9 @@ CONFIGS = [
     ("epochs: 0", "epochs: 0 is outside"),
     ("balance: sometimes", "balance: 'sometimes' is not one of"),
     ("[lr, 0.1]", "is not a mapping"),
-    ("lr: [0.1", "cannot be read"),
-    ("!!python/object/apply:os.system ['true']", "cannot be read"),
+    ("lr: [0.1", "is not YAML"),
+    ("!!python/object/apply:os.system ['true']", "is not YAML"),
+    ("lr: 0.1\nlr: 0.2", "'lr' stands twice"),
 ]
 
 

@@ -16,9 +16,10 @@ from optuna.distributions import (
 from spaces import all_configs, new_study, space_of
 
 from resp_tune.config import Balance, preset
+from resp_tune.data.yaml_files import LARGEST
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
-from resp_tune.tuning.space import LARGEST_FILE, load_space
+from resp_tune.tuning.space import load_space
 
 SHIPPED = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
 
@@ -164,7 +165,10 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     space = space_of(tmp_path, {"clip_seconds": {"type": "ordinal", "values": [5, 10]}})
     value = space.suggest(new_study().ask()).clip_seconds
     assert isinstance(value, float)
-    path.write_text("parameters: {weight_decay: {type: ordinal, values: [1e-4, 1e-3]}}")
+    path.write_text(
+        "fixed: {dropout: 1e-1}\nparameters: {weight_decay: {type: ordinal, values: [1e-4, 1.e-3]}}"
+    )
+    assert load_space(str(path)).base.dropout == 0.1
     assert load_space(str(path)).parameters["weight_decay"].ends() == (1e-4, 1e-3)
 
 
@@ -175,7 +179,7 @@ def test_steps_end_where_the_last_one_fits(tmp_path: Path) -> None:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Optuna's
-        space = space_of(tmp_path, asked, fixed={"seed": 1})
+        space = space_of(tmp_path, asked, fixed={"lr": 0.01})
         configs = all_configs(space)
     assert sorted({c.dropout for c in configs}) == [0.1, 0.25, 0.4]
     assert sorted({c.width for c in configs}) == [4, 8, 12]
@@ -256,6 +260,11 @@ WRONG_FILES = {
     "parameters: !!python/object/apply:os.getcwd []": "is not YAML: could not determine a con",
     "a: &a [*a, *b]": "is not YAML: ",
     "\tparameters: 1": "is not YAML: ",
+    "preset: baseline\npreset: notebook\nparameters: {lr: 1}": "'preset' stands twice",
+    "parameters: {lr: {low: 1, low: 2}}": "'low' stands twice: give each its own name",
+    "fixed: {epochs: 3}\nparameters: {lr: 1}": (
+        "'epochs' is the same for the whole search: give --epochs instead"
+    ),
 }
 
 
@@ -281,7 +290,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "deep.yaml").write_text("[" * 50_000)
     with pytest.raises(UserError, match=r"deep.yaml' cannot be read"):
         load_space(str(tmp_path / "deep.yaml"))
-    (tmp_path / "large.yaml").write_text("#" * (LARGEST_FILE + 1))
+    (tmp_path / "large.yaml").write_text("#" * (LARGEST + 1))
     with pytest.raises(UserError, match="has over 100000 bytes"):
         load_space(str(tmp_path / "large.yaml"))
 

@@ -12,15 +12,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
-
-import yaml
 
 from resp_tune.data.tables import DIAGNOSES
 from resp_tune.data.tasks import TASKS, Task, get_task
 from resp_tune.data.wording import shorten
+from resp_tune.data.yaml_files import read_yaml
 from resp_tune.errors import UserError, nearest
 from resp_tune.paths import user_path
 
@@ -57,40 +54,17 @@ def task_from_classes(name: str, classes: Any) -> Task:
 
 def load_task(given: str) -> Task:
     """The task in the YAML file `given`; raises `UserError` with its first mistake."""
+    path = user_path(given)
+    if not path.is_file():
+        raise UserError(
+            f"task '{given}' is not a file: give the path of a YAML file that groups "
+            f"diagnoses, or one of {', '.join(TASKS)}"
+        )
+    content = read_yaml(f"task '{given}'", path, LARGEST_FILE)
     try:
-        path = user_path(given)
-        if not path.is_file():
-            raise UserError(
-                f"task '{given}' is not a file: give the path of a YAML file that groups "
-                f"diagnoses, or one of {', '.join(TASKS)}"
-            )
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"task '{given}' has over {LARGEST_FILE} bytes: use fewer words")
-        text = path.read_text(encoding="utf-8")
-        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        hint = '; "*" stands in quotes' if "alias" in said else ""
-        raise UserError(f"task '{given}' is not YAML: {said}{hint}") from error
-    except (OSError, ValueError, RecursionError) as error:  # days that cannot be, too
-        said = " ".join(str(error).split())
-        raise UserError(f"task '{given}' cannot be read: {said}") from error
-    try:
-        for key in _repeated_keys(node):
-            raise UserError(f"'{shorten(key)}' stands twice: give each its own name")
         return _parse(content)
     except UserError as error:
         raise UserError(f"task '{given}': {error}") from error
-
-
-def _repeated_keys(node: yaml.Node | None) -> Iterator[str]:
-    """Keys of the file and of the mappings in it that stand there twice: YAML takes the last."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for mapping in (node, *(value for _, value in node.value)):
-        if isinstance(mapping, yaml.MappingNode):
-            counts = Counter(key.value for key, _ in mapping.value)
-            yield from (key for key, count in counts.items() if count > 1)
 
 
 def _parse(content: Any) -> Task:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -242,25 +241,10 @@ _KEYS = {
 
 def parse_parameter(field: str, value: Any) -> Parameter:
     """The parameter that YAML's `value` describes; raises `UserError` with its first mistake."""
-    value = _numbers(value)
     try:
         return _PARAMETER.validate_python(value)
     except ValidationError as error:
         raise UserError(f"{field}: {_first_mistake(error, value)}") from error
-
-
-def _numbers(value: Any, depth: int = 3) -> Any:
-    """YAML 1.1 reads `1e-3` as text, since it has no point; nobody means text.
-
-    Looks as deep as the lists of `with`, no deeper: YAML can nest a list in itself.
-    """
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value, re.ASCII | re.I):
-        return float(value)
-    if depth and isinstance(value, list):
-        return [_numbers(v, depth - 1) for v in value]
-    if depth and isinstance(value, dict):
-        return {key: _numbers(v, depth - 1) for key, v in value.items()}
-    return value
 
 
 def _first_mistake(error: ValidationError, value: Any) -> str:

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 
 import resp_tune
 from resp_tune.config import FIELDS, FrontEnd, TrialConfig, preset
+from resp_tune.data.yaml_files import read_yaml
 from resp_tune.errors import UserError, nearest
 from resp_tune.paths import user_path
 from resp_tune.tuning.conditions import APART, check_coupled, combinations, in_order
 from resp_tune.tuning.parameters import FloatRange, IntRange, Parameter, parse_parameter
 
-LARGEST_FILE = 100_000  # bytes; a space is a page of text
 MOST_FRONT_ENDS = 1024  # each names a feature store
 # `normalise: pcen` is another front end; its other values are one and the same.
 FRONT_END_FIELDS = ("sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "normalise")
@@ -94,15 +93,7 @@ def load_space(given: str) -> SearchSpace:
     `search_spaces/default.yaml` works from any folder.
     """
     path = _find(given)
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"space '{given}' has over {LARGEST_FILE} bytes: not a search space")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # days and numbers that cannot be, too
-        said = " ".join(str(error).split())
-        raise UserError(f"space '{given}' cannot be read: {said}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"space '{given}' is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(f"space '{given}'", path)
     try:
         return _parse(path.stem, content)
     except UserError as error:
@@ -136,6 +127,9 @@ def _parse(name: str, content: Any) -> SearchSpace:
         raise UserError("'fixed' must be a mapping of field to value")
     if not isinstance(parameters, dict) or not parameters:
         raise UserError("'parameters' must be a mapping of field to {type: …}, with at least one")
+    for field in NOT_SEARCHED:
+        if field in fixed:
+            raise UserError(f"'{field}' is the same for the whole search: give --{field} instead")
     base = base.replace({str(k): v for k, v in fixed.items()})
     parsed = {str(field): _parameter(str(field), value) for field, value in parameters.items()}
     for field, parameter in parsed.items():
