@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; with `--out` the last line on stdout is the bundle."""
     args = parser().parse(argv)
     from resp_tune.data.recordings import load_dataset
-    from resp_tune.searching.prepare import data_folder, make_problem
+    from resp_tune.searching.prepare import data_folder
+    from resp_tune.searching.problem import make_problem
 
     asked = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)

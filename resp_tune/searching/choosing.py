@@ -14,7 +14,7 @@ from resp_tune.errors import RunError
 from resp_tune.learning.checkpoint import CHECKPOINT, resume, save_checkpoint
 from resp_tune.learning.network import SoundNet
 from resp_tune.learning.problem import Stores
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.tuning.replicates import Candidate, candidates, choose, replicates, standing
 from resp_tune.tuning.study import TrialRecord, best_of
 

@@ -19,7 +19,7 @@ from resp_tune.reporting.page import render
 from resp_tune.searching import files
 from resp_tune.searching.choosing import Winner, choose_winner, trained_networks
 from resp_tune.searching.mirror import NoMirror
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.searching.readings import reading_of, with_reading
 from resp_tune.searching.recordings import (
     TEST_KEPT,

@@ -19,7 +19,7 @@ import optuna
 
 from resp_tune.errors import RunError, UserError
 from resp_tune.searching.copies import STUDY, bring
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.storage.lease import Lease
 from resp_tune.storage.place import StorageError
 from resp_tune.storage.uploads import Uploads

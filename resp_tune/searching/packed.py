@@ -9,7 +9,8 @@ from resp_tune.cli import say
 from resp_tune.errors import RunError
 from resp_tune.learning.packing import COUNTS, Load, Packed, choose, measure
 from resp_tune.learning.precision import settle_precision
-from resp_tune.searching.prepare import Prepared, slots_of
+from resp_tune.searching.prepare import slots_of
+from resp_tune.searching.prepared import Prepared
 
 EPOCHS = 3  # of each trial that is measured
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from resp_tune.errors import UserError
 from resp_tune.paths import folder_to_write
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.storage.place import Place, StorageError
 from resp_tune.tracking.uri import is_server
 from resp_tune.tuning.joining import Node

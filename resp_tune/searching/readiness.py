@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from resp_tune.learning.problem import FILLED_FIRST, Stores
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.tuning.joining import Cluster
 from resp_tune.tuning.plan import room_for
 from resp_tune.tuning.supply import Library, fill_caches

@@ -15,7 +15,7 @@ from rich.console import Console
 from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import Stores
 from resp_tune.searching.mirror import NoMirror
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.searching.readiness import made_ready
 from resp_tune.searching.table import TrialTable
 from resp_tune.searching.tracked import TrackedTrials

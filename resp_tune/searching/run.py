@@ -29,7 +29,7 @@ from resp_tune.searching.holding import held
 from resp_tune.searching.known_baselines import baselines_of
 from resp_tune.searching.mirror import mirrored
 from resp_tune.searching.packed import packed
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.searching.recordings import contents, save_contents
 from resp_tune.searching.rounds import run_rounds, wants_trials
 from resp_tune.searching.tracked import TrackedTrials

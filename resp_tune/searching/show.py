@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from resp_tune.data.sides import Leaks
 from resp_tune.learning.problem import FILLED_FIRST
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.searching.settings import in_a_job
 from resp_tune.tracking.uri import redact, sqlite_file
 from resp_tune.tuning.joining import AUTO

@@ -12,7 +12,7 @@ from resp_tune.auditing.figures import side_figures
 from resp_tune.learning.metrics import METRICS
 from resp_tune.searching import files
 from resp_tune.searching.choosing import Winner
-from resp_tune.searching.prepare import Prepared
+from resp_tune.searching.prepared import Prepared
 from resp_tune.searching.winner import Scored
 from resp_tune.tuning.study import TrialRecord, best_of
 
