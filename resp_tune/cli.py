@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
 def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 failed, 2 wrong input, 130 interrupted."""
+    # A polite SIGTERM is a Ctrl-C, also before a command has anything to leave in order.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         body(argv)
         sys.stdout.flush()
@@ -63,12 +67,27 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if not full_disk(error):
+        found = _in_one_line(error)
+        if found is None:
             raise
-        where = f" to write '{error.filename}'" if error.filename else ""
-        say(f"error: no space left{where}: free some, then type the same command again: it goes on")
+        say(f"error: {one_line(found)}, then type the same command again: it goes on")
         return 1
     return 0
+
+
+def _in_one_line(error: OSError) -> str | None:
+    """What a file or its disk needs, up to what to do; None where no file is to blame."""
+    path = error.filename2 or error.filename
+    if full_disk(error):
+        where = f" to write '{path}'" if path else ""
+        return f"no space left{where}: free some"
+    if path is None:
+        return None
+    if isinstance(error, IsADirectoryError):
+        return f"'{path}' is a folder, where a file should be: move it away"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"'{path}' is no folder, which it should be: move the file that is in its place away"
+    return f"'{path}' cannot be used ({error.strerror}): make it readable and writable"
 
 
 def say(message: str) -> None:

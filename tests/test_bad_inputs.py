@@ -27,7 +27,7 @@ from resp_tune.tuning.study import SPLIT
 
 OLD = Path(__file__).parent / "data" / "release-0.1.0" / "results"
 EXAMPLES = int(os.environ.get("RESP_TUNE_BAD_INPUTS", "25"))  # of each kind
-MANY = 400
+MANY = 150
 
 few = settings(
     max_examples=EXAMPLES,

@@ -177,8 +177,34 @@ def test_a_damaged_study_is_named(damage: str, copy: Path) -> None:
     code, said = go_on(copy)
     assert code in (1, 2)
     assert "study.db'" in said
+    assert "restore it from a copy, or " in said
+    assert "SELECT" not in said
     assert path.read_bytes() == damaged[damage], "what is left of it stays"
     survived("study.db damaged, named")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["study.db", "split.json", "recordings.json", "trials.csv", "report.html", "winner", "trials"],
+)
+def test_something_else_in_the_place_of_a_file_is_named(name: str, copy: Path) -> None:
+    path = copy / "r" / "kept" / name
+    aside, was_folder = path.rename(copy / name), (copy / name).is_dir()
+    if was_folder:
+        path.write_text("a note\n")
+    else:
+        path.mkdir()
+    code, said = go_on(copy)
+    assert code in (1, 2), said
+    assert f"/kept/{name}" in said
+    assert "move " in said or name == "trials"
+    (path.unlink if was_folder else path.rmdir)()
+    aside.rename(path)
+    code, said = go_on(copy)
+    assert code == 0, said
+    assert list(trials(copy / "r", "kept")["state"]) == ["finished"] * 3
+    survived("a folder in the place of a file, or the reverse")
 
 
 def test_damaged_sides_are_made_again(copy: Path) -> None:

@@ -89,6 +89,20 @@ def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path
     survived(f"{name} once", ended)
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_before_anything_is_begun(name: str, tmp_path: Path) -> None:
+    storage, err = tmp_path / "r", tmp_path / "err"
+    running, mark = begin(storage, err=err)
+    maps = Path(f"/proc/{running.pid}/maps")
+    wait_for(lambda: "libtorch" in maps.read_text())  # as it checks what it was given
+    os.kill(running.pid, getattr(signal, name))
+    assert running.wait(timeout=30) == 130
+    assert err.read_text().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err.read_text()
+    assert not storage.exists()
+    assert marked(mark) == []
+
+
 def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
     storage, err = tmp_path / "r", tmp_path / "err"
     running, mark = begin(storage, "--epochs", "400", err=err)

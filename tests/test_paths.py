@@ -11,7 +11,13 @@ from resp_tune import evaluate, predict, search, synth, train, ui
 from resp_tune.cli import run
 from resp_tune.data.task_files import find_task
 from resp_tune.errors import UserError
-from resp_tune.paths import LONGEST_NAME, cache_folder, folder_to_write, user_path
+from resp_tune.paths import (
+    LONGEST_NAME,
+    cache_folder,
+    folder_to_write,
+    user_path,
+    write_atomically,
+)
 from resp_tune.tuning.space import load_space
 
 NOBODY = "~no-such-user/a"
@@ -114,3 +120,40 @@ def test_a_folder_to_write_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
 def test_an_unset_variable_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(search.main, ["--dry-run", "--data", ""]) == 2
     assert "--data ''" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.mkdir(), "is a folder, where a file should be: move it away"),
+        (lambda path: path.parent.rmdir(), "cannot be used (No such file or directory): make it"),
+        (
+            lambda path: (path.parent.rmdir(), path.parent.write_text("")),
+            "is no folder, which it should be: move the file that is in its place away",
+        ),
+    ],
+    ids=["a folder", "nothing", "a file"],
+)
+def test_what_is_in_the_way_of_a_file_is_a_line(
+    spoil: Callable[[Path], object],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "folder" / "file"
+    path.parent.mkdir()
+    spoil(path)
+    assert run(lambda _: write_atomically(path, b"")) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert f"{tmp_path}/folder" in error
+    assert error.endswith("then type the same command again: it goes on\n")
+    assert error.count("\n") == 1
+
+
+def test_an_error_of_no_file_stays_what_it_is() -> None:
+    def body(_: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    with pytest.raises(ConnectionRefusedError):
+        run(body)

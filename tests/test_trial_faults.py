@@ -95,7 +95,7 @@ def test_a_trial_that_is_stopped_from_outside_is_no_longer_watched(tmp_path: Pat
 def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     env = faults.planted(tmp_path, faults.HANGS)
     outcome = search(
-        tmp_path, *SMALL, "--trials", "3", "--epochs", "2", "--trial-timeout", "4s",
+        tmp_path, *SMALL, "--trials", "3", "--epochs", "2", "--trial-timeout", "20s",
         "--name", "hangs", env=env,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
@@ -103,7 +103,7 @@ def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     assert list(table["state"]) == ["failed", "finished", "finished"]
     told = study(tmp_path, "hangs").get_trials()[0]
     assert told.state == TrialState.FAIL
-    assert "longer than --trial-timeout (4 s) inside one epoch" in told.user_attrs["error"]
+    assert "longer than --trial-timeout (20 s) inside one epoch" in told.user_attrs["error"]
     assert "planted" not in outcome.err
     trace = (tmp_path / "hangs" / "trials" / "0" / TRACE).read_text()
     assert "run_epoch" in trace
@@ -296,22 +296,3 @@ def test_of_two_failures_both_are_told(tmp_path: Path) -> None:
     assert "planted: no sound" in error
     assert "MLflow's runs could not be opened either: planted: no runs" in warning
     assert "Traceback" not in outcome.err
-
-
-@pytest.mark.slow
-def test_a_bug_is_found_before_any_trial(tmp_path: Path) -> None:
-    env = faults.planted(tmp_path, faults.BUG)
-    outcome = search(tmp_path, *SMALL, "--epochs", "1", "--name", "bug", env=env)
-    assert outcome.code == 1
-    errors = [line for line in outcome.err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1
-    assert "no trial was started: ZeroDivisionError: a bug in two lines" in errors[0]
-    assert "Traceback" not in outcome.err
-    assert "make_batch" in (tmp_path / "bug" / "canary.txt").read_text()
-    states = [t.state for t in study(tmp_path, "bug").get_trials()]
-    assert TrialState.RUNNING not in states
-    assert TrialState.FAIL not in states
-    mended = search(tmp_path, *SMALL, "--epochs", "1", "--trials", "1", "--name", "bug")
-    assert mended.code == 0, mended.err
-    assert list(trials(tmp_path, "bug")["state"]) == ["finished"]
-    survived("a bug in the code, found by the canary")

@@ -134,7 +134,9 @@ def load_sides(path: str | Path) -> Sides:
         )
         digest = content["digest"]
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror}): restore it, or move it away"
+        ) from error
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UserError(
             f"'{path}' is damaged: it is not a division into sides; restore it from a copy"

@@ -191,5 +191,6 @@ def _tables(uri: str, file: Path) -> set[str]:
             connection.close()
     except sqlite3.Error as error:
         raise UserError(
-            f"tracking URI '{uri}' cannot be read as a sqlite database ({error}): give another file"
+            f"tracking URI '{uri}' cannot be read as a sqlite database ({error}): give another, or "
+            "move it away, as the same command makes it again from the study"
         ) from None

@@ -41,6 +41,7 @@ DRIVERS = "resp_tune.drivers"  # who has run it on an object store, one after an
 
 # Longer than anything that should hold the file, shorter than a person's patience.
 LOCKED_SECONDS = 120
+_RESTORE = "restore it from a copy, or move the search's folder away to begin anew"
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,17 @@ def study_in_one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        inner = error.__cause__ or error
-        said = str(getattr(inner, "orig", None) or inner).strip().splitlines()[0]
+        said = _said(error)
         raise RunError(
             f"the study '{path}' cannot be used ({said}): {_way_out(said)}, then type the same "
             "command again: it goes on"
         ) from error
+
+
+def _said(error: Exception) -> str:
+    """What the database itself said, without the statement."""
+    inner = error.__cause__ or error
+    return (str(getattr(inner, "orig", None) or inner).strip() or repr(error)).splitlines()[0]
 
 
 def _way_out(said: str) -> str:
@@ -146,23 +152,27 @@ def _way_out(said: str) -> str:
     if "full" in said or "disk I/O" in said:  # sqlite says the one or the other of a full disk
         return "make sure that there is space on its disk, and that it can be written"
     if "malformed" in said or "not a database" in said:
-        return "it is damaged; restore it from a copy, or move the search's folder away"
+        return f"it is damaged; {_RESTORE}"
     return "make it readable and writable"
 
 
 def read_study(path: Path, name: str) -> optuna.Study:
     """The study in an existing file; raises `UserError` when there is none that can be read."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"'{path}' is no file: {_RESTORE}")
     if not path.is_file():
         raise UserError(f"'{path}' is not there: no search of that name was run here")
     if path.stat().st_size == 0:  # Optuna would fill it with its tables
-        raise UserError(f"'{path}' is empty: restore it from a copy, or remove it to begin anew")
+        raise UserError(f"'{path}' is empty: {_RESTORE}")
     storage = f"sqlite:///{path}"
     try:
         held = optuna.get_all_study_names(storage)
         if name in held:
             return optuna.load_study(study_name=name, storage=storage)
     except Exception as error:  # sqlalchemy, sqlite and optuna each have their own
-        raise UserError(f"'{path}' cannot be read as the study '{name}': {error}") from error
+        raise UserError(
+            f"'{path}' cannot be read as the study '{name}' ({_said(error)}): {_RESTORE}"
+        ) from error
     if not held:
         raise UserError(f"'{path}' holds no study: it was cut off while it was made; remove it")
     raise UserError(
