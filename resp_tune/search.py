@@ -26,7 +26,7 @@ from resp_tune.cli import (
     say,
 )
 from resp_tune.errors import UserError, nearest
-from resp_tune.paths import user_path
+from resp_tune.paths import full_disk_in_one_line, user_path
 from resp_tune.searching import settings as known
 from resp_tune.searching.settings import SearchSettings
 
@@ -264,7 +264,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from resp_tune.searching.run import run_search
 
         go_on = f"everything is kept; to go on: the same command with --name {prepared.name}"
-        with interruptible(say, go_on):
+        # Most writers name their file; what is left does not say where there was no room.
+        room = full_disk_in_one_line(
+            prepared.folder, ", there, in $TMPDIR and in the cache folder, whichever is full"
+        )
+        with interruptible(say, go_on), room:
             summary = run_search(prepared, say, console)
     show_result(summary)
 

@@ -170,3 +170,12 @@ def test_addresses_need_no_mlflow() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True
     )
     assert answer.stdout.split() == [b"False"]
+
+
+def test_a_database_that_another_program_holds(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE experiments (name TEXT)")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match="is locked by another program: close that one"):
+            probe(f"sqlite:///{file}")

@@ -190,6 +190,11 @@ def _tables(uri: str, file: Path) -> set[str]:
         finally:
             connection.close()
     except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise UserError(
+                f"tracking URI '{uri}' is locked by another program: close that one, or wait for "
+                "it, or give another --tracking-uri"
+            ) from None
         raise UserError(
             f"tracking URI '{uri}' cannot be read as a sqlite database ({error}): give another, or "
             "move it away, as the same command makes it again from the study"
