@@ -55,7 +55,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         body(argv)
-        sys.stdout.flush()
+        print(end="", flush=True)  # heeds a stdout that the shell has closed (`>&-`)
     except RespTuneError as error:
         say(f"error: {one_line(error)}")
         return error.exit_code

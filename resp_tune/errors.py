@@ -34,8 +34,8 @@ def leave_at_exit(exit_code: int) -> None:
     """When all else is done, end the process before it waits for threads that hang."""
 
     def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            print(end="", file=stream, flush=True)
         os._exit(exit_code)
 
     atexit.register(leave)

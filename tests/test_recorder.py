@@ -335,6 +335,16 @@ def test_what_a_lost_worker_told_is_not_told_twice(tmp_path: Path) -> None:
     assert told.score == 0.3
 
 
+@pytest.mark.parametrize("name", ["a?b=1", "c#d", "50%41", "{e}", "ü é", "f&mode=memory"])
+def test_a_study_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    study = study_at(tmp_path / name)
+    next_of(recorder_of(study))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert [p.name for p in (tmp_path / name).iterdir()] == ["study.db"]
+    assert len(read_study(tmp_path / name / "study.db", "first").trials) == 1
+
+
 def test_each_act_is_one_commit(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path))
 

@@ -72,7 +72,7 @@ class Writer:
         if left:
             self._say(
                 f"warning: {left} entries could not be written to MLflow at '{redact(self._uri)}' "
-                f"({reason}); the search itself is complete: the same command writes them again"
+                f"({reason}); nothing of the search is lost: the same command writes them again"
             )
         else:
             self._thread.join(timeout=5)

@@ -14,7 +14,7 @@ import psutil
 from resp_tune.errors import RunError
 from resp_tune.tuning import ray_settings
 from resp_tune.tuning.plan import Machine
-from resp_tune.tuning.processes import descendants, family, kill
+from resp_tune.tuning.processes import family, kill, naming
 from resp_tune.tuning.ray_thread import on_its_own_thread
 from resp_tune.tuning.seclusion import secluded
 
@@ -46,12 +46,11 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
         daemons: list[psutil.Process] = []
 
         def begin() -> None:
-            before = descendants()
             try:
                 ray.init(**options)
             except Exception as error:  # each part of Ray that does not start has its own
                 raise RunError(_not_started(error, folder)) from error
-            daemons.extend(process for process in descendants() if process not in before)
+            daemons.extend(naming(str(folder)))
 
         def end() -> None:
             started = [process for daemon in daemons for process in family(daemon)]

@@ -15,6 +15,16 @@ def descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
+def naming(word: str) -> list[psutil.Process]:
+    """Those of `descendants` whose command line has `word` in it."""
+    found = []
+    for process in descendants():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if any(word in argument for argument in process.cmdline()):
+                found.append(process)
+    return found
+
+
 def family(process: psutil.Process) -> list[psutil.Process]:
     """A process with its descendants; of one that has ended, nobody."""
     with suppress(psutil.NoSuchProcess):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from resp_tune.config import FIELDS, TrialConfig
@@ -107,8 +108,14 @@ def open_study(
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}}
+        _url(path), engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}}
     )
+
+
+def _url(path: Path) -> str:
+    """Of the sqlite file, as SQLAlchemy quotes it, and Optuna, which takes it for a template."""
+    url = URL.create("sqlite", database=str(path)).render_as_string()
+    return url.replace("{", "{{").replace("}", "}}")
 
 
 @contextmanager
@@ -164,7 +171,7 @@ def read_study(path: Path, name: str) -> optuna.Study:
         raise UserError(f"'{path}' is not there: no search of that name was run here")
     if path.stat().st_size == 0:  # Optuna would fill it with its tables
         raise UserError(f"'{path}' is empty: {_RESTORE}")
-    storage = f"sqlite:///{path}"
+    storage = _url(path)
     try:
         held = optuna.get_all_study_names(storage)
         if name in held:
