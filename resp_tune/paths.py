@@ -40,7 +40,16 @@ def folder_to_write(flag: str, given: str) -> Path:
     Tried with a folder that is removed at once: what permissions say does not bind everybody, nor
     does every file system heed them. `UserError` names `flag` where it cannot be.
     """
+    if given == "":  # an unset variable of the shell: nobody types it
+        raise UserError(f"{flag} '': give a folder")
     folder = place = user_path(given).absolute()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{flag} {given!r}: Ray cannot use a path that is not UTF-8: give another folder, or "
+            "set LC_ALL=C.UTF-8 where it is"
+        ) from error
     try:
         place = next(p for p in (folder, *folder.parents) if p.exists())
         if not place.is_dir():

@@ -16,6 +16,7 @@ from resp_tune.learning.training import fit
 from resp_tune.search import read_settings
 from resp_tune.searching import packed as packing_search
 from resp_tune.searching import prepare as preparing
+from resp_tune.searching import prepared as prepared_search
 from resp_tune.searching.packed import packed
 from resp_tune.tuning.plan import Machine
 
@@ -86,7 +87,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Load, str, int, int]]:
         return Packed(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
 
     monkeypatch.setattr(packing_search, "measure", measured)
-    monkeypatch.setattr(preparing, "this_device", lambda kind: Device(kind, "a GPU", False))
+    monkeypatch.setattr(prepared_search, "this_device", lambda kind: Device(kind, "a GPU", False))
     monkeypatch.setattr(preparing, "this_machine", lambda: Machine(16, 2, 10**11))
     return seen
 

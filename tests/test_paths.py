@@ -117,9 +117,15 @@ def test_a_folder_to_write_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
         folder_to_write("--out", "/proc/x")
 
 
-def test_an_unset_variable_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(search.main, ["--dry-run", "--data", ""]) == 2
-    assert "--data ''" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--data", "--storage", "--tracking-uri"])
+def test_an_unset_variable_is_no_folder(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(search.main, ["--dry-run", flag, ""]) == 2
+    assert f"{flag} ''" in capsys.readouterr().err
+
+
+def test_a_storage_that_ray_cannot_use() -> None:
+    with pytest.raises(UserError, match=r"--storage '/tmp/\\udcff': Ray cannot use a path"):
+        folder_to_write("--storage", "/tmp/\udcff")  # noqa: S108  # never made
 
 
 @pytest.mark.parametrize(

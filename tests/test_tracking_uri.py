@@ -91,6 +91,7 @@ def test_probe_refuses_what_answers_wrongly(status: int, words: str) -> None:
         ("./mlruns", "no longer writes folders"),
         ("databricks://x", "not supported"),
         ("sqlite:///{tmp}/blocked/mlflow.db", "cannot be written"),
+        ("sqlite:////proc/x.db", "folder '/proc' cannot be written to"),
         ("sqlite:///{tmp}", "is a folder"),
         ("sqlite:///{tmp}/a%20b.db", "does not fit"),
         ("sqlite:///{tmp}/study.db", "something else"),

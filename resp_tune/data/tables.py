@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -55,8 +56,10 @@ class Person:
 def read_text(path: Path) -> str:
     """A text file in UTF-8 or UTF-16, with or without a byte order mark, else in Latin-1.
 
-    Raises OSError.
+    Raises OSError, also for what would be waited for, such as a pipe.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is not a file")
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -164,11 +165,14 @@ def _probe_sqlite(uri: str, file: Path) -> None:
     if file.is_dir():
         raise UserError(f"tracking URI '{uri}' is a folder: add a file name such as /mlflow.db")
     folder = next(parent for parent in file.parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    try:  # tried, as what permissions say does not bind everybody
+        with tempfile.TemporaryDirectory(prefix=".resp_tune_", dir=folder):
+            pass
+    except OSError:
         raise UserError(
             f"tracking URI '{uri}': folder '{folder}' cannot be written to; "
             "give --storage or --tracking-uri elsewhere"
-        )
+        ) from None
     if not file.exists():
         return
     if not os.access(file, os.R_OK | os.W_OK):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, unquote_plus
 
+from resp_tune.errors import UserError
 from resp_tune.paths import user_path
 
 _SHORTEST = 3  # characters of a piece of a secret
@@ -17,6 +18,8 @@ def resolve_uri(given: str | None, storage: Path) -> str:
 
     A relative sqlite path becomes absolute, so that the URI means the same in every process.
     """
+    if given is not None and not given.strip():  # an unset variable of the shell
+        raise UserError("--tracking-uri '': give sqlite:///FILE or the http:// address of a server")
     uri = (given or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
     if not uri:
         return f"sqlite:///{storage.absolute() / 'mlflow.db'}"

@@ -124,7 +124,10 @@ def one_commit(study: optuna.Study) -> Iterator[None]:
 
     Optuna commits each value by itself, and a disk is waited for at every commit.
     """
-    storage = study._storage._backend  # type: ignore[attr-defined]  # its cache has no public way
+    storage = getattr(study._storage, "_backend", None)  # behind its cache
+    if not isinstance(storage, optuna.storages.RDBStorage):  # in memory
+        yield
+        return
     storage.remove_session()  # the next one, which it makes as it is asked for, is ours
     with storage.engine.begin() as connection:
         storage.scoped_session(bind=connection, join_transaction_mode="rollback_only")
