@@ -9,6 +9,9 @@ import json
 import os
 from pathlib import Path
 
+# With it every moment and place of a fault; else, as in CI, a fixed half of the longest lists.
+THOROUGH = bool(os.environ.get("RESP_TUNE_THOROUGH"))
+
 
 def survived(fault: str, seconds: float | None = None, *, times: int = 1) -> None:
     """`fault` was done `times` over and everything held; `seconds` the longest recovery took."""

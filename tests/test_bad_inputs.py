@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from bad_inputs import check, tried
+from fault_log import THOROUGH
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from searches import study
@@ -27,7 +28,7 @@ from resp_tune.tuning.study import SPLIT
 
 OLD = Path(__file__).parent / "data" / "release-0.1.0" / "results"
 EXAMPLES = int(os.environ.get("RESP_TUNE_BAD_INPUTS", "25"))  # of each kind
-MANY = 150
+MANY = 400 if THOROUGH else 100
 
 few = settings(
     max_examples=EXAMPLES,

@@ -70,20 +70,20 @@ def test_a_batch_that_hangs_ends_with_where_it_stood(
 @pytest.mark.slow
 @pytest.mark.parametrize("gpus", ["0", "1"])
 @pytest.mark.parametrize(
-    ("body", "said", "trace"),
+    ("body", "timeout", "said", "trace"),
     [
-        (faults.BUG, "ZeroDivisionError: a bug in two lines", "make_batch"),
-        (HANGS, "it took longer than --trial-timeout (1 s)", "--trial-timeout"),
+        (faults.BUG, "300s", "ZeroDivisionError: a bug in two lines", "make_batch"),
+        (HANGS, "1s", "it took longer than --trial-timeout (1 s)", "--trial-timeout"),
     ],
     ids=["bug", "hangs"],
 )
 def test_where_a_trial_would_run(
-    gpus: str, body: str, said: str, trace: str, tmp_path: Path
+    gpus: str, body: str, timeout: str, said: str, trace: str, tmp_path: Path
 ) -> None:
     """In the driver on the CPU; in a worker where a trial is given a GPU, a logical one here."""
     env = {LOGICAL_GPUS: "1"}
     outcome = search(
-        tmp_path, *ARGS, "--gpus", gpus, "--trial-timeout", "1s",
+        tmp_path, *ARGS, "--gpus", gpus, "--trial-timeout", timeout,
         env={**env, **faults.planted(tmp_path, body)},
     )  # fmt: skip
     assert outcome.code == 1, outcome.err

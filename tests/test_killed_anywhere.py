@@ -16,7 +16,7 @@ import deadly
 import mlflow
 import pytest
 from deadly import Moment
-from fault_log import survived
+from fault_log import THOROUGH, survived
 from optuna.trial import TrialState
 from searches import Outcome, files_below, search, start, study, summary, trials, wait_for
 
@@ -68,9 +68,10 @@ MOMENTS: list[Moment] = [
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_at_every_kind_of_moment(tmp_path: Path) -> None:
+    moments = MOMENTS if THOROUGH else MOMENTS[::2]
     storage = tmp_path / "results"
     took = []  # each command gets further than where the one before it was killed
-    for moment in MOMENTS:
+    for moment in moments:
         env = deadly.dies(tmp_path / "deadly", moment)
         if moment[0] == "resp_tune.features.store":  # nothing is filled twice
             env["RESP_TUNE_CACHE"] = str(tmp_path / "empty")
@@ -82,7 +83,7 @@ def test_killed_at_every_kind_of_moment(tmp_path: Path) -> None:
     begun = time.monotonic()
     check(search(storage, *ARGS), storage)
     took.append(time.monotonic() - begun)
-    survived("SIGKILL of the driver at a named moment", max(took[1:]), times=len(MOMENTS))
+    survived("SIGKILL of the driver at a named moment", max(took[1:]), times=len(moments))
 
 
 def check(last: Outcome, storage: Path) -> None:
