@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from resp_tune import evaluate, predict, search, synth, train, ui
 from resp_tune.cli import run
+from resp_tune.data.tables import read_text
 from resp_tune.data.task_files import find_task
 from resp_tune.errors import UserError
 from resp_tune.paths import (
@@ -163,3 +167,16 @@ def test_an_error_of_no_file_stays_what_it_is() -> None:
 
     with pytest.raises(ConnectionRefusedError):
         run(body)
+
+
+def test_a_closed_stdout_is_no_error() -> None:
+    """`>&-`, as a shell closes it."""
+    code = "import sys; sys.stdout = None; from resp_tune.cli import run; sys.exit(run(print, ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "patient_diagnosis.csv")
+    with pytest.raises(OSError, match="it is not a file"):
+        read_text(tmp_path / "patient_diagnosis.csv")
