@@ -43,7 +43,7 @@ def read_yaml(named: str, path: Path, largest: int = LARGEST) -> Any:
     """
     try:
         if path.stat().st_size > largest:
-            raise UserError(f"{named} has over {largest} bytes: use fewer words")
+            raise UserError(f"has over {largest} bytes: use fewer words")
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  # SafeLoader below it
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
