@@ -113,13 +113,13 @@ def full_disk(error: BaseException) -> bool:
 
 @contextmanager
 def full_disk_in_one_line(path: Path, instead: str = "") -> Iterator[None]:
-    """Inside, a full disk is a `RunError` that names `path`, and what can be done `instead`."""
+    """A full disk is a `RunError` that names its file, else `path`, and what to do `instead`."""
     try:
         yield
     except OSError as error:
         if not full_disk(error):
             raise
         raise RunError(
-            f"no space left to write '{path}': free some{instead}, then type the same command "
-            "again: it goes on"
+            f"no space left to write '{error.filename or path}': free some{instead}, then type the "
+            "same command again: it goes on"
         ) from error

@@ -14,6 +14,9 @@ from typing import Any
 
 import optuna
 import pandas as pd
+import psutil
+
+MARK = "RESP_TUNE_TEST_MARK"  # what `marked` looks for
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,18 @@ def start(
             start_new_session=True,
             env={**os.environ, **(env or {})},
         )
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Every process that was started, at whatever remove, with `mark` in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it has ended, or is somebody else's
+    return found
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:

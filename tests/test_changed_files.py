@@ -11,6 +11,7 @@ import pytest
 from fault_log import THOROUGH, survived
 from searches import command, search, study, summary, trials
 
+pytestmark = pytest.mark.slow
 ARGS = (
     "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
     "--epochs", "1", "--name", "kept",
@@ -100,7 +101,6 @@ def test_changed_labels_are_named(copy: Path) -> None:
     survived("labels changed between two commands")
 
 
-@pytest.mark.slow
 def test_a_changed_test_side_is_another_reading(copy: Path) -> None:
     """Which nobody had to look at before: the search reads it at its end and not sooner."""
     (first,) = summary(copy / "r", "kept")["test_readings"]
@@ -138,7 +138,6 @@ CHANGES = """
 """
 
 
-@pytest.mark.slow
 def test_a_recording_that_changes_while_it_is_read(copy: Path, tmp_path: Path) -> None:
     stem = searched(copy)[0]
     env = {
@@ -188,7 +187,6 @@ def test_a_damaged_study_is_named(damage: str, copy: Path) -> None:
     survived("study.db damaged, named")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_THE_WAY if THOROUGH else IN_THE_WAY[::3])
 def test_something_else_in_the_place_of_a_file_is_named(name: str, copy: Path) -> None:
     path = copy / "r" / "kept" / name

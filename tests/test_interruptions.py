@@ -15,31 +15,17 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from fault_log import survived
 from optuna.trial import TrialState
-from searches import search, start, study, trials, wait_for
+from searches import MARK, marked, search, start, study, trials, wait_for
 
-MARK = "RESP_TUNE_TEST_MARK"
 ARGS = (
     "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
     "--concurrency", "2", "--trials", "2", "--name", "cut",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """Every process that was started, at whatever remove, with `mark` in its environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # it has ended, or is somebody else's
-    return found
 
 
 def epochs_told(storage: Path) -> int:

@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 
 import deadly
-import mlflow
 import pytest
+from counted import check_counted_once
 from deadly import Moment
 from fault_log import THOROUGH, survived
-from optuna.trial import TrialState
-from searches import Outcome, files_below, search, start, study, summary, trials, wait_for
+from searches import search, start, study, summary, wait_for
 
 EPOCHS = 3
 TRIALS = 6
@@ -81,47 +80,15 @@ def test_killed_at_every_kind_of_moment(tmp_path: Path) -> None:
         took.append(time.monotonic() - begun)
         assert outcome.code == -signal.SIGKILL, f"{moment}: {outcome.err}"
     begun = time.monotonic()
-    check(search(storage, *ARGS), storage)
+    last = search(storage, *ARGS)
     took.append(time.monotonic() - begun)
-    survived("SIGKILL of the driver at a named moment", max(took[1:]), times=len(moments))
-
-
-def check(last: Outcome, storage: Path) -> None:
-    """Every trial and replicate once, in its final state, in each of the four places."""
     assert last.code == 0, last.err
-    told = study(storage, "often").get_trials()
-    assert [t.number for t in told] == list(range(TRIALS))
-    assert {t.state for t in told} == {TrialState.COMPLETE}
-    assert [sorted(t.intermediate_values) for t in told] == [[1, 2, 3]] * TRIALS
-    table = trials(storage, "often")
-    assert list(table["number"]) == list(range(TRIALS))
-    assert list(table["score"]) == pytest.approx([t.value for t in told])
-    found = summary(storage, "often")
-    assert found["trials"] == {"finished": TRIALS, "pruned": 0, "diverged": 0, "failed": 0}
-    assert len({r["weights_sha256"] for r in found["test_readings"]}) == 1
-    assert len(found["test_readings"]) == 1, "the same weights are one reading"
-    client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("resp_tune")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    kinds = [r.data.tags["resp_tune.kind"] for r in runs]
-    assert {k: kinds.count(k) for k in kinds} == {
-        "search": 1, "trial": TRIALS, "replicate": 2 * min(4, TRIALS), "evaluation": 1,
-    }  # fmt: skip
-    assert {r.info.status for r in runs} == {"FINISHED"}
-    by_number = {r.data.tags["resp_tune.trial_number"]: r for r in runs
-                 if r.data.tags["resp_tune.kind"] == "trial"}  # fmt: skip
-    assert [by_number[str(n)].info.run_id for n in table["number"]] == list(table["mlflow_run_id"])
-    for run in by_number.values():
-        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")]
-        assert sorted(steps) == [1, 2, 3], "each epoch once"
-    versions = client.search_model_versions("name = 'resp_tune'")
-    assert len(versions) == 1
-    assert str(found["mlflow"]["version"]) == str(versions[0].version)
-    assert not [name for name in files_below(storage) if ".part" in name]
+    check_counted_once(storage, "often", TRIALS, EPOCHS)
+    readings = summary(storage, "often")["test_readings"]
     again = search(storage, *ARGS)
     assert again.code == 0, again.err
-    assert summary(storage, "often")["test_readings"] == found["test_readings"]
+    assert summary(storage, "often")["test_readings"] == readings
+    survived("SIGKILL of the driver at a named moment", max(took[1:]), times=len(moments))
 
 
 WORK = """

@@ -199,6 +199,7 @@ def test_four_logical_gpus_run_four_trials_at_once(tmp_path: Path) -> None:
     assert last_start < first_end, "the four trials must overlap"
 
 
+@pytest.mark.slow
 def test_a_diverging_trial_is_told_as_diverged_and_a_poor_one_as_pruned(tmp_path: Path) -> None:
     space = tmp_path / "wild.yaml"
     # AdamW with lr · weight_decay = 100 multiplies the weights by −99 at every step.
@@ -235,6 +236,7 @@ def test_a_diverging_trial_is_told_as_diverged_and_a_poor_one_as_pruned(tmp_path
     survived("a loss that is not finite", times=int(exploding.sum()))
 
 
+@pytest.mark.slow
 def test_a_killed_driver_continues_where_it_was(tmp_path: Path) -> None:
     args = ["--space", "search_spaces/smoke.yaml", "--epochs", "30", "--scheduler", "none"]
     args += ["--trials", "4", "--name", "killed", "--storage", str(tmp_path)]

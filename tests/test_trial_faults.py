@@ -202,6 +202,7 @@ def test_at_the_smallest_micro_batch_a_trial_has_diverged(
     assert result["error"] == "MemoryError: planted"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
 def test_memory_that_is_really_short(tmp_path: Path) -> None:
     """In 200 MB beyond what torch takes, 18 clips of ten minutes are too many at once."""
