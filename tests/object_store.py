@@ -1,4 +1,4 @@
-"""An S3 server of our own with one bucket, behind a wire that a test can cut."""
+"""An S3 server of our own with one bucket."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -32,12 +32,8 @@ ENVIRONMENT = {
 class ObjectStore:
     """moto's server, which holds everything in memory."""
 
-    wire: Wire
-    address: str = "127.0.0.1"
-
-    @property
-    def port(self) -> int:
-        return self.wire.port
+    address: str
+    port: int
 
     @property
     def endpoint(self) -> str:
@@ -59,33 +55,43 @@ class ObjectStore:
         return cache / "searches" / self.place.copy.name / name
 
 
+@dataclass(frozen=True)
+class WiredStore(ObjectStore):
+    """One behind a wire that a test can cut."""
+
+    wire: Wire
+
+
 @pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
+def store() -> Iterator[WiredStore]:
     """A store that this process has the keys of."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         with object_store() as served:
-            yield served
+            wire = Wire(free_port(), served.port)
+            yield WiredStore("127.0.0.1", wire.port, wire)
 
 
 @contextmanager
-def object_store(address: str = "127.0.0.1", **environment: str) -> Iterator[ObjectStore]:
+def object_store(
+    address: str = "127.0.0.1", inside: Sequence[str] = (), **environment: str
+) -> Iterator[ObjectStore]:
+    """A store with an empty bucket. `inside`: what its command is put behind."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(
-        command,
+        [*inside, sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **environment},
     )
     try:
         deadline = time.monotonic() + 120
-        while not _answers(port):
+        while not _answers(address, port):
             assert process.poll() is None, "moto's server ended"
             assert time.monotonic() < deadline, "moto's server does not answer"
             time.sleep(0.1)
-        store = ObjectStore(Wire(free_port(), port, address), address)
+        store = ObjectStore(address, port)
         client = S3FileSystem(endpoint_override=store.endpoint, allow_bucket_creation=True)
         client.create_dir(BUCKET)
         yield store
@@ -94,9 +100,9 @@ def object_store(address: str = "127.0.0.1", **environment: str) -> Iterator[Obj
         process.wait()
 
 
-def _answers(port: int) -> bool:
+def _answers(address: str, port: int) -> bool:
     try:
-        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = HTTPConnection(address, port, timeout=5)
         connection.request("GET", "/moto-api/data.json")
         return connection.getresponse().status == 200
     except OSError:

@@ -15,8 +15,7 @@ from toy import toy_config
 
 from resp_tune.errors import RunError
 from resp_tune.tuning import canary
-from resp_tune.tuning.plan import Slots
-from resp_tune.tuning.trainable import LOGICAL_GPUS
+from resp_tune.tuning.plan import LOGICAL_GPUS, Slots
 
 CPU = Slots(concurrency=1, cpus=1, gpus=0.0, threads=1)
 HANGS = """

@@ -185,13 +185,13 @@ def with_another_node(host: Host, **env: str) -> Host:
     return host
 
 
-def left(net: Network, host: Host) -> None:
-    """Wait until the cluster has noticed that `host` is gone."""
+def left(net: Network, host: Host, alive: int = 3) -> None:
+    """Wait until the cluster has noticed that `host` is gone, and how many are `alive`."""
     host.kill()
     code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); "
     code += "print(sum(n['Alive'] for n in ray.nodes()))"
     wait_for(lambda: net.head.run(sys.executable, "-c", code, net.address)
-             .stdout.split()[-1:] == ["3"], 60)  # fmt: skip
+             .stdout.split()[-1:] == [str(alive)], 60)  # fmt: skip
 
 
 def test_storage_that_a_node_does_not_see(net: Network, data: Path, tmp_path: Path) -> None:
@@ -235,11 +235,16 @@ def test_recordings_that_a_node_does_not_see_are_lent(
     check_whole(tmp_path, "lent", 6)
 
 
+def other_code(folder: Path) -> Path:
+    """A copy of resp_tune in which a line is changed."""
+    shutil.copytree(Path(resp_tune.__file__).parent, folder / "resp_tune")
+    with (folder / "resp_tune" / "errors.py").open("a") as file:
+        file.write("# changed here only\n")
+    return folder
+
+
 def test_other_code_on_a_node(net: Network, data: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "other"
-    shutil.copytree(Path(resp_tune.__file__).parent, copy / "resp_tune")
-    (copy / "resp_tune" / "errors.py").open("a").write("\n")
-    host = with_another_node(net.hosts[3], PYTHONPATH=str(copy))
+    host = with_another_node(net.hosts[3], PYTHONPATH=str(other_code(tmp_path / "other")))
     try:
         # From another folder: where the driver's own lies on a node too, Ray imports from there.
         space = str(Path("search_spaces/smoke.yaml").absolute())
@@ -251,6 +256,31 @@ def test_other_code_on_a_node(net: Network, data: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "other code of resp_tune" in errors(done.stderr)[0]
     assert host.address in errors(done.stderr)[0]
+
+
+def test_a_node_with_other_code_joins(net: Network, data: Path, gate: Path, tmp_path: Path) -> None:
+    """It was not there to be asked before the first trial; nothing is trained by it."""
+    space = str(Path("search_spaces/smoke.yaml").absolute())
+    args = ("--trials", "6", "--epochs", str(EPOCHS), "--name", "late", "--space", space)
+    line, out = command_line(net, tmp_path / "r", data, *args), tmp_path / "out"
+    host = net.hosts[3]
+    allow(gate, of_each=4)
+    running = net.head.start("env", "-C", str(tmp_path), *line, out=out)
+    try:
+        wait_for_epochs(gate, 4 * 4)
+        with_another_node(host, PYTHONPATH=str(other_code(tmp_path / "other")))
+        assert running.wait(timeout=120) == 1, out.read_text()
+    finally:
+        end(running)
+        host.env = {}
+        left(net, host)
+    (error,) = errors(out.read_text())
+    assert f"({host.address}) has joined with other code of resp_tune" in error
+    assert len(epochs_done(gate)) == 4 * 4
+    allow(gate)
+    done = net.head.run("env", "-C", str(tmp_path), *line)
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path / "r", "late", 6)
 
 
 def test_a_host_is_cut_off_and_another_joins(
@@ -281,6 +311,32 @@ def test_a_host_is_cut_off_and_another_joins(
     micro = [t.user_attrs["config"]["micro_batch"] for t in study(tmp_path, "cut").get_trials()]
     assert micro == [None] * 8, "a lost node says nothing about memory"
     lost.worker()  # for the tests that follow, and that it can come back
+
+
+def test_a_search_waits_for_a_host_that_comes_back(
+    net: Network, data: Path, gate: Path, tmp_path: Path
+) -> None:
+    args = ("--trials", "4", "--epochs", str(EPOCHS), "--name", "waits", "--gpus", "4")
+    line, out = (
+        [*command_line(net, tmp_path, data, *args), "--wait-for-gpus", "3m"],
+        tmp_path / "out",
+    )
+    host = net.hosts[2]
+    allow(gate, of_each=4)
+    left(net, host, alive=2)
+    running = net.head.start(*line, out=out)
+    try:
+        wait_for(lambda: "has 2 GPUs: waiting 180 s for 4" in out.read_text())
+        assert not (tmp_path / "waits").exists()
+        host.worker()
+        wait_for_epochs(gate, 4 * 4)  # four wait, each on a GPU: two of them on that host
+        allow(gate)
+        assert running.wait(timeout=400) == 0, out.read_text()
+    finally:
+        end(running)
+        if len(host.pids()) == 0:
+            host.worker()  # for the tests that follow
+    check_whole(tmp_path, "waits", 4)
 
 
 def test_a_drained_node_hands_its_trials_over(

@@ -1,4 +1,7 @@
-"""A search on a cluster whose hosts share nothing but an object store."""
+"""A search on a cluster whose hosts share nothing but an object store and a tracking server.
+
+Each of the two is on a host of its own; MLflow keeps its tables in a PostgreSQL beside it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from pathlib import Path
 import pytest
 from gates import allow, epochs_done, gated
 from hosts import Host, Network, why_not
+from mlflow import MlflowClient
 from object_store import ENVIRONMENT, ObjectStore, object_store
 from optuna.trial import TrialState
+from postgres import PASSWORD, postgres, why_none
 from searches import command, study, summary, wait_for
+from test_tracking import free_port, mlflow_server
 
 from resp_tune.tuning.study import trial_seed
 
-UNAVAILABLE = why_not()
+UNAVAILABLE = why_not() or why_none()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
@@ -40,17 +46,31 @@ def net(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Netw
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**ENVIRONMENT, **gated(shared)}.items():
             patch.setenv(name, value)
-        with Network(tmp_path_factory.mktemp("net"), 3) as network:
+        with Network(tmp_path_factory.mktemp("net"), 5) as network:
             network.head.head()
-            for host in network.hosts[1:]:
+            for host in network.hosts[1:3]:
                 host.worker(gpus=1)
             yield network
 
 
 @pytest.fixture(scope="module")
 def store(net: Network) -> Iterator[ObjectStore]:
-    with object_store(f"{net.prefix}.254") as served:
+    host = net.hosts[3]
+    with object_store(host.address, host.command()) as served:
         yield served
+
+
+@pytest.fixture
+def tracking(net: Network, tmp_path: Path) -> Iterator[str]:
+    """The address of an MLflow server on PostgreSQL."""
+    host, here = net.hosts[4], tmp_path / "tracker"
+    here.mkdir()
+    with (
+        postgres(free_port(), host.address, *host.command()) as database,
+        mlflow_server(here, free_port(), host.address, host.command(), database.uri) as server,
+    ):
+        yield server
+        assert database.rows("runs") > 0, "that is where it is kept"
 
 
 def trials_on(store: ObjectStore, host: Host, name: str) -> set[str]:
@@ -60,13 +80,13 @@ def trials_on(store: ObjectStore, host: Host, name: str) -> set[str]:
 
 
 def test_a_trial_moves_to_another_host_by_way_of_the_store(
-    net: Network, store: ObjectStore, shared: Path, tmp_path: Path
+    net: Network, store: ObjectStore, tracking: str, shared: Path, tmp_path: Path
 ) -> None:
-    head, kept, lost = net.hosts
+    head, kept, lost = net.hosts[:3]
     line = [
         sys.executable, "-m", "resp_tune.search", "--address", net.address,
         "--storage", store.uri, "--data", str(shared / "set"), "--name", "moves",
-        "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
+        "--tracking-uri", tracking,
         "--space", "search_spaces/smoke.yaml", "--scheduler", "none",
         "--gpus", "2", "--trials", "2", "--epochs", str(EPOCHS),
     ]  # fmt: skip
@@ -97,3 +117,12 @@ def test_a_trial_moves_to_another_host_by_way_of_the_store(
     assert trials_on(store, head, "moves") == {winner}
     assert trials_on(store, kept, "moves") == {"0", "1"}
     assert sent | {"summary.json", "study.db"} <= store.files("moves")
+    assert PASSWORD not in said()
+    client = MlflowClient(tracking)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    own = [run for run in runs if run.data.tags["resp_tune.kind"] == "trial"]
+    assert len(own) == 2
+    for run in own:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")]
+        assert sorted(steps) == list(range(1, EPOCHS + 1))

@@ -11,6 +11,7 @@ import faults
 import pytest
 from fault_log import survived
 from mlflow import MlflowClient
+from postgres import PASSWORD, postgres, why_none
 from searches import files_below, search, start, study, summary, trials, wait_for
 from test_tracking import free_port, mlflow_server
 
@@ -18,6 +19,7 @@ from resp_tune.tuning import study as studies
 from resp_tune.tuning.samplers import make_sampler
 
 pytestmark = pytest.mark.slow
+NO_POSTGRES = why_none()
 AWAY_SECONDS = 60
 SLOW_EPOCHS = """
     import time
@@ -132,6 +134,32 @@ def test_a_tracking_database_locked_in_mid_search(tmp_path: Path) -> None:
     assert "Traceback" not in err.read_text()
     check(tracking, storage, 40)
     survived("the tracking database locked for 15 s")
+
+
+@pytest.mark.skipif(NO_POSTGRES is not None, reason=NO_POSTGRES or "")
+def test_a_postgresql_restarted_in_mid_search(tmp_path: Path) -> None:
+    """MLflow's own tables there, written without a server between."""
+    storage, err = tmp_path / "r", tmp_path / "err"
+    env = faults.planted(tmp_path, SLOW_EPOCHS)
+    with postgres(free_port()) as database:
+        given = ("--storage", str(storage), *args(database.uri, 40))
+        running = start("search", *given, env=env, err=err)
+        wait_for(lambda: epochs_told(storage) >= 4)
+        database.stop()
+        before = epochs_told(storage)
+        time.sleep(15)
+        assert epochs_told(storage) > before + 4, "the search goes on meanwhile"
+        database.start()
+        assert running.wait(timeout=300) == 0, err.read_text()
+        check(database.uri, storage, 40)
+        assert database.rows("runs") > 2, "by PostgreSQL's own account"
+    said = err.read_text()
+    assert "MLflow is back" in said
+    assert "Traceback" not in said
+    kept = {p: p.read_bytes() for p in storage.rglob("*") if p.is_file()}
+    assert not [p for p, content in kept.items() if PASSWORD.encode() in content]
+    assert PASSWORD not in said
+    survived("the tracking database, a PostgreSQL, stopped for 15 s")
 
 
 def test_a_study_that_stays_locked_is_a_line(

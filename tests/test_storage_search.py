@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 from gates import allow, epochs_done, gated
-from object_store import ObjectStore
+from object_store import ObjectStore, WiredStore
 from optuna.trial import TrialState
 from searches import Outcome, command, files_below, start, study, trials, wait_for
 
@@ -160,7 +160,7 @@ def test_killed_and_continued_on_another_machine(store: ObjectStore, shared: Pat
 
 
 @pytest.mark.slow
-def test_cut_off_from_its_store_and_asked_for_by_another(store: ObjectStore, shared: Path) -> None:
+def test_cut_off_from_its_store_and_asked_for_by_another(store: WiredStore, shared: Path) -> None:
     machine, other = Machine(shared / "one", store), Machine(shared / "two", store)
     err = shared / "err"
     allow(shared, of_all=2)
@@ -189,7 +189,7 @@ def test_cut_off_from_its_store_and_asked_for_by_another(store: ObjectStore, sha
 
 @pytest.mark.slow
 def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: WiredStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mirrors, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(mirrors, "LEAVING_SECONDS", 1.0)

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[str]:
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+def mlflow_server(
+    folder: Path, port: int, host: str = "127.0.0.1", inside: Sequence[str] = (), store: str = ""
+) -> Iterator[str]:
+    """`store`: its database, one in `folder` by default. `inside`: what it is put behind."""
+    command = [*inside, sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--host", host, "--port", str(port), "--allowed-hosts", f"{host}:{port}"]
+    command += ["--backend-store-uri", store or f"sqlite:///{folder}/server.db"]
     command += ["--artifacts-destination", f"{folder}/artifacts"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
@@ -98,7 +102,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
         process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
         )
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{host}:{port}"
     try:
         for _ in range(600):
             assert process.poll() is None, (folder / "server.log").read_text()

@@ -18,7 +18,8 @@ from resp_tune.features import store
 from resp_tune.features.store import Source
 from resp_tune.learning.metrics import macro_f1
 from resp_tune.learning.problem import ClipTable, FoldTables, Stores
-from resp_tune.tuning.trainable import LOGICAL_GPUS, TrialTrainable, Work, _device
+from resp_tune.tuning.plan import LOGICAL_GPUS
+from resp_tune.tuning.trainable import TrialTrainable, Work, _device
 from resp_tune.tuning.trial_files import Sender
 
 CLIPS = 30
@@ -60,7 +61,7 @@ def work(folder: Path, *, gpus: float = 0.0, timeout: float | None = None) -> Wo
 
 def trial(folder: Path, *, timeout: float | None = None, reported: int = 0, **values: Any) -> Any:
     made = TrialTrainable.__new__(TrialTrainable)  # without Ray around it
-    made.work, made.watch = work(folder, timeout=timeout), None
+    made.work, made.watch, made.stranger = work(folder, timeout=timeout), None, None
     made.sender = Sender(made.work.trials)
     made._begin(
         {

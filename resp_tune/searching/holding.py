@@ -12,11 +12,13 @@ from filelock import FileLock, Timeout
 
 from resp_tune.errors import UserError
 
+HELD_BY = ".held_by"
+
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold `folder`; `UserError` says who else does. A dead holder's lock is gone with it."""
-    lock, holder = FileLock(folder / ".lock", timeout=0), folder / ".held_by"
+    lock, holder = FileLock(folder / ".lock", timeout=0), folder / HELD_BY
     try:
         lock.acquire()
     except Timeout:

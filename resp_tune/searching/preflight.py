@@ -23,12 +23,12 @@ from resp_tune.searching.prepared import Prepared
 from resp_tune.storage.place import Place, StorageError
 from resp_tune.tracking.uri import is_server
 from resp_tune.tuning.joining import Node
+from resp_tune.tuning.membership import SHARED_SECONDS
 from resp_tune.tuning.plan import room_for
-from resp_tune.tuning.probing import Answer, Questions, ask, versions
+from resp_tune.tuning.probing import Answer, Questions, ask, difference, versions
 from resp_tune.tuning.supply import device_of
 
 TRIED = 3  # recordings whose bytes are compared; of the others the size
-SHARED_SECONDS = 10.0  # in which a shared folder shows what another host has written
 COLUMNS = ("versions", "storage", "data", "tracking")
 
 
@@ -159,25 +159,11 @@ def _reasons(
         return {"versions": answer, "storage": "not asked", "data": None, "tracking": None}
     storage = "what it writes is not seen by the driver" if hidden else answer.storage
     return {
-        "versions": _difference(answer.versions, here),
+        "versions": difference(answer.versions, here),
         "storage": storage,
         "data": answer.data,
         "tracking": answer.tracking,
     }
-
-
-def _difference(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    found = []
-    for name, own in here.items():
-        other = there.get(name, "missing")
-        if other == own:
-            continue
-        if name == "source":
-            if there.get("resp_tune") == here.get("resp_tune"):
-                found.append("other code of resp_tune under the same version")
-        else:
-            found.append(f"{name} {other} (here {own})")
-    return ", ".join(found) or None
 
 
 def _table(reports: Sequence[NodeReport], prepared: Prepared) -> Table:

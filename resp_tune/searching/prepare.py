@@ -30,12 +30,18 @@ from resp_tune.tracking.store import probe
 from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
 from resp_tune.tuning.conditions import APART
 from resp_tune.tuning.joining import Cluster, await_gpus, settled
-from resp_tune.tuning.plan import THIS_MACHINE, Machine, Slots, plan_slots, this_machine
+from resp_tune.tuning.plan import (
+    LOGICAL_GPUS,
+    THIS_MACHINE,
+    Machine,
+    Slots,
+    plan_slots,
+    this_machine,
+)
 from resp_tune.tuning.replicates import check_count
 from resp_tune.tuning.seclusion import check_closed, rays_folder
 from resp_tune.tuning.space import SearchSpace, load_space
 from resp_tune.tuning.study import SPLIT, check_settings, read_study
-from resp_tune.tuning.trainable import LOGICAL_GPUS
 
 Say = Callable[[str], None]
 Join = Callable[[str], Cluster]

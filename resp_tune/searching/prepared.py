@@ -20,10 +20,9 @@ from resp_tune.searching.settings import SearchSettings
 from resp_tune.storage.place import Place
 from resp_tune.tracking.lookup import DEVICE, THREADS
 from resp_tune.tuning.joining import Cluster
-from resp_tune.tuning.plan import Machine, Slots
+from resp_tune.tuning.plan import LOGICAL_GPUS, Machine, Slots
 from resp_tune.tuning.space import SearchSpace
 from resp_tune.tuning.study import RECORDINGS
-from resp_tune.tuning.trainable import LOGICAL_GPUS
 from resp_tune.tuning.trial_files import TrialFiles
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from resp_tune.learning.precision import settle_precision
 from resp_tune.learning.problem import Stores
+from resp_tune.searching.holding import HELD_BY
 from resp_tune.searching.mirror import NoMirror
 from resp_tune.searching.prepared import Prepared
 from resp_tune.searching.readiness import made_ready
@@ -21,6 +22,7 @@ from resp_tune.searching.table import TrialTable
 from resp_tune.searching.tracked import TrackedTrials
 from resp_tune.tuning.canary import check_baseline
 from resp_tune.tuning.cluster import local_ray
+from resp_tune.tuning.membership import Membership
 from resp_tune.tuning.recorder import Listener, Recorder
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
 from resp_tune.tuning.replicates import replicates
@@ -63,12 +65,18 @@ def run_rounds(
             threads=prepared.slots.threads,
             gpus=prepared.slots.gpus,
             timeout=settings.trial_timeout,
+            membership=None if cluster is None else _membership(prepared),
         )
         baseline = settle_precision(prepared.space.baseline(), prepared.device)
         check_baseline(work, prepared.slots, baseline, prepared.folder, here=cluster is None)
         if new_trials:
             _run_trials(prepared, study, work, [mirror, tracked], console, say)
         _run_replicates(prepared, study, work, [mirror, tracked], console, say)
+
+
+def _membership(prepared: Prepared) -> Membership:
+    shared = None if prepared.remote is not None else prepared.folder / HELD_BY
+    return Membership.of_driver(shared)
 
 
 def wants_trials(study: optuna.Study, prepared: Prepared) -> bool:

@@ -22,9 +22,8 @@ import psutil
 
 from resp_tune.errors import UserError
 from resp_tune.tuning import ray_settings
-from resp_tune.tuning.plan import Machine
+from resp_tune.tuning.plan import LOGICAL_GPUS, Machine
 from resp_tune.tuning.ray_thread import on_its_own_thread
-from resp_tune.tuning.trainable import LOGICAL_GPUS
 
 LOCAL, AUTO = "local", "auto"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job API in what it starts

@@ -12,6 +12,7 @@ import psutil
 from resp_tune.errors import UserError
 
 THIS_MACHINE = "this machine"
+LOGICAL_GPUS = "RESP_TUNE_LOGICAL_GPUS"  # "1": GPUs are counted, and trials run on the CPU
 LEAST_CPUS = 0.01
 TRIAL_MEMORY = 1.5e9  # bytes: torch, Ray's worker and a batch of the notebook's size
 

@@ -130,6 +130,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """What differs in `versions` from `here`, in words; None where nothing does."""
+    found = []
+    for name, own in here.items():
+        other = there.get(name, "missing")
+        if other == own:
+            continue
+        if name == "source":
+            if there.get("resp_tune") == here.get("resp_tune"):
+                found.append("other code of resp_tune under the same version")
+        else:
+            found.append(f"{name} {other} (here {own})")
+    return ", ".join(found) or None
+
+
 def _source(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

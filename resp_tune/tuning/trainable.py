@@ -20,6 +20,8 @@ from resp_tune.learning.memory import keep_freed_memory, ran_out, release_memory
 from resp_tune.learning.metrics import METRICS
 from resp_tune.paths import full_disk, write_atomically
 from resp_tune.storage.place import Place
+from resp_tune.tuning.membership import Membership
+from resp_tune.tuning.plan import LOGICAL_GPUS
 from resp_tune.tuning.timeouts import Watch
 from resp_tune.tuning.trial_files import Sender, TrialFiles
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from resp_tune.learning.problem import FoldTables, Stores
     from resp_tune.learning.training import EpochResult, Training, TrainingData
 
-LOGICAL_GPUS = "RESP_TUNE_LOGICAL_GPUS"
 REPORT_SECONDS = 1.0  # at most one report in this time, or short epochs would flood the driver
 CHECKPOINT_SECONDS = 8.0  # what a killed trial may have to repeat, where epochs are shorter
 SMALLEST_MICRO_BATCH = 2  # batch statistics of one item say nothing
@@ -51,6 +52,7 @@ class Work:
     timeout: float | None = None  # seconds of one attempt at a trial
     study: str | None = None  # that the trials are of
     remote: Place | None = None  # what the folder is a copy of, on each node its own
+    membership: Membership | None = None  # of the nodes of a cluster, which may join at any time
 
     @property
     def trials(self) -> TrialFiles:
@@ -73,6 +75,7 @@ class TrialTrainable(tune.Trainable):
         """Called once an actor; imports torch here, where it is needed."""
         keep_freed_memory()
         self.work = work
+        self.stranger = work.membership and work.membership.lacking()
         self.sender = Sender(work.trials)
         self.watch: Watch | None = None
         self._begin(config)
@@ -149,6 +152,8 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def _run_epochs(self) -> None:
+        if self.stranger:
+            raise RunError(self.stranger)
         if self.watch is not None and self.watch.ended_before:
             raise TrialTimeoutError(str(self.watch))
         if self.training is None:

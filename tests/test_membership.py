@@ -1,0 +1,58 @@
+"""What a node that joins a search in its middle is asked."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from resp_tune.tuning import membership
+from resp_tune.tuning.membership import Membership
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Membership:
+    monkeypatch.setattr(membership, "SHARED_SECONDS", 0.5)
+    (tmp_path / "held").write_text("process 1 on driver")
+    return Membership.of_driver(tmp_path / "held")
+
+
+def test_a_machine_like_the_drivers(mine: Membership) -> None:
+    assert mine.lacking() is None
+    assert replace(mine, file=None).lacking() is None, "an object store is asked by every trial"
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "said"),
+    [
+        ("torch", "1.0", r"torch \S+ \(here 1.0\)"),
+        ("source", "0", "other code of resp_tune under the same version"),
+    ],
+)
+def test_other_versions(name: str, version: str, said: str, mine: Membership) -> None:
+    other = replace(mine, versions={**mine.versions, name: version})
+    lacking = other.lacking()
+    assert lacking is not None
+    assert f"node {socket.gethostname()} (" in lacking
+    assert re.search(said, lacking)
+    assert lacking.endswith("type the same command again: it goes on")
+
+
+@pytest.mark.parametrize("content", [None, "process 1 on another driver"])
+def test_a_storage_of_its_own(content: str | None, mine: Membership) -> None:
+    assert mine.file is not None
+    mine.file.unlink()
+    if content is not None:
+        mine.file.write_text(content)
+    assert f"does not see the storage '{mine.file.parent}'" in str(mine.lacking())
+
+
+def test_a_folder_that_shows_it_late(mine: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mine.file is not None
+    file, content = mine.file, mine.content
+    file.unlink()
+    monkeypatch.setattr(membership.time, "sleep", lambda _: file.write_text(content))
+    assert mine.lacking() is None
