@@ -36,7 +36,7 @@ def test_the_stand_in_has_the_size_of_the_real_thing() -> None:
 
 
 def test_two_at_once_are_measured() -> None:
-    found = list(measure_all(toy_config(epochs=1), SMALL, "cpu", cpus=2, epochs=2, counts=(1, 2)))
+    found = list(measure_all(toy_config(epochs=1), SMALL, "cpu", threads={1: 2, 2: 1}, epochs=2))
     assert [p.trials for p in found] == [1, 2]
     assert all(p.epochs_per_second > 0 for p in found)
 
