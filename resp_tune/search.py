@@ -142,7 +142,8 @@ def _place_flags(where: Group) -> None:
         type=count_or_auto,
         metavar="K",
         default=DEFAULTS.trials_per_gpu,
-        help="trials that share a GPU; auto: measured before the search, as many as pay",
+        help="trials that share a GPU; auto: measured before the search, as many as pay, on a "
+        "cluster for each type of GPU",
     )
     where.add_argument(
         "--concurrency",

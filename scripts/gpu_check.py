@@ -148,9 +148,9 @@ def main() -> int:
         busy = busy_seconds(Training(config, [data], device))
         print(f"share of an epoch that the GPU is busy: {busy * args.epochs / seconds:.2f}")
     load = Load(len(data.train.labels), len(data.validation.labels), len(CLASSES))
-    counts = [int(n) for n in args.packed.split(",") if int(n)]
     cpus, epochs = os.cpu_count() or 1, args.epochs
-    for packed in measure_all(config, load, device.type, cpus=cpus, epochs=epochs, counts=counts):
+    threads = {int(n): max(1, cpus // int(n)) for n in args.packed.split(",") if int(n)}
+    for packed in measure_all(config, load, device.type, threads=threads, epochs=epochs):
         a_minute = 60 * packed.epochs_per_second / args.epochs
         print(f"{packed.trials} at once: {a_minute:.1f} trials a minute")
     if not (logit <= 1e-2 and gradient <= 1e-2 and last.finite):  # NaN is neither

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 _HOOK = """
 import importlib.abc, importlib.util, sys
 
+BODIES = {bodies!r}
+
 class Planted(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name != "resp_tune.learning.training":
+        body = BODIES.pop(name, None)
+        if body is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
         def planted(module):
             execute(module)
-            plant(module)
+            exec(body, {{name.rpartition(".")[2]: module}})
         spec.loader.exec_module = planted
         return spec
-
-def plant(training):
-{body}
 
 sys.meta_path.insert(0, Planted())
 """
@@ -50,7 +50,16 @@ SHORT_OF_MEMORY = """
 """
 
 
-def planted(folder: Path, body: str) -> dict[str, str]:
-    """The environment in which every Python process has the fault."""
-    (folder / "sitecustomize.py").write_text(_HOOK.format(body=body))
+def planted(folder: Path, body: str, **others: str) -> dict[str, str]:
+    """The environment in which every Python process has the fault.
+
+    `body` is run with the module `training` when that is imported; `others`: the same for modules
+    of `resp_tune`, by name, with `__` for the dots.
+    """
+    bodies = {"learning__training": body, **others}
+    named = {
+        f"resp_tune.{name.replace('__', '.')}": textwrap.dedent(text)
+        for name, text in bodies.items()
+    }
+    (folder / "sitecustomize.py").write_text(_HOOK.format(bodies=named))
     return {"PYTHONPATH": str(folder)}

@@ -34,11 +34,11 @@ _HOOK = """
 _ALL = 10_000
 
 
-def gated(folder: Path) -> dict[str, str]:
-    """The environment of every process whose epochs wait."""
+def gated(folder: Path, **others: str) -> dict[str, str]:
+    """The environment of every process whose epochs wait. `others`: see `faults.planted`."""
     (folder / "epochs").touch()
     return {
-        **faults.planted(folder, _HOOK),
+        **faults.planted(folder, _HOOK, **others),
         "PYTHONPATH": f"{folder}:{Path.cwd()}",
         "EPOCHS_DONE": str(folder / "epochs"),
         "EPOCHS_ALLOWED": str(folder / "allowed"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import torch
 from toy import toy_config
 
 from resp_tune.errors import RunError
+from resp_tune.learning import packing
 from resp_tune.learning.packing import Load, Packed, choose, measure, measure_all, stand_in
 from resp_tune.learning.precision import Device
 from resp_tune.learning.training import fit
 from resp_tune.search import read_settings
-from resp_tune.searching import packed as packing_search
+from resp_tune.searching import packed as packed_search
 from resp_tune.searching import prepare as preparing
 from resp_tune.searching import prepared as prepared_search
 from resp_tune.searching.packed import packed
-from resp_tune.tuning.plan import Machine
+from resp_tune.tuning.joining import Cluster, Node
+from resp_tune.tuning.plan import Machine, Slots
 
 SMALL = Load(train=12, validation=6, classes=3, folds=2)
 
@@ -36,7 +39,7 @@ def test_the_stand_in_has_the_size_of_the_real_thing() -> None:
 
 
 def test_two_at_once_are_measured() -> None:
-    found = list(measure_all(toy_config(epochs=1), SMALL, "cpu", cpus=2, epochs=2, counts=(1, 2)))
+    found = list(measure_all(toy_config(epochs=1), SMALL, "cpu", threads={1: 2, 2: 1}, epochs=2))
     assert [p.trials for p in found] == [1, 2]
     assert all(p.epochs_per_second > 0 for p in found)
 
@@ -86,7 +89,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Load, str, int, int]]:
         seen.append((load, device, trials, how["threads"]))
         return Packed(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
 
-    monkeypatch.setattr(packing_search, "measure", measured)
+    monkeypatch.setattr(packing, "measure", measured)
     monkeypatch.setattr(prepared_search, "this_device", lambda kind: Device(kind, "a GPU", False))
     monkeypatch.setattr(preparing, "this_machine", lambda: Machine(16, 2, 10**11))
     return seen
@@ -128,7 +131,87 @@ def test_what_cannot_be_measured_is_a_line(
     def fails(*_: object, **__: object) -> Packed:
         raise ZeroDivisionError("a bug\nin two lines")
 
-    monkeypatch.setattr(packing_search, "measure", fails)
+    monkeypatch.setattr(packing, "measure", fails)
     with pytest.raises(RunError, match="none was started: ZeroDivisionError: a bug in two lines"):
         packed(prepared_with(tmp_path))
     assert asked == []
+
+
+# On a cluster
+
+
+H100, T4 = "accelerator_type:H100", "accelerator_type:T4"
+
+
+def on_cluster(folder: Path, *nodes: tuple[str, Machine], flags: tuple[str, ...] = ()) -> Any:
+    """A search that has joined a cluster of these types and machines."""
+    plain = prepared_with(folder, *flags)
+    found = tuple(
+        Node(str(n), "host", f"10.0.0.{n}", machine, gpu_type)
+        for n, (gpu_type, machine) in enumerate(nodes)
+    )
+    cluster = Cluster("10.0.0.1:6379", found)
+    slots = preparing.slots_of(plain.settings, cluster.machines, str(cluster))
+    return dataclasses.replace(plain, cluster=cluster, slots=slots)
+
+
+@pytest.fixture
+def bears(monkeypatch: pytest.MonkeyPatch, asked: object) -> dict[str, Any]:
+    """How many trials a GPU of each type is made to bear; `tried`: what was measured last."""
+    pays: dict[str, Any] = {}
+
+    def measured(divided: Any, *_: object, epochs: int) -> dict[str, list[Packed]]:
+        pays["tried"] = {name: list(slots) for name, slots in divided.items()}
+        return {
+            name: [Packed(n, float(min(n, pays[name]))) for n in slots]
+            for name, slots in divided.items()
+        }
+
+    monkeypatch.setattr(packed_search, "measure_types", measured)
+    return pays
+
+
+BIG, SMALL_ONE = Machine(32, 2, 10**11), Machine(6, 2, 10**11)
+HEAD = Machine(8, 0, 10**11)
+
+
+def test_types_that_bear_the_same_need_no_constraint(
+    tmp_path: Path, bears: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bears |= {H100: 2, T4: 2}
+    nodes = (("node:10.0.0.0", HEAD), (H100, BIG), (T4, SMALL_ONE))
+    prepared = packed(on_cluster(tmp_path, *nodes))
+    assert prepared.typed is None
+    assert prepared.slots == Slots(8, 1.5, 0.5, 1)
+    assert bears["tried"] == {H100: [1, 2, 4, 8], T4: [1, 2]}, "as far as the cores go"
+    said = capsys.readouterr().err
+    assert "trials per GPU: 2 on H100 (epochs a second of so many at once: 1: 1.00, 2" in said
+    assert "trials per GPU: 2 on T4 (" in said
+
+
+def test_types_that_differ_have_slots_of_their_own(tmp_path: Path, bears: dict[str, Any]) -> None:
+    bears |= {H100: 8, T4: 2}
+    prepared = packed(on_cluster(tmp_path, (H100, BIG), (H100, BIG), (T4, SMALL_ONE)))
+    assert prepared.typed == {
+        H100: Slots(32, 2.0, 0.125, 2),
+        T4: Slots(4, 1.5, 0.5, 1),
+    }
+    assert prepared.slots == Slots(6, 3.0, 1.0, 1), "a whole GPU for the canary, and all threads"
+    assert prepared.trial_tags["resp_tune.threads"] == "1"
+
+
+def test_caps_on_a_cluster_are_for_all_types(tmp_path: Path, bears: dict[str, Any]) -> None:
+    bears |= {H100: 8, T4: 1}
+    flags = ("--gpus=2", "--concurrency=5")
+    prepared = packed(on_cluster(tmp_path, (H100, BIG), (T4, SMALL_ONE), flags=flags))
+    assert bears["tried"] == {H100: [1, 2], T4: [1, 2]}, "5 trials on 2 GPUs"
+    assert prepared.typed == {H100: Slots(4, 8.0, 0.5, 8), T4: Slots(2, 3.0, 1.0, 3)}
+
+
+def test_a_cluster_of_logical_gpus_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RESP_TUNE_LOGICAL_GPUS", "1")
+    plain = on_cluster(tmp_path, (T4, SMALL_ONE))
+    assert packed(plain) is plain
+    assert "trials here run on the CPU" in capsys.readouterr().err

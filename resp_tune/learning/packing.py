@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -89,14 +89,12 @@ def measure_all(
     load: Load,
     device: str,
     *,
-    cpus: int,
+    threads: Mapping[int, int],
     epochs: int,
-    counts: Sequence[int] = COUNTS,
 ) -> Iterator[Packed]:
-    """Each of `counts` that memory suffices for; `cpus` are shared among the trials."""
-    for trials in counts:
-        threads = max(1, cpus // trials)
-        found = measure(config, load, device, trials, epochs=epochs, threads=threads)
+    """So many trials at once as memory suffices for; `threads`: of each, by how many there are."""
+    for trials, each in threads.items():
+        found = measure(config, load, device, trials, epochs=epochs, threads=each)
         if found is None:
             return
         yield found

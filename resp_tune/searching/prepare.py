@@ -60,8 +60,6 @@ def prepare(
     wrong; without `join` the search is for this machine alone.
     """
     elsewhere = settled(settings.address) if join is not None else None
-    if settings.trials_per_gpu is None and elsewhere:
-        raise UserError("--trials-per-gpu auto is not built for clusters yet: give a number")
     task = find_task(settings.task)
     space, front_ends = _space(settings.space)
     machine = this_machine()

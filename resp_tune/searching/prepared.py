@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,8 @@ class Prepared:
     arguments: tuple[str, ...]  # as typed
     cluster: Cluster | None = None  # None: a Ray of our own, on this machine
     nodes_device: Device | None = None  # what a trial gets on the cluster
+    # By type of GPU, where these take different numbers of trials; `slots` then is of a whole GPU.
+    typed: Mapping[str, Slots] | None = None
 
     @property
     def trials(self) -> TrialFiles:

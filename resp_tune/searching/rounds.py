@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from functools import partial
 
 import optuna
 from optuna.trial import TrialState
@@ -26,9 +27,10 @@ from resp_tune.tuning.membership import Membership
 from resp_tune.tuning.recorder import Listener, Recorder
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
 from resp_tune.tuning.replicates import replicates
-from resp_tune.tuning.room import Room
+from resp_tune.tuning.room import Room, TypedRoom
 from resp_tune.tuning.run import run_trials
 from resp_tune.tuning.schedulers import make_scheduler, milestones
+from resp_tune.tuning.searcher import GpusGoneError
 from resp_tune.tuning.study import STUDY_ID, records
 from resp_tune.tuning.trainable import Work
 
@@ -69,9 +71,22 @@ def run_rounds(
         )
         baseline = settle_precision(prepared.space.baseline(), prepared.device)
         check_baseline(work, prepared.slots, baseline, prepared.folder, here=cluster is None)
+        room, limit = _room(prepared, say), settings.time_budget
+        deadline = None if limit is None else time.monotonic() + limit
+        listeners: list[Listener] = [mirror, tracked]
+        given = (prepared, study, work, room, listeners, console, say)
         if new_trials:
-            _run_trials(prepared, study, work, [mirror, tracked], console, say)
-        _run_replicates(prepared, study, work, [mirror, tracked], console, say)
+            _while_gpus_go(partial(_run_trials, *given, deadline=deadline), say)
+        _while_gpus_go(partial(_run_replicates, *given), say)
+
+
+def _while_gpus_go(run: Callable[[], None], say: Say) -> None:
+    """`run`, and again, from what the study then holds, each time that a type of GPU is gone."""
+    while True:
+        try:
+            return run()
+        except GpusGoneError as gone:
+            say(str(gone))
 
 
 def _membership(prepared: Prepared) -> Membership:
@@ -93,12 +108,14 @@ def _run_trials(
     prepared: Prepared,
     study: optuna.Study,
     work: Work,
+    room: Room | TypedRoom | None,
     listeners: Sequence[Listener],
     console: Console,
     say: Say,
+    *,
+    deadline: float | None,
 ) -> None:
     settings, before = prepared.settings, records(study, prepared.space)
-    limit = settings.time_budget
     table = TrialTable(console, settings.metric, settings.epochs, settings.budget)
     table.seed(before)
     recorder = Recorder(
@@ -108,7 +125,7 @@ def _run_trials(
         epochs=settings.epochs,
         seed=settings.seed,
         budget=settings.budget,
-        deadline=None if limit is None else time.monotonic() + limit,
+        deadline=deadline,
         listeners=[*listeners, table],
         settle=lambda config: settle_precision(config, prepared.device),
     )
@@ -116,13 +133,14 @@ def _run_trials(
         settings.scheduler, epochs=settings.epochs, metric=settings.metric, past=before
     )
     with table:
-        run_trials(recorder, work, prepared.slots, scheduler, say, room=_room(prepared))
+        run_trials(recorder, work, prepared.slots, scheduler, say, room=room)
 
 
 def _run_replicates(
     prepared: Prepared,
     study: optuna.Study,
     work: Work,
+    room: Room | TypedRoom | None,
     listeners: Sequence[Listener],
     console: Console,
     say: Say,
@@ -141,11 +159,16 @@ def _run_replicates(
     scheduler = make_scheduler("none", epochs=settings.epochs, metric=settings.metric, past=())
     work = dataclasses.replace(work, milestones=())
     with table:
-        run_trials(recorder, work, prepared.slots, scheduler, say, room=_room(prepared))
+        run_trials(recorder, work, prepared.slots, scheduler, say, room=room)
 
 
-def _room(prepared: Prepared) -> Room | None:
+def _room(prepared: Prepared, say: Say) -> Room | TypedRoom | None:
     """How many trials a cluster has room for, which changes; None where that is known."""
+    if prepared.typed is not None:
+        settings = prepared.settings
+        return TypedRoom(
+            prepared.typed, prepared.slots, say, gpus=settings.gpus, most=settings.concurrency
+        )
     return None if prepared.cluster is None else Room(prepared.slots, prepared.most_at_once)
 
 

@@ -22,6 +22,7 @@ import psutil
 
 from resp_tune.errors import UserError
 from resp_tune.tuning import ray_settings
+from resp_tune.tuning.gpu_types import type_of
 from resp_tune.tuning.plan import LOGICAL_GPUS, Machine
 from resp_tune.tuning.ray_thread import on_its_own_thread
 
@@ -42,12 +43,16 @@ print(json.dumps([n.node_manager_address for n in nodes if n.state == 0]))
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a cluster. `machine` is what Ray may hand out there."""
+    """A machine of a cluster. `machine` is what Ray may hand out there.
+
+    `gpu_type`: see `gpu_types`; of a node without GPUs it says nothing.
+    """
 
     id: str
     host: str
     address: str
     machine: Machine
+    gpu_type: str
 
     def __str__(self) -> str:
         return f"{self.host} ({self.address})"
@@ -187,6 +192,7 @@ def nodes_now() -> tuple[Node, ...]:
             host=found["NodeManagerHostname"],
             address=found["NodeManagerAddress"],
             machine=_machine(found["Resources"]),
+            gpu_type=type_of(found["Resources"], found["NodeManagerAddress"]),
         )
         for found in ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no annotation here
         if found["Alive"]

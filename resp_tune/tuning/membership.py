@@ -63,4 +63,5 @@ def _content(file: Path) -> str | None:
 def _own_name() -> str:
     import ray
 
-    return f"node {socket.gethostname()} ({ray.util.get_node_ip_address()})"
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray has no annotation here
+    return f"node {socket.gethostname()} ({address})"

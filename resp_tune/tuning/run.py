@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
@@ -13,7 +14,7 @@ from ray.tune.schedulers import TrialScheduler
 from resp_tune.errors import RunError
 from resp_tune.paths import full_disk_in_one_line
 from resp_tune.tuning.plan import Slots
-from resp_tune.tuning.room import Room
+from resp_tune.tuning.room import Room, TypedRoom
 from resp_tune.tuning.searcher import Losses, Runs, Stops, StudySearcher
 from resp_tune.tuning.study import TrialRecord
 from resp_tune.tuning.trainable import TrialTrainable, Work
@@ -29,22 +30,26 @@ def run_trials(
     scheduler: TrialScheduler,
     say: Callable[[str], None],
     *,
-    room: Room | None = None,
+    room: Room | TypedRoom | None = None,
     trainable: type[tune.Trainable] = TrialTrainable,
 ) -> None:
     """Run trials until the recorder `runs` has no more; what became of them is in its study.
 
     Raises what stopped them all before: a full disk, a changed recording, a study that cannot be
-    written. Trials that ran then go on with the next command.
+    written. Trials that ran then go on with the next command. After a `GpusGoneError`, a new
+    recorder over the same study goes on with them.
 
-    `room`: of a cluster, where it decides how many run at once, and not `slots`.
+    `room`: of a cluster, where it decides how many run at once, and not `slots`; a `TypedRoom` also
+    what each is given.
     `trainable`: what runs a trial; benchmarks put one here that only pretends to train.
     """
     searcher = StudySearcher(runs, say, room or (lambda: slots.concurrency))
     # Its errors are tracebacks of workers that died, which `Losses` says in a line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    typed = isinstance(room, TypedRoom)
     with_work = tune.with_resources(
-        tune.with_parameters(trainable, work=work), {"cpu": slots.cpus, "gpu": slots.gpus}
+        tune.with_parameters(trainable, work=work),
+        _own_bundle if typed else {"cpu": slots.cpus, "gpu": slots.gpus},
     )
     # Ray wants a folder for its own state; ours is the study, so this one is thrown away.
     with (
@@ -75,6 +80,11 @@ def run_trials(
         tuner.fit()
     if searcher.halted is not None:
         raise searcher.halted
+
+
+def _own_bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What the searcher gave this trial of a type of GPU."""
+    return tune.PlacementGroupFactory([config["bundle"]])
 
 
 def check_some_finished(trials: Sequence[TrialRecord]) -> None:

@@ -14,10 +14,19 @@ from ray.tune.search import Searcher
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
+from resp_tune.tuning.gpu_types import bundle, called
+from resp_tune.tuning.room import TypedRoom
 from resp_tune.tuning.study import State
 from resp_tune.tuning.trainable import half_batch
 
 NODE_LOST = "node has died"  # in what Ray says of the actor
+
+
+class GpusGoneError(RunError):
+    """Trials keep to a type of GPU that the cluster has no more: they have to be handed out anew.
+
+    Ray would wait for that type for ever, and cannot give another one to a trial that waits.
+    """
 
 
 class Runs(Protocol):
@@ -48,14 +57,17 @@ class Runs(Protocol):
 class StudySearcher(Searcher):
     """Ray Tune's searcher over a recorder. The study is the state; Ray's copies are not used.
 
-    `room()` is how many trials may run now. `halted`: why the search must stop before its end; its
-    trials have not ended then.
+    `room()` is how many trials may run now; a `TypedRoom` also says on which type of GPU each of
+    them, which its config then asks for (`bundle`). `halted`: why the search must stop before its
+    end; its trials have not ended then.
     """
 
     def __init__(self, runs: Runs, say: Callable[[str], None], room: Callable[[], int]) -> None:
         super().__init__()
         self.runs, self.say, self.room = runs, say, room
+        self.typed = room if isinstance(room, TypedRoom) else None
         self.keys: dict[str, Any] = {}
+        self.types: dict[str, str] = {}  # of GPU, of the trials that run, where there are several
         self.halted: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,12 +84,20 @@ class StudySearcher(Searcher):
         """The next trial's config, None while there is no room, `FINISHED` at the end."""
         if len(self.keys) >= self.room():
             return None
+        gpu_type = None
+        if self.typed is not None:
+            gpu_type = self.typed.next_type(self.types.values())
+            if gpu_type is None:
+                return None
         config = None
         with self._halting():
             config = self.runs.next_trial()
         if config is None:
             return Searcher.FINISHED
         self.keys[trial_id] = config["key"]
+        if self.typed is not None and gpu_type is not None:
+            self.types[trial_id] = gpu_type
+            config["bundle"] = bundle(gpu_type, self.typed.slots[gpu_type])
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -90,12 +110,24 @@ class StudySearcher(Searcher):
     ) -> None:
         """The end of a trial. `error` means that its worker was lost more often than is retried."""
         key = self.keys.pop(trial_id)
+        self.types.pop(trial_id, None)
         with self._halting():
             if result is None or error:
                 self.runs.end(key, "failed", "its worker was lost again and again")
             else:
                 self._advance(key, result)
                 self._end(key, result)
+
+    def look_for_gpus(self) -> None:
+        """Halt where trials keep to a type of GPU that is gone, and another one is there."""
+        if self.typed is None or self.halted is not None:
+            return
+        with self._halting():
+            if gone := self.typed.gone(self.types.values()):
+                raise GpusGoneError(
+                    f"no GPU of type {', '.join(map(called, gone))} is left: the trials that ran "
+                    "are handed out anew, each from its checkpoint"
+                )
 
     @contextmanager
     def _halting(self) -> Iterator[None]:
@@ -172,6 +204,7 @@ class Stops(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Only for a halt: else each trial ends at its own next report, with its epochs kept."""
+        self.searcher.look_for_gpus()
         return self.searcher.halted is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import time
@@ -86,6 +87,8 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
+        if "bundle" in config:  # its type of GPU takes another number of trials than others do
+            self.work = dataclasses.replace(self.work, gpus=config["bundle"]["GPU"])
         self.folder: Path = self.work.trials.here / config["folder"]
         self.trial_config = TrialConfig().replace(config["config"])
         self.sent: int = config["epochs_reported"]
