@@ -17,7 +17,7 @@ from resp_tune.tuning.gpu_types import bundle, called, next_type, type_of
 from resp_tune.tuning.joining import Node
 from resp_tune.tuning.plan import Machine, Slots
 from resp_tune.tuning.room import Room, TypedRoom
-from resp_tune.tuning.searcher import GpusGoneError, Stops, StudySearcher
+from resp_tune.tuning.searcher import HandOutAnewError, Stops, StudySearcher
 
 H100, T4, UNNAMED = "accelerator_type:H100", "accelerator_type:T4", "node:10.0.0.7"
 SLOTS = {H100: Slots(8, 2.0, 0.25, 2), T4: Slots(2, 4.0, 1.0, 4)}
@@ -187,7 +187,7 @@ def test_trials_of_a_type_that_is_gone_are_handed_out_anew(
     assert not stops.stop_all()
     del nodes[1]
     assert stops.stop_all()
-    assert isinstance(searcher.halted, GpusGoneError)
+    assert isinstance(searcher.halted, HandOutAnewError)
     assert "no GPU of type T4 is left: the trials that ran" in str(searcher.halted)
     again = StudySearcher(recorder_of(study_at(tmp_path), budget=9), print, room_of(nodes))
     configs = handed_out(again, "uvwx")

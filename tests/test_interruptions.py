@@ -15,6 +15,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+import faults
 import pytest
 from fault_log import survived
 from optuna.trial import TrialState
@@ -131,6 +132,33 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     assert list(trials(storage, "cut")["state"]) == ["finished"] * 2
     assert [t.user_attrs["config"]["micro_batch"] for t in told] == [None, None]
     survived("SIGKILL of a trial's worker", went_on)
+
+
+DIES_IDLE = """
+    import os, signal
+    reset = trainable.TrialTrainable.reset_config
+    def reset_config(self, new_config):
+        try:
+            os.mkdir(os.environ["DIED"])
+        except FileExistsError:
+            return reset(self, new_config)
+        os.kill(os.getpid(), signal.SIGKILL)
+    trainable.TrialTrainable.reset_config = reset_config
+"""
+
+
+def test_a_worker_killed_between_two_trials(tmp_path: Path) -> None:
+    """Ray takes the next trial for failed, which has not even begun there."""
+    storage, err, died = tmp_path / "r", tmp_path / "err", tmp_path / "died"
+    env = {**faults.planted(tmp_path, "", tuning__trainable=DIES_IDLE), "DIED": str(died)}
+    args = (*ARGS[:-4], "--trials", "5", "--name", "cut", "--epochs", "2")
+    running = start("search", "--storage", str(storage), *args, env=env, err=err)
+    assert running.wait(timeout=300) == 0, err.read_text()
+    assert died.exists()
+    told = study(storage, "cut").get_trials()
+    assert [t.state for t in told] == [TrialState.COMPLETE] * 5
+    assert [sorted(t.intermediate_values) for t in told] == [[1, 2]] * 5
+    survived("SIGKILL of a worker between two trials")
 
 
 def test_two_at_once_and_a_dead_holder(tmp_path: Path) -> None:

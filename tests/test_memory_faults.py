@@ -22,7 +22,7 @@ from test_trainable import rows, run, trial
 from resp_tune.learning.training import _FoldRun
 from resp_tune.tuning.ray_oom import mend
 from resp_tune.tuning.replicate_recorder import ReplicateRecorder
-from resp_tune.tuning.searcher import Runs, StudySearcher
+from resp_tune.tuning.searcher import WORKER_LOSSES, HandOutAnewError, Runs, StudySearcher
 from resp_tune.tuning.study import records
 
 MONITOR = (
@@ -79,6 +79,34 @@ def test_a_worker_lost_for_lack_of_memory(
     assert config == {**begun, "micro_batch": half if halved else None}
     assert (f"goes on from its checkpoint with micro_batch {half}" in told[0]) == halved
     assert ("for lack of memory" in told[0]) == (said == MONITOR)
+
+
+@KINDS
+@pytest.mark.parametrize("losses", [0, 1, 2])
+def test_a_trial_that_ray_gives_up_early_is_handed_out_anew(
+    runs_of: Any, losses: int, tmp_path: Path
+) -> None:
+    """As it does where the worker died before the trial had begun there."""
+    searcher = StudySearcher(runs_of(tmp_path), print, lambda: 1)
+    begun = handed_out(searcher, "ray's")
+    for loss in range(losses):
+        searcher.after_loss("ray's", loss + 1, "")
+    searcher.on_trial_complete("ray's", error=True)
+    assert isinstance(searcher.halted, HandOutAnewError)
+    again = handed_out(StudySearcher(runs_of(tmp_path), print, lambda: 1), "another")
+    assert again["key"] == begun["key"]
+
+
+@KINDS
+def test_a_trial_whose_workers_die_again_and_again_has_failed(runs_of: Any, tmp_path: Path) -> None:
+    searcher = StudySearcher(runs_of(tmp_path), print, lambda: 1)
+    begun = handed_out(searcher, "ray's")
+    for loss in range(WORKER_LOSSES):
+        searcher.after_loss("ray's", loss + 1, "")
+    searcher.on_trial_complete("ray's", error=True)
+    assert searcher.halted is None
+    again = StudySearcher(runs_of(tmp_path), print, lambda: 1).suggest("another")
+    assert not isinstance(again, dict) or again["key"] != begun["key"]
 
 
 @KINDS

@@ -30,7 +30,7 @@ from resp_tune.tuning.replicates import replicates
 from resp_tune.tuning.room import Room, TypedRoom
 from resp_tune.tuning.run import run_trials
 from resp_tune.tuning.schedulers import make_scheduler, milestones
-from resp_tune.tuning.searcher import GpusGoneError
+from resp_tune.tuning.searcher import HandOutAnewError
 from resp_tune.tuning.study import STUDY_ID, records
 from resp_tune.tuning.trainable import Work
 
@@ -76,17 +76,17 @@ def run_rounds(
         listeners: list[Listener] = [mirror, tracked]
         given = (prepared, study, work, room, listeners, console, say)
         if new_trials:
-            _while_gpus_go(partial(_run_trials, *given, deadline=deadline), say)
-        _while_gpus_go(partial(_run_replicates, *given), say)
+            _to_the_end(partial(_run_trials, *given, deadline=deadline), say)
+        _to_the_end(partial(_run_replicates, *given), say)
 
 
-def _while_gpus_go(run: Callable[[], None], say: Say) -> None:
-    """`run`, and again, from what the study then holds, each time that a type of GPU is gone."""
+def _to_the_end(run: Callable[[], None], say: Say) -> None:
+    """`run`, and again, from what the study then holds, each time that Ray cannot go on."""
     while True:
         try:
             return run()
-        except GpusGoneError as gone:
-            say(str(gone))
+        except HandOutAnewError as cause:
+            say(str(cause))
 
 
 def _membership(prepared: Prepared) -> Membership:

@@ -15,12 +15,11 @@ from resp_tune.errors import RunError
 from resp_tune.paths import full_disk_in_one_line
 from resp_tune.tuning.plan import Slots
 from resp_tune.tuning.room import Room, TypedRoom
-from resp_tune.tuning.searcher import Losses, Runs, Stops, StudySearcher
+from resp_tune.tuning.searcher import WORKER_LOSSES, Losses, Runs, Stops, StudySearcher
 from resp_tune.tuning.study import TrialRecord
 from resp_tune.tuning.trainable import TrialTrainable, Work
 
 MANY = 100_000
-WORKER_LOSSES = 3  # a trial whose worker dies is taken up again this often
 
 
 def run_trials(
@@ -36,7 +35,7 @@ def run_trials(
     """Run trials until the recorder `runs` has no more; what became of them is in its study.
 
     Raises what stopped them all before: a full disk, a changed recording, a study that cannot be
-    written. Trials that ran then go on with the next command. After a `GpusGoneError`, a new
+    written. Trials that ran then go on with the next command. After a `HandOutAnewError`, a new
     recorder over the same study goes on with them.
 
     `room`: of a cluster, where it decides how many run at once, and not `slots`; a `TypedRoom` also

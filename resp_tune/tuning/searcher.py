@@ -19,13 +19,16 @@ from resp_tune.tuning.room import TypedRoom
 from resp_tune.tuning.study import State
 from resp_tune.tuning.trainable import half_batch
 
+WORKER_LOSSES = 3  # a trial whose worker dies is taken up again this often
 NODE_LOST = "node has died"  # in what Ray says of the actor
 
 
-class GpusGoneError(RunError):
-    """Trials keep to a type of GPU that the cluster has no more: they have to be handed out anew.
+class HandOutAnewError(RunError):
+    """Ray cannot go on with the trials that it has; a new run of it can, from what the study holds.
 
-    Ray would wait for that type for ever, and cannot give another one to a trial that waits.
+    It would wait for ever for a type of GPU that is gone, and cannot give another one to a trial
+    that waits. And it takes a trial for failed, at the first loss, whose worker died between two
+    trials: it counts that loss twice.
     """
 
 
@@ -67,6 +70,7 @@ class StudySearcher(Searcher):
         self.runs, self.say, self.room = runs, say, room
         self.typed = room if isinstance(room, TypedRoom) else None
         self.keys: dict[str, Any] = {}
+        self.losses: dict[str, int] = {}  # of workers, that trials have gone on after
         self.types: dict[str, str] = {}  # of GPU, of the trials that run, where there are several
         self.halted: Exception | None = None
 
@@ -108,10 +112,16 @@ class StudySearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """The end of a trial. `error` means that its worker was lost more often than is retried."""
+        """The end of a trial. `error`: its worker was lost more often than is retried, or so."""
         key = self.keys.pop(trial_id)
         self.types.pop(trial_id, None)
+        losses = self.losses.pop(trial_id, 0)
         with self._halting():
+            if (result is None or error) and losses < WORKER_LOSSES:
+                raise HandOutAnewError(
+                    f"trial {_named(key)}: it was given to a worker that had just died: the trials "
+                    "that ran are handed out anew, each from its checkpoint"
+                )
             if result is None or error:
                 self.runs.end(key, "failed", "its worker was lost again and again")
             else:
@@ -124,7 +134,7 @@ class StudySearcher(Searcher):
             return
         with self._halting():
             if gone := self.typed.gone(self.types.values()):
-                raise GpusGoneError(
+                raise HandOutAnewError(
                     f"no GPU of type {', '.join(map(called, gone))} is left: the trials that ran "
                     "are handed out anew, each from its checkpoint"
                 )
@@ -174,9 +184,11 @@ class StudySearcher(Searcher):
             self.runs.advance(key, (), size)
             config, what = self.runs.config(key), f" with micro_batch {size}"
         why = ", for lack of memory" if short else ""
-        name = "/".join(map(str, key)) if isinstance(key, tuple) else key
+        self.losses[trial_id] = losses
         lost = "node" if with_node else "worker"
-        self.say(f"trial {name}: its {lost} was lost{why}; it goes on from its checkpoint{what}")
+        self.say(
+            f"trial {_named(key)}: its {lost} was lost{why}; it goes on from its checkpoint{what}"
+        )
         return config.as_dict()
 
     def save(self, checkpoint_path: str) -> None:
@@ -185,6 +197,10 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing is read back."""
+
+
+def _named(key: Any) -> str:
+    return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 class Stops(tune.Stopper):
