@@ -97,16 +97,15 @@ def test_a_trial_that_ray_gives_up_early_is_handed_out_anew(
     assert again["key"] == begun["key"]
 
 
-@KINDS
-def test_a_trial_whose_workers_die_again_and_again_has_failed(runs_of: Any, tmp_path: Path) -> None:
-    searcher = StudySearcher(runs_of(tmp_path), print, lambda: 1)
-    begun = handed_out(searcher, "ray's")
+def test_a_trial_whose_workers_die_again_and_again_has_failed(tmp_path: Path) -> None:
+    searcher = StudySearcher(trials_of(tmp_path), print, lambda: 1)
+    handed_out(searcher, "ray's")
     for loss in range(WORKER_LOSSES):
         searcher.after_loss("ray's", loss + 1, "")
     searcher.on_trial_complete("ray's", error=True)
     assert searcher.halted is None
-    again = StudySearcher(runs_of(tmp_path), print, lambda: 1).suggest("another")
-    assert not isinstance(again, dict) or again["key"] != begun["key"]
+    (told,) = records(study_at(tmp_path), SPACE)
+    assert (told.state, told.error) == ("failed", "its worker was lost again and again")
 
 
 @KINDS
