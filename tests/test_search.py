@@ -120,6 +120,7 @@ def test_a_trial_runs_again_to_the_same_score(finished: Path) -> None:
     assert score == pytest.approx(row["score"], abs=5e-5)  # four digits are printed
 
 
+@pytest.mark.slow
 def test_the_same_name_extends_and_repeats_nothing(finished: Path) -> None:
     before = trials(finished, "first")
     outcome = search(finished, *SMOKE, "--trials", "3", "--name", "first")
@@ -185,6 +186,7 @@ def test_a_wrong_input_gets_one_line(
     assert files_below(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_four_logical_gpus_run_four_trials_at_once(tmp_path: Path) -> None:
     args = ("--space", "search_spaces/smoke.yaml", "--epochs", "8", "--scheduler", "none")
     outcome = search(
