@@ -105,12 +105,15 @@ class Host:
                         f"--node-ip-address={self.address}", *args, **env)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def head(self, *args: str, **env: str) -> None:
-        """A second time as well: Ray asks all processes of the machine whether a head runs."""
+    def head(self, *args: str, jobs: bool = False, **env: str) -> None:
+        """A second time as well: Ray asks all processes of the machine whether a head runs.
+
+        `jobs`: with the job API, which is a dozen processes more.
+        """
         (self.rays / "ray_current_cluster").unlink(missing_ok=True)
         self.ray("--head", f"--port={GCS_PORT}", f"--temp-dir={self.rays}", "--num-cpus=0",
-                 f"--dashboard-host={self.address}", "--include-dashboard=true", *args,
-                 **env)  # fmt: skip
+                 f"--dashboard-host={self.address}", f"--include-dashboard={str(jobs).lower()}",
+                 *args, **env)  # fmt: skip
 
     def worker(self, *args: str, cpus: int = 1, gpus: int = 2) -> None:
         self.ray(f"--address={self.net.head.address}:{GCS_PORT}", f"--num-cpus={cpus}",

@@ -75,7 +75,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def net(tmp_path_factory: pytest.TempPathFactory, gate: Path) -> Iterator[Network]:
     """A head that runs no trials, and two workers with two logical GPUs each."""
     with Network(tmp_path_factory.mktemp("net"), 4) as network:
-        network.head.head()
+        network.head.head(jobs=True)
         for host in network.hosts[1:3]:
             host.worker()
         yield network
