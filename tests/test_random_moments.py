@@ -1,6 +1,7 @@
 """Kills and interruptions at moments that nobody has chosen, until a search has finished.
 
-On the real recordings where there are some. `RESP_TUNE_THOROUGH=1` does each kind ten times, CI two of them.
+On the real recordings where there are some. `RESP_TUNE_THOROUGH=1` does each kind ten times, CI
+two of them once.
 """
 
 from __future__ import annotations
