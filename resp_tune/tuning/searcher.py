@@ -112,7 +112,7 @@ class StudySearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """The end of a trial. `error`: Ray has given it up, for a loss too many or one told twice."""
+        """The end of a trial. `error`: Ray gives it up, for a loss too many or one told twice."""
         key = self.keys.pop(trial_id)
         self.types.pop(trial_id, None)
         losses = self.losses.pop(trial_id, 0)
