@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from resp_tune.errors import RunError, UserError
 from resp_tune.learning.metrics import METRICS
 from resp_tune.learning.seeds import mix_seed
 from resp_tune.tuning.space import SearchSpace
+from resp_tune.tuning.study_file import StudyFile
 
 State = Literal["finished", "pruned", "diverged", "failed"]
 STATES: tuple[State, ...] = ("finished", "pruned", "diverged", "failed")
@@ -91,7 +92,10 @@ def with_micro_batch(record: TrialRecord, size: int | None) -> TrialRecord:
 def open_study(
     path: Path, name: str, metric: str, sampler: optuna.samplers.BaseSampler
 ) -> optuna.Study:
-    """The study in the sqlite file `path`; made, if it is not there, whole or not at all."""
+    """The study in the sqlite file `path`; made, if it is not there, whole or not at all.
+
+    For who alone writes it, as the search's lock makes sure.
+    """
     if not path.exists():
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         storage = _storage(beside)
@@ -103,7 +107,7 @@ def open_study(
         storage.remove_session()
         storage.engine.dispose()
         beside.replace(path)
-    return optuna.load_study(storage=_storage(path), study_name=name, sampler=sampler)
+    return optuna.load_study(storage=StudyFile(_storage(path)), study_name=name, sampler=sampler)
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
@@ -118,23 +122,10 @@ def _url(path: Path) -> str:
     return url.replace("{", "{{").replace("}", "}}")
 
 
-@contextmanager
-def one_commit(study: optuna.Study) -> Iterator[None]:
-    """Inside, all that this thread writes to the study is one commit; none of it after an error.
-
-    Optuna commits each value by itself, and a disk is waited for at every commit.
-    """
-    storage = getattr(study._storage, "_backend", None)  # behind its cache
-    if not isinstance(storage, optuna.storages.RDBStorage):  # in memory
-        yield
-        return
-    storage.remove_session()  # the next one, which it makes as it is asked for, is ours
-    with storage.engine.begin() as connection:
-        storage.scoped_session(bind=connection, join_transaction_mode="rollback_only")
-        try:
-            yield
-        finally:
-            storage.remove_session()
+def one_commit(study: optuna.Study) -> AbstractContextManager[None]:
+    """Inside, all that this thread writes to the study is one commit; none of it after an error."""
+    storage = study._storage
+    return storage.one_commit() if isinstance(storage, StudyFile) else nullcontext()  # in memory
 
 
 @contextmanager

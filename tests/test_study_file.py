@@ -1,0 +1,152 @@
+"""The study in memory beside the same study as its file has it."""
+
+from __future__ import annotations
+
+import math
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial
+
+from resp_tune.tuning.recorder import Recorder
+from resp_tune.tuning.samplers import SAMPLERS, make_sampler
+from resp_tune.tuning.space import load_space
+from resp_tune.tuning.study import State, one_commit, open_study, read_study, state_of
+
+WIDE = load_space("wide.yaml")
+
+
+def opened(folder: Path, sampler: str = "random") -> optuna.Study:
+    return open_study(folder / "study.db", "first", "macro_f1", make_sampler(sampler, 0))
+
+
+def in_file(folder: Path) -> list[FrozenTrial]:
+    """What a reader that knows nothing of the writer's memory sees."""
+    return read_study(folder / "study.db", "first").get_trials()
+
+
+def recorder_of(study: optuna.Study, budget: int) -> Recorder:
+    return Recorder(
+        study,
+        WIDE,
+        metric="macro_f1",
+        epochs=4,
+        seed=1,
+        budget=budget,
+        deadline=None,
+        listeners=[],
+    )
+
+
+def row_of(epoch: int, score: float) -> dict[str, float]:
+    return {"epoch": epoch, "train_loss": math.nan, "val_macro_f1": score, "lr": 1e-3}
+
+
+def act(recorder: Recorder, running: dict[int, int], chance: random.Random) -> bool:
+    """One thing that a driver does to a study; False when there is nothing left."""
+    if len(running) < 3 and (handed := recorder.next_trial()) is not None:
+        running[handed["number"]] = handed["epochs_reported"]
+        return True
+    if not running:
+        return False
+    number = chance.choice(list(running))
+    epoch = running[number] = running[number] + 1
+    recorder.advance(number, [row_of(epoch, chance.random())], chance.choice([None, 8]))
+    early: list[State | None] = [*[None] * 12, "pruned", "failed", "diverged"]
+    state = chance.choice(early)
+    if epoch == 4 or state is not None:
+        del running[number]
+        recorder.end(number, state or "finished", None if state is None else "why")
+    return True
+
+
+def text_of(trials: list[FrozenTrial]) -> list[str]:
+    """All of the trials, as text, where NaN equals NaN. The order of attributes is free."""
+    return [
+        str({k: dict(sorted(v.items())) if k in UNORDERED else v for k, v in vars(trial).items()})
+        for trial in trials
+    ]
+
+
+UNORDERED = ("_user_attrs", "_system_attrs", "user_attrs", "system_attrs")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_memory_is_what_the_file_holds(sampler: str, tmp_path: Path) -> None:
+    chance = random.Random(sampler)  # noqa: S311  # no secret
+    study = opened(tmp_path, sampler)
+    recorder = recorder_of(study, 14)
+    running: dict[int, int] = {}
+    while act(recorder, running, chance):
+        if chance.random() < 0.2:
+            assert text_of(study.get_trials()) == text_of(in_file(tmp_path))
+    assert text_of(study.get_trials()) == text_of(in_file(tmp_path))
+    states = {state_of(trial) for trial in study.get_trials()}
+    assert "finished" in states and len(states) > 1
+
+
+def test_a_driver_that_takes_over_goes_on_with_what_runs(tmp_path: Path) -> None:
+    recorder = recorder_of(opened(tmp_path, "tpe"), 6)
+    for number, epochs in enumerate((1, 0, 2)):
+        recorder.next_trial()
+        recorder.advance(number, [row_of(epoch, 0.5) for epoch in range(1, 1 + epochs)])
+    study = opened(tmp_path, "tpe")
+    recorder = recorder_of(study, 6)
+    left = [handed for _ in range(3) if (handed := recorder.next_trial()) is not None]
+    running = {handed["number"]: handed["epochs_reported"] for handed in left}
+    assert running == {0: 1, 1: 0, 2: 2}
+    chance = random.Random(7)  # noqa: S311  # no secret
+    while act(recorder, running, chance):
+        pass
+    assert text_of(study.get_trials()) == text_of(in_file(tmp_path))
+
+
+def test_a_trial_that_has_ended_stays_as_it_is(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    trial = study.ask()
+    trial.set_user_attr("seed", 3)
+    study.tell(trial, 0.5)
+    with pytest.raises(UpdateFinishedTrialError):
+        study._storage.set_trial_user_attr(trial._trial_id, "seed", 4)
+    assert study.trials[0].user_attrs == {"seed": 3}
+
+
+def test_an_act_that_fails_is_forgotten_here_too(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    trial = study.ask()
+
+    def half() -> None:
+        with one_commit(study):
+            trial.report(0.5, 1)
+            study.ask()
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        half()
+    assert text_of(study.get_trials()) == text_of(in_file(tmp_path))
+    assert [t.intermediate_values for t in study.trials] == [{}]
+
+
+def test_a_file_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    trial = study.ask()
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute("DROP TABLE trial_user_attributes")
+    with pytest.raises(StorageInternalError):
+        trial.set_user_attr("seed", 3)
+    assert study._storage.get_trial(trial._trial_id).user_attrs == {}
+
+
+def test_running_trials_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To hand out a trial must not cost more the more of them run."""
+    recorder = recorder_of(opened(tmp_path, "tpe"), 20)
+    recorder.next_trial()
+    for name in ("get_all_trials", "_get_trials"):
+        monkeypatch.setattr(optuna.storages.RDBStorage, name, None)
+    handed = [recorder.next_trial() for _ in range(12)]
+    assert None not in handed
