@@ -10,8 +10,9 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
 
 from resp_tune.tuning.recorder import Recorder
 from resp_tune.tuning.samplers import SAMPLERS, make_sampler
@@ -138,9 +139,22 @@ def test_a_file_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     trial = study.ask()
     with closing(sqlite3.connect(tmp_path / "study.db")) as database:
         database.execute("DROP TABLE trial_user_attributes")
-    with pytest.raises(StorageInternalError):
+    with pytest.raises(SQLAlchemyError, match="trial_user_attributes"):
         trial.set_user_attr("seed", 3)
     assert study._storage.get_trial(trial._trial_id).user_attrs == {}
+
+
+@pytest.mark.parametrize("score", [0.5, 1e-300, math.inf, -math.inf, math.nan])
+def test_scores_of_every_kind(score: float, tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    trial = study.ask()
+    trial.report(score, 1)
+    study._storage.set_trial_intermediate_value(trial._trial_id, 2, 0.25)
+    study._storage.set_trial_intermediate_value(trial._trial_id, 2, score)
+    assert text_of(study.get_trials()) == text_of(in_file(tmp_path))
+    assert [str(float(v)) for v in study.trials[0].intermediate_values.values()] == [
+        str(float(score))
+    ] * 2
 
 
 def test_running_trials_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

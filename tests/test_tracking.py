@@ -370,7 +370,56 @@ def test_one_batch_for_all_epochs(
     runs.log_epochs(0, [epoch(e, 0.5) for e in range(1, 11)])
     runs.run_ids()
     assert batches == [30]
+    for e in range(11, 16):
+        runs.log_epochs(0, [epoch(e, 0.5)])
+    (run_id,) = runs.run_ids().values()
+    assert batches == [30, 15]
+    history = MlflowClient(uri).get_metric_history(run_id, "val_macro_f1")
+    assert [metric.step for metric in history] == list(range(1, 16))
+    times = [metric.timestamp for metric in history]
+    assert times == sorted(times)
     runs.close("FINISHED")
+
+
+def test_epochs_are_written_though_nobody_asks(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the time that they wait for each other, in one batch, and before the trial's end."""
+    monkeypatch.setattr("resp_tune.tracking.runs.LINGER_SECONDS", 0.4)
+    runs = open_search(uri, tmp_path)
+    runs.start_trial(0, params=PARAMS, seed=1)
+    (run_id,) = runs.run_ids().values()
+    runs.log_epochs(0, [epoch(1, 0.5)])
+    runs.log_epochs(0, [epoch(2, 0.6)])
+    client = MlflowClient(uri)
+    assert client.get_metric_history(run_id, "val_macro_f1") == []
+    until = time.monotonic() + 10
+    while not (found := client.get_metric_history(run_id, "val_macro_f1")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert [metric.step for metric in found] == [1, 2]
+    runs.log_epochs(0, [epoch(3, 0.7)])
+    runs.end_trial(0, "finished", score=0.7, seconds=1.0)
+    runs.close("FINISHED")
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.metrics["val_macro_f1"]) == ("FINISHED", 0.7)
+    assert len(client.get_metric_history(run_id, "val_macro_f1")) == 3
+
+
+def test_epochs_of_a_run_that_is_run_again_stay_behind_its_start(uri: str, tmp_path: Path) -> None:
+    """A replicate that had failed: what it does now must not be taken for what it did."""
+    runs = open_search(uri, tmp_path)
+    runs.start_trial(0, params=PARAMS, seed=1, replicate=1)
+    runs.log_epochs(0, [epoch(1, 0.5)], replicate=1)
+    runs.end_trial(0, "failed", score=None, seconds=1.0, error="why", replicate=1)
+    runs.start_trial(0, params=PARAMS, seed=1, replicate=1, again=True)
+    runs.log_epochs(0, [epoch(1, 0.5), epoch(2, 0.6)], replicate=1)
+    runs.end_trial(0, "finished", score=0.6, seconds=1.0, replicate=1)
+    runs.close("FINISHED")
+    (run_id,) = runs.replicate_ids().values()
+    found = MlflowClient(uri).get_metric_history(run_id, "val_macro_f1")
+    assert [(metric.step, metric.value) for metric in found] == [(1, 0.5), (2, 0.6)]
+    assert MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
 
 
 def test_a_deleted_study_begun_anew_gets_runs_of_its_own(uri: str, tmp_path: Path) -> None:

@@ -157,24 +157,25 @@ class Children:
         )
         return self._children[key]
 
-    def log(self, key: Key, epochs: Sequence[Mapping[str, float]], now: int) -> None:
-        """One batch with all metrics of the epochs that are not logged yet."""
+    def log(self, key: Key, epochs: Sequence[tuple[Mapping[str, float], int]]) -> None:
+        """One batch with all metrics of the epochs that are not logged yet, each with its time."""
         child = self._running(key)
         if child is None or not epochs:
             return
         if child.steps is None:
-            name = next(name for name in epochs[0] if name != "epoch")
+            name = next(name for name in epochs[0][0] if name != "epoch")
             history = self._client.get_metric_history(child.run_id, name)
             child.steps = {metric.step for metric in history}
-        new = [epoch for epoch in epochs if int(epoch["epoch"]) not in child.steps]
+        new = {int(row["epoch"]): (row, when) for row, when in epochs}
+        new = {step: told for step, told in new.items() if step not in child.steps}
         metrics = [
             metric
-            for epoch in new
-            for metric in metrics_of(self._ordered(epoch), int(epoch["epoch"]), now)
+            for step, (row, when) in new.items()
+            for metric in metrics_of(self._ordered(row), step, when)
         ]
         for start in range(0, len(metrics), _MOST_IN_A_BATCH):
             self._client.log_batch(child.run_id, metrics[start : start + _MOST_IN_A_BATCH])
-        child.steps |= {int(epoch["epoch"]) for epoch in new}
+        child.steps |= new.keys()
 
     def _ordered(self, epoch: Mapping[str, float]) -> dict[str, float]:
         # MLflow's page for comparing runs opens on the metric that was logged first.

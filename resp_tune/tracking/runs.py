@@ -37,13 +37,14 @@ from resp_tune.tracking.names import (
 )
 from resp_tune.tracking.uri import redact, root_cause
 from resp_tune.tracking.views import save_view
-from resp_tune.tracking.writer import Say, Writer, say_on_stderr
+from resp_tune.tracking.writer import Say, Writer, is_permanent, say_on_stderr
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 CLOSE_SECONDS = 30.0
+LINGER_SECONDS = 3.0  # nobody looks at a curve more often
 
 _PARENT_STATE = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 
@@ -106,6 +107,7 @@ class SearchRuns:
             {**self._common, PARENT: self.parent_run_id},
             [run for run in found if run.data.tags.get(PARENT) == self.parent_run_id],
         )
+        self._waiting: dict[Key, list[tuple[dict[str, float], int]]] = {}  # epochs and their times
         self._writer = Writer(uri, say)
 
     def _open_parent(
@@ -148,6 +150,7 @@ class SearchRuns:
         that had ended runs as well.
         """
         key, now = _key(number, replicate), _now()
+        self._waiting[key] = []  # epochs from here on must not be written before this
         given, named = {**params, "seed": seed}, {**_origin(), **(tags or {})}
         self._writer.put(
             f"start of {key}",
@@ -157,12 +160,29 @@ class SearchRuns:
     def log_epochs(
         self, number: int, epochs: Sequence[Mapping[str, float]], *, replicate: int = 0
     ) -> None:
-        """Log epoch results in one batch. Each has `epoch` (from 1; the step) and its metrics.
+        """Log epoch results. Each has `epoch` (from 1; the step) and its metrics.
 
-        Epochs that are logged already are skipped.
+        All of a run within `LINGER_SECONDS`, or that wait for a slow store, go there in one batch,
+        which costs little more than one of them. Epochs that are logged already are skipped.
         """
-        key, now, given = _key(number, replicate), _now(), [dict(epoch) for epoch in epochs]
-        self._writer.put(f"epochs of {key}", lambda: self._children.log(key, given, now))
+        key, now = _key(number, replicate), _now()
+        waiting = self._waiting.setdefault(key, [])
+        waiting.extend((dict(epoch), now) for epoch in epochs)
+        self._writer.put(
+            f"epochs of {key}",
+            lambda: self._write_epochs(key, waiting),
+            linger=LINGER_SECONDS,
+        )
+
+    def _write_epochs(self, key: Key, waiting: list[tuple[dict[str, float], int]]) -> None:
+        taken = list(waiting)  # the other thread may add to it
+        try:
+            self._children.log(key, taken)
+        except Exception as error:
+            if is_permanent(error):
+                del waiting[: len(taken)]
+            raise
+        del waiting[: len(taken)]
 
     def end_trial(
         self,

@@ -35,6 +35,7 @@ def say_on_stderr(message: str) -> None:
 class _Entry:
     what: str
     write: Callable[[], object]
+    due: float  # of the monotonic clock
 
 
 class Writer:
@@ -45,22 +46,30 @@ class Writer:
         self._entries: deque[_Entry] = deque()
         self._changed = threading.Condition()
         self._closing = self._hurry = False
+        self._flushing = 0  # who waits for the queue to be empty
         self._outage: str | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
 
-    def put(self, what: str, write: Callable[[], object]) -> None:
-        """Queue `write`; returns at once. `what` names it in messages."""
+    def put(self, what: str, write: Callable[[], object], *, linger: float = 0.0) -> None:
+        """Queue `write`; returns at once. `what` names it in messages.
+
+        It is not begun before `linger` seconds have passed, nor is what comes after it, unless
+        somebody waits in `flush`.
+        """
         with self._changed:
-            self._entries.append(_Entry(what, write))
+            self._entries.append(_Entry(what, write, time.monotonic() + linger))
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
         """Wait until the queue is empty, `seconds` at most; whether it is."""
         with self._changed:
             self._hurry = True  # an outage's pause is cut short: it may be over
+            self._flushing += 1
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._entries, timeout=seconds)
+            empty = self._changed.wait_for(lambda: not self._entries, timeout=seconds)
+            self._flushing -= 1
+            return empty
 
     def close(self, seconds: float) -> int:
         """`flush`, end the thread, and say what could not be written; how many entries that is."""
@@ -85,7 +94,7 @@ class Writer:
             if failure is None:
                 self._recovered()
                 pause = _FIRST_PAUSE
-            elif _is_permanent(failure):
+            elif is_permanent(failure):
                 self._say(f"warning: MLflow refused the {entry.what}: {self._reason(failure)}")
             else:
                 self._suffer(self._reason(failure))
@@ -98,8 +107,12 @@ class Writer:
 
     def _next(self) -> _Entry | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._entries or self._closing)
-            return None if self._closing else self._entries[0]
+            while not self._closing:
+                rest = self._entries[0].due - time.monotonic() if self._entries else None
+                if rest is not None and (rest <= 0 or self._flushing):
+                    return self._entries[0]
+                self._changed.wait(rest)
+            return None
 
     def _suffer(self, reason: str) -> None:
         if self._outage is None:
@@ -115,7 +128,7 @@ class Writer:
             self._say(f"MLflow is back: writing the {len(self._entries)} entries that waited")
 
     def _reason(self, error: Exception) -> str:
-        if not _is_permanent(error):
+        if not is_permanent(error):
             return root_cause(error, self._uri)
         said = str(error).strip().splitlines() or [type(error).__name__]
         return scrub(said[0], self._uri)[:300]
@@ -136,7 +149,8 @@ def _attempt(entry: _Entry) -> Exception | None:
     return None
 
 
-def _is_permanent(error: Exception) -> bool:
+def is_permanent(error: Exception) -> bool:
+    """Whether a write that failed with `error` is given up."""
     code = getattr(error, "error_code", None)
     # Not mlflow's own exception and not a network's: a mistake in this program, so no retrying.
     return code in _PERMANENT if code is not None else not isinstance(error, OSError)

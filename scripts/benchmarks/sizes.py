@@ -41,7 +41,7 @@ FULL = Sizes(
     reporting_trials=10,
     growth=(100, 1000),
     most_slots=64,
-    trials_a_slot=10,
+    trials_a_slot=16,
     epochs_a_slot_trial=20,
 )
 # Two batches of 128 to train on, or one of the notebook's two loading processes would idle.
