@@ -64,9 +64,7 @@ def test_a_driver_that_ten_gpus_saturate(slots: int) -> None:
 
 def test_saturation_says_the_same() -> None:
     load = replace(LOAD, checkpoint_seconds=100.0)
-    costs = Costs(
-        report=0.1, write=0.009, trackers={"none": Tracker(), "slow": Tracker(batch=0.25)}
-    )
+    costs = Costs(report=0.1, write=0.009, trackers={"none": Tracker(), "slow": Tracker(trial=2.5)})
 
     def at(slots: int) -> Load:
         return replace(load, slots=slots)
@@ -103,14 +101,23 @@ def test_what_a_delay_costs_is_waited_for_by_one_slot_alone() -> None:
 
 def test_nobody_waits_for_the_tracker() -> None:
     """Twice as much as it can write: the search is as fast, half of it is written afterwards."""
-    slow = Costs(trackers={"slow": Tracker(batch=1.8)})
-    found = simulate(LOAD, slow)
+    slow = Costs(trackers={"slow": Tracker(trial=9.0)})
+    found = simulate(replace(LOAD, slots=2), slow)
     assert found.busy == pytest.approx(1)
-    assert found.loads["slow"] == pytest.approx(2, rel=1e-2)
-    assert found.backlog["slow"] == pytest.approx(found.seconds, rel=1e-2)
-    assert simulate(LOAD, Costs(trackers={"fast": Tracker(batch=0.1)})).backlog["fast"] == (
-        pytest.approx(0.1)
-    )
+    assert found.loads["slow"] == pytest.approx(1, rel=2e-2)
+    assert found.backlog["slow"] == pytest.approx(found.seconds, rel=2e-2)
+
+
+def test_a_tracker_gets_what_waits_in_one_batch() -> None:
+    """A report each .9 s waits 3 s for others: three of them, or those before the trial's end."""
+    load = replace(LOAD, slots=1, trials=100)
+    found = simulate(load, Costs(trackers={"one": Tracker(batch=0.5, epoch=0.1)}))
+    # Reports at .9 to 9: batches at 3.9, 7.5 and 11.1 take 4, 4, 2; 2 × .1 a second on average.
+    assert found.loads["one"] == pytest.approx((3 * 0.5 + 10 * 0.1) / 9, rel=2e-2)
+    assert found.backlog["one"] == pytest.approx(0.7, abs=1e-6)
+    # One that is slower takes more at once, and is not behind for long.
+    slower = simulate(load, Costs(trackers={"one": Tracker(batch=8.0)}))
+    assert slower.backlog["one"] < 20
 
 
 def test_reports_and_checkpoints_of_a_trial() -> None:

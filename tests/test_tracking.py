@@ -399,6 +399,8 @@ def test_epochs_are_written_though_nobody_asks(
         time.sleep(0.05)
     assert [metric.step for metric in found] == [1, 2]
     runs.log_epochs(0, [epoch(3, 0.7)])
+    time.sleep(0.1)
+    assert len(client.get_metric_history(run_id, "val_macro_f1")) == 2  # it waits for others again
     runs.end_trial(0, "finished", score=0.7, seconds=1.0)
     runs.close("FINISHED")
     run = client.get_run(run_id)

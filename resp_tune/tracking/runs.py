@@ -15,6 +15,7 @@ import getpass
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +48,14 @@ CLOSE_SECONDS = 30.0
 LINGER_SECONDS = 3.0  # nobody looks at a curve more often
 
 _PARENT_STATE = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
+
+
+@dataclass
+class _Told:
+    """Epochs of a run with their times, and how many of them are in the store."""
+
+    epochs: list[tuple[dict[str, float], int]] = field(default_factory=list)
+    written: int = 0
 
 
 class SearchRuns:
@@ -107,7 +116,7 @@ class SearchRuns:
             {**self._common, PARENT: self.parent_run_id},
             [run for run in found if run.data.tags.get(PARENT) == self.parent_run_id],
         )
-        self._waiting: dict[Key, list[tuple[dict[str, float], int]]] = {}  # epochs and their times
+        self._told: dict[Key, _Told] = {}
         self._writer = Writer(uri, say)
 
     def _open_parent(
@@ -150,7 +159,7 @@ class SearchRuns:
         that had ended runs as well.
         """
         key, now = _key(number, replicate), _now()
-        self._waiting[key] = []  # epochs from here on must not be written before this
+        self._told[key] = _Told()  # epochs from here on must not be written before this
         given, named = {**params, "seed": seed}, {**_origin(), **(tags or {})}
         self._writer.put(
             f"start of {key}",
@@ -166,23 +175,27 @@ class SearchRuns:
         which costs little more than one of them. Epochs that are logged already are skipped.
         """
         key, now = _key(number, replicate), _now()
-        waiting = self._waiting.setdefault(key, [])
-        waiting.extend((dict(epoch), now) for epoch in epochs)
+        told = self._told.setdefault(key, _Told())
+        told.epochs.extend((dict(epoch), now) for epoch in epochs)
+        count = len(told.epochs)
         self._writer.put(
             f"epochs of {key}",
-            lambda: self._write_epochs(key, waiting),
+            lambda: self._write_epochs(key, told, count),
             linger=LINGER_SECONDS,
         )
 
-    def _write_epochs(self, key: Key, waiting: list[tuple[dict[str, float], int]]) -> None:
-        taken = list(waiting)  # the other thread may add to it
+    def _write_epochs(self, key: Key, told: _Told, count: int) -> None:
+        """Let the first `count` be written, and with them all that have been told since."""
+        if told.written >= count:
+            return
+        upto = len(told.epochs)
         try:
-            self._children.log(key, taken)
+            self._children.log(key, told.epochs[told.written : upto])
         except Exception as error:
             if is_permanent(error):
-                del waiting[: len(taken)]
+                told.written = upto
             raise
-        del waiting[: len(taken)]
+        told.written = upto
 
     def end_trial(
         self,
@@ -200,6 +213,7 @@ class SearchRuns:
         `micro_batch`: what it ended with, which is less than its parameter where memory was short.
         """
         key, now = _key(number, replicate), _now()
+        self._told.pop(key, None)
         shown = score if score is not None and math.isfinite(score) else None
         metrics = {self.metric: shown, "total_seconds": seconds}
         self._writer.put(

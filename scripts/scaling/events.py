@@ -2,7 +2,8 @@
 
 Each of the shared parts serves one at a time, in order of arrival: the driver's loop (every report,
 every end of a trial with the start of the next), the storage (every checkpoint), and the writer to
-MLflow, which nobody waits for. Times are seconds.
+MLflow, which nobody waits for, and which takes all of a trial that waits in one batch. Times are
+seconds.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from resp_tune.tracking.runs import LINGER_SECONDS
+
 DRIVER, STORAGE = "driver loop", "storage"
 MOST = 1_000_000  # slots; what is not saturated there is called never
+LAG_SECONDS = 60  # a writer that cannot but be so far behind is called full
+
+Span = tuple[float, float]  # start and end
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,9 @@ class Load:
 class Outcome:
     """Shares and rates from when every slot had its first trial until the last was handed out.
 
-    `busy`: of the slots' seconds, those spent in epochs. `loads`: seconds of work that each part
-    was given, over seconds; above 1 only where nobody waits for it. `backlog`: what each tracker's
-    writer still has to do when the last trial has ended, in seconds.
+    `busy`: of the slots' seconds, those spent in epochs. `loads`: the same of each part, at work.
+    `backlog`: how long each tracker's writer still works after the last trial has ended, in
+    seconds.
     """
 
     busy: float
@@ -109,12 +115,18 @@ def chunks(load: Load, epoch_seconds: float, *, pruned: bool) -> Iterator[Chunk]
         yield Chunk(count, count * epoch_seconds, saved + done, epoch == end)
 
 
+@dataclass(frozen=True)
+class _Trial:
+    number: int
+    chunks: Iterator[Chunk]
+
+
 class _Server:
     """Serves one at a time, in order of arrival."""
 
     def __init__(self) -> None:
         self.free = 0.0
-        self.held: list[tuple[float, float]] = []
+        self.held: list[Span] = []
 
     def serve(self, now: float, hold: float) -> float:
         start = max(now, self.free)
@@ -123,17 +135,33 @@ class _Server:
         return self.free
 
 
-@dataclass
-class _Writer:
-    """A queue that nobody waits for: when each entry came, and how long it takes."""
+@dataclass(frozen=True)
+class _Told:
+    """A report, as the writer to MLflow gets it."""
 
-    tracker: Tracker
-    free: float = 0.0
-    put: list[tuple[float, float]] = field(default_factory=list)
+    when: float
+    trial: int
+    epochs: int
+    last: bool
 
-    def add(self, now: float, seconds: float) -> None:
-        self.free = max(now, self.free) + seconds
-        self.put.append((now, seconds))
+
+def _written(told: Sequence[_Told], tracker: Tracker) -> list[Span]:
+    """When the writer is at work: in order, each batch with all that its trial has told by then."""
+    waiting: dict[int, list[_Told]] = {}
+    spans: list[Span] = []
+    free, come = 0.0, 0
+    for report in told:
+        start = max(free, report.when + LINGER_SECONDS)
+        while come < len(told) and told[come].when <= start:
+            waiting.setdefault(told[come].trial, []).append(told[come])
+            come += 1
+        seconds = report.last * tracker.trial
+        if report in waiting.get(report.trial, ()):
+            epochs = sum(one.epochs for one in waiting.pop(report.trial))
+            seconds += tracker.batch + epochs * tracker.epoch
+        free = start + seconds
+        spans.append((start, free))
+    return spans
 
 
 def simulate(load: Load, costs: Costs, seed: int = 0) -> Outcome:
@@ -142,28 +170,27 @@ def simulate(load: Load, costs: Costs, seed: int = 0) -> Outcome:
         raise ValueError(f"{load.trials} trials on {load.slots} slots: none would be handed on")
     rng = random.Random(seed)  # noqa: S311  # which trial is pruned is no secret
     driver, storage = _Server(), _Server()
-    writers = {name: _Writer(tracker) for name, tracker in costs.trackers.items()}
-    trained: list[tuple[float, float]] = []
-    reported: list[float] = []
+    told: list[_Told] = []
+    trained: list[Span] = []
     handed: list[float] = []
-    over = 0.0
-    events: list[tuple[float, int, Iterator[Chunk], Chunk | None]] = []
+    events: list[tuple[float, int, _Trial, Chunk | None]] = []
     order = itertools.count()
 
-    def wait(when: float, trial: Iterator[Chunk], ran: Chunk | None) -> None:
+    def wait(when: float, trial: _Trial, ran: Chunk | None) -> None:
         heapq.heappush(events, (when, next(order), trial, ran))
 
     def hand_out(when: float) -> None:
         seconds = load.epoch_seconds * (1 + load.spread * rng.uniform(-1, 1))
+        parts = chunks(load, seconds, pruned=rng.random() < load.pruned)
+        wait(when, _Trial(len(handed), parts), None)
         handed.append(when)
-        wait(when, chunks(load, seconds, pruned=rng.random() < load.pruned), None)
 
     for number in range(load.slots):
         hand_out(driver.serve(0.0, costs.trial(number)))
     while events:
         now, _, trial, ran = heapq.heappop(events)
         if ran is None:  # its slot goes on
-            chunk = next(trial)
+            chunk = next(trial.chunks)
             end = now + chunk.seconds
             trained.append((now, end))
             wait(end, trial, chunk)
@@ -173,47 +200,44 @@ def simulate(load: Load, costs: Costs, seed: int = 0) -> Outcome:
             wait(done, trial, Chunk(ran.epochs, ran.seconds, 0, ran.last))
         else:
             hold = costs.report + (ran.epochs - 1) * costs.epoch
-            told = driver.serve(now, hold + (costs.trial(len(handed)) if ran.last else 0.0))
-            reported.append(told)
-            for writer in writers.values():
-                cost = writer.tracker
-                spent = cost.batch + ran.epochs * cost.epoch + ran.last * cost.trial
-                writer.add(told, spent)
+            done = driver.serve(now, hold + (costs.trial(len(handed)) if ran.last else 0.0))
+            told.append(_Told(done, trial.number, ran.epochs, ran.last))
             if not ran.last:
-                wait(told + costs.report_delay, trial, None)
+                wait(done + costs.report_delay, trial, None)
             elif len(handed) < load.trials:
-                hand_out(told + costs.report_delay)
-            over = max(over, told)
-    return _outcome(load, handed, trained, reported, driver, storage, writers, over)
+                hand_out(done + costs.report_delay)
+    written = {name: _written(told, tracker) for name, tracker in costs.trackers.items()}
+    return _outcome(
+        load, handed, trained, told, {DRIVER: driver.held, STORAGE: storage.held}, written
+    )
 
 
 def _outcome(
     load: Load,
     handed: Sequence[float],
-    trained: Sequence[tuple[float, float]],
-    reported: Sequence[float],
-    driver: _Server,
-    storage: _Server,
-    writers: Mapping[str, _Writer],
-    over: float,
+    trained: Sequence[Span],
+    told: Sequence[_Told],
+    held: Mapping[str, Sequence[Span]],
+    written: Mapping[str, Sequence[Span]],
 ) -> Outcome:
-    start, end = handed[load.slots - 1], handed[-1]
+    start, end, over = handed[load.slots - 1], handed[-1], told[-1].when
     seconds = end - start
-    loads = {DRIVER: _inside(driver.held, start, end) / seconds}
-    loads[STORAGE] = _inside(storage.held, start, end) / seconds
-    for name, writer in writers.items():
-        loads[name] = sum(spent for when, spent in writer.put if start < when <= end) / seconds
+    at_work = {**held, **written}
     return Outcome(
         busy=_inside(trained, start, end) / (load.slots * seconds),
-        loads=loads,
-        backlog={name: max(0.0, writer.free - over) for name, writer in writers.items()},
-        reports_per_second=sum(start < when <= end for when in reported) / seconds,
+        loads={name: _inside(spans, start, end) / seconds for name, spans in at_work.items()},
+        # What waits for more of its trial is written at once when the search ends.
+        backlog={
+            name: sum(b - max(a, over) for a, b in spans if b > over)
+            for name, spans in written.items()
+        },
+        reports_per_second=sum(start < one.when <= end for one in told) / seconds,
         trials_per_second=sum(start < when <= end for when in handed) / seconds,
         seconds=over,
     )
 
 
-def _inside(spans: Sequence[tuple[float, float]], start: float, end: float) -> float:
+def _inside(spans: Sequence[Span], start: float, end: float) -> float:
     """Seconds of the spans that lie in `start..end`."""
     return sum(max(0.0, min(b, end) - max(a, start)) for a, b in spans)
 
@@ -233,11 +257,13 @@ def demands(load: Load, costs: Costs) -> tuple[dict[str, float], float]:
         stored = writes * costs.write
         needs[DRIVER] += share * driven
         needs[STORAGE] += share * stored
-        for name, tracker in costs.trackers.items():
-            spent = len(parts) * tracker.batch + epochs * tracker.epoch + tracker.trial
-            needs[name] += share * spent
         waited = len(parts) * costs.report_delay + writes * costs.write_delay
-        alone += share * (sum(part.seconds for part in parts) + driven + stored + waited)
+        own = sum(part.seconds for part in parts) + driven + stored + waited
+        alone += share * own
+        batches = min(len(parts), math.ceil(own / LAG_SECONDS))
+        for name, tracker in costs.trackers.items():
+            spent = batches * tracker.batch + epochs * tracker.epoch + tracker.trial
+            needs[name] += share * spent
     return needs, alone
 
 

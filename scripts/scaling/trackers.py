@@ -59,6 +59,7 @@ def _costs(uri: str, place: Path, sizes: Sizes) -> Tracker:
             for batch in range(batches):
                 first = 1 + batch * epochs
                 runs.log_epochs(number, [row(number, first + e) for e in range(epochs)])
+                runs.run_ids(seconds=PATIENCE)  # or the next would go into the same batch
             runs.end_trial(number, "finished", score=0.5, seconds=1.0)
         runs.run_ids(seconds=PATIENCE)
         return (time.perf_counter() - started) / trials
