@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
-from benchmarks import compiling, epochs, memory, notebook, rounds, slots, tables  # noqa: E402
+from benchmarks import compiling, epochs, memory, notebook, rounds, simulated, slots, tables  # noqa: E402
 from benchmarks.limit import Limit  # noqa: E402
 from benchmarks.recordings import DIAGNOSES, make_recordings  # noqa: E402
 from benchmarks.simulated import METRICS, Instant  # noqa: E402
@@ -235,6 +236,25 @@ def test_a_simulated_trial_speaks_like_a_real_one(tmp_path: Path) -> None:
     assert {f"val_{name}" for name in METRICS} <= set(rows[0])
     (steps,) = tmp_path.glob("steps-*")
     assert len(steps.read_text().splitlines()) == 6
+
+
+def test_simulated_processes_begin_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulated.wait_for_all(tmp_path)  # nobody asked to wait
+    (tmp_path / simulated.TOGETHER).write_text("2")
+    (tmp_path / "steps-1").touch()
+    waiting = threading.Thread(target=simulated.wait_for_all, args=(tmp_path,), daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    (tmp_path / "steps-2").touch()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    (tmp_path / "steps-2").unlink()
+    monkeypatch.setattr(simulated, "PATIENCE", 0.0)
+    with pytest.raises(RuntimeError, match="fewer than 2 processes"):
+        simulated.wait_for_all(tmp_path)
 
 
 def test_simulated_trials_need_no_torch() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.simulated import Instant
+from benchmarks.simulated import TOGETHER, Instant
 from benchmarks.workplace import Workplace
 from resp_tune.cli import say
 from resp_tune.errors import RunError
@@ -78,10 +78,17 @@ def drive(
     trials: int,
     epochs: int,
     slots: Slots,
+    together: bool = False,
 ) -> Driven:
-    """Run a search of `trials` simulated trials, with a study and an MLflow store of its own."""
+    """Run a search of `trials` simulated trials, with a study and an MLflow store of its own.
+
+    `together`: no trial begins before every slot has its process.
+    """
     folder = Path(tempfile.mkdtemp(prefix="driven-", dir=place.folder))
     machine, clock = place.machine, Clock()
+    if together:
+        (folder / "trials").mkdir()
+        (folder / "trials" / TOGETHER).write_text(str(slots.concurrency))
     space = load_space("search_spaces/notebook.yaml")
     study = open_study(folder / "study.db", folder.name, METRIC, make_sampler("tpe", 0))
     runs = SearchRuns(

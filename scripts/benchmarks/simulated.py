@@ -9,6 +9,9 @@ from typing import Any
 
 from ray import tune
 
+TOGETHER = "together"  # in the trials' folder: how many processes begin at the same time
+PATIENCE = 900.0  # seconds
+
 METRICS = ("macro_f1", "balanced_accuracy", "mcc", "auroc", "log_loss", "accuracy")
 
 
@@ -16,15 +19,17 @@ class Instant(tune.Trainable):
     """Reports one epoch a result, at once. Takes the place of `TrialTrainable`.
 
     Every step adds a line `start end` (seconds of the monotonic clock) to `steps-<pid>` in the
-    trials' folder.
+    trials' folder. With a file `TOGETHER` there, no process begins before so many have come.
     """
 
     epoch_seconds = 0.0
 
     def setup(self, config: dict[str, Any], work: Any) -> None:  # type: ignore[override]  # with_parameters gives `work`
         """Called once an actor."""
-        Path(work.trials_folder).mkdir(parents=True, exist_ok=True)
-        self.steps = (Path(work.trials_folder) / f"steps-{os.getpid()}").open("a", buffering=1)
+        folder = Path(work.trials_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.steps = (folder / f"steps-{os.getpid()}").open("a", buffering=1)
+        wait_for_all(folder)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -72,6 +77,22 @@ class Instant(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing to go on from."""
+
+
+def wait_for_all(folder: Path) -> None:
+    """Return once as many processes have come as the file `TOGETHER` in `folder` says, if any.
+
+    Ray Tune gives a trial whose process still starts to one that is free, and ends the other. Where
+    trials are shorter than the start of all processes, most slots would stay empty for good.
+    """
+    wanted, patience = folder / TOGETHER, time.monotonic() + PATIENCE
+    if not wanted.exists():
+        return
+    count = int(wanted.read_text())
+    while len(list(folder.glob("steps-*"))) < count:
+        if time.monotonic() > patience:
+            raise RuntimeError(f"after {PATIENCE:.0f} s fewer than {count} processes have come")
+        time.sleep(0.2)
 
 
 class Tenth(Instant):

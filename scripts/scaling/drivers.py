@@ -69,7 +69,8 @@ def _loop(place: Workplace, sizes: Sizes, count: int) -> Loop:
 
     def run(what: str, trainable: type[Instant], trials: int, epochs: int) -> Seen:
         say(f"{count} slots: {trials} trials of {epochs} {what} epochs")
-        return _seen(drive(place, trainable, trials=trials, epochs=epochs, slots=slots), count)
+        driven = drive(place, trainable, trials=trials, epochs=epochs, slots=slots, together=True)
+        return _seen(driven, count)
 
     (short, more), (long, longer) = sizes.short_trials, sizes.long_trials
     many = run("instant", Instant, short + more * count, 1)
@@ -82,13 +83,10 @@ def _loop(place: Workplace, sizes: Sizes, count: int) -> Loop:
 
 def _seen(driven: Driven, slots: int) -> Seen:
     steps = [step for worker in driven.workers for step in worker]
-    end = driven.handed_out[-1]
-    # On a busy machine the last process may come when nearly all is done: half is enough then.
-    start = min(
-        max(worker[0][0] for worker in driven.workers), driven.ended[len(driven.ended) // 2]
-    )
+    first = sorted(worker[0][0] for worker in driven.workers)
+    start, end = first[slots - 1], driven.handed_out[-1]
     ends = [n for n, when in enumerate(driven.ended) if start < when <= end]
-    finish = min(worker[0][0] for worker in driven.workers) + driven.working
+    finish = first[0] + driven.working
     return Seen(
         reports=sum(start < done <= end for _, done in steps),
         trials=len(ends),
