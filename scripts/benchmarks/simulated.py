@@ -19,17 +19,17 @@ class Instant(tune.Trainable):
     """Reports one epoch a result, at once. Takes the place of `TrialTrainable`.
 
     Every step adds a line `start end` (seconds of the monotonic clock) to `steps-<pid>` in the
-    trials' folder. With a file `TOGETHER` there, no process begins before so many have come.
+    trials' folder. With a file `TOGETHER` there, no process steps before so many have come.
     """
 
     epoch_seconds = 0.0
 
     def setup(self, config: dict[str, Any], work: Any) -> None:  # type: ignore[override]  # with_parameters gives `work`
         """Called once an actor."""
-        folder = Path(work.trials_folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.steps = (folder / f"steps-{os.getpid()}").open("a", buffering=1)
-        wait_for_all(folder)
+        self.folder = Path(work.trials_folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.steps = (self.folder / f"steps-{os.getpid()}").open("a", buffering=1)
+        self.first = True
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -43,6 +43,9 @@ class Instant(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One epoch with made-up figures."""
+        if self.first:  # by now Ray Tune counts this trial as running
+            wait_for_all(self.folder)
+            self.first = False
         started = time.monotonic()
         time.sleep(self.epoch_seconds)
         self.epoch += 1
@@ -82,8 +85,8 @@ class Instant(tune.Trainable):
 def wait_for_all(folder: Path) -> None:
     """Return once as many processes have come as the file `TOGETHER` in `folder` says, if any.
 
-    Ray Tune gives a trial whose process still starts to one that is free, and ends the other. Where
-    trials are shorter than the start of all processes, most slots would stay empty for good.
+    Ray Tune gives a trial whose process still starts to one that is free, and ends the one that
+    starts. Where trials are shorter than such a start, slots would stay empty for good.
     """
     wanted, patience = folder / TOGETHER, time.monotonic() + PATIENCE
     if not wanted.exists():
