@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.limit import Limit
+from benchmarks.fusing import Fused
+from benchmarks.limit import Limit, wait
 
 from resp_tune.config import TrialConfig, preset
 from resp_tune.features.augment import draw_plain
@@ -97,6 +99,33 @@ def time_limit(training: Training, epochs: int) -> float:
     return time.perf_counter() - started
 
 
+def time_fused(
+    config: TrialConfig, data: TrainingData, device: torch.device, trials: int, epochs: int
+) -> tuple[float, float]:
+    """Seconds of `epochs` epochs' steps of so many networks, one after the other and fused; both
+    in float32.
+    """
+    config = config.replace({"precision": "float32"})
+    runs = [Training(config.replace({"seed": n}), [data], device) for n in range(trials)]
+    limits = [Limit(run) for run in runs]
+    fused = Fused(limits)
+
+    def one_by_one() -> None:
+        for limit in limits:
+            limit.train()
+
+    def seconds(train: Callable[[], None]) -> float:
+        train()
+        wait(device)
+        started = time.perf_counter()
+        for _ in range(epochs):
+            train()
+        wait(device)
+        return time.perf_counter() - started
+
+    return seconds(one_by_one), seconds(fused.train)
+
+
 def busy_seconds(training: Training) -> float:
     """Seconds of an epoch that a CUDA device spent in kernels and copies."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
@@ -112,6 +141,7 @@ def main() -> int:
     parser.add_argument("--recordings", type=int, default=920)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--packed", default="1,2,4,8", help="trials at once; 0: none")
+    parser.add_argument("--fused", default="2,4", help="trials of one shape as one; 0: none")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
@@ -153,6 +183,12 @@ def main() -> int:
     for packed in measure_all(config, load, device.type, threads=threads, epochs=epochs):
         a_minute = 60 * packed.epochs_per_second / args.epochs
         print(f"{packed.trials} at once: {a_minute:.1f} trials a minute")
+    for trials in (int(n) for n in args.fused.split(",") if int(n)):
+        apart, fused = time_fused(config, data, device, trials, epochs)
+        print(
+            f"the steps of {trials} trials of one shape, float32: one by one {apart:.2f} s, fused "
+            f"into one network {fused:.2f} s"
+        )
     if not (logit <= 1e-2 and gradient <= 1e-2 and last.finite):  # NaN is neither
         print("FAILED: the device does not compute what the CPU computes")
         return 1

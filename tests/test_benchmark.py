@@ -17,18 +17,20 @@ import optuna
 import pytest
 import soundfile
 import torch
+from torch.func import stack_module_state
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark  # noqa: E402
 from benchmarks import compiling, epochs, memory, notebook, rounds, simulated, slots, tables  # noqa: E402
+from benchmarks.fusing import Fused  # noqa: E402
 from benchmarks.limit import Limit  # noqa: E402
 from benchmarks.recordings import DIAGNOSES, make_recordings  # noqa: E402
 from benchmarks.simulated import METRICS, Instant  # noqa: E402
 from benchmarks.sizes import FULL, QUICK, RATE  # noqa: E402
 
-from resp_tune.config import preset  # noqa: E402
+from resp_tune.config import TrialConfig, preset  # noqa: E402
 from resp_tune.data.audio import load_waveform  # noqa: E402
 from resp_tune.data.recordings import load_dataset  # noqa: E402
 from resp_tune.errors import RunError, UserError  # noqa: E402
@@ -107,11 +109,13 @@ def test_the_plain_loop_trains(recordings: Path) -> None:
     assert 0 <= seen[0]["accuracy"] <= 1
 
 
-def test_the_limit_takes_the_same_steps() -> None:
-    """Row D's batches are those of an epoch of row C: their sizes, and every validation item."""
-    config = NOTEBOOK.replace(
-        {"clip_seconds": 1.0, "batch_size": 8, "micro_batch": 4, "epochs": 2, "n_mels": 16}
-    )
+SMALL = NOTEBOOK.replace(
+    {"clip_seconds": 1.0, "batch_size": 8, "micro_batch": 4, "epochs": 2, "n_mels": 16}
+)
+
+
+def small_training(config: TrialConfig) -> Training:
+    """20 clips of noise to train on, 10 to validate."""
     noise = torch.Generator().manual_seed(0)
     mels = [-50 + 10 * torch.randn(100, 16, generator=noise) for _ in range(30)]
     frames = join_frames(mels, [str(n) for n in range(30)])
@@ -120,7 +124,12 @@ def test_the_limit_takes_the_same_steps() -> None:
         clips = ClipFrames(frames, frames.first[first:last], frames.count[first:last])
         return Side(clips, torch.arange(last - first) % 2)
 
-    training = Training(config, [TrainingData(side(0, 20), side(20, 30), ("a", "b"))])
+    return Training(config, [TrainingData(side(0, 20), side(20, 30), ("a", "b"))])
+
+
+def test_the_limit_takes_the_same_steps() -> None:
+    """Row D's batches are those of an epoch of row C: their sizes, and every validation item."""
+    training = small_training(SMALL)
     limit = Limit(training)
     assert [[len(y) for _, y in step] for step in limit.steps] == [[4, 4], [4, 4], [4]]
     assert sum(len(y) for _, y in limit.held_out) == 10
@@ -128,6 +137,27 @@ def test_the_limit_takes_the_same_steps() -> None:
     limit.epoch()
     after = list(training.networks()[0].parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_fused_networks_learn_what_each_learns_alone() -> None:
+    """In float64: a bias before batch statistics has no gradient, and AdamW would step along the
+    rounding of it.
+    """
+    config = SMALL.replace({"dropout": 0.0, "precision": "float32"})
+    limits = [Limit(small_training(config.replace({"seed": seed}))) for seed in range(3)]
+    for limit in limits:
+        limit.run.network.double()
+        limit.steps = [[(x.double(), labels) for x, labels in step] for step in limit.steps]
+    fused = Fused(limits)
+    before = {name: value.detach().clone() for name, value in fused.parameters.items()}
+    for _ in range(2):
+        fused.train()
+        for limit in limits:
+            limit.train()
+    alone, buffers = stack_module_state([limit.run.network for limit in limits])
+    torch.testing.assert_close(fused.parameters, alone, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(fused.buffers, buffers, rtol=1e-6, atol=1e-7)
+    assert all(not torch.equal(before[name], value) for name, value in fused.parameters.items())
 
 
 # Rounds

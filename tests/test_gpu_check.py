@@ -27,12 +27,19 @@ def check(*args: str, before: str = "") -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what it says without a GPU")
 def test_without_a_gpu_and_without_the_rest() -> None:
-    done = check("--recordings", "10", "--epochs", "1", "--packed", "0", before=LOADED)
+    done = check(
+        "--recordings", "10", "--epochs", "1", "--packed", "0", "--fused", "2", before=LOADED
+    )
     assert done.returncode == 0, done.stderr
     assert "loaded: []" in done.stdout
     assert "CPU: no GPU was measured" in done.stdout
     assert re.search(r"one trial of 1 epochs, \w+: \d+\.\d\d s \(\d+\.\d a minute\)", done.stdout)
     assert re.search(r"the same steps on batches in memory: \d+\.\d\d s", done.stdout)
+    assert re.search(
+        r"the steps of 2 trials of one shape, float32: one by one \d+\.\d\d s, fused into one "
+        r"network \d+\.\d\d s",
+        done.stdout,
+    )
     assert "GPU is busy" not in done.stdout  # a figure that only a GPU has
 
 
@@ -46,6 +53,8 @@ def begin_otherwise(self, config, folds, device="cpu", seen=[]):
         next(iter(self.runs[0].network.parameters())).data.mul_(1.5)
 training.Training.__init__ = begin_otherwise
 """
-    done = check("--recordings", "10", "--epochs", "1", "--packed", "0", before=wrong)
+    done = check(
+        "--recordings", "10", "--epochs", "1", "--packed", "0", "--fused", "0", before=wrong
+    )
     assert done.returncode == 1, done.stderr
     assert "FAILED" in done.stdout

@@ -35,6 +35,16 @@ class Limit:
 
     def epoch(self) -> None:
         """Train and validate once over; returns when the device is done."""
+        self.train()
+        run = self.run
+        run.network.eval()
+        with torch.inference_mode(), autocast(self.config, run.device):
+            for x, _ in self.held_out:
+                run.network(x).float().softmax(1)
+        wait(run.device)
+
+    def train(self) -> None:
+        """Every step once; may return before the device is done."""
         run = self.run
         run.network.train()
         for step in self.steps:
@@ -46,9 +56,9 @@ class Limit:
                 loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") / items
                 loss.backward()  # type: ignore[no-untyped-call]  # torch's own
             run.optimizer.step()
-        run.network.eval()
-        with torch.inference_mode(), autocast(self.config, run.device):
-            for x, _ in self.held_out:
-                run.network(x).float().softmax(1)
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()
+
+
+def wait(device: torch.device) -> None:
+    """Return when `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
