@@ -7,6 +7,8 @@ import itertools
 import torch
 from torch import nn
 
+from resp_tune.learning.batch_norm import BatchNorm
+
 
 class SoundNet(nn.Module):
     """Class scores (logits) `[items, classes]` of log-mel clips `[items, 1, frames, n_mels]`.
@@ -36,7 +38,7 @@ class SoundNet(nn.Module):
                 nn.Sequential(
                     _conv(c_in, c_out) if block else SameInputConv(c_in, c_out, 5),
                     nn.ReLU(),
-                    nn.BatchNorm2d(c_out),
+                    BatchNorm(c_out),
                 )
                 for block, (c_in, c_out) in enumerate(itertools.pairwise(sizes))
             )

@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state
 
 from benchmarks.limit import Batches, Limit
+from resp_tune.learning.network import SoundNet
 
 
 class Fused:
@@ -26,7 +27,7 @@ class Fused:
         if limits[0].config.precision != "float32":
             raise ValueError("networks are fused in float32 only")
         self.parameters, self.buffers = stack_module_state([run.network for run in runs])
-        self.network = copy.deepcopy(runs[0].network).to("meta").train()
+        self.network = _without_values(runs[0].network)
         given = runs[0].optimizer.param_groups[0]
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -62,6 +63,17 @@ class Fused:
         together = torch.vmap(one, randomness="different")
         logits: torch.Tensor = together(self.parameters, self.buffers, x)
         return logits
+
+
+def _without_values(network: SoundNet) -> SoundNet:
+    """The network's computation alone, for `functional_call`, with torch's batch normalisation:
+    ours cannot be stacked.
+    """
+    plain = copy.deepcopy(network).to("meta").train()
+    for block in plain.blocks:
+        if isinstance(block, nn.Sequential):
+            block[2] = nn.BatchNorm2d(block[2].num_features, device="meta")
+    return plain
 
 
 def _side_by_side(steps: Sequence[Batches]) -> Batches:
