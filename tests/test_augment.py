@@ -86,6 +86,23 @@ def test_a_batch_is_a_plain_loop(pad: str, crop: str, normalise: str) -> None:
         torch.testing.assert_close(single, batch[:1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("normalise", ["none", "clip", "recording"])
+def test_a_batch_for_bfloat16_is_the_same_one_rounded(normalise: str) -> None:
+    config = toy_config(normalise=normalise)
+    clips = random_clips(config).prepared(config)
+    draws = draw_augmented(torch.arange(600) % 7, clips.count, config, generator())
+    low = make_batch(clips, draws, config.replace({"precision": "bfloat16"}))
+    assert torch.equal(low, make_batch(clips, draws, config).bfloat16())
+
+
+@pytest.mark.parametrize("first", [{"normalise": "band"}, {"mixup": 0.2}])
+def test_what_comes_before_the_network_is_computed_in_float32(first: dict[str, Any]) -> None:
+    config = toy_config(**first).replace({"precision": "bfloat16"})
+    clips = random_clips(config).prepared(config)
+    batch = make_batch(clips, draw_plain(clips.count, config), config)
+    assert batch.dtype == torch.float32
+
+
 def test_a_recordings_level_must_be_known() -> None:
     config = toy_config(normalise="recording")
     clips = random_clips(config)

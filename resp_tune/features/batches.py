@@ -67,20 +67,31 @@ def _level(frames: Frames, recording: int, top_db: float) -> torch.Tensor:
 
 
 def make_batch(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Tensor:
-    """The items of `draws` as float32 `[items, 1, frames, n_mels]`, on the frames' device.
+    """The items of `draws`, `[items, 1, frames, n_mels]`, on the frames' device.
 
+    They are computed in float32, and rounded to bfloat16 where the network would do just that next.
     Time stands before frequency because the frames lie so on disk: a batch is one gather of rows.
     Order as in the notebook: pad or crop, shift, clamp by `top_db`, mask with the mean of the clip.
     """
     rows = _rows(clips, draws, config)
     bands = clips.frames.values.shape[1]
-    x = torch.empty(*rows.shape, bands, device=rows.device)
+    x = torch.empty(*rows.shape, bands, dtype=_precision(config), device=rows.device)
     # A few items at a time stay in the processor's cache from the gather to the masks.
-    size = len(draws) if x.is_cuda else max(1, _IN_CACHE // max(x[0].nbytes, 1))
+    size = len(draws) if x.is_cuda else max(1, _IN_CACHE // max(4 * x[0].numel(), 1))
+    few = torch.empty(min(size, len(draws)), *x.shape[1:], device=x.device)
     for start in range(0, len(draws), size):
         part = slice(start, start + size)
-        _fill(x[part], rows[part], clips, draws[part], config)
+        exact = x[part] if x.dtype == few.dtype else few[: len(x[part])]
+        _fill(exact, rows[part], clips, draws[part], config)
+        if exact.dtype != x.dtype:
+            x[part] = exact
     return x[:, None]
+
+
+def _precision(config: TrialConfig) -> torch.dtype:
+    """What the first convolution would round to, unless something comes before it."""
+    first = config.normalise != "band" and not config.mixup
+    return torch.bfloat16 if first and config.precision == "bfloat16" else torch.float32
 
 
 _IN_CACHE = 500_000  # bytes, about a core's second-level cache
