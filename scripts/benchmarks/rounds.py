@@ -43,6 +43,7 @@ class Runner:
         self.process.join(JOIN_SECONDS)
         if self.process.is_alive():
             self.process.kill()
+            self.process.join()
 
     def next(self) -> Figures:
         """The next value; `RunError` when the process has failed."""
