@@ -78,12 +78,13 @@ def make_batch(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Te
     x = torch.empty(*rows.shape, bands, dtype=_precision(config), device=rows.device)
     # A few items at a time stay in the processor's cache from the gather to the masks.
     size = len(draws) if x.is_cuda else max(1, _IN_CACHE // max(4 * x[0].numel(), 1))
-    few = torch.empty(min(size, len(draws)), *x.shape[1:], device=x.device)
+    rounded = x.dtype != torch.float32
+    few = torch.empty(min(size, len(draws)), *x.shape[1:], device=x.device) if rounded else x
     for start in range(0, len(draws), size):
         part = slice(start, start + size)
-        exact = x[part] if x.dtype == few.dtype else few[: len(x[part])]
+        exact = few[: len(x[part])] if rounded else x[part]
         _fill(exact, rows[part], clips, draws[part], config)
-        if exact.dtype != x.dtype:
+        if rounded:
             x[part] = exact
     return x[:, None]
 
