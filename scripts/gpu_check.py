@@ -2,6 +2,8 @@
 
     python scripts/gpu_check.py              one trial's size: 920 recordings of 20 s at 44.1 kHz
     python scripts/gpu_check.py --recordings 40 --epochs 2        a look, also without a GPU
+    python scripts/gpu_check.py --compile     also what compiling costs and saves, on a GPU with its
+                                              kernels as CUDA graphs; needs a C++ compiler
 
 Needs torch, torchaudio and numpy, and no network. Without a GPU it runs the same code on the CPU
 and says that it measured no GPU.
@@ -114,16 +116,34 @@ def time_fused(
         for limit in limits:
             limit.train()
 
-    def seconds(train: Callable[[], None]) -> float:
-        train()
-        wait(device)
+    return time_steps(one_by_one, epochs, device)[1], time_steps(fused.train, epochs, device)[1]
+
+
+def time_compiled(
+    config: TrialConfig, data: TrainingData, device: torch.device, epochs: int
+) -> tuple[float, float, float]:
+    """Seconds of `epochs` epochs' steps as they are and compiled, and of the first compiled epoch
+    before them.
+    """
+    plain, compiled = (Limit(Training(config, [data], device)) for _ in range(2))
+    # On CUDA this mode records the kernels of a step once and replays them as graphs.
+    compiled.run.network.compile(mode="reduce-overhead", dynamic=False)
+    _, as_it_is = time_steps(plain.train, epochs, device)
+    first, after = time_steps(compiled.train, epochs, device)
+    return as_it_is, after, first
+
+
+def time_steps(train: Callable[[], None], epochs: int, device: torch.device) -> tuple[float, float]:
+    """Seconds of the first epoch, and of `epochs` more in all."""
+
+    def seconds(epochs: int) -> float:
         started = time.perf_counter()
         for _ in range(epochs):
             train()
         wait(device)
         return time.perf_counter() - started
 
-    return seconds(one_by_one), seconds(fused.train)
+    return seconds(1), seconds(epochs)
 
 
 def busy_seconds(training: Training) -> float:
@@ -142,6 +162,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--packed", default="1,2,4,8", help="trials at once; 0: none")
     parser.add_argument("--fused", default="2,4", help="trials of one shape as one; 0: none")
+    parser.add_argument("--compile", action="store_true", help="time the steps compiled too")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
@@ -188,6 +209,12 @@ def main() -> int:
         print(
             f"the steps of {trials} trials of one shape, float32: one by one {apart:.2f} s, fused "
             f"into one network {fused:.2f} s"
+        )
+    if args.compile:
+        plain, compiled, first = time_compiled(config, data, device, epochs)
+        print(
+            f"the steps of {epochs} epochs: {plain:.2f} s, compiled {compiled:.2f} s after a first "
+            f"epoch of {first:.1f} s"
         )
     if not (logit <= 1e-2 and gradient <= 1e-2 and last.finite):  # NaN is neither
         print("FAILED: the device does not compute what the CPU computes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,20 @@ def test_without_a_gpu_and_without_the_rest() -> None:
         done.stdout,
     )
     assert "GPU is busy" not in done.stdout  # a figure that only a GPU has
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_compiled() -> None:
+    done = check(
+        "--recordings", "10", "--epochs", "1", "--packed", "0", "--fused", "0", "--compile"
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"the steps of 1 epochs: \d+\.\d\d s, "
+        r"compiled \d+\.\d\d s after a first epoch of \d+\.\d s",
+        done.stdout,
+    )
 
 
 def test_a_device_that_computes_something_else_fails() -> None:
