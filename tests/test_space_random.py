@@ -85,8 +85,9 @@ def inside(value: Any, given_: dict[str, Any]) -> bool:
     return "step" not in given_ or math.isclose(steps, round(steps), abs_tol=1e-6)
 
 
-# Where low + n · step has more digits than a float, Optuna says which end of the range it takes.
+# Where low + n · step has more digits than a float, Optuna ends a step early, and says so.
 @pytest.mark.filterwarnings("ignore:The distribution is specified by:UserWarning")
+@pytest.mark.filterwarnings("ignore:The value .* is out of the range:UserWarning")
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

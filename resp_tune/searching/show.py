@@ -37,7 +37,7 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     patients = len({r.patient for r in data.recordings})
     kind = "SYNTHETIC recordings" if data.synthetic else "recordings"
     fold = sides.folds[0]
-    test = "no test side" if sides.test is None else f"{len(sides.test)} test (for the winner alone)"
+    test = "no test side" if sides.test is None else f"{len(sides.test)} test (the winner's alone)"
     budget = "trials until the time is up" if s.budget is None else f"{s.budget} trials"
     lines = [
         ("search", f"{prepared.name} → {_where(prepared)}"),
