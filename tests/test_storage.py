@@ -281,6 +281,7 @@ def test_uploads_outlive_an_outage(store: ObjectStore, place: Place, tmp_path: P
     uploads.add("gone", tmp_path / "gone")
     assert "NETWORK_CONNECTION" in str(uploads.flush(60))
     (tmp_path / "a").write_bytes(b"new")
+    uploads.add("a", tmp_path / "a")  # an attempt that runs may have read it before
     uploads.add("b", lambda: b"made when its turn comes")
     uploads.place = place
     assert uploads.flush(60) is None
