@@ -91,16 +91,6 @@ def time_trial(training: Training) -> float:
     return time.perf_counter() - started
 
 
-def time_limit(training: Training, epochs: int) -> float:
-    """Seconds of as many epochs on batches that lie on the device already."""
-    limit = Limit(training)
-    limit.epoch()
-    started = time.perf_counter()
-    for _ in range(epochs):
-        limit.epoch()
-    return time.perf_counter() - started
-
-
 def time_fused(
     config: TrialConfig, data: TrainingData, device: torch.device, trials: int, epochs: int
 ) -> tuple[float, float]:
@@ -153,8 +143,8 @@ def busy_seconds(training: Training) -> float:
     return sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
 
 
-def main() -> int:
-    """Print what was measured; 1 when the device computes something else than the CPU."""
+def flags() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -163,7 +153,36 @@ def main() -> int:
     parser.add_argument("--packed", default="1,2,4,8", help="trials at once; 0: none")
     parser.add_argument("--fused", default="2,4", help="trials of one shape as one; 0: none")
     parser.add_argument("--compile", action="store_true", help="time the steps compiled too")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def compare_ways(
+    args: argparse.Namespace, config: TrialConfig, data: TrainingData, device: torch.device
+) -> None:
+    """Print what other ways of training the same give: packed, fused, compiled."""
+    load = Load(len(data.train.labels), len(data.validation.labels), len(CLASSES))
+    cpus, epochs = os.cpu_count() or 1, args.epochs
+    threads = {int(n): max(1, cpus // int(n)) for n in args.packed.split(",") if int(n)}
+    for packed in measure_all(config, load, device.type, threads=threads, epochs=epochs):
+        a_minute = 60 * packed.epochs_per_second / epochs
+        print(f"{packed.trials} at once: {a_minute:.1f} trials a minute")
+    for trials in (int(n) for n in args.fused.split(",") if int(n)):
+        apart, fused = time_fused(config, data, device, trials, epochs)
+        print(
+            f"the steps of {trials} trials of one shape, float32: one by one {apart:.2f} s, fused "
+            f"into one network {fused:.2f} s"
+        )
+    if args.compile:
+        plain, compiled, first = time_compiled(config, data, device, epochs)
+        print(
+            f"the steps of {epochs} epochs: {plain:.2f} s, compiled {compiled:.2f} s after a first "
+            f"epoch of {first:.1f} s"
+        )
+
+
+def main() -> int:
+    """Print what was measured; 1 when the device computes something else than the CPU."""
+    args = flags()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     hardware = torch.cuda.get_device_name() if gpu else "CPU: no GPU was measured"
@@ -190,7 +209,8 @@ def main() -> int:
         f"one trial of {args.epochs} epochs, {config.precision}: {seconds:.2f} s "
         f"({60 / seconds:.1f} a minute); validation accuracy {last.metrics['accuracy']:.3f}"
     )
-    limit = time_limit(Training(config, [data], device), args.epochs)
+    steps = Limit(Training(config, [data], device)).epoch
+    _, limit = time_steps(steps, args.epochs, device)
     over = seconds / limit
     print(
         f"the same steps on batches in memory: {limit:.2f} s; the trial takes {over:.2f} times that"
@@ -198,24 +218,7 @@ def main() -> int:
     if gpu:
         busy = busy_seconds(Training(config, [data], device))
         print(f"share of an epoch that the GPU is busy: {busy * args.epochs / seconds:.2f}")
-    load = Load(len(data.train.labels), len(data.validation.labels), len(CLASSES))
-    cpus, epochs = os.cpu_count() or 1, args.epochs
-    threads = {int(n): max(1, cpus // int(n)) for n in args.packed.split(",") if int(n)}
-    for packed in measure_all(config, load, device.type, threads=threads, epochs=epochs):
-        a_minute = 60 * packed.epochs_per_second / args.epochs
-        print(f"{packed.trials} at once: {a_minute:.1f} trials a minute")
-    for trials in (int(n) for n in args.fused.split(",") if int(n)):
-        apart, fused = time_fused(config, data, device, trials, epochs)
-        print(
-            f"the steps of {trials} trials of one shape, float32: one by one {apart:.2f} s, fused "
-            f"into one network {fused:.2f} s"
-        )
-    if args.compile:
-        plain, compiled, first = time_compiled(config, data, device, epochs)
-        print(
-            f"the steps of {epochs} epochs: {plain:.2f} s, compiled {compiled:.2f} s after a first "
-            f"epoch of {first:.1f} s"
-        )
+    compare_ways(args, config, data, device)
     if not (logit <= 1e-2 and gradient <= 1e-2 and last.finite):  # NaN is neither
         print("FAILED: the device does not compute what the CPU computes")
         return 1

@@ -19,6 +19,13 @@ atexit.register(lambda: print("loaded:", sorted(absent & set(sys.modules))))
 """
 
 
+COMPILED = """
+import atexit
+from torch._dynamo.utils import counters
+atexit.register(lambda: print("graphs:", counters["stats"]["unique_graphs"]))
+"""
+
+
 def check(*args: str, before: str = "") -> subprocess.CompletedProcess[str]:
     code = f"{before}\nimport runpy, sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
     code += f"sys.argv = ['gpu_check.py', *{list(args)!r}]\n"
@@ -47,10 +54,10 @@ def test_without_a_gpu_and_without_the_rest() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
 def test_compiled() -> None:
-    done = check(
-        "--recordings", "10", "--epochs", "1", "--packed", "0", "--fused", "0", "--compile"
-    )
+    args = ("--recordings", "10", "--epochs", "1", "--packed", "0", "--fused", "0", "--compile")
+    done = check(*args, before=COMPILED)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"graphs: [1-9]", done.stdout)
     assert re.search(
         r"the steps of 1 epochs: \d+\.\d\d s, "
         r"compiled \d+\.\d\d s after a first epoch of \d+\.\d s",
