@@ -44,7 +44,7 @@ _LINK_TEXTS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the links; serve them where the store is a database, until Ctrl-C."""
-    args = _parser().parse(argv)
+    args = parser().parse(argv)
     from resp_tune.tracking.store import check_there, probe, resolve_uri
     from resp_tune.tracking.uri import is_server, redact
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise RunError(f"MLflow's server ended by itself (status {status}): {server.last_line()}")
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
     parser = Parser("ui", "Open MLflow's pages of the searches, best trials first.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a search; left out: all of them")
     parser.add_argument("--storage", default="results", metavar="PATH", help="where searches are")
