@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from resp_tune.common.paths import full_disk, user_path
 from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest, one_line
-from resp_tune.paths import full_disk, user_path
 
 
 class Parser(argparse.ArgumentParser):

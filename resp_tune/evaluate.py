@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run, say
+from resp_tune.common.paths import folder_to_write, user_path
 from resp_tune.errors import UserError
-from resp_tune.paths import folder_to_write, user_path
-from resp_tune.storage.place import Place, is_uri
+from resp_tune.storage.object_store import Place, is_uri
 
 if TYPE_CHECKING:
-    from resp_tune.learning.bundle import Bundle
+    from resp_tune.training.model_bundle import Bundle
 
 
 def parser() -> Parser:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         print(text)
     else:
-        from resp_tune.auditing.show import show
+        from resp_tune.audit.audit_console import show
 
         show(found)
     if out is not None:
@@ -103,30 +103,30 @@ def _compare(args: Namespace) -> None:
     if given:
         flag = f"--{given[0].replace('_', '-')}"
         raise UserError(f"--compare reads the predictions of two runs and needs no {flag}: drop it")
-    from resp_tune.auditing.compare import compare, read_predictions
+    from resp_tune.evaluation.compare import compare, read_predictions
 
     a, b = args.compare
     found = {"a": a, "b": b, **asdict(compare(read_predictions(a), read_predictions(b)))}
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        from resp_tune.auditing.show import show_comparison
+        from resp_tune.audit.audit_console import show_comparison
 
         show_comparison(found)
 
 
 def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> dict[str, Any]:
     started = time.perf_counter()
-    from resp_tune.auditing.audit import audit
-    from resp_tune.data.recordings import load_dataset
-    from resp_tune.searching.prepare import data_folder
+    from resp_tune.audit.audit import audit
+    from resp_tune.data.dataset import load_dataset
+    from resp_tune.harness.validate import data_folder
 
     dataset = load_dataset(data_folder(data, say))
     model = {}
     if winner is not None:
-        from resp_tune.auditing.model import audit_model, sides_of
-        from resp_tune.predict import open_winner
-        from resp_tune.tuning.plan import this_machine
+        from resp_tune.audit.model import audit_model, sides_of
+        from resp_tune.cluster.resources import this_machine
+        from resp_tune.evaluation.open_winner import open_winner
 
         bundle = open_winner(winner, tracking_uri)
         problem = sides_of(bundle, dataset)
@@ -146,18 +146,18 @@ def _record(
 ) -> tuple[Mapping[str, Any], object]:
     """Put a reading of the test side on record, with whatever the winner came from."""
     if not winner.startswith("models:/"):
-        from resp_tune.searching.readings import record_reading as record_in_folder
+        from resp_tune.harness.test_access_log import record_reading as record_in_folder
 
         return record_in_folder(user_path(winner), bundle, reading)
-    from resp_tune.tracking.readings import record_reading
+    from resp_tune.tracking.test_access_tags import record_reading
     from resp_tune.tracking.uri import resolve_uri
 
     return record_reading(winner, resolve_uri(tracking_uri, Path("results").absolute()), reading)
 
 
 def _write(folder: Path, text: str, found: dict[str, Any]) -> Path:
-    from resp_tune.auditing.page import draw
-    from resp_tune.paths import write_atomically
+    from resp_tune.audit.audit_page import draw
+    from resp_tune.common.paths import write_atomically
 
     page = draw(found)
     folder.mkdir(parents=True, exist_ok=True)

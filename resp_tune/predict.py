@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run, say
+from resp_tune.common.paths import user_path
 from resp_tune.errors import RunError, UserError, one_line
-from resp_tune.paths import user_path
-from resp_tune.storage.place import LARGEST, Place, StorageError, is_uri
-from resp_tune.storage.probe import check_place
+from resp_tune.evaluation.open_winner import CHAMPION, open_winner
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from resp_tune.learning.bundle import Bundle
-
-CHAMPION = "models:/resp_tune@champion"
-BUNDLE = ("config.json", "weights.safetensors")
+    from resp_tune.training.model_bundle import Bundle
 
 
 def parser() -> Parser:
@@ -75,47 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise RunError(f"{bad} of {len(args.files)} files could not be read")
 
 
-def open_winner(winner: str, tracking_uri: str | None) -> Bundle:
-    """The bundle in a folder or in MLflow's registry."""
-    from resp_tune.learning.bundle import load_bundle
-
-    if not winner.startswith("models:/"):
-        return _fetched(winner) if is_uri(winner) else load_bundle(user_path(winner))
-    from resp_tune.tracking.registry import fetch_bundle
-    from resp_tune.tracking.uri import resolve_uri
-
-    with tempfile.TemporaryDirectory(prefix="resp_tune_") as folder:
-        uri = resolve_uri(tracking_uri, Path("results").absolute())
-        return load_bundle(fetch_bundle(winner, uri, Path(folder)))
-
-
-def _fetched(winner: str) -> Bundle:
-    """The bundle in an object store."""
-    from resp_tune.learning.bundle import load_bundle
-
-    place = Place.parse("--winner", winner)
-    check_place("--winner", place, write=False)
-    with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
-        folder = Path(scratch) / "winner"
-        try:
-            there = [place.fetch(file, folder / file, LARGEST) for file in BUNDLE]
-        except StorageError as error:
-            raise UserError(f"--winner '{place}' cannot be read ({error})") from error
-        if not all(there):
-            raise UserError(
-                f"--winner '{place}' is no winner: it lacks {' or '.join(BUNDLE)}; give "
-                "s3://BUCKET/PREFIX/NAME/winner of a search that has ended"
-            )
-        return load_bundle(folder)
-
-
 def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
     """`{file, class, probabilities{class: p}}`; raises `UserError` for a file that is no audio.
 
     A winner of the task `cycles` judges each breathing cycle that `<file>.txt` beside it names:
     `cycles` is a list of `{start, end, class, probabilities}`, and the file has their mean.
     """
-    from resp_tune.data.audio import load_waveform
+    from resp_tune.data.waveforms import load_waveform
 
     path = user_path(file)
     waveform = load_waveform(path, bundle.sample_rate)

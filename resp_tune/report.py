@@ -14,8 +14,8 @@ from pathlib import Path
 
 from resp_tune.cli import Parser, existing_folder, run
 from resp_tune.errors import RunError, UserError, nearest
-from resp_tune.storage.place import Place, StorageError, is_uri
-from resp_tune.storage.probe import check_place
+from resp_tune.storage.object_store import Place, StorageError, is_uri
+from resp_tune.storage.storage_probe import check_place
 
 
 def parser() -> Parser:
@@ -38,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_in_store(Place.parse("--storage", args.storage), args.name))
         return
     folder = search_folder(existing_folder(args.storage), args.name)
-    from resp_tune.reporting.page import render
+    from resp_tune.reporting.report_page import render
 
     print(render(folder))
 
 
 def _in_store(storage: Place, name: str) -> Place:
     """The page made again from the files in an object store, and put beside them."""
-    from resp_tune.reporting.page import render
-    from resp_tune.searching.settings import check_search_name
+    from resp_tune.harness.options import check_search_name
+    from resp_tune.reporting.report_page import render
 
     check_search_name(name)
     check_place("--storage", storage, write=False)

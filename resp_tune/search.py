@@ -25,13 +25,13 @@ from resp_tune.cli import (
     run,
     say,
 )
+from resp_tune.common.paths import full_disk_in_one_line, user_path
 from resp_tune.errors import UserError, nearest
-from resp_tune.paths import full_disk_in_one_line, user_path
-from resp_tune.searching import settings as known
-from resp_tune.searching.settings import SearchSettings
+from resp_tune.harness import options as known
+from resp_tune.harness.options import SearchSettings
 
 if TYPE_CHECKING:
-    from resp_tune.tuning.joining import Cluster
+    from resp_tune.cluster.connect import Cluster
 
 DEFAULTS = SearchSettings()
 
@@ -214,7 +214,7 @@ def read_settings(argv: Sequence[str] | None) -> SearchSettings:
 
 def _flags_of(path: str, names: set[str]) -> list[str]:
     """The settings of a YAML file as flags, so that both are read and checked by the same code."""
-    from resp_tune.data.yaml_files import read_yaml
+    from resp_tune.common.yaml_files import read_yaml
 
     content = read_yaml(f"--config '{path}'", user_path(path))
     if not isinstance(content, dict):
@@ -240,13 +240,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = read_settings(argv)
     from rich.console import Console
 
-    from resp_tune.searching.prepare import prepare
-    from resp_tune.searching.show import show_plan, show_result
+    from resp_tune.harness.console import show_plan, show_result
+    from resp_tune.harness.validate import prepare
 
     with ExitStack() as joining:
         join = None
         if settings.address != "local":
-            from resp_tune.tuning.joining import joined
+            from resp_tune.cluster.connect import joined
 
             def join(address: str) -> Cluster:
                 return joining.enter_context(joined(address))
@@ -256,13 +256,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         console = Console(stderr=not settings.dry_run)
         show_plan(prepared, console)
         if join is not None:
-            from resp_tune.searching.preflight import inspected
+            from resp_tune.harness.preflight import inspected
 
             prepared = inspected(prepared, console)
         if settings.dry_run:
             return
-        from resp_tune.searching.interrupts import interruptible
-        from resp_tune.searching.run import run_search
+        from resp_tune.harness.run import run_search
+        from resp_tune.harness.signals import interruptible
 
         go_on = f"everything is kept; to go on: the same command with --name {prepared.name}"
         # Most writers name their file; what is left does not say where there was no room.

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 
 from resp_tune.cli import Parser, natural_int, positive_float, positive_int, run, say
-from resp_tune.data.synthesis.settings import SynthSettings
-from resp_tune.paths import user_path
+from resp_tune.common.paths import user_path
+from resp_tune.data.synthetic.settings import SynthSettings
 
 
 def parser() -> Parser:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None) -> None:
     settings = SynthSettings(
         args.recordings, args.seconds, args.seed, args.confound, args.prevalence
     )
-    from resp_tune.data.synthetic import make_synthetic
+    from resp_tune.data.synthetic.write import make_synthetic
 
     started = time.perf_counter()
     folder = user_path(args.folder)

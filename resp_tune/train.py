@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, natural_int, positive_int, run, say
+from resp_tune.common.paths import folder_to_write, user_path
 from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import RunError, UserError
-from resp_tune.paths import folder_to_write, user_path
-from resp_tune.searching.settings import PROTOCOLS, TASKS, SearchSettings
+from resp_tune.harness.options import PROTOCOLS, TASKS, SearchSettings
 
 if TYPE_CHECKING:
     from resp_tune.data.tasks import Task
-    from resp_tune.learning.problem import Problem
-    from resp_tune.learning.training import EpochResult, Training
-    from resp_tune.tracking.lookup import TrialRun
+    from resp_tune.tracking.load_trial import TrialRun
+    from resp_tune.training.datamodule import Problem
+    from resp_tune.training.loop import EpochResult, Training
 
 COLUMNS = ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "lr")
 
@@ -84,9 +84,9 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; with `--out` the last line on stdout is the bundle."""
     args = parser().parse(argv)
-    from resp_tune.data.recordings import load_dataset
-    from resp_tune.searching.prepare import data_folder
-    from resp_tune.searching.problem import make_problem
+    from resp_tune.data.dataset import load_dataset
+    from resp_tune.harness.saved_split import make_problem
+    from resp_tune.harness.validate import data_folder
 
     asked = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
@@ -157,7 +157,7 @@ def read_arguments(args: Namespace) -> Asked:
 
 
 def _read_config(path: str) -> TrialConfig:
-    from resp_tune.data.yaml_files import read_yaml
+    from resp_tune.common.yaml_files import read_yaml
 
     content = read_yaml(f"--config '{path}'", user_path(path))
     if not isinstance(content, dict):
@@ -169,7 +169,7 @@ def _read_config(path: str) -> TrialConfig:
 
 
 def _read_run(run_id: str, uri: str | None) -> TrialRun:
-    from resp_tune.tracking.lookup import trial_run
+    from resp_tune.tracking.load_trial import trial_run
     from resp_tune.tracking.uri import resolve_uri
 
     return trial_run(resolve_uri(uri, Path("results").absolute()), run_id)
@@ -185,12 +185,12 @@ def _empty_folder(given: str) -> Path:
 def _train(asked: Asked, problem: Problem) -> Training:
     import torch
 
+    from resp_tune.cluster.resources import this_machine
     from resp_tune.features.logmel import check_filters
-    from resp_tune.learning.memory import keep_freed_memory
-    from resp_tune.learning.precision import settle_precision, this_device
-    from resp_tune.learning.problem import stores_of
-    from resp_tune.learning.training import Training
-    from resp_tune.tuning.plan import this_machine
+    from resp_tune.training.compute_device import settle_precision, this_device
+    from resp_tune.training.datamodule import stores_of
+    from resp_tune.training.loop import Training
+    from resp_tune.training.memory import keep_freed_memory
 
     config, front_end = asked.config, asked.config.front_end
     check_filters(front_end)
@@ -218,7 +218,7 @@ def _print_epoch(epoch: EpochResult) -> None:
 
 
 def _print_result(training: Training, problem: Problem) -> None:
-    from resp_tune.learning.metrics import majority_accuracy
+    from resp_tune.training.metrics import majority_accuracy
 
     last = training.history[-1].metrics
     rates = [majority_accuracy(f.validation.label) for f in problem.folds()]
@@ -236,8 +236,8 @@ def _print_result(training: Training, problem: Problem) -> None:
 def _save(folder: Path, training: Training, problem: Problem, settings: SearchSettings) -> Path:
     import pandas as pd
 
-    from resp_tune.learning.bundle import save_bundle
-    from resp_tune.searching.files import versions, write_csv
+    from resp_tune.harness.result_files import versions, write_csv
+    from resp_tune.training.model_bundle import save_bundle
 
     details: Mapping[str, Any] = {
         "task": problem.clips.task.name,

@@ -23,12 +23,12 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from resp_tune.cli import Parser, natural_int, run, say
+from resp_tune.common.paths import user_path
 from resp_tune.errors import RunError, UserError, nearest
-from resp_tune.paths import user_path
-from resp_tune.storage.place import Place, is_uri
+from resp_tune.storage.object_store import Place, is_uri
 
 if TYPE_CHECKING:
-    from resp_tune.tracking.searches import SearchEntry
+    from resp_tune.tracking.list_searches import SearchEntry
 
 DEFAULT_PORT = 5000
 START_SECONDS = 180.0
@@ -45,7 +45,7 @@ _LINK_TEXTS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the links; serve them where the store is a database, until Ctrl-C."""
     args = parser().parse(argv)
-    from resp_tune.tracking.store import check_there, probe, resolve_uri
+    from resp_tune.tracking.store_probe import check_there, probe, resolve_uri
     from resp_tune.tracking.uri import is_server, redact
 
     if is_uri(args.storage) and not (args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parser() -> Parser:
+    """Return the parser of all flags."""
     parser = Parser("ui", "Open MLflow's pages of the searches, best trials first.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a search; left out: all of them")
     parser.add_argument("--storage", default="results", metavar="PATH", help="where searches are")
@@ -101,7 +102,7 @@ def _port_number(text: str) -> int:
 
 
 def _chosen(uri: str, name: str | None) -> list[SearchEntry]:
-    from resp_tune.tracking.searches import list_searches
+    from resp_tune.tracking.list_searches import list_searches
     from resp_tune.tracking.uri import redact
 
     searches = list_searches(uri)

@@ -37,8 +37,8 @@ from benchmarks.tables import (  # noqa: E402
 )
 
 from resp_tune.cli import run, say  # noqa: E402
+from resp_tune.common.paths import write_atomically  # noqa: E402
 from resp_tune.errors import RespTuneError, RunError, UserError, nearest  # noqa: E402
-from resp_tune.paths import write_atomically  # noqa: E402
 
 RESULTS = ROOT / "results"
 

@@ -28,14 +28,14 @@ from benchmarks.fusing import Fused
 from benchmarks.limit import Limit, wait
 
 from resp_tune.config import TrialConfig, preset
+from resp_tune.execution.trials_per_gpu import Load, measure_all
 from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipFrames, make_batch
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
-from resp_tune.learning.memory import keep_freed_memory
-from resp_tune.learning.packing import Load, measure_all
-from resp_tune.learning.precision import settle_precision, this_device
-from resp_tune.learning.training import Side, Training, TrainingData
+from resp_tune.training.compute_device import settle_precision, this_device
+from resp_tune.training.loop import Side, Training, TrainingData
+from resp_tune.training.memory import keep_freed_memory
 
 CLASSES = ("low", "high", "noise")
 

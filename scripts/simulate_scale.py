@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from resp_tune.cli import Parser, run  # noqa: E402
+from resp_tune.common.paths import folder_to_write, write_atomically  # noqa: E402
 from resp_tune.errors import UserError  # noqa: E402
-from resp_tune.paths import folder_to_write, write_atomically  # noqa: E402
 
 RESULTS = ROOT / "results"
 PAGE, DATA = "SCALE.md", "scale.json"

@@ -11,12 +11,12 @@ import yaml
 from small_sets import imagined
 
 from resp_tune import train
-from resp_tune.auditing import shortcuts
-from resp_tune.data import baselines
-from resp_tune.data.recordings import Dataset, Recording
-from resp_tune.data.synthesis.cohort import make_cohort
-from resp_tune.data.synthesis.settings import SynthSettings
-from resp_tune.data.synthetic import make_synthetic
+from resp_tune.audit import shortcuts
+from resp_tune.data.dataset import Dataset, Recording
+from resp_tune.data.synthetic.cohort import make_cohort
+from resp_tune.data.synthetic.settings import SynthSettings
+from resp_tune.data.synthetic.write import make_synthetic
+from resp_tune.evaluation import baselines
 
 TINY = {"clip_seconds": 1.0, "n_mels": 16, "width": 4, "epochs": 1, "batch_size": 16}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import faults
 
-from resp_tune.paths import write_atomically
+from resp_tune.common.paths import write_atomically
 
 _HOOK = """
     import os, time

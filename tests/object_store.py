@@ -17,7 +17,7 @@ from pyarrow.fs import S3FileSystem
 from test_tracking import free_port
 from wire import Wire
 
-from resp_tune.storage.place import Place
+from resp_tune.storage.object_store import Place
 
 BUCKET = "sounds"
 ENVIRONMENT = {

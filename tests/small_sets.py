@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from resp_tune.data.annotations import Cycle
-from resp_tune.data.recordings import Dataset, Recording
+from resp_tune.data.dataset import Dataset, Recording
 
 
 def real_set() -> Path:

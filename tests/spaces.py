@@ -10,7 +10,7 @@ import optuna
 import yaml
 
 from resp_tune.config import TrialConfig
-from resp_tune.tuning.space import SearchSpace, load_space
+from resp_tune.space.search_space import SearchSpace, load_space
 
 
 def new_study(seed: int = 0) -> optuna.Study:

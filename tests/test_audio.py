@@ -13,8 +13,8 @@ import torch
 import torchaudio
 from small_sets import originals, write_audio
 
-from resp_tune.data.audio import AudioError, load_waveform, read_audio
-from resp_tune.data.decoding import read_header
+from resp_tune.data.audio_files import read_header
+from resp_tune.data.waveforms import AudioError, load_waveform, read_audio
 from resp_tune.errors import UserError
 
 TOLERANCE = {

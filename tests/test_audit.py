@@ -21,12 +21,12 @@ from selenium.webdriver.chrome.service import Service
 from small_sets import imagined, real_set, write_set
 
 from resp_tune import evaluate
-from resp_tune.auditing.counts import AGE_GROUPS, age_group, counts, tables
-from resp_tune.auditing.leaks import defects, protocol_leaks
-from resp_tune.auditing.shortcuts import age_shortcut, device_shortcut
+from resp_tune.audit.counts import AGE_GROUPS, age_group, counts, tables
+from resp_tune.audit.leaks import defects, protocol_leaks
+from resp_tune.audit.shortcuts import age_shortcut, device_shortcut
 from resp_tune.cli import run
-from resp_tune.data.recordings import load_dataset
-from resp_tune.data.synthesis.settings import SynthSettings
+from resp_tune.data.dataset import load_dataset
+from resp_tune.data.synthetic.settings import SynthSettings
 
 PROMISED = {"counts", "defects", "leaks", "patient_lookup", "baselines", "warnings"}
 BUILT_IN_TASKS = {"diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles"}

@@ -12,12 +12,12 @@ import pytest
 from searches import files_below
 
 from resp_tune import evaluate
-from resp_tune.auditing.compare import compare, read_predictions
 from resp_tune.cli import run
 from resp_tune.errors import UserError
-from resp_tune.learning.intervals import bootstrap, intervals
-from resp_tune.learning.metrics import METRICS
-from resp_tune.reporting.wording import signed
+from resp_tune.evaluation.compare import compare, read_predictions
+from resp_tune.reporting.format import signed
+from resp_tune.training.bootstrap import bootstrap, intervals
+from resp_tune.training.metrics import METRICS
 
 CLASSES = ("normal", "crackle", "wheeze", "both")
 

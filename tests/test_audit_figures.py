@@ -12,19 +12,19 @@ import pytest
 from audits import few_trees, in_memory
 from small_sets import imagined
 
-from resp_tune.auditing.against import NAMES, against
-from resp_tune.auditing.figures import figures, side_figures
-from resp_tune.data.baselines import held_out_answers
-from resp_tune.data.recordings import Dataset
-from resp_tune.data.sides import clips_of
-from resp_tune.data.splits import make_sides
-from resp_tune.data.synthesis.settings import SynthSettings
+from resp_tune.data.dataset import Dataset
+from resp_tune.data.protocols import make_sides
+from resp_tune.data.split import clips_of
+from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import Task, get_task, make_clips
-from resp_tune.learning.intervals import DRAWS
-from resp_tune.learning.metrics import METRICS, all_metrics
-from resp_tune.learning.problem import Problem, predictions
-from resp_tune.searching.known_baselines import answers_of, baselines_of
+from resp_tune.evaluation.baseline_cache import answers_of, baselines_of
+from resp_tune.evaluation.baseline_difference import NAMES, against
+from resp_tune.evaluation.baselines import held_out_answers
+from resp_tune.evaluation.group_metrics import figures, side_figures
+from resp_tune.training.bootstrap import DRAWS
+from resp_tune.training.datamodule import Problem, predictions
+from resp_tune.training.metrics import METRICS, all_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -230,7 +230,7 @@ def test_answers_are_fitted_once(problem: Problem, monkeypatch: pytest.MonkeyPat
     def never(*_: object, **__: object) -> None:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr("resp_tune.data.baselines._forest", never)
+    monkeypatch.setattr("resp_tune.evaluation.baselines._forest", never)
     assert baselines_of(problem, 1) == found
     assert answers_of(problem).scores() == found["test_side"]
     # Other sides of the same clips: what is had over the whole data set stays.

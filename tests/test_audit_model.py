@@ -16,15 +16,15 @@ from audits import few_trees, make_sets, trained
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from resp_tune import evaluate
-from resp_tune.auditing.model import audit_model, sides_of
-from resp_tune.auditing.words import model_rows
+from resp_tune.audit.model import audit_model, sides_of
+from resp_tune.audit.rows import model_rows
 from resp_tune.cli import run
-from resp_tune.data.audio import load_waveform
-from resp_tune.data.recordings import Dataset, load_dataset
-from resp_tune.data.splits import make_sides
+from resp_tune.data.dataset import Dataset, load_dataset
+from resp_tune.data.protocols import make_sides
 from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import UserError
-from resp_tune.learning.bundle import Bundle, load_bundle
+from resp_tune.training.model_bundle import Bundle, load_bundle
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,21 +19,21 @@ from searches import files_below
 from resp_tune import evaluate
 from resp_tune.cli import run
 from resp_tune.errors import UserError
-from resp_tune.learning.bundle import Bundle, load_bundle
-from resp_tune.searching.holding import held
-from resp_tune.searching.readings import (
+from resp_tune.harness.lock import held
+from resp_tune.harness.test_access_log import (
     on_record,
     reading_of,
     record_reading,
     this_reading,
     with_reading,
 )
-from resp_tune.tracking.names import WEIGHTS
-from resp_tune.tracking.readings import READING
-from resp_tune.tracking.readings import record_reading as record_with_model
+from resp_tune.study.study import READINGS, open_study
 from resp_tune.tracking.registry import register_winner
-from resp_tune.tracking.runs import SearchRuns
-from resp_tune.tuning.study import READINGS, open_study
+from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import WEIGHTS
+from resp_tune.tracking.test_access_tags import READING
+from resp_tune.tracking.test_access_tags import record_reading as record_with_model
+from resp_tune.training.model_bundle import Bundle, load_bundle
 
 OTHER = {"time": "2025-01-01T00:00:00Z", "winner_number": 1, "weights_sha256": "0" * 64}
 

@@ -9,8 +9,8 @@ import pytest
 from audits import few_trees, in_memory, of_devices
 from sklearn.metrics import roc_auc_score
 
-from resp_tune.auditing.shortcuts import age_shortcut, device_shortcut
-from resp_tune.data.synthesis.settings import SynthSettings
+from resp_tune.audit.shortcuts import age_shortcut, device_shortcut
+from resp_tune.data.synthetic.settings import SynthSettings
 
 
 @pytest.fixture(scope="module", autouse=True)

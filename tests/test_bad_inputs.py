@@ -22,9 +22,9 @@ from test_old_release import ARGS, make_recordings
 
 from resp_tune import evaluate, predict, report, search, synth, train
 from resp_tune.config import FIELDS
-from resp_tune.data.sides import load_sides, save_sides
+from resp_tune.data.split import load_sides, save_sides
 from resp_tune.errors import UserError
-from resp_tune.tuning.study import SPLIT
+from resp_tune.study.study import SPLIT
 
 OLD = Path(__file__).parent / "data" / "release-0.1.0" / "results"
 EXAMPLES = int(os.environ.get("RESP_TUNE_BAD_INPUTS", "25"))  # of each kind
@@ -112,7 +112,12 @@ FILES = st.one_of(
 @pytest.fixture(scope="module", autouse=True)
 def _loaded() -> None:
     """What takes seconds to import on a busy machine is no input's own time."""
-    for name in ("searching.prepare", "learning.bundle", "auditing.audit", "reporting.page"):
+    for name in (
+        "harness.validate",
+        "training.model_bundle",
+        "audit.audit",
+        "reporting.report_page",
+    ):
         importlib.import_module(f"resp_tune.{name}")
 
 

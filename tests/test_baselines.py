@@ -12,18 +12,18 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.model_selection import StratifiedGroupKFold
 from small_sets import imagined, real_set
 
-from resp_tune.data import baselines
-from resp_tune.data.baselines import (
+from resp_tune.data.dataset import Dataset, load_dataset
+from resp_tune.data.protocols import clips_of, make_sides
+from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.errors import UserError
+from resp_tune.evaluation import baselines
+from resp_tune.evaluation.baselines import (
     check_enough,
     controlled_clips,
     held_out_answers,
     no_audio_baselines,
     patient_lookup,
 )
-from resp_tune.data.recordings import Dataset, load_dataset
-from resp_tune.data.splits import clips_of, make_sides
-from resp_tune.data.tasks import get_task, make_clips
-from resp_tune.errors import UserError
 
 # majority accuracy, then balanced accuracy and macro-F1 of device only and of all columns
 TABLE = {

@@ -31,17 +31,17 @@ from benchmarks.simulated import METRICS, Instant  # noqa: E402
 from benchmarks.sizes import FULL, QUICK, RATE  # noqa: E402
 
 from resp_tune.config import TrialConfig, preset  # noqa: E402
-from resp_tune.data.audio import load_waveform  # noqa: E402
-from resp_tune.data.recordings import load_dataset  # noqa: E402
+from resp_tune.data.dataset import load_dataset  # noqa: E402
+from resp_tune.data.waveforms import load_waveform  # noqa: E402
 from resp_tune.errors import RunError, UserError  # noqa: E402
+from resp_tune.execution.searcher import StudySearcher  # noqa: E402
 from resp_tune.features.augment import draw_plain  # noqa: E402
 from resp_tune.features.batches import ClipFrames, make_batch  # noqa: E402
 from resp_tune.features.frames import join_frames  # noqa: E402
 from resp_tune.features.logmel import log_mels  # noqa: E402
-from resp_tune.learning.training import Side, Training, TrainingData, build_network  # noqa: E402
-from resp_tune.tuning.recorder import Recorder  # noqa: E402
-from resp_tune.tuning.searcher import StudySearcher  # noqa: E402
-from resp_tune.tuning.space import load_space  # noqa: E402
+from resp_tune.space.search_space import load_space  # noqa: E402
+from resp_tune.study.trial_queue import Recorder  # noqa: E402
+from resp_tune.training.loop import Side, Training, TrainingData, build_network  # noqa: E402
 
 NOTEBOOK = preset("notebook")
 

@@ -20,8 +20,8 @@ from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipFrames
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
-from resp_tune.learning.bundle import Bundle, load_bundle, save_bundle
-from resp_tune.learning.training import Training, predict
+from resp_tune.training.loop import Training, predict
+from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from searches import search, study, trials
 from test_trainable import work
 from toy import toy_config
 
+from resp_tune.cluster.resources import LOGICAL_GPUS, Slots
 from resp_tune.errors import RunError
-from resp_tune.tuning import canary
-from resp_tune.tuning.plan import LOGICAL_GPUS, Slots
+from resp_tune.execution import sanity_check
 
 CPU = Slots(concurrency=1, cpus=1, gpus=0.0, threads=1)
 HANGS = """
@@ -28,13 +28,13 @@ ARGS = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--trials", "1",
 
 
 def check(folder: Path, timeout: float | None) -> None:
-    canary.check_baseline(work(folder, timeout=timeout), CPU, toy_config(), folder)
+    sanity_check.check_baseline(work(folder, timeout=timeout), CPU, toy_config(), folder)
 
 
 @pytest.mark.parametrize("timeout", [None, 60.0])
 def test_a_batch_that_works_leaves_nothing(tmp_path: Path, timeout: float | None) -> None:
     check(tmp_path, timeout)
-    assert not (tmp_path / canary.TRACE).exists()
+    assert not (tmp_path / sanity_check.TRACE).exists()
 
 
 @pytest.mark.parametrize("timeout", [None, 60.0])
@@ -44,10 +44,10 @@ def test_a_batch_that_fails(
     def fails(*_: Any) -> Any:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(canary, "begin_training", fails)
+    monkeypatch.setattr(sanity_check, "begin_training", fails)
     with pytest.raises(RunError, match="no trial was started: ZeroDivisionError: planted"):
         check(tmp_path, timeout)
-    assert "in fails" in (tmp_path / canary.TRACE).read_text()
+    assert "in fails" in (tmp_path / sanity_check.TRACE).read_text()
 
 
 def test_a_batch_that_hangs_ends_with_where_it_stood(
@@ -56,14 +56,14 @@ def test_a_batch_that_hangs_ends_with_where_it_stood(
     def hangs(*_: Any) -> Any:
         time.sleep(30)
 
-    monkeypatch.setattr(canary, "begin_training", hangs)
-    monkeypatch.setattr(canary, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(canary, "MARGIN_SECONDS", 0.0)
+    monkeypatch.setattr(sanity_check, "begin_training", hangs)
+    monkeypatch.setattr(sanity_check, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(sanity_check, "MARGIN_SECONDS", 0.0)
     begun = time.monotonic()
     with pytest.raises(RunError, match=r"it took longer than --trial-timeout \(0.2 s\)"):
         check(tmp_path, 0.2)
     assert time.monotonic() - begun < 25
-    assert "in hangs" in (tmp_path / canary.TRACE).read_text()
+    assert "in hangs" in (tmp_path / sanity_check.TRACE).read_text()
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_where_a_trial_would_run(
     assert "Traceback" not in outcome.err
     if gpus == "0" and body == HANGS:
         trace = "in rehearse"
-    assert trace in (tmp_path / "canary" / canary.TRACE).read_text()
+    assert trace in (tmp_path / "canary" / sanity_check.TRACE).read_text()
     assert not study(tmp_path, "canary").get_trials()
     if gpus == "1":
         mended = search(tmp_path, *ARGS, "--gpus", gpus, env=env)

@@ -20,7 +20,7 @@ from postgres import PASSWORD, postgres, why_none
 from searches import command, study, summary, wait_for
 from test_tracking import free_port, mlflow_server
 
-from resp_tune.tuning.study import trial_seed
+from resp_tune.study.study import trial_seed
 
 UNAVAILABLE = why_not() or why_none()
 pytestmark = [

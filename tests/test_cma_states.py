@@ -14,8 +14,8 @@ from optuna.samplers import CmaEsSampler
 from optuna.trial import create_trial
 
 from resp_tune.errors import RunError
-from resp_tune.tuning.cma_states import SafeCmaEsSampler, read_optimiser
-from resp_tune.tuning.samplers import make_sampler
+from resp_tune.study.safe_cmaes import SafeCmaEsSampler, read_optimiser
+from resp_tune.study.samplers import make_sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 KEY = "cma:optimizer:"

@@ -9,7 +9,7 @@ from toy import toy_config, toy_data, toy_folds, trained
 
 from resp_tune.features.batches import ClipFrames
 from resp_tune.features.frames import Frames
-from resp_tune.learning.training import (
+from resp_tune.training.loop import (
     Side,
     Training,
     TrainingData,

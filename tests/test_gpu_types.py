@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_recorder import recorder_of, study_at
 from test_trainable import trial
 
-from resp_tune.tuning.gpu_types import bundle, called, next_type, type_of
-from resp_tune.tuning.joining import Node
-from resp_tune.tuning.plan import Machine, Slots
-from resp_tune.tuning.room import Room, TypedRoom
-from resp_tune.tuning.searcher import HandOutAnewError, Stops, StudySearcher
+from resp_tune.cluster.capacity import Room, TypedRoom
+from resp_tune.cluster.connect import Node
+from resp_tune.cluster.gpu_types import bundle, called, next_type, type_of
+from resp_tune.cluster.resources import Machine, Slots
+from resp_tune.execution.searcher import HandOutAnewError, Stops, StudySearcher
 
 H100, T4, UNNAMED = "accelerator_type:H100", "accelerator_type:T4", "node:10.0.0.7"
 SLOTS = {H100: Slots(8, 2.0, 0.25, 2), T4: Slots(2, 4.0, 1.0, 4)}

@@ -1,4 +1,7 @@
-"""The rooms of the house: who may import whom, read from the sources."""
+"""Which package imports which library, and what a bare host can import.
+
+The direction of imports between packages is a contract of import-linter in pyproject.toml.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +16,29 @@ import pytest
 import resp_tune
 
 PACKAGE = Path(resp_tune.__file__).parent
-ROOM_OF_ALL = {"errors", "paths"}  # the standard library only; anyone may use them
-
-# Each room and what it may import of this project; what is not listed here is a command, or shared
-# by the commands.
-ROOMS = {
-    "config": set[str](),
-    "data": set[str](),
-    "features": {"config"},
-    "learning": {"config", "data", "features"},
-    "storage": set[str](),
-    "tuning": {"config", "data", "features", "learning", "storage"},
-    "tracking": set[str](),
-    "reporting": set[str](),
-}
-# What only one room knows.
-KNOWS = {
-    "ray": {"tuning"},
-    "optuna": {"tuning", "searching"},
+# Packages that may import a library; commands may import any.
+OWNERS = {
+    "ray": {"cluster", "execution"},
+    "optuna": {"space", "study", "execution", "harness"},
     "mlflow": {"tracking"},
-    "torch": {"data", "features", "learning", "tuning", "searching"},
+    "torch": {
+        "data",
+        "features",
+        "training",
+        "cluster",
+        "execution",
+        "evaluation",
+        "harness",
+        "tracking",
+    },
     "plotly": {"reporting"},
     "pyarrow": {"storage"},
-    "jinja2": {"reporting"},
-    "sqlalchemy": {"tracking", "tuning"},
-    "pydantic": {"tuning", "searching"},
+    "jinja2": {"reporting", "audit"},
+    "sqlalchemy": {"tracking", "study"},
+    "pydantic": {"space"},
 }
-# Code that MLflow runs when somebody loads the registered model: it stands with the tracking, which
-# does not import it, and calls the bundle.
-SERVED = "tracking.served_model"
-# What the features and the training loop need on a host that has torch and little else.
-LEAN = {"torch", "torchaudio", "numpy", "filelock", "safetensors"}
+# All that features and training need, so that they run on a host that has torch and little else.
+BARE_LIBRARIES = {"torch", "torchaudio", "numpy", "filelock", "safetensors"}
 
 
 def modules() -> dict[str, Path]:
@@ -69,70 +64,47 @@ def imports(path: Path) -> Iterator[str]:
                 yield node.module
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[0]
 
 
 def own(names: Iterator[str]) -> set[str]:
-    """Rooms of this project among imported names."""
-    return {room(n.removeprefix("resp_tune.")) for n in names if n.startswith("resp_tune.")}
+    """Packages of this project among imported names."""
+    return {package_of(n.removeprefix("resp_tune.")) for n in names if n.startswith("resp_tune.")}
 
 
 def others(names: Iterator[str]) -> set[str]:
-    """Installed packages among imported names."""
+    """Installed libraries among imported names."""
     roots = {n.split(".")[0] for n in names}
     return roots - set(sys.stdlib_module_names) - {"resp_tune"}
 
 
-def test_there_is_something_to_check() -> None:
-    found = {room(m) for m in modules()}
-    assert set(ROOMS) | ROOM_OF_ALL <= found
-    assert sum(1 for path in modules().values() for _ in imports(path)) > 300
-
-
-@pytest.mark.parametrize("name", ROOMS)
-def test_a_room_imports_only_those_before_it(name: str) -> None:
-    allowed = ROOMS[name] | ROOM_OF_ALL | {name}
+def test_config_and_common_need_the_standard_library_alone() -> None:
     for module, path in modules().items():
-        if room(module) == name and module != SERVED:
-            assert own(imports(path)) <= allowed, module
+        if module in ("errors", "config", "common.paths", "common.text", "common.log"):
+            assert others(imports(path)) == set(), module
 
 
-def test_the_served_model_is_a_world_of_its_own() -> None:
-    assert own(imports(modules()[SERVED])) == {"learning"}
-    for module, path in modules().items():
-        assert f"resp_tune.{SERVED}" not in set(imports(path)), module
+@pytest.mark.parametrize("library", OWNERS)
+def test_libraries_have_owners(library: str) -> None:
+    importers = {m for m, path in modules().items() if library in others(imports(path))}
+    packages = {package_of(m) for m in importers if "." in m}
+    assert packages - OWNERS[library] == set()
+    assert packages, f"no package imports {library}: remove it"
 
 
-def test_what_all_share_needs_the_standard_library_alone() -> None:
-    for name in (*sorted(ROOM_OF_ALL), "config"):
-        path = modules()[name]
-        assert others(imports(path)) == set(), name
-        assert own(imports(path)) <= ROOM_OF_ALL, name
-
-
-@pytest.mark.parametrize("package", KNOWS)
-def test_who_knows(package: str) -> None:
-    commands = {m for m in modules() if "." not in m} - set(ROOMS) - ROOM_OF_ALL
-    knowing = {m for m, path in modules().items() if package in others(imports(path))}
-    strangers = {m for m in knowing if room(m) not in KNOWS[package] | commands} - {SERVED}
-    assert strangers == set()
-    assert {room(m) for m in knowing} & KNOWS[package], f"nobody imports {package}: take it out"
-
-
-def test_features_and_learning_run_on_a_bare_host() -> None:
-    """`learning.problem` alone also knows the data, which need more."""
-    for module, path in modules().items():
-        if room(module) in ("features", "learning") and module != "learning.problem":
-            assert others(imports(path)) <= LEAN, module
-            assert own(imports(path)) <= {"config", "features", "learning"} | ROOM_OF_ALL, module
-
-
+# These also import the data package, which needs more than a bare host has.
+NOT_BARE = {"training.datamodule", "training.fingerprint"}
 BARE = [
     m
     for m in modules()
-    if room(m) in ("features", "learning", "config") and m != "learning.problem"
+    if package_of(m) in ("features", "training", "config") and m not in NOT_BARE
 ]
+
+
+def test_features_and_training_run_on_a_bare_host() -> None:
+    for module in BARE:
+        assert others(imports(modules()[module])) <= BARE_LIBRARIES, module
 
 
 def test_what_a_bare_host_really_loads() -> None:

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from resp_tune.learning.intervals import DRAWS, bootstrap, intervals, paired
-from resp_tune.learning.metrics import METRICS, Labels, Probabilities, all_metrics
+from resp_tune.training.bootstrap import DRAWS, bootstrap, intervals, paired
+from resp_tune.training.metrics import METRICS, Labels, Probabilities, all_metrics
 
 
 def clips_of_patients(

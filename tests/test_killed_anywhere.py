@@ -29,38 +29,38 @@ ARGS = (
 
 MOMENTS: list[Moment] = [
     # start-up
-    ("resp_tune.searching.run", "_open", "before", 1),
-    ("resp_tune.tuning.study", "_storage", "after", 1),
-    ("resp_tune.searching.run", "save_sides", "before", 1),
+    ("resp_tune.harness.run", "_open", "before", 1),
+    ("resp_tune.study.study", "_storage", "after", 1),
+    ("resp_tune.harness.run", "save_sides", "before", 1),
     ("resp_tune.tracking.client", "_opened", "after", 1),
-    ("resp_tune.tracking.runs", "SearchRuns._open_parent", "after", 1),
+    ("resp_tune.tracking.search_run", "SearchRuns._open_parent", "after", 1),
     # filling the cache
-    ("resp_tune.features.store", "_Writer.append", "after", 5),
-    ("resp_tune.features.store", "_Writer.finish", "after", 1),
+    ("resp_tune.features.cache", "_Writer.append", "after", 5),
+    ("resp_tune.features.cache", "_Writer.finish", "after", 1),
     # before the first trial
-    ("resp_tune.searching.rounds", "check_baseline", "after", 1),
+    ("resp_tune.harness.stages", "check_baseline", "after", 1),
     # trials: asked for but not described, handed out, told in part, told to MLflow, ended
-    ("resp_tune.tuning.recorder", "trial_seed", "before", 1),
-    ("resp_tune.tuning.recorder", "Recorder.next_trial", "after", 1),
-    ("resp_tune.tuning.recorder", "Recorder.advance", "before", 1),
-    ("resp_tune.tuning.recorder", "Recorder.end", "before", 1),
-    ("resp_tune.tuning.recorder", "Recorder.end", "after", 1),
-    ("resp_tune.tracking.children", "Children._create", "after", 1),
-    ("resp_tune.tracking.children", "Children.end", "after", 1),
-    ("resp_tune.tuning.recorder", "Recorder.end", "after", 2),
+    ("resp_tune.study.trial_queue", "trial_seed", "before", 1),
+    ("resp_tune.study.trial_queue", "Recorder.next_trial", "after", 1),
+    ("resp_tune.study.trial_queue", "Recorder.advance", "before", 1),
+    ("resp_tune.study.trial_queue", "Recorder.end", "before", 1),
+    ("resp_tune.study.trial_queue", "Recorder.end", "after", 1),
+    ("resp_tune.tracking.trial_runs", "Children._create", "after", 1),
+    ("resp_tune.tracking.trial_runs", "Children.end", "after", 1),
+    ("resp_tune.study.trial_queue", "Recorder.end", "after", 2),
     # replicates
-    ("resp_tune.tuning.replicate_recorder", "ReplicateRecorder.next_trial", "after", 1),
-    ("resp_tune.tuning.replicate_recorder", "ReplicateRecorder.end", "after", 2),
+    ("resp_tune.study.replicate_queue", "ReplicateRecorder.next_trial", "after", 1),
+    ("resp_tune.study.replicate_queue", "ReplicateRecorder.end", "after", 2),
     # the end: tables, bundle, the test side, the evaluation run, the registry, the summary
-    ("resp_tune.searching.files", "write_trials", "after", 1),
-    ("resp_tune.searching.finish", "write_bundle", "after", 1),
-    ("resp_tune.searching.finish", "score_test", "before", 1),
-    ("resp_tune.searching.finish", "score_test", "after", 1),
-    ("resp_tune.tracking.children", "Children.evaluation", "after", 1),
+    ("resp_tune.harness.result_files", "write_trials", "after", 1),
+    ("resp_tune.harness.finalize", "write_bundle", "after", 1),
+    ("resp_tune.harness.finalize", "score_test", "before", 1),
+    ("resp_tune.harness.finalize", "score_test", "after", 1),
+    ("resp_tune.tracking.trial_runs", "Children.evaluation", "after", 1),
     ("resp_tune.tracking.registry", "_log", "after", 1),
     ("resp_tune.tracking.registry", "_register", "after", 1),
-    ("resp_tune.searching.files", "write_summary", "before", 1),
-    ("resp_tune.searching.finish", "render", "before", 1),
+    ("resp_tune.harness.result_files", "write_summary", "before", 1),
+    ("resp_tune.harness.finalize", "render", "before", 1),
 ]
 
 
@@ -72,7 +72,7 @@ def test_killed_at_every_kind_of_moment(tmp_path: Path) -> None:
     took = []  # each command gets further than where the one before it was killed
     for moment in moments:
         env = deadly.dies(tmp_path / "deadly", moment)
-        if moment[0] == "resp_tune.features.store":  # nothing is filled twice
+        if moment[0] == "resp_tune.features.cache":  # nothing is filled twice
             env["RESP_TUNE_CACHE"] = str(tmp_path / "empty")
             shutil.rmtree(tmp_path / "empty", ignore_errors=True)
         begun = time.monotonic()

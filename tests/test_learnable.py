@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
+from resp_tune.common.paths import cache_folder
 from resp_tune.config import preset
-from resp_tune.data.baselines import held_out_answers
-from resp_tune.data.recordings import load_dataset
-from resp_tune.data.splits import make_sides
-from resp_tune.data.synthetic import default_synthetic
+from resp_tune.data.dataset import load_dataset
+from resp_tune.data.protocols import make_sides
+from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.tasks import get_task, make_clips
-from resp_tune.learning.bundle import Bundle
-from resp_tune.learning.metrics import balanced_accuracy, macro_f1
-from resp_tune.learning.problem import Problem, stores_of
-from resp_tune.learning.training import Training
-from resp_tune.paths import cache_folder
+from resp_tune.evaluation.baselines import held_out_answers
+from resp_tune.training.datamodule import Problem, stores_of
+from resp_tune.training.loop import Training
+from resp_tune.training.metrics import balanced_accuracy, macro_f1
+from resp_tune.training.model_bundle import Bundle
 
 
 def test_a_short_training_beats_the_baselines_on_unseen_patients() -> None:

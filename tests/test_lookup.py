@@ -8,8 +8,8 @@ import pytest
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
-from resp_tune.tracking.lookup import trial_run
-from resp_tune.tracking.runs import SearchRuns
+from resp_tune.tracking.load_trial import trial_run
+from resp_tune.tracking.search_run import SearchRuns
 
 
 def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:

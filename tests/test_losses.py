@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from toy import toy_config
 
-from resp_tune.learning.losses import class_weights, make_loss
+from resp_tune.training.losses import class_weights, make_loss
 
 TRAIN = torch.tensor([0] * 60 + [1] * 25 + [2] * 5)
 COUNT = torch.tensor([60.0, 25.0, 5.0])

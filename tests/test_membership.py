@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from resp_tune.tuning import membership
-from resp_tune.tuning.membership import Membership
+from resp_tune.cluster import node_requirements
+from resp_tune.cluster.node_requirements import Membership
 
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Membership:
-    monkeypatch.setattr(membership, "SHARED_SECONDS", 0.5)
+    monkeypatch.setattr(node_requirements, "SHARED_SECONDS", 0.5)
     (tmp_path / "held").write_text("process 1 on driver")
     return Membership.of_driver(tmp_path / "held")
 
@@ -54,5 +54,5 @@ def test_a_folder_that_shows_it_late(mine: Membership, monkeypatch: pytest.Monke
     assert mine.file is not None
     file, content = mine.file, mine.content
     file.unlink()
-    monkeypatch.setattr(membership.time, "sleep", lambda _: file.write_text(content))
+    monkeypatch.setattr(node_requirements.time, "sleep", lambda _: file.write_text(content))
     assert mine.lacking() is None

@@ -19,11 +19,11 @@ from searches import search, study, trials
 from test_recorder import SPACE, finish, next_of, recorder_of, row, study_at
 from test_trainable import rows, run, trial
 
-from resp_tune.learning.training import _FoldRun
-from resp_tune.tuning.ray_oom import mend
-from resp_tune.tuning.replicate_recorder import ReplicateRecorder
-from resp_tune.tuning.searcher import WORKER_LOSSES, HandOutAnewError, Runs, StudySearcher
-from resp_tune.tuning.study import records
+from resp_tune.cluster.ray_oom import mend
+from resp_tune.execution.searcher import WORKER_LOSSES, HandOutAnewError, Runs, StudySearcher
+from resp_tune.study.replicate_queue import ReplicateRecorder
+from resp_tune.study.study import records
+from resp_tune.training.loop import _FoldRun
 
 MONITOR = (
     "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.\n"
@@ -144,8 +144,8 @@ def test_epochs_that_were_told_stand(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return losses(self, draws, mix)
 
     monkeypatch.setattr(_FoldRun, "_losses", sometimes)
-    monkeypatch.setattr("resp_tune.tuning.trainable.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("resp_tune.tuning.trainable.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("resp_tune.execution.trainable.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("resp_tune.execution.trainable.REPORT_SECONDS", 0.0)
     made = trial(tmp_path / "short")
     first = made.step()
     assert first["micro_batch"] is None

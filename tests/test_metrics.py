@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from resp_tune.learning import metrics
-from resp_tune.learning.metrics import METRICS, Labels, Probabilities
+from resp_tune.training import metrics
+from resp_tune.training.metrics import METRICS, Labels, Probabilities
 
 
 def sk_macro_f1(labels: Labels, p: Probabilities) -> float:

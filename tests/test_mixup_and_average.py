@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from toy import fingerprint, toy_config, toy_data, trained
 
-from resp_tune.learning.averaging import Average
-from resp_tune.learning.mixup import blend, blended_loss, draw_weights
-from resp_tune.learning.training import Training
+from resp_tune.training.ema import Average
+from resp_tune.training.loop import Training
+from resp_tune.training.mixup import blend, blended_loss, draw_weights
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])

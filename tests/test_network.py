@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from toy import toy_config, toy_data
 
-from resp_tune.learning.network import SoundNet, two_by_two
-from resp_tune.learning.training import Training
+from resp_tune.training.loop import Training
+from resp_tune.training.network import SoundNet, two_by_two
 
 
 def plain(classes: int, width: int, dropout: float, channels: int) -> nn.Module:

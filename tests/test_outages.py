@@ -15,8 +15,8 @@ from postgres import PASSWORD, postgres, why_none
 from searches import files_below, search, start, study, summary, trials, wait_for
 from test_tracking import free_port, mlflow_server
 
-from resp_tune.tuning import study as studies
-from resp_tune.tuning.samplers import make_sampler
+from resp_tune.study import study as studies
+from resp_tune.study.samplers import make_sampler
 
 pytestmark = pytest.mark.slow
 NO_POSTGRES = why_none()

@@ -10,18 +10,18 @@ import pytest
 import torch
 from toy import toy_config
 
+from resp_tune.cluster.connect import Cluster, Node
+from resp_tune.cluster.resources import Machine, Slots
 from resp_tune.errors import RunError
-from resp_tune.learning import packing
-from resp_tune.learning.packing import Load, Packed, choose, measure, measure_all, stand_in
-from resp_tune.learning.precision import Device
-from resp_tune.learning.training import fit
+from resp_tune.execution import trials_per_gpu
+from resp_tune.execution.trials_per_gpu import Load, Packed, choose, measure, measure_all, stand_in
+from resp_tune.harness import auto_packing as packed_search
+from resp_tune.harness import spec as prepared_search
+from resp_tune.harness import validate as preparing
+from resp_tune.harness.auto_packing import packed
 from resp_tune.search import read_settings
-from resp_tune.searching import packed as packed_search
-from resp_tune.searching import prepare as preparing
-from resp_tune.searching import prepared as prepared_search
-from resp_tune.searching.packed import packed
-from resp_tune.tuning.joining import Cluster, Node
-from resp_tune.tuning.plan import Machine, Slots
+from resp_tune.training.compute_device import Device
+from resp_tune.training.loop import fit
 
 SMALL = Load(train=12, validation=6, classes=3, folds=2)
 
@@ -89,7 +89,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Load, str, int, int]]:
         seen.append((load, device, trials, how["threads"]))
         return Packed(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
 
-    monkeypatch.setattr(packing, "measure", measured)
+    monkeypatch.setattr(trials_per_gpu, "measure", measured)
     monkeypatch.setattr(prepared_search, "this_device", lambda kind: Device(kind, "a GPU", False))
     monkeypatch.setattr(preparing, "this_machine", lambda: Machine(16, 2, 10**11))
     return seen
@@ -131,7 +131,7 @@ def test_what_cannot_be_measured_is_a_line(
     def fails(*_: object, **__: object) -> Packed:
         raise ZeroDivisionError("a bug\nin two lines")
 
-    monkeypatch.setattr(packing, "measure", fails)
+    monkeypatch.setattr(trials_per_gpu, "measure", fails)
     with pytest.raises(RunError, match="none was started: ZeroDivisionError: a bug in two lines"):
         packed(prepared_with(tmp_path))
     assert asked == []

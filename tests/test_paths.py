@@ -12,17 +12,17 @@ import pytest
 
 from resp_tune import evaluate, predict, search, synth, train, ui
 from resp_tune.cli import run
-from resp_tune.data.tables import read_text
-from resp_tune.data.task_files import find_task
-from resp_tune.errors import UserError
-from resp_tune.paths import (
+from resp_tune.common.paths import (
     LONGEST_NAME,
     cache_folder,
     folder_to_write,
     user_path,
     write_atomically,
 )
-from resp_tune.tuning.space import load_space
+from resp_tune.data.metadata import read_text
+from resp_tune.data.task_files import find_task
+from resp_tune.errors import UserError
+from resp_tune.space.search_space import load_space
 
 NOBODY = "~no-such-user/a"
 

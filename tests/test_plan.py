@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resp_tune.errors import UserError
-from resp_tune.tuning.plan import (
+from resp_tune.cluster.resources import (
     TRIAL_MEMORY,
     Machine,
     Slots,
@@ -17,6 +16,7 @@ from resp_tune.tuning.plan import (
     room_for,
     this_machine,
 )
+from resp_tune.errors import UserError
 
 GIGABYTE = 10**9
 LAPTOP = Machine(cpus=2, gpus=0, memory=8 * GIGABYTE)

@@ -11,13 +11,13 @@ import soundfile
 import torch
 from toy import toy_config, toy_folds
 
-from resp_tune.data.audio import load_waveform
+from resp_tune.data.waveforms import load_waveform
 from resp_tune.features.batches import ClipFrames
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
-from resp_tune.learning.bundle import load_bundle, save_bundle
-from resp_tune.learning.training import Training
 from resp_tune.predict import main
+from resp_tune.training.loop import Training
+from resp_tune.training.model_bundle import load_bundle, save_bundle
 
 CLASSES = ("normal", "crackle", "wheeze")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resp_tune.data.task_files import load_task
 from resp_tune.features.logmel import check_filters
-from resp_tune.tuning.space import load_space
+from resp_tune.space.search_space import load_space
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -15,12 +15,10 @@ from optuna.trial import TrialState
 
 from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import UserError
-from resp_tune.learning.metrics import METRICS
-from resp_tune.tuning.recorder import HOPELESS, Recorder
-from resp_tune.tuning.samplers import make_sampler
-from resp_tune.tuning.searcher import Runs
-from resp_tune.tuning.space import load_space
-from resp_tune.tuning.study import (
+from resp_tune.execution.searcher import Runs
+from resp_tune.space.search_space import load_space
+from resp_tune.study.samplers import make_sampler
+from resp_tune.study.study import (
     RECORDINGS,
     TrialRecord,
     best_of,
@@ -30,6 +28,8 @@ from resp_tune.tuning.study import (
     records,
     trial_seed,
 )
+from resp_tune.study.trial_queue import HOPELESS, Recorder
+from resp_tune.training.metrics import METRICS
 
 SPACE = load_space("default.yaml")
 

@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
-from resp_tune.learning.bundle import load_bundle, save_bundle
-from resp_tune.learning.training import build_network
 from resp_tune.tracking.registry import RegisteredModel, fetch_bundle, register_winner
-from resp_tune.tracking.runs import SearchRuns
+from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.training.loop import build_network
+from resp_tune.training.model_bundle import load_bundle, save_bundle
 
 NAMES = ["config.json", "weights.safetensors"]
 CLASSES = ["COPD", "Healthy", "URTI & co"]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from searches import Outcome, command, search, start, study, summary, wait_for
 
-from resp_tune.learning.bundle import load_bundle
+from resp_tune.training.model_bundle import load_bundle
 
 pytestmark = pytest.mark.slow
 

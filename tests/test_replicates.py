@@ -13,9 +13,9 @@ import pytest
 from test_recorder import Diary, next_of, recorder_of, row, study_at
 
 from resp_tune.errors import UserError
-from resp_tune.learning.metrics import METRICS
-from resp_tune.tuning.replicate_recorder import ReplicateRecorder
-from resp_tune.tuning.replicates import (
+from resp_tune.space.search_space import load_space
+from resp_tune.study.replicate_queue import ReplicateRecorder
+from resp_tune.study.replicates import (
     CANDIDATES,
     Candidate,
     candidates,
@@ -25,8 +25,8 @@ from resp_tune.tuning.replicates import (
     replicates,
     standing,
 )
-from resp_tune.tuning.space import load_space
-from resp_tune.tuning.study import TrialRecord, records, trial_seed
+from resp_tune.study.study import TrialRecord, records, trial_seed
+from resp_tune.training.metrics import METRICS
 
 SPACE = load_space("default.yaml")
 

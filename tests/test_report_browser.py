@@ -14,7 +14,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from resp_tune.reporting.page import render
+from resp_tune.reporting.report_page import render
 
 
 @pytest.fixture

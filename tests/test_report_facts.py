@@ -11,9 +11,16 @@ import pytest
 from report_folders import CLASSES, change, judge, make
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
-from resp_tune.reporting import evidence, facts, groups, plots, published, seeds
-from resp_tune.reporting.files import Results, read_results
-from resp_tune.reporting.strips import Line, Mark, Strips, strips
+from resp_tune.reporting import (
+    baseline_comparison,
+    group_tables,
+    plots,
+    published,
+    replicate_table,
+    winner_metrics,
+)
+from resp_tune.reporting.dot_plots import Line, Mark, Strips, strips
+from resp_tune.reporting.results import Results, read_results
 
 
 @pytest.fixture
@@ -40,7 +47,7 @@ def drawn(table: Strips | None) -> dict[str, Line]:
 
 def test_confusion_is_sklearns(folder: Path) -> None:
     results = read_results(folder)
-    found = groups.confusion(results)
+    found = group_tables.confusion(results)
     assert found is not None
     rows = [r for r in results.predictions if r["side"] == "test"]
     truth, answer = [r["label"] for r in rows], [r["predicted"] for r in rows]
@@ -60,23 +67,23 @@ def test_history_and_the_direction_of_the_metric(folder: Path) -> None:
     for metric, best in (("macro_f1", [0.30, 0.52, 0.52, 0.52]), ("log_loss", [0.30] * 4)):
         chart = plots.history(results.trials, results.epochs, metric)
         assert chart is not None
-        line, *groups = chart.plot["data"]
+        line, *group_tables = chart.plot["data"]
         assert line["y"] == best
-        assert [g["name"] for g in groups] == ["finished", "pruned", "failed"]
+        assert [g["name"] for g in group_tables] == ["finished", "pruned", "failed"]
 
 
 @pytest.mark.parametrize(("metric", "gap"), [("macro_f1", 0.07), ("log_loss", 0.07)])
 def test_price_is_positive_where_validation_flatters(folder: Path, metric: str, gap: float) -> None:
     """The log loss is larger on the test side: flattered as well."""
     change(folder, metric=metric)
-    price = facts.price(read_results(folder).summary)
+    price = winner_metrics.price(read_results(folder).summary)
     assert price is not None
     assert price.gap == pytest.approx(gap)
     assert "The winner does worse on the test side than the search's best trial" in price.text
 
 
 def test_price_is_of_the_best_that_the_search_saw(judged: Results) -> None:
-    price = facts.price(judged.summary)
+    price = winner_metrics.price(judged.summary)
     assert price is not None
     assert (price.validation, price.test) == (0.55, 0.45)  # not the winner's own mean, 0.52
     assert price.gap == pytest.approx(0.10)
@@ -90,7 +97,7 @@ def test_the_sign_of_the_price_is_the_summary_s(
 ) -> None:
     told = {"best_validation": 0.5, "test": 0.7, "difference": difference}
     winner = {**judged.summary["winner"], "price_of_searching": told}
-    price = facts.price({**judged.summary, "metric": metric, "winner": winner})
+    price = winner_metrics.price({**judged.summary, "metric": metric, "winner": winner})
     assert price is not None
     assert (price.gap, price.validation, price.test) == (difference, 0.5, 0.7)
     assert words in price.text
@@ -104,7 +111,7 @@ def test_verdict(folder: Path, low: float, high: float, words: str) -> None:
     winner = json.loads((folder / "summary.json").read_text())["winner"]
     winner["test"]["intervals"]["macro_f1"] = [low, high]
     change(folder, winner=winner)
-    assert words in evidence.verdict(read_results(folder).summary)
+    assert words in baseline_comparison.verdict(read_results(folder).summary)
 
 
 def against(summary: dict[str, Any], **intervals: list[float]) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def test_verdict_of_paired_differences(
     judged: Results, device: list[float], everything: list[float], words: str
 ) -> None:
     summary = against(dict(judged.summary), device=device, all=everything)
-    said = evidence.verdict(summary)
+    said = baseline_comparison.verdict(summary)
     assert words in said
     better = min(*device, *everything) > 0
     assert ("has learnt from the sound" in said) == better
@@ -149,7 +156,7 @@ def test_verdict_of_paired_differences(
 
 def test_forest_tells_apart_without_colour(judged: Results) -> None:
     summary = against(dict(judged.summary), device=[0.02, 0.28], all=[-0.05, 0.13])
-    table = evidence.forest(summary)
+    table = baseline_comparison.forest(summary)
     lines = drawn(table)
     device, everything = lines["Device only"], lines["Device, place, age, sex only"]
     assert kinds(device) == [("diamond", pytest.approx(0.15))]
@@ -157,7 +164,7 @@ def test_forest_tells_apart_without_colour(judged: Results) -> None:
     assert kinds(everything) == [("ring", pytest.approx(0.04))]
     assert everything.cells == ("+0.040 [−0.050, +0.130]", "cannot be told")
     assert (device.tone, everything.tone) == ("better", "open")
-    worse = drawn(evidence.forest(against(summary, device=[-0.3, -0.1])))["Device only"]
+    worse = drawn(baseline_comparison.forest(against(summary, device=[-0.3, -0.1])))["Device only"]
     assert (worse.tone, worse.cells[1], worse.marks[0].kind) == ("worse", "winner worse", "diamond")
     assert table is not None
     assert table.zero
@@ -165,15 +172,15 @@ def test_forest_tells_apart_without_colour(judged: Results) -> None:
 
 
 def test_bars_show_the_baselines_of_the_same_clips(judged: Results) -> None:
-    bars = {bar.label: bar.value for bar in evidence.comparison(judged.summary)}
+    bars = {bar.label: bar.value for bar in baseline_comparison.comparison(judged.summary)}
     assert bars["Device only"] == 0.30  # 0.25 over all data
     assert bars["Device, place, age, sex only"] == 0.41
 
 
 def test_candidates(judged: Results) -> None:
-    found = seeds.candidates(judged.summary)
+    found = replicate_table.candidates(judged.summary)
     winner = judged.summary["winner"]
-    lines = drawn(seeds.strip_of(found, "macro_f1", winner))
+    lines = drawn(replicate_table.strip_of(found, "macro_f1", winner))
     assert list(lines) == ["trial 2", "trial 4"]
     best, dropped = lines.values()
     assert kinds(best) == [
@@ -181,19 +188,21 @@ def test_candidates(judged: Results) -> None:
     ]  # fmt: skip
     assert best.cells == ("0.470 ± 0.010", "0.464", "0.520", "3")
     assert (best.tone, dropped.tone, dropped.note) == ("ours", "pale", "dropped early")
-    told = " ".join(seeds.told(found, "macro_f1", winner))
+    told = " ".join(replicate_table.told(found, "macro_f1", winner))
     assert "up to 3 fresh seeds" in told
     assert "0.105 below their scores in the search: picking the best picks the lucky" in told
     assert "One seed alone would have chosen trial 4" in told
-    loss = " ".join(seeds.told(found, "log_loss", winner))  # a lower loss: better than it was
+    loss = " ".join(
+        replicate_table.told(found, "log_loss", winner)
+    )  # a lower loss: better than it was
     assert "lucky" not in loss
     assert "would have chosen" not in loss
 
 
 def test_no_candidates_no_words(folder: Path) -> None:
-    found = seeds.candidates(read_results(folder).summary)
-    assert (found, seeds.told(found, "macro_f1", {"number": 2})) == ([], [])
-    assert seeds.strip_of(found, "macro_f1", {"number": 2}) is None
+    found = replicate_table.candidates(read_results(folder).summary)
+    assert (found, replicate_table.told(found, "macro_f1", {"number": 2})) == ([], [])
+    assert replicate_table.strip_of(found, "macro_f1", {"number": 2}) is None
 
 
 @pytest.mark.parametrize("run", [0, 1])
@@ -201,17 +210,17 @@ def test_a_winner_by_its_one_score(judged: Results, run: int) -> None:
     """The time was up before the seeds of any candidate were there."""
     found = [
         replace(c, scores=c.scores[:run], mean=None, sd=None, bound=None)
-        for c in seeds.candidates(judged.summary)
+        for c in replicate_table.candidates(judged.summary)
     ]
     winner = {**judged.summary["winner"], "replicates": None}
-    told = " ".join(seeds.told(found, "macro_f1", winner))
+    told = " ".join(replicate_table.told(found, "macro_f1", winner))
     assert "The winner was chosen by its one score in the search" in told
     assert "do not count" not in told
     assert "would have chosen" not in told
     assert ("ran again on 1 fresh seed each" in told) == bool(run)
-    bounded = seeds.candidates(judged.summary)
+    bounded = replicate_table.candidates(judged.summary)
     for one, wins in ((winner, False), (judged.summary["winner"], True)):
-        table = seeds.strip_of(bounded, "macro_f1", one)
+        table = replicate_table.strip_of(bounded, "macro_f1", one)
         assert table is not None
         assert ("the best one wins" in dict(table.keys)["bound"]) == wins
 
@@ -263,18 +272,18 @@ def test_without_the_shared_patients_it_is_another_test_side(folder: Path) -> No
 
 
 def test_classes_by_clip_and_by_patient(judged: Results) -> None:
-    rows = groups.class_rows(judged.summary)
-    lines = drawn(groups.classes_strip(rows))
+    rows = group_tables.class_rows(judged.summary)
+    lines = drawn(group_tables.classes_strip(rows))
     assert list(lines) == CLASSES
     assert kinds(lines["COPD"]) == [("dot", 0.5), ("ring", 0.25)]
     assert lines["COPD"].cells == ("0.500", "0.250", "–", "5", "4")
     assert [line.tone for line in lines.values()] == ["pale", "", ""]  # of 4, 5 and 6 patients
-    alone = groups.classes_strip([groups.ClassRow("COPD", 3, 9, 0.5, 0.25)])
+    alone = group_tables.classes_strip([group_tables.ClassRow("COPD", 3, 9, 0.5, 0.25)])
     assert drawn(alone)["COPD"].cells == ("0.500", "0.250", "3", "9")
 
 
 def test_views_of_the_same_answers(judged: Results) -> None:
-    lines = drawn(groups.views(judged))
+    lines = drawn(group_tables.views(judged))
     assert list(lines) == [
         "All clips", "By patient", "Only plain device", "Only lone", "Children on the Meditron"
     ]  # fmt: skip

@@ -18,15 +18,15 @@ import resp_tune
 from resp_tune import train
 from resp_tune.cli import run
 from resp_tune.errors import UserError
-from resp_tune.learning.bundle import load_bundle, save_bundle
-from resp_tune.learning.checkpoint import resume
-from resp_tune.learning.training import Training
-from resp_tune.reporting.page import render
+from resp_tune.reporting.report_page import render
 from resp_tune.tracking.client import connect
-from resp_tune.tracking.links import search_links
-from resp_tune.tracking.lookup import trial_run
-from resp_tune.tracking.store import probe
+from resp_tune.tracking.load_trial import trial_run
+from resp_tune.tracking.store_probe import probe
+from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import public_base, redact, root_cause, scrub
+from resp_tune.training.checkpoint import resume
+from resp_tune.training.loop import Training
+from resp_tune.training.model_bundle import load_bundle, save_bundle
 
 # Secrets
 
@@ -170,8 +170,8 @@ import os, sys
 from pathlib import Path
 opened = set()
 root = Path(sys.argv[1])
-from resp_tune.data.recordings import load_dataset
-import resp_tune.data.splits, soundfile, numpy
+from resp_tune.data.dataset import load_dataset
+import resp_tune.data.protocols, soundfile, numpy
 sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
 data = load_dataset(root)
 print(len(data.recordings))

@@ -9,8 +9,8 @@ import optuna
 import pytest
 from spaces import space_of
 
-from resp_tune.tuning.samplers import SAMPLERS, blind_to, make_sampler
-from resp_tune.tuning.space import SearchSpace, load_space
+from resp_tune.space.search_space import SearchSpace, load_space
+from resp_tune.study.samplers import SAMPLERS, blind_to, make_sampler
 
 
 def objective(trial: optuna.Trial, space: SearchSpace) -> float:

@@ -10,9 +10,9 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from resp_tune.config import TrialConfig
-from resp_tune.learning.metrics import METRICS
-from resp_tune.tuning.schedulers import SCHEDULERS, grace_period, make_scheduler, milestones
-from resp_tune.tuning.study import TrialRecord
+from resp_tune.execution.schedulers import SCHEDULERS, grace_period, make_scheduler, milestones
+from resp_tune.study.study import TrialRecord
+from resp_tune.training.metrics import METRICS
 
 EPOCHS = 30
 

@@ -19,10 +19,10 @@ import ray  # before any of our settings, as a program that uses us may have don
 
 from resp_tune import search
 from resp_tune.cli import run
+from resp_tune.cluster.local import local_ray
+from resp_tune.cluster.private_ray import check_closed, closed_folder, rays_folder, secluded
+from resp_tune.cluster.resources import Machine
 from resp_tune.errors import UserError
-from resp_tune.tuning.cluster import local_ray
-from resp_tune.tuning.plan import Machine
-from resp_tune.tuning.seclusion import check_closed, closed_folder, rays_folder, secluded
 
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 JOIN = """
@@ -224,8 +224,8 @@ def test_a_search_says_it_before_it_writes(
 TWICE = """
 import os
 import ray
-from resp_tune.tuning.cluster import local_ray
-from resp_tune.tuning.plan import Machine
+from resp_tune.cluster.local import local_ray
+from resp_tune.cluster.resources import Machine
 tokens = set()
 for _ in range(2):
     with local_ray(Machine(cpus=1, gpus=0, memory=10**9), 0):

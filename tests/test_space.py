@@ -15,11 +15,11 @@ from optuna.distributions import (
 )
 from spaces import all_configs, new_study, space_of
 
+from resp_tune.common.yaml_files import LARGEST
 from resp_tune.config import Balance, preset
-from resp_tune.data.yaml_files import LARGEST
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
-from resp_tune.tuning.space import load_space
+from resp_tune.space.search_space import load_space
 
 SHIPPED = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from spaces import all_configs, new_study, space_of
 
 from resp_tune.errors import UserError
-from resp_tune.tuning.samplers import SAMPLERS, make_sampler
-from resp_tune.tuning.space import SearchSpace, load_space
+from resp_tune.space.search_space import SearchSpace, load_space
+from resp_tune.study.samplers import SAMPLERS, make_sampler
 
 RATES = {
     "type": "ordinal",

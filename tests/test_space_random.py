@@ -15,7 +15,7 @@ from spaces import new_study, space_of
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
-from resp_tune.tuning.space import load_space
+from resp_tune.space.search_space import load_space
 
 RANGES: dict[str, tuple[float, float]] = {
     "time_shift": (0.0, 1.0),

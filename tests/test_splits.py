@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 from small_sets import imagined, real_set
 
-from resp_tune.data.recordings import Dataset, load_dataset
-from resp_tune.data.splits import (
+from resp_tune.data.dataset import Dataset, load_dataset
+from resp_tune.data.protocols import (
     PROTOCOLS,
     Fold,
     Sides,

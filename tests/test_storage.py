@@ -17,16 +17,16 @@ import pytest
 from object_store import BUCKET, ENVIRONMENT, ObjectStore, object_store
 from searches import command
 
+from resp_tune.cluster import node_probe
 from resp_tune.errors import UserError
-from resp_tune.searching.copies import bring, current
+from resp_tune.execution.trial_artifacts import TrialFiles
+from resp_tune.harness.reconcile import bring, current
 from resp_tune.storage import lease as leases
 from resp_tune.storage.lease import LEASE, Lease, LeaseLostError
-from resp_tune.storage.place import Place, StorageError
-from resp_tune.storage.probe import check_place
-from resp_tune.storage.uploads import Uploads
-from resp_tune.tuning import probing
-from resp_tune.tuning.study import DRIVERS, READINGS, STUDY_ID, read_study
-from resp_tune.tuning.trial_files import TrialFiles
+from resp_tune.storage.object_store import Place, StorageError
+from resp_tune.storage.storage_probe import check_place
+from resp_tune.storage.uploader import Uploads
+from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
 
 
 @pytest.fixture
@@ -163,12 +163,12 @@ def test_a_store_that_never_answers_is_one_line_soon(tmp_path: Path) -> None:
 
 def test_a_node_says_whether_it_can_use_the_store(place: Place) -> None:
     """As the preflight asks each node of a cluster."""
-    assert probing._place(place.uri, place.below, "node") == "is not the driver's"
+    assert node_probe._place(place.uri, place.below, "node") == "is not the driver's"
     place.write(b"secret", "driver")
-    assert probing._place(place.uri, place.below, "node") is None
+    assert node_probe._place(place.uri, place.below, "node") is None
     assert place.read("node") == hashlib.sha256(b"secret").hexdigest().encode()
     wrong = place.uri + "&bad=option"
-    assert "cannot be used (" in str(probing._place(wrong, place.below, "node"))
+    assert "cannot be used (" in str(node_probe._place(wrong, place.below, "node"))
 
 
 # --- leases
@@ -244,7 +244,7 @@ def test_whoever_is_taken_over_notices(place: Place, tmp_path: Path) -> None:
 def test_of_two_at_once_one_holds_it(place: Place, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from resp_tune.storage import lease;"
-        "from resp_tune.storage.place import Place;"
+        "from resp_tune.storage.object_store import Place;"
         "from resp_tune.errors import UserError\n"
         "lease.BEAT_SECONDS = 1\n"
         "l = lease.Lease(Place(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), print)\n"
@@ -394,8 +394,8 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
 ) -> None:
     from toy import toy_config, toy_folds
 
-    from resp_tune.learning.checkpoint import epochs_in, save_checkpoint
-    from resp_tune.learning.training import Training
+    from resp_tune.training.checkpoint import epochs_in, save_checkpoint
+    from resp_tune.training.loop import Training
 
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     files = TrialFiles(tmp_path, place / "trials")

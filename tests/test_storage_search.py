@@ -23,12 +23,12 @@ from searches import Outcome, command, files_below, start, study, trials, wait_f
 
 from resp_tune.cli import run
 from resp_tune.errors import RunError
+from resp_tune.harness import remote_sync as mirrors
+from resp_tune.harness.remote_sync import mirrored
 from resp_tune.search import main
-from resp_tune.searching import mirror as mirrors
-from resp_tune.searching.mirror import mirrored
 from resp_tune.storage.lease import LEASE
-from resp_tune.tuning.samplers import make_sampler
-from resp_tune.tuning.study import open_study, trial_seed
+from resp_tune.study.samplers import make_sampler
+from resp_tune.study.study import open_study, trial_seed
 
 EPOCHS = 10
 TRIALS = 3
@@ -225,10 +225,10 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from resp_tune import cli
-from resp_tune.searching.interrupts import interruptible
-from resp_tune.searching.mirror import mirrored
+from resp_tune.harness.signals import interruptible
+from resp_tune.harness.remote_sync import mirrored
 from resp_tune.storage import lease
-from resp_tune.storage.place import Place
+from resp_tune.storage.object_store import Place
 lease.BEAT_SECONDS = lease.SETTLE_SECONDS = 0.5
 uri, below, folder = sys.argv[1:]
 def body(_):

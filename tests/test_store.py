@@ -30,11 +30,11 @@ from toy_stores import (
 )
 
 from resp_tune.config import preset
-from resp_tune.data.audio import load_waveform
+from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
-from resp_tune.features import logmel, store
+from resp_tune.features import cache, logmel
+from resp_tune.features.cache import Source, fill, open_store, store_key
 from resp_tune.features.logmel import SILENCE_DB
-from resp_tune.features.store import Source, fill, open_store, store_key
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def _stores_of_this_test() -> Iterator[None]:
     """`open_store` remembers stores for as long as a process lives."""
     yield
     open_store.cache_clear()
-    store._HELD.clear()
+    cache._HELD.clear()
 
 
 def test_frames_of_several_front_ends_from_one_fill(
@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         return writer
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._Writer, "__enter__", onto_a_full_disk)
+        patch.setattr(cache._Writer, "__enter__", onto_a_full_disk)
         with pytest.raises(RunError) as caught:
             fill(tmp_path, recordings(n), [SMALL, COARSE], limit_bytes=PLENTY)
     assert str(caught.value) == (
@@ -238,11 +238,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 def test_the_least_recently_used_store_goes_first(tmp_path: Path) -> None:
     old, middle, recent = aged(tmp_path, SAME_SIZE[:3])
     fill(tmp_path, recordings(), [SAME_SIZE[0]], limit_bytes=PLENTY)  # used again: now the newest
-    store._HELD.clear()
+    cache._HELD.clear()
     fill(tmp_path, recordings(), [SAME_SIZE[3]], limit_bytes=limit_for(3))
     assert [p.exists() for p in (old, middle, recent)] == [True, False, True]
     fill(tmp_path, recordings(), [SAME_SIZE[3]], limit_bytes=limit_for(2))
     assert [p.exists() for p in (old, middle, recent)] == [True, False, False]
-    store._HELD.clear()
+    cache._HELD.clear()
     check(fill(tmp_path, recordings(), [SMALL, COARSE], limit_bytes=0))  # what is asked for stays
     assert len(list(tmp_path.glob("*/index.json"))) == 2

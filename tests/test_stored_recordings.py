@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore
 
-from resp_tune.data.recordings import load_dataset
-from resp_tune.data.synthetic import SynthSettings, make_synthetic
+from resp_tune.data.dataset import load_dataset
+from resp_tune.data.synthetic.write import SynthSettings, make_synthetic
 from resp_tune.errors import UserError
-from resp_tune.storage.place import Place
-from resp_tune.storage.recordings import fetched
+from resp_tune.storage.object_store import Place
+from resp_tune.storage.remote_datasets import fetched
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -14,10 +14,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
-from resp_tune.tuning.recorder import Recorder
-from resp_tune.tuning.samplers import SAMPLERS, make_sampler
-from resp_tune.tuning.space import load_space
-from resp_tune.tuning.study import State, one_commit, open_study, read_study, state_of
+from resp_tune.space.search_space import load_space
+from resp_tune.study.samplers import SAMPLERS, make_sampler
+from resp_tune.study.study import State, one_commit, open_study, read_study, state_of
+from resp_tune.study.trial_queue import Recorder
 
 WIDE = load_space("wide.yaml")
 

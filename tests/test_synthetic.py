@@ -20,15 +20,15 @@ from sklearn.metrics import mutual_info_score, roc_auc_score
 
 from resp_tune import synth
 from resp_tune.cli import run
-from resp_tune.data import synthetic
-from resp_tune.data.baselines import no_audio_baselines
-from resp_tune.data.recordings import Dataset, Recording, load_dataset
-from resp_tune.data.synthesis.cohort import make_cohort, patients_of
-from resp_tune.data.synthesis.profiles import ICBHI_DEVICES, ICBHI_PATIENTS, SIX
-from resp_tune.data.synthesis.sounds import crackle
-from resp_tune.data.synthetic import SynthSettings, default_synthetic, make_synthetic
+from resp_tune.data.dataset import Dataset, Recording, load_dataset
+from resp_tune.data.synthetic import write
+from resp_tune.data.synthetic.cohort import make_cohort, patients_of
+from resp_tune.data.synthetic.profiles import ICBHI_DEVICES, ICBHI_PATIENTS, SIX
+from resp_tune.data.synthetic.sounds import crackle
+from resp_tune.data.synthetic.write import SynthSettings, default_synthetic, make_synthetic
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError
+from resp_tune.evaluation.baselines import no_audio_baselines
 
 SMALL = SynthSettings(recordings=30, seconds=2.0, seed=3)
 
@@ -303,7 +303,7 @@ def test_default_set_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         made.append(folder)
         make_synthetic(folder, SMALL)
 
-    monkeypatch.setattr(synthetic, "make_synthetic", small)
+    monkeypatch.setattr(write, "make_synthetic", small)
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(lambda _: default_synthetic(tmp_path), range(4)))
     assert folders == set(made)

@@ -11,14 +11,14 @@ from searches import command
 from small_sets import imagined
 
 from resp_tune.cli import run
-from resp_tune.data.tables import DIAGNOSES
+from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.data.task_files import find_task, load_task, task_from_classes
 from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
+from resp_tune.harness.options import SearchSettings
+from resp_tune.harness.validate import prepare
 from resp_tune.search import main as search_main
 from resp_tune.search import read_settings
-from resp_tune.searching.prepare import prepare
-from resp_tune.searching.settings import SearchSettings
 from resp_tune.train import parser, read_arguments
 
 CLASSES = "classes:\n  healthy: [Healthy]\n  infection: [URTI, lrti, Pneumonia, Bronchiolitis]\n"
@@ -185,8 +185,8 @@ def test_the_longest_file_fits_into_mlflow(tmp_path: Path) -> None:
 
 
 def test_an_edited_file_is_refused_with_the_difference(tmp_path: Path) -> None:
-    from resp_tune.tuning.samplers import make_sampler
-    from resp_tune.tuning.study import bind_settings, open_study
+    from resp_tune.study.samplers import make_sampler
+    from resp_tune.study.study import bind_settings, open_study
 
     path = tmp_path / "t.yaml"
     settings = SearchSettings(
@@ -218,7 +218,7 @@ def test_an_edited_file_is_refused_with_the_difference(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
-    from resp_tune.tracking.runs import SearchRuns
+    from resp_tune.tracking.search_run import SearchRuns
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     params = {

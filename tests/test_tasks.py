@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from small_sets import imagined, real_set
 
-from resp_tune.data.recordings import load_dataset
-from resp_tune.data.tables import DIAGNOSES
+from resp_tune.data.dataset import load_dataset
+from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.data.tasks import TASKS, Task, get_task, make_clips
 from resp_tune.errors import UserError
 

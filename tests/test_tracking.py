@@ -21,9 +21,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from resp_tune.errors import UserError
-from resp_tune.tracking.runs import SearchRuns
-from resp_tune.tracking.searches import list_searches
-from resp_tune.tracking.store import probe
+from resp_tune.tracking.list_searches import list_searches
+from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.store_probe import probe
 
 PARAMS = {"lr": 0.003, "n_mels": 48, "pad": "repeat", "micro_batch": None}
 
@@ -385,7 +385,7 @@ def test_epochs_are_written_though_nobody_asks(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the time that they wait for each other, in one batch, and before the trial's end."""
-    monkeypatch.setattr("resp_tune.tracking.runs.LINGER_SECONDS", 0.4)
+    monkeypatch.setattr("resp_tune.tracking.search_run.LINGER_SECONDS", 0.4)
     runs = open_search(uri, tmp_path)
     runs.start_trial(0, params=PARAMS, seed=1)
     (run_id,) = runs.run_ids().values()
@@ -443,7 +443,7 @@ def test_two_searches_start_at_once_on_a_fresh_store_elsewhere_and_quietly(tmp_p
     script = """
 import sys
 from pathlib import Path
-from resp_tune.tracking.runs import SearchRuns
+from resp_tune.tracking.search_run import SearchRuns
 uri, storage, name = sys.argv[1:]
 runs = SearchRuns(uri, Path(storage), name, metric="macro_f1", mode="max", params={}, tags={})
 runs.start_trial(0, params={"lr": 1}, seed=1)

@@ -19,8 +19,8 @@ import pytest
 from test_tracking import free_port
 
 from resp_tune.errors import UserError
-from resp_tune.tracking.links import search_links
-from resp_tune.tracking.store import probe, redact, resolve_uri
+from resp_tune.tracking.store_probe import probe, redact, resolve_uri
+from resp_tune.tracking.ui_links import search_links
 
 
 def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_links() -> None:
 
 
 def test_addresses_need_no_mlflow() -> None:
-    code = "import sys, resp_tune.tracking.store, resp_tune.tracking.links as l; "
+    code = "import sys, resp_tune.tracking.store_probe, resp_tune.tracking.ui_links as l; "
     code += "print('mlflow' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True

@@ -14,13 +14,13 @@ import pytest
 import torch
 from toy import CLASSES, TONES, toy_config
 
-from resp_tune.features import store
-from resp_tune.features.store import Source
-from resp_tune.learning.metrics import macro_f1
-from resp_tune.learning.problem import ClipTable, FoldTables, Stores
-from resp_tune.tuning.plan import LOGICAL_GPUS
-from resp_tune.tuning.trainable import TrialTrainable, Work, _device
-from resp_tune.tuning.trial_files import Sender
+from resp_tune.cluster.resources import LOGICAL_GPUS
+from resp_tune.execution.trainable import TrialTrainable, Work, _device
+from resp_tune.execution.trial_artifacts import Sender
+from resp_tune.features import cache
+from resp_tune.features.cache import Source
+from resp_tune.training.datamodule import ClipTable, FoldTables, Stores
+from resp_tune.training.metrics import macro_f1
 
 CLIPS = 30
 LABELS = np.arange(CLIPS) % 3
@@ -153,8 +153,8 @@ def test_a_store_is_filled_by_whoever_wants_it_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    compute = store._compute
-    monkeypatch.setattr(store, "_compute", lambda *a: (made.append("once"), compute(*a)))
+    compute = cache._compute
+    monkeypatch.setattr(cache, "_compute", lambda *a: (made.append("once"), compute(*a)))
     lazy: Stores = pickle.loads(pickle.dumps(stores(tmp_path)))  # noqa: S301  # as Ray sends it
     small, wide = toy_config().front_end, toy_config(n_mels=24).front_end
     assert lazy.frames(small, workers=1) is lazy.frames(small, workers=1)

@@ -20,8 +20,7 @@ from toy import fingerprint, toy_config, toy_data, toy_folds, toy_side, trained
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipFrames, make_batch
-from resp_tune.learning.metrics import all_metrics, majority_accuracy
-from resp_tune.learning.training import (
+from resp_tune.training.loop import (
     EpochResult,
     Side,
     Training,
@@ -30,6 +29,7 @@ from resp_tune.learning.training import (
     fit,
     predict,
 )
+from resp_tune.training.metrics import all_metrics, majority_accuracy
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 from searches import command, files_below, search, study, trials
 from test_trainable import rows, run, trial
 
-from resp_tune.tracking.lookup import trial_run
-from resp_tune.tuning.timeouts import TRACE, Watch
+from resp_tune.execution.watchdog import TRACE, Watch
+from resp_tune.tracking.load_trial import trial_run
 
 SMALL = ("--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none")
 
@@ -169,7 +169,7 @@ def test_without_memory_the_micro_batch_is_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The batch of 8 becomes two of 4: the gradients add up, the batch statistics differ."""
-    from resp_tune.learning.training import _FoldRun
+    from resp_tune.training.loop import _FoldRun
 
     whole = rows(run(trial(tmp_path / "given", micro_batch=4)))
     losses = _FoldRun._losses
@@ -190,7 +190,7 @@ def test_without_memory_the_micro_batch_is_halved(
 def test_at_the_smallest_micro_batch_a_trial_has_diverged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resp_tune.learning.training import _FoldRun
+    from resp_tune.training.loop import _FoldRun
 
     def never(*_: object) -> object:
         raise MemoryError("planted")
@@ -276,7 +276,7 @@ NO_MLFLOW = """
 
 
 NO_SOUND = """
-    from resp_tune.data.audio import AudioError
+    from resp_tune.data.waveforms import AudioError
     from resp_tune.learning import problem
     def no_sound(*_):
         raise AudioError("planted: no sound")

@@ -23,7 +23,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from resp_tune.tracking.runs import SearchRuns
+from resp_tune.tracking.search_run import SearchRuns
 
 ROOT = Path(__file__).parents[1]
 # (end, score): best first is 4, 1, 0, 2, 5, and 3 without a score last

@@ -12,7 +12,7 @@ from resp_tune.config import TrialConfig
 from resp_tune.features.batches import ClipFrames
 from resp_tune.features.frames import Frames, join_frames
 from resp_tune.features.logmel import log_mels
-from resp_tune.learning.training import Side, Training, TrainingData
+from resp_tune.training.loop import Side, Training, TrainingData
 
 TONES = (200.0, 600.0, 1400.0)  # Hz
 CLASSES = ("low", "middle", "high")

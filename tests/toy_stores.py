@@ -14,9 +14,9 @@ import torch
 from test_logmel import SMALL
 
 from resp_tune.config import FrontEnd
-from resp_tune.features import store
+from resp_tune.features import cache
+from resp_tune.features.cache import Filled, Source, fill
 from resp_tune.features.logmel import SILENCE_DB, log_mels
-from resp_tune.features.store import Filled, Source, fill
 
 COARSE = dataclasses.replace(SMALL, n_mels=16)
 OTHER_STFT = dataclasses.replace(SMALL, n_fft=512)
@@ -54,7 +54,7 @@ def check(filled: Filled, front_end: FrontEnd = SMALL, n: int = 4) -> None:
 def aged(root: Path, front_ends: Sequence[FrontEnd]) -> list[Path]:
     """Stores of these front ends, the first used longest ago, made by a process that is gone."""
     folders = [one(root, f).folders[f] for f in front_ends]
-    store._HELD.clear()
+    cache._HELD.clear()
     for age, folder in zip(range(len(folders), 0, -1), folders, strict=True):
         os.utime(folder / "index.json", (time.time() - 3600 * age,) * 2)
     return folders

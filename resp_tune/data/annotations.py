@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from resp_tune.data.wording import shorten
+from resp_tune.common.text import shorten
 
 # The annotators' clock and the audio's length round differently; a few milliseconds are no error.
 END_TOLERANCE = 0.05

@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from resp_tune.data.tables import DIAGNOSES
+from resp_tune.common.paths import user_path
+from resp_tune.common.text import shorten
+from resp_tune.common.yaml_files import read_yaml
+from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.data.tasks import TASKS, Task, get_task
-from resp_tune.data.wording import shorten
-from resp_tune.data.yaml_files import read_yaml
 from resp_tune.errors import UserError, nearest
-from resp_tune.paths import user_path
 
 TASK_FILES = (".yaml", ".yml")
 LONGEST_CLASS = 40  # characters; class names head columns

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from resp_tune.data.recordings import Cycle, Dataset
-from resp_tune.data.tables import DIAGNOSES
-from resp_tune.data.wording import amount, shorten
+from resp_tune.common.text import amount, shorten
+from resp_tune.data.dataset import Cycle, Dataset
+from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.errors import UserError, nearest
 
 ANY_OTHER = "*"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resp_tune.reporting.files import Row, number
+from resp_tune.reporting.format import metric_name
 from resp_tune.reporting.plots import Chart, Plot, hover, layout_of, parameters, ranked, shown
-from resp_tune.reporting.wording import metric_name
+from resp_tune.reporting.results import Row, number
 
 LOGARITHMIC = ("lr", "weight_decay")
 LINES = 150

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from resp_tune.reporting.files import Row, number
-from resp_tune.reporting.wording import LOWER_IS_BETTER, metric_name
+from resp_tune.reporting.format import LOWER_IS_BETTER, metric_name
+from resp_tune.reporting.results import Row, number
 
 FIXED = ("number", "state", "score", "epochs", "seconds", "seed", "mlflow_run_id")
 STATES = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from resp_tune.reporting.files import Results, ends, mapping, number
-from resp_tune.reporting.strips import Line, Mark, Strips, strips
-from resp_tune.reporting.wording import ranged
+from resp_tune.reporting.dot_plots import Line, Mark, Strips, strips
+from resp_tune.reporting.format import ranged
+from resp_tune.reporting.results import Results, ends, mapping, number
 
 # Cycles, official 60/40 split, networks from scratch: score in percent, its sd over ten runs.
 PUBLISHED = (

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from resp_tune.common.paths import write_atomically
 from resp_tune.errors import UserError
-from resp_tune.paths import write_atomically
-from resp_tune.storage.place import Place, StorageError
+from resp_tune.storage.object_store import Place, StorageError
 
 LEASE = ".lease"  # in the search's place, and in the folder of whoever holds it
 BEAT_SECONDS = 10.0

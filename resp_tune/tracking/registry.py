@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
-from resp_tune.tracking.names import WEIGHTS
-from resp_tune.tracking.store import check_there
+from resp_tune.tracking.store_probe import check_there
+from resp_tune.tracking.tags import WEIGHTS
 from resp_tune.tracking.uri import redact, root_cause
 
 if TYPE_CHECKING:

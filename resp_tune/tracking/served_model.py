@@ -16,7 +16,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 if TYPE_CHECKING:
-    from resp_tune.learning.bundle import Bundle
+    from resp_tune.training.model_bundle import Bundle
 
 ARTIFACT = "winner"
 
@@ -26,7 +26,7 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the bundle beside this file."""
-        from resp_tune.learning.bundle import load_bundle
+        from resp_tune.training.model_bundle import load_bundle
 
         self.bundle: Bundle = load_bundle(context.artifacts[ARTIFACT])
 

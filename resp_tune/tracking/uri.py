@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, unquote_plus
 
+from resp_tune.common.paths import user_path
 from resp_tune.errors import UserError
-from resp_tune.paths import user_path
 
 _SHORTEST = 3  # characters of a piece of a secret
 

@@ -11,7 +11,7 @@ from benchmarks import ours
 from benchmarks.rounds import Figures, Runner, take_turns
 from benchmarks.workplace import Workplace
 from resp_tune.config import TrialConfig
-from resp_tune.learning.problem import FoldTables
+from resp_tune.training.datamodule import FoldTables
 
 
 def compiled(

@@ -11,18 +11,18 @@ from pathlib import Path
 from benchmarks.simulated import TOGETHER, Instant
 from benchmarks.workplace import Workplace
 from resp_tune.cli import say
+from resp_tune.cluster.local import local_ray
+from resp_tune.cluster.resources import Slots
 from resp_tune.errors import RunError
-from resp_tune.searching.tracked import TrackedTrials
-from resp_tune.tracking.runs import SearchRuns
-from resp_tune.tuning.cluster import local_ray
-from resp_tune.tuning.plan import Slots
-from resp_tune.tuning.recorder import Recorder
-from resp_tune.tuning.run import run_trials
-from resp_tune.tuning.samplers import make_sampler
-from resp_tune.tuning.schedulers import make_scheduler
-from resp_tune.tuning.space import load_space
-from resp_tune.tuning.study import State, TrialRecord, open_study
-from resp_tune.tuning.trainable import Work
+from resp_tune.execution.schedulers import make_scheduler
+from resp_tune.execution.trainable import Work
+from resp_tune.execution.tuner import run_trials
+from resp_tune.harness.tracking_listener import TrackedTrials
+from resp_tune.space.search_space import load_space
+from resp_tune.study.samplers import make_sampler
+from resp_tune.study.study import State, TrialRecord, open_study
+from resp_tune.study.trial_queue import Recorder
+from resp_tune.tracking.search_run import SearchRuns
 
 METRIC = "macro_f1"
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from benchmarks.rounds import ratio, take_turns
 from benchmarks.workplace import PLENTY, Findings, Workplace
 from resp_tune.config import FrontEnd
-from resp_tune.features.store import fill
-from resp_tune.tuning.space import load_space
+from resp_tune.features.cache import fill
+from resp_tune.space.search_space import load_space
 
 ROWS = ("fill_all_over_one",)
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state
 
 from benchmarks.limit import Batches, Limit
-from resp_tune.learning.network import SoundNet
+from resp_tune.training.network import SoundNet
 
 
 class Fused:

@@ -7,7 +7,7 @@ from torch import nn
 
 from resp_tune.features.augment import draw_augmented
 from resp_tune.features.batches import make_batch
-from resp_tune.learning.training import EVALUATION_BATCH, Training, autocast, batch_bounds
+from resp_tune.training.loop import EVALUATION_BATCH, Training, autocast, batch_bounds
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 

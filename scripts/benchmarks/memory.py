@@ -12,8 +12,8 @@ from benchmarks.rounds import Figures, Runner
 from benchmarks.workplace import Findings, Workplace
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
-from resp_tune.features.store import open_store
-from resp_tune.learning.problem import FoldTables
+from resp_tune.features.cache import open_store
+from resp_tune.training.datamodule import FoldTables
 
 ROWS = ("memory_share",)
 TRIALS = 4

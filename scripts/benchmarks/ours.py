@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.limit import Limit
 from resp_tune.config import TrialConfig
-from resp_tune.features.store import open_store
-from resp_tune.learning.memory import keep_freed_memory
-from resp_tune.learning.precision import settle_precision, this_device
-from resp_tune.learning.problem import FoldTables
-from resp_tune.learning.training import Training
+from resp_tune.features.cache import open_store
+from resp_tune.training.compute_device import settle_precision, this_device
+from resp_tune.training.datamodule import FoldTables
+from resp_tune.training.loop import Training
+from resp_tune.training.memory import keep_freed_memory
 
 MATRIX = 2048  # rows and columns of the product that shows the cores' peak
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.driver import Driven, drive
 from benchmarks.simulated import Instant, Tenth
 from benchmarks.workplace import Findings, Workplace
-from resp_tune.tuning.plan import Slots
+from resp_tune.cluster.resources import Slots
 
 OVERHEAD_ROWS = ("overhead_per_trial_s", "overhead_per_epoch_ms")
 GROWTH_ROWS = ("growth_1000",)

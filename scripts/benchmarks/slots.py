@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.driver import Step, drive
 from benchmarks.simulated import Second
 from benchmarks.workplace import Findings, Workplace
-from resp_tune.tuning.plan import Slots
+from resp_tune.cluster.resources import Slots
 
 ROWS = ("slots_busy",)
 LEAST_SLOTS = 16

@@ -12,13 +12,13 @@ from benchmarks.notebook import Items
 from benchmarks.recordings import make_recordings
 from benchmarks.sizes import Sizes
 from resp_tune.cli import say
+from resp_tune.cluster.resources import Machine, this_machine
 from resp_tune.config import FrontEnd, TrialConfig, preset
-from resp_tune.data.recordings import load_dataset
-from resp_tune.data.splits import make_sides
+from resp_tune.data.dataset import load_dataset
+from resp_tune.data.protocols import make_sides
 from resp_tune.data.tasks import get_task, make_clips
-from resp_tune.features.store import fill
-from resp_tune.learning.problem import FoldTables, Problem
-from resp_tune.tuning.plan import Machine, this_machine
+from resp_tune.features.cache import fill
+from resp_tune.training.datamodule import FoldTables, Problem
 
 TASK, PROTOCOL = "diagnosis", "recording"  # the notebook's 80/20 by recording
 PLENTY = 10**13  # bytes; nothing is evicted

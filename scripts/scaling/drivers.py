@@ -12,7 +12,7 @@ from benchmarks.slots import SLOT_MEMORY, busy_share
 from benchmarks.workplace import Workplace
 
 from resp_tune.cli import say
-from resp_tune.tuning.plan import Slots
+from resp_tune.cluster.resources import Slots
 from scaling.sizes import Sizes
 
 USABLE = 0.8  # of the free memory: Ray's own processes live there too

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from resp_tune.tracking.runs import LINGER_SECONDS
+from resp_tune.tracking.search_run import LINGER_SECONDS
 
 DRIVER, STORAGE = "driver loop", "storage"
 MOST = 1_000_000  # slots; what is not saturated there is called never
@@ -56,7 +56,7 @@ class Load:
     """What is to be trained. A share `pruned` of the trials ends at epoch `rung`.
 
     `spread`: trials differ in the seconds of their epochs, evenly by ± this share.
-    `report_seconds`, `checkpoint_seconds`: the rules of `resp_tune.tuning.trainable`.
+    `report_seconds`, `checkpoint_seconds`: the rules of `resp_tune.execution.trainable`.
     """
 
     slots: int

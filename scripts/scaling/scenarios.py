@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from resp_tune.tuning.schedulers import grace_period
-from resp_tune.tuning.trainable import CHECKPOINT_SECONDS, REPORT_SECONDS
+from resp_tune.execution.schedulers import grace_period
+from resp_tune.execution.trainable import CHECKPOINT_SECONDS, REPORT_SECONDS
 from scaling.drivers import Loop
 from scaling.events import Load, Outcome, saturation, simulate
 from scaling.measured import Measured

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig, preset
-from resp_tune.learning.training import build_network
-from resp_tune.paths import write_atomically
+from resp_tune.training.loop import build_network
 from scaling.sizes import Sizes
 
 CLASSES = 6

@@ -13,10 +13,10 @@ import optuna
 from benchmarks.simulated import METRICS
 
 from resp_tune.cli import say
-from resp_tune.tuning.recorder import Recorder
-from resp_tune.tuning.samplers import make_sampler
-from resp_tune.tuning.space import load_space
-from resp_tune.tuning.study import open_study
+from resp_tune.space.search_space import load_space
+from resp_tune.study.samplers import make_sampler
+from resp_tune.study.study import open_study
+from resp_tune.study.trial_queue import Recorder
 from scaling.sizes import Sizes
 
 METRIC = "macro_f1"

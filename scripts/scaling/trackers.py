@@ -17,8 +17,8 @@ from pathlib import Path
 from resp_tune.cli import say
 from resp_tune.config import preset
 from resp_tune.errors import RunError, UserError
-from resp_tune.tracking.runs import SearchRuns
-from resp_tune.tracking.store import probe
+from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.store_probe import probe
 from resp_tune.tracking.uri import redact, root_cause
 from scaling.events import Tracker
 from scaling.sizes import Sizes

@@ -1,0 +1,1 @@
+"""Report what a data set gives away: defects, leaks, shortcuts."""

@@ -1,0 +1,95 @@
+"""The audit of a data set, as one value that can be printed, drawn and kept as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from resp_tune.audit.counts import counts, tables
+from resp_tune.audit.leaks import defects, protocol_leaks
+from resp_tune.audit.shortcuts import age_shortcut, device_shortcut
+from resp_tune.data.dataset import Dataset
+from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
+from resp_tune.errors import UserError
+from resp_tune.evaluation.baseline_cache import scores_of
+from resp_tune.evaluation.baselines import controlled_clips, patient_lookup
+
+LOOKUP_TASK = "diagnosis-8"
+LOOKUP_KEYS = ("accuracy", "macro_f1", "balanced_accuracy")
+
+Say = Callable[[str], None]
+
+
+def audit(dataset: Dataset, *, jobs: int | None = None, say: Say) -> dict[str, Any]:
+    """Counts, defects, tables, leaks, shortcuts and what can be had without audio.
+
+    Shares and scores are in 0…1. What this data set cannot have is None beside a `reason`. `jobs`
+    processes fit the baselines, None: one a core; those that were fitted before lie in the cache.
+    """
+    found: dict[str, Any] = {
+        "data": {"name": dataset.root.name, "synthetic": dataset.synthetic},
+        "counts": counts(dataset),
+        "defects": defects(dataset),
+        "tables": tables(dataset),
+        "leaks": protocol_leaks(dataset),
+        "patient_lookup": _lookup(dataset),
+    }
+    found["baselines"] = {}
+    for task in TASKS:
+        say(f"no-audio baselines: {task}")
+        found["baselines"][task] = _task_baselines(dataset, task, jobs)
+    say("no-audio baselines: children on the Meditron")
+    found["controlled"] = controlled(dataset, jobs)
+    shortcuts = {"device": device_shortcut(dataset), "age": age_shortcut(dataset)}
+    found["shortcuts"] = {
+        name: None if shortcut is None else asdict(shortcut) for name, shortcut in shortcuts.items()
+    }
+    found["warnings"] = [s.warning for s in shortcuts.values() if s and s.warning]
+    return found
+
+
+def controlled(dataset: Dataset, jobs: int | None) -> dict[str, Any]:
+    """Healthy and sick children on the Meditron: how many, and what the data sheet says of them."""
+    try:
+        clips = controlled_clips(dataset)
+    except UserError as error:
+        return {"healthy": None, "sick": None, "baselines": None, "reason": str(error)}
+    sizes = {}
+    for label, name in enumerate(clips.task.classes):
+        chosen = [dataset.recordings[c.recording] for c in clips.clips if c.label == label]
+        patients = {r.patient for r in chosen}
+        sizes[name] = {"recordings": len(chosen), "patients": len(patients)}
+    return {**sizes, "baselines": _baselines(dataset, clips, jobs)}
+
+
+def _lookup(dataset: Dataset) -> dict[str, Any]:
+    try:
+        clips = make_clips(get_task(LOOKUP_TASK), dataset)
+        return {"task": LOOKUP_TASK, **patient_lookup(dataset, clips)}
+    except UserError as error:
+        return {**dict.fromkeys(LOOKUP_KEYS), "task": LOOKUP_TASK, "reason": str(error)}
+
+
+def _task_baselines(dataset: Dataset, task: str, jobs: int | None) -> dict[str, Any]:
+    try:
+        clips = make_clips(get_task(task), dataset)
+    except UserError as error:
+        return _no_baselines(str(error))
+    return _baselines(dataset, clips, jobs)
+
+
+def _baselines(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, Any]:
+    there = sorted({clip.label for clip in clips.clips})
+    classes = [clips.task.classes[label] for label in there]
+    if len(classes) < 2:
+        return _no_baselines(f"fewer than two classes are here ({', '.join(classes) or 'none'})")
+    try:
+        scores = scores_of(dataset, clips, jobs)
+    except UserError as error:
+        return _no_baselines(str(error))
+    return {**scores, "classes": classes, "chance": 1 / len(classes), "clips": len(clips.clips)}
+
+
+def _no_baselines(reason: str) -> dict[str, Any]:
+    return {"majority_accuracy": None, "device": None, "all": None, "reason": reason}

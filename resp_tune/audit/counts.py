@@ -1,0 +1,102 @@
+"""How much of what a data set holds, and how class, device and age go together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from resp_tune.data.dataset import Cycle, Dataset, Recording
+from resp_tune.training.metrics import CYCLE_CLASSES
+
+# Lower bounds in years, inclusive; each group ends where the next begins.
+AGE_GROUPS = (
+    (0.0, "under 3"),
+    (3.0, "3–17"),
+    (18.0, "18–44"),
+    (45.0, "45–64"),
+    (65.0, "65 and up"),
+)
+NO_AGE = "unknown"
+Key = Callable[[Recording], str]
+
+
+def counts(dataset: Dataset) -> dict[str, Any]:
+    """Recordings, patients, sessions, cycles; then by cycle class, diagnosis and official side."""
+    recordings = dataset.recordings
+    return {
+        **_amounts(recordings),
+        "hours": round(sum(r.seconds for r in recordings) / 3600, 3),
+        "cycles_by_class": _cycle_classes(recordings),
+        "by_diagnosis": _by(recordings, lambda r: r.diagnosis),
+        "official": {
+            side: {**_amounts(chosen), "cycles_by_class": _cycle_classes(chosen)}
+            for side in ("train", "test")
+            if (chosen := [r for r in recordings if r.official == side])
+        },
+    }
+
+
+def tables(dataset: Dataset) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """`{table: {row: {column: {recordings, patients}}}}`; pairs that do not occur are left out."""
+    keys: dict[str, tuple[Key, Key]] = {
+        "diagnosis_by_device": (lambda r: r.diagnosis, lambda r: r.device),
+        "diagnosis_by_age": (lambda r: r.diagnosis, age_group),
+        "device_by_age": (lambda r: r.device, age_group),
+    }
+    return {
+        name: {
+            value: _by((r for r in dataset.recordings if row(r) == value), column)
+            for value in in_order(map(row, dataset.recordings))
+        }
+        for name, (row, column) in keys.items()
+    }
+
+
+def age_group(recording: Recording) -> str:
+    """One of `AGE_GROUPS`, or `NO_AGE`."""
+    age = recording.age
+    if age is None:
+        return NO_AGE
+    return next(name for least, name in reversed(AGE_GROUPS) if age >= least)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Age groups from young to old, all else by the alphabet."""
+    ages = {name: i for i, (_, name) in enumerate(AGE_GROUPS)} | {NO_AGE: len(AGE_GROUPS)}
+    return sorted(set(names), key=lambda name: (ages.get(name, -1), name))
+
+
+def cycle_class(cycle: Cycle) -> str:
+    """The challenge's class of a cycle."""
+    if cycle.crackle and cycle.wheeze:
+        return "both"
+    return "crackle" if cycle.crackle else "wheeze" if cycle.wheeze else "normal"
+
+
+def _amounts(recordings: Iterable[Recording]) -> dict[str, int]:
+    chosen = list(recordings)
+    return {
+        "recordings": len(chosen),
+        "patients": len({r.patient for r in chosen}),
+        "sessions": len({r.session for r in chosen}),
+        "cycles": sum(len(r.cycles) for r in chosen),
+    }
+
+
+def _cycle_classes(recordings: Iterable[Recording]) -> dict[str, int]:
+    found = Counter(cycle_class(cycle) for r in recordings for cycle in r.cycles)
+    return {name: found[name] for name in CYCLE_CLASSES}
+
+
+def _by(recordings: Iterable[Recording], key: Key) -> dict[str, dict[str, int]]:
+    groups: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        groups.setdefault(key(recording), []).append(recording)
+    return {
+        name: {
+            "recordings": len(groups[name]),
+            "patients": len({r.patient for r in groups[name]}),
+        }
+        for name in in_order(groups)
+    }

@@ -1,0 +1,146 @@
+"""What each protocol lets stand on more than one side, and the defects of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from resp_tune.common.text import amount, count, listed
+from resp_tune.data.dataset import Dataset
+from resp_tune.data.protocols import OUTER_FOLDS, make_sides
+from resp_tune.data.split import Sides
+from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.errors import UserError
+
+_TASKS = {"patient": "diagnosis", "official": "cycles", "recording": "diagnosis"}
+
+
+def protocol_leaks(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """`{protocol: {patients, sessions, recording_share, …}}` of the sides that a search would use.
+
+    `patients` and `sessions` stand on more than one side; `recording_share` of the held-out
+    recordings have their patient in training. A protocol that this data set cannot have holds None
+    and the `reason`. `official` also has the figures `without_shared_patients`, `device` those of
+    each device `held_out`, its own being the largest of them.
+    """
+    found = {name: _leaks(dataset, name, task) for name, task in _TASKS.items()}
+    if found["official"]["patients"]:
+        dropped = _leaks(dataset, "official", "cycles", drop_shared_patients=True)
+        found["official"]["without_shared_patients"] = dropped
+    devices = sorted({r.device for r in dataset.recordings})
+    held_out = {d: _leaks(dataset, "device", "diagnosis", hold_out_device=d) for d in devices}
+    found["device"] = {**_largest(list(held_out.values())), "held_out": held_out}
+    return found
+
+
+def defects(dataset: Dataset) -> list[str]:
+    """One line for all that is wrong with the files, or that a division into sides must heed."""
+    return [
+        *dataset.problems,
+        *_absent(dataset),
+        *_rare(dataset),
+        *_official_gaps(dataset),
+        *_same_breaths(dataset),
+    ]
+
+
+def _leaks(dataset: Dataset, protocol: str, task: str, **options: Any) -> dict[str, Any]:
+    try:
+        sides = make_sides(dataset, make_clips(get_task(task), dataset), protocol, **options)
+    except UserError as error:
+        return {"patients": None, "sessions": None, "recording_share": None, "reason": str(error)}
+    leaks = sides.leaks(dataset)
+    return {
+        "patients": leaks.patients,
+        "sessions": leaks.sessions,
+        "recording_share": leaks.recording_share,
+        "task": task,
+        "recordings": _sizes(sides),
+        "classes": list(sides.classes),
+    }
+
+
+def _sizes(sides: Sides) -> dict[str, int]:
+    fold = sides.folds[0]
+    test = {} if sides.test is None else {"test": len(sides.test)}
+    return {"train": len(fold.train), "validation": len(fold.validation), **test}
+
+
+def _largest(held_out: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("patients", "sessions", "recording_share")
+    made = [one for one in held_out if one["patients"] is not None]
+    if not made:
+        return {**dict.fromkeys(keys), "reason": "no device leaves sides that can be scored"}
+    return {key: max(one[key] for one in made) for key in keys}
+
+
+def _absent(dataset: Dataset) -> list[str]:
+    """What no recording has: its table is not there, or names nobody of these."""
+    lines, recordings = [], dataset.recordings
+    if all(r.age is None and r.sex is None for r in recordings):
+        lines.append(
+            "no age and no sex of anybody (demographic_info.txt): 'device + location + age + sex' "
+            "sees device and location alone"
+        )
+    if all(r.official is None for r in recordings):
+        lines.append(
+            "no official side of anybody (ICBHI_challenge_train_test.txt): --protocol official "
+            "cannot be had"
+        )
+    if not any(r.cycles for r in recordings):
+        lines.append(
+            "no annotated breathing cycle (a .txt beside each recording): --task cycles cannot be "
+            "had"
+        )
+    return lines
+
+
+def _rare(dataset: Dataset) -> list[str]:
+    patients: dict[str, set[str]] = {}
+    for recording in dataset.recordings:
+        patients.setdefault(recording.diagnosis, set()).add(recording.patient)
+    rare = [
+        f"{name} ({count(len(who), 'patient')})"
+        for name, who in sorted(patients.items())
+        if len(who) < OUTER_FOLDS
+    ]
+    if not rare:
+        return []
+    return [
+        f"fewer than {OUTER_FOLDS} patients: {listed(rare, len(rare))}; no division by patient can "
+        "score them"
+    ]
+
+
+def _official_gaps(dataset: Dataset) -> list[str]:
+    there = {
+        side: {r.diagnosis for r in dataset.recordings if r.official == side}
+        for side in ("train", "test")
+    }
+    if not all(there.values()):
+        return []
+    lines = []
+    for side, other in (("test", "train"), ("train", "test")):
+        if absent := sorted(there[other] - there[side]):
+            lines.append(
+                f"the official {side} side has no {', '.join(absent)}: the official split cannot "
+                "score a diagnosis"
+            )
+    return lines
+
+
+def _same_breaths(dataset: Dataset) -> list[str]:
+    sessions: dict[str, list[str]] = {}
+    for recording in dataset.recordings:
+        if recording.mode == "mc":
+            sessions.setdefault(recording.session, []).append(recording.stem)
+    several = {session: stems for session, stems in sessions.items() if len(stems) > 1}
+    if not several:
+        return []
+    files = sum(len(stems) for stems in several.values())
+    who = len({session.split("_")[0] for session in several})
+    return [
+        f"{count(len(several), 'session')} ({amount(files, 'recording', who)}) were recorded at "
+        "several positions at once: nearly the same breaths, which only sides by patient or "
+        "session keep together"
+    ]

@@ -1,0 +1,165 @@
+"""What gives the diagnosis away without a sound, tested by dealing it out anew among patients.
+
+A shortcut is warned of when it is both certain and large.
+
+Device: each patient counts once, with the device of most of their recordings. Its measure is the
+balanced accuracy of the best guess by device alone, Σ_device max_class P(device | class) / classes.
+Fitted and scored on the same patients it lies above 1 / classes even where the device says nothing,
+so it is compared with its own values after permuting the diagnoses among the patients. Warned of
+when at most `DEVICE_ALPHA` of the permutations reach it and it exceeds their mean by at least
+`DEVICE_MARGIN`. Diagnoses of fewer than 5 patients are left out.
+
+Age: the area under the ROC curve of COPD against Healthy by age, one age a patient. Children and
+adults do breathe with different illnesses, so only an area of at least `AGE_LEAST` is warned of,
+when at most `AGE_ALPHA` of the permutations are as far from 0.5.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from resp_tune.data.dataset import Dataset
+from resp_tune.data.protocols import OUTER_FOLDS
+from resp_tune.training.metrics import auroc
+
+PERMUTATIONS = 10_000
+DEVICE_ALPHA = 5e-4
+DEVICE_MARGIN = 0.1
+AGE_ALPHA = 0.05
+AGE_LEAST = 0.95
+SICK, WELL = "COPD", "Healthy"
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A test of one shortcut. `value` is its measure, in 0…1, of what the data set holds.
+
+    `by_chance` is the mean of the measure over the permutations, `limit` what they stay below but
+    for a share of alpha, `p_value` the share that reaches `value`.
+    """
+
+    measure: str
+    value: float
+    by_chance: float
+    limit: float
+    p_value: float
+    classes: tuple[str, ...]
+    patients: int
+    found: bool
+    warning: str | None
+
+
+def device_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
+    """Whether the device tells the diagnosis; None where too few patients are there to say."""
+    diagnosis = {r.patient: r.diagnosis for r in dataset.recordings}
+    sizes = Counter(diagnosis.values())
+    classes = tuple(sorted(name for name, n in sizes.items() if n >= OUTER_FOLDS))
+    if len(classes) < 2:
+        return None
+    patients = sorted(p for p, name in diagnosis.items() if name in classes)
+    rng = np.random.default_rng(seed)
+    devices = _one_device(dataset, patients, rng)
+    members = np.eye(len(classes))[[classes.index(diagnosis[p]) for p in patients]]
+    members /= members.sum(0)  # each class weighs the same, as in a balanced accuracy
+    value = _best_guess(members, devices)
+    dealt = np.array([_best_guess(rng.permutation(members), devices) for _ in range(PERMUTATIONS)])
+    by_chance, limit, p_value = _against(value, dealt, DEVICE_ALPHA)
+    found = p_value <= DEVICE_ALPHA and value - by_chance >= DEVICE_MARGIN
+    warning = (
+        f"shortcut: the device alone says much about the diagnosis. The best guess by device has a "
+        f"balanced accuracy of {value:.3f} over the patients of {len(classes)} diagnoses, where "
+        f"devices that say nothing give {by_chance:.3f} (permutation p {_small(p_value)}): a model "
+        "can score by hearing the stethoscope; hold its figures against the no-audio baselines"
+    )
+    return Shortcut(
+        "balanced accuracy of the best guess by device",
+        value,
+        by_chance,
+        limit,
+        p_value,
+        classes,
+        len(patients),
+        found,
+        warning if found else None,
+    )
+
+
+def age_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
+    """Whether age separates COPD from Healthy; None where either has no patient of known age."""
+    ages = {
+        r.patient: (r.age, r.diagnosis)
+        for r in dataset.recordings
+        if r.age is not None and r.diagnosis in (SICK, WELL)
+    }
+    labels: Labels = np.array([d == SICK for _, d in ages.values()], dtype=np.int64)
+    years: Floats = np.array([age for age, _ in ages.values()], dtype=np.float64)
+    if len(set(labels.tolist())) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    value = _either_way(labels, years)
+    dealt = np.array([_either_way(rng.permutation(labels), years) for _ in range(PERMUTATIONS)])
+    by_chance, limit, p_value = _against(value, dealt, AGE_ALPHA)
+    found = value >= AGE_LEAST and p_value <= AGE_ALPHA
+    sick = int(labels.sum())
+    warning = (
+        f"shortcut: age alone tells {SICK} from {WELL}. Its AUROC is {value:.3f} over {sick} and "
+        f"{len(labels) - sick} patients (permutation p {_small(p_value)}): a model can score by "
+        "hearing how old a chest is"
+    )
+    return Shortcut(
+        f"AUROC of age, {SICK} against {WELL}",
+        value,
+        by_chance,
+        limit,
+        p_value,
+        (SICK, WELL),
+        len(labels),
+        found,
+        warning if found else None,
+    )
+
+
+def _one_device(dataset: Dataset, patients: list[str], rng: np.random.Generator) -> Floats:
+    """The patients' commonest devices as 0/1, `[patients, devices]`; ties are drawn.
+
+    One device each, because patients with many recordings would otherwise look alike (a bit of
+    every device) and could not be exchanged with those who have one.
+    """
+    names = sorted({r.device for r in dataset.recordings})
+    row = {patient: i for i, patient in enumerate(patients)}
+    used = np.zeros((len(patients), len(names)))
+    for recording in dataset.recordings:
+        if recording.patient in row:
+            used[row[recording.patient], names.index(recording.device)] += 1
+    commonest = (used + 0.5 * rng.random(used.shape)).argmax(1)
+    one: Floats = np.eye(len(names))[commonest]
+    return one
+
+
+def _best_guess(members: Floats, devices: Floats) -> float:
+    """Mean recall when each device is taken for the class that has the largest share of it."""
+    return float((members.T @ devices).max(0).sum() / members.shape[1])
+
+
+def _either_way(labels: Labels, years: Floats) -> float:
+    area = auroc(labels, np.stack([-years, years], axis=1))
+    return max(area, 1 - area)
+
+
+def _against(value: float, dealt: Floats, alpha: float) -> tuple[float, float, float]:
+    """Mean, upper limit and p-value; the data itself counts as one of the permutations."""
+    reached = int((dealt >= value - 1e-12).sum())
+    p_value = (1 + reached) / (1 + len(dealt))
+    return float(dealt.mean()), float(np.quantile(dealt, 1 - alpha)), p_value
+
+
+def _small(p_value: float) -> str:
+    least = 1 / (1 + PERMUTATIONS)
+    return "< 0.0002" if p_value <= least else f"{p_value:.4f}"

@@ -1,0 +1,1 @@
+"""Start, join, inspect and prepare the Ray processes and nodes that run trials."""

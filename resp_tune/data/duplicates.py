@@ -1,0 +1,56 @@
+"""Recordings that lie in a folder twice, as Kaggle's archive holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from resp_tune.common.text import count, listed
+from resp_tune.data.audio_files import AudioError, read_audio
+
+_BLOCK = 1 << 18
+
+
+def choose(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """One file a stem: the first, which is the least deep; the copies and contradictions named."""
+    first: dict[str, Path] = {}
+    copies: list[Path] = []
+    problems = []
+    for path in paths:
+        kept = first.setdefault(path.stem, path)
+        if kept is path:
+            continue
+        if _same_content(kept, path):
+            copies.append(path)
+        else:
+            problems.append(
+                f"duplicate '{path}' is left out: it differs from '{kept}' of the same name"
+            )
+    if copies:
+        problems.append(
+            f"{count(len(copies), 'recording')} a second time in another folder or format, with "
+            f"the same content: one of each is used ({listed([str(p) for p in copies], 1)})"
+        )
+    return list(first.values()), problems
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    """Equal bytes at start, middle and end (all up to 768 KiB); of wav and FLAC, equal samples."""
+    if one.suffix.lower() != other.suffix.lower():
+        try:
+            (samples, rate), (other_samples, other_rate) = read_audio(one), read_audio(other)
+        except AudioError:
+            return False  # what cannot be compared is named as a contradiction
+        return rate == other_rate and np.array_equal(samples, other_samples)
+    size = one.stat().st_size
+    if size != other.stat().st_size:
+        return False
+    with one.open("rb") as a, other.open("rb") as b:
+        for start in (0, max(0, (size - _BLOCK) // 2), max(0, size - _BLOCK)):
+            a.seek(start)
+            b.seek(start)
+            if a.read(_BLOCK) != b.read(_BLOCK):
+                return False
+    return True

@@ -1,0 +1,180 @@
+"""Who is trained, validated and tested on: the value, what it leaks, and its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resp_tune.common.paths import write_atomically
+from resp_tune.common.text import count
+from resp_tune.data.dataset import Dataset
+from resp_tune.data.tasks import Clip, Clips
+from resp_tune.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Stems of the recordings that are trained on and scored on, each sorted."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Patients and sessions that stand on more than one side of a fold (or of fold and test).
+
+    `recording_share` is the fraction of validation and test recordings whose patient is trained
+    on, the mean over the folds.
+    """
+
+    patients: int
+    sessions: int
+    recording_share: float
+
+    @property
+    def line(self) -> str | None:
+        """What a person should know of it; None where nothing leaks."""
+        if not self.patients:
+            return None
+        return (
+            f"LEAK: {self.recording_share:.1%} of the held-out recordings have their patient in "
+            f"training ({count(self.patients, 'patient')}, {count(self.sessions, 'session')} on "
+            "more than one side): these figures do not say how a new patient would be judged"
+        )
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Who is trained, validated and tested on. `test` is None where the protocol has no test side.
+
+    `classes` are those that can be scored, in the task's order; recordings (of `cycles`: clips) of
+    other classes stand on no side. `notes` say in one line each what is left out or leaks.
+    """
+
+    protocol: str
+    task: str
+    split_seed: int
+    folds: tuple[Fold, ...]
+    test: tuple[str, ...] | None
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything but the notes, as canonical JSON: equal for equal sides."""
+        return hashlib.sha256(
+            json.dumps(_content(self), sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
+
+    def leaks(self, dataset: Dataset) -> Leaks:
+        """What stands on more than one side; `UserError` for sides of another data set."""
+        known = {r.stem: r for r in dataset.recordings}
+        used = {s for f in self.folds for s in (*f.train, *f.validation)} | set(self.test or ())
+        if missing := sorted(used - set(known)):
+            raise UserError(
+                f"{len(missing)} recordings of the split are not in '{dataset.root}', e.g. "
+                f"{missing[0]}: give the data set that the split was made from"
+            )
+        patients: set[str] = set()
+        sessions: set[str] = set()
+        shares = []
+        for fold in self.folds:
+            sides = (fold.train, fold.validation, self.test or ())
+            patients |= _on_two({known[s].patient for s in side} for side in sides)
+            sessions |= _on_two({known[s].session for s in side} for side in sides)
+            trained = {known[s].patient for s in fold.train}
+            held_out = [*fold.validation, *(self.test or ())]
+            shares.append(sum(known[s].patient in trained for s in held_out) / len(held_out))
+        return Leaks(len(patients), len(sessions), float(np.mean(shares)))
+
+
+def clips_of(
+    dataset: Dataset, clips: Clips, sides: Sides, stems: Iterable[str]
+) -> tuple[Clip, ...]:
+    """The clips of the recordings `stems` that can be scored, labels as indices of `sides.classes`.
+
+    In the order of `clips`.
+    """
+    wanted = set(stems)
+    index = {clips.task.classes.index(name): i for i, name in enumerate(sides.classes)}
+    return tuple(
+        Clip(clip.recording, clip.start, clip.end, index[clip.label])
+        for clip in clips.clips
+        if clip.label in index and dataset.recordings[clip.recording].stem in wanted
+    )
+
+
+def save_sides(sides: Sides, path: str | Path) -> None:
+    """Write `sides` as JSON, in one piece or not at all."""
+    content = {**_content(sides), "notes": list(sides.notes), "digest": sides.digest}
+    write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_sides(path: str | Path) -> Sides:
+    """Read what `save_sides` wrote; raises `UserError` when it is missing, damaged or changed."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        sides = Sides(
+            protocol=_text(content["protocol"]),
+            task=_text(content["task"]),
+            split_seed=int(content["split_seed"]),
+            folds=tuple(
+                Fold(_texts(f["train"]), _texts(f["validation"])) for f in content["folds"]
+            ),
+            test=None if content["test"] is None else _texts(content["test"]),
+            classes=_texts(content["classes"]),
+            notes=_texts(content["notes"]),
+        )
+        digest = content["digest"]
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror}): restore it, or move it away"
+        ) from error
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"'{path}' is damaged: it is not a division into sides; restore it from a copy"
+        ) from error
+    if digest != sides.digest:
+        raise UserError(
+            f"'{path}' was changed or damaged: its digest does not match; restore it from a copy"
+        )
+    return sides
+
+
+def _on_two(sides: Iterable[set[str]]) -> set[str]:
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for side in sides:
+        twice |= seen & side
+        seen |= side
+    return twice
+
+
+def _content(sides: Sides) -> dict[str, Any]:
+    return {
+        "protocol": sides.protocol,
+        "task": sides.task,
+        "split_seed": sides.split_seed,
+        "folds": [{"train": list(f.train), "validation": list(f.validation)} for f in sides.folds],
+        "test": None if sides.test is None else list(sides.test),
+        "classes": list(sides.classes),
+    }
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is not a list")
+    return tuple(_text(value) for value in values)

@@ -1,0 +1,196 @@
+"""Who was recorded, where, when and with what: the cohort, before any sound is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from resp_tune.data.synthetic.profiles import (
+    ICBHI_AGES,
+    ICBHI_DEVICES,
+    ICBHI_PATIENTS,
+    PROFILES,
+    SIX,
+    Range,
+)
+from resp_tune.data.synthetic.settings import SynthSettings
+from resp_tune.data.synthetic.stethoscopes import DEVICES, Subtype
+
+LOCATIONS = ("Tc", "Al", "Ar", "Pl", "Pr", "Ll", "Lr")
+FIRST_PATIENT = 101
+MAX_PATIENTS = 894  # numbers stay three digits, as in the real set
+MIN_PATIENTS = {**dict.fromkeys(SIX, 5), "LRTI": 2, "Asthma": 1}
+ADULT_AGE = 18.0
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One made-up patient; a missing figure is None. Age in years, BMI in kg/m², kg, cm."""
+
+    number: int
+    diagnosis: str
+    age: float
+    sex: Literal["F", "M"]
+    train: bool
+    known: bool = True
+
+    @property
+    def demographics(self) -> str:
+        """The patient's line of `demographic_info.txt`."""
+        if not self.known:
+            return f"{self.number} NA NA NA NA NA"
+        # Tables of medians are beside the point: any plausible figure, fixed by the number.
+        wobble = 1 + 0.04 * (self.number % 7 - 3)
+        if self.age >= ADULT_AGE:
+            return f"{self.number} {self.age:g} {self.sex} {26 * wobble:.2f} NA NA"
+        weight, height = (3.5 + 2.8 * self.age) * wobble, 52 + 20 * self.age**0.62
+        return f"{self.number} {self.age:g} {self.sex} NA {weight:.1f} {height:.0f}"
+
+
+@dataclass(frozen=True)
+class RecordingPlan:
+    """One file to be made. `session` counts a patient's sessions from 0."""
+
+    patient: Patient
+    session: int
+    session_name: str
+    location: str
+    device: str
+    subtype: Subtype
+
+    @property
+    def mode(self) -> Literal["sc", "mc"]:
+        """mc: the files of a session are the same breaths from several chest positions."""
+        return DEVICES[self.device].mode
+
+    @property
+    def stem(self) -> str:
+        """The file name without its ending, as the real set writes it."""
+        who = f"{self.patient.number}_{self.session_name}_{self.location}"
+        return f"{who}_{self.mode}_{self.device}"
+
+
+@dataclass(frozen=True)
+class Session:
+    """`size` recordings of a patient on one occasion; `number` counts from 0."""
+
+    patient: Patient
+    number: int
+    size: int
+
+
+def make_cohort(settings: SynthSettings) -> list[RecordingPlan]:
+    """Every recording of the set, by stem; a pure function of the settings."""
+    rng = np.random.default_rng([settings.seed, 1])
+    counts = _recordings(settings)
+    patients = _patients(settings, counts, rng)
+    sessions = [
+        Session(patient, number, size)
+        for name, count in counts.items()
+        for patient, share in _share(count, [p for p in patients if p.diagnosis == name])
+        for number, size in enumerate(_spread(share, min(9, -(-share // 2))))
+    ]
+    plans: list[RecordingPlan] = []
+    for session, device in _devices(settings, sessions, rng):
+        plans += _recorded(session, device, rng)
+    return sorted(plans, key=lambda plan: plan.stem)
+
+
+def patients_of(plans: Sequence[RecordingPlan]) -> list[Patient]:
+    """The patients of a cohort, by number."""
+    return sorted({plan.patient for plan in plans}, key=lambda patient: patient.number)
+
+
+def _recordings(settings: SynthSettings) -> dict[str, int]:
+    """Recordings a diagnosis: equal shares of six, or the real shares with a floor."""
+    if settings.prevalence == "balanced":
+        return dict(zip(SIX, _spread(settings.recordings, len(SIX)), strict=True))
+    real = {name: sum(row.values()) for name, row in ICBHI_DEVICES.items()}
+    total = sum(real.values())
+    counts = {
+        name: max(MIN_PATIENTS[name], round(settings.recordings * n / total))
+        for name, n in real.items()
+    }
+    # The floors and the rounding are paid by the commonest diagnosis, as far as it can.
+    while (excess := sum(counts.values()) - settings.recordings) != 0:
+        payer = max(counts, key=lambda name: counts[name] - MIN_PATIENTS[name])
+        counts[payer] -= min(excess, counts[payer] - MIN_PATIENTS[payer])
+    return counts
+
+
+def _patients(
+    settings: SynthSettings, counts: Mapping[str, int], rng: np.random.Generator
+) -> list[Patient]:
+    numbers: dict[str, int] = {}
+    for name, count in counts.items():
+        if settings.prevalence == "balanced":
+            wanted = min(settings.recordings // (3 * len(SIX)), MAX_PATIENTS // len(SIX))
+        else:
+            wanted = round(min(settings.recordings, 6500) * ICBHI_PATIENTS[name] / 920)
+        numbers[name] = min(max(MIN_PATIENTS[name], wanted), count)
+    order = iter(rng.permutation(sum(numbers.values())).tolist())
+    patients: list[Patient] = []
+    for name, n in numbers.items():
+        ages = _ages(name, n, settings, rng)
+        for k, age in enumerate(ages):
+            sex: Literal["F", "M"] = "F" if rng.random() < 0.5 else "M"
+            # As in the real set, nothing is known about one patient with COPD.
+            known = not (name == "COPD" and k == 0)
+            train = k % 5 < 3
+            patients.append(Patient(FIRST_PATIENT + next(order), name, age, sex, train, known))
+    return patients
+
+
+def _ages(name: str, n: int, settings: SynthSettings, rng: np.random.Generator) -> list[float]:
+    """`n` ages; unconfounded ones go round the age groups that the diagnosis can have."""
+    groups: Sequence[Range] = PROFILES[name].ages
+    if settings.confound == "icbhi":
+        groups = [ICBHI_AGES[name]]
+    start = int(rng.integers(len(groups)))
+    drawn = [rng.uniform(*groups[(start + k) % len(groups)]) for k in range(n)]
+    return [round(age, 0 if age >= ADULT_AGE else 1) for age in rng.permutation(drawn).tolist()]
+
+
+def _spread(total: int, parts: int) -> list[int]:
+    """`total` in `parts` whole numbers that differ by one at most."""
+    return [total // parts + (k < total % parts) for k in range(parts)]
+
+
+def _share(total: int, patients: Sequence[Patient]) -> Iterator[tuple[Patient, int]]:
+    return zip(patients, _spread(total, len(patients)), strict=True)
+
+
+def _devices(
+    settings: SynthSettings, sessions: Sequence[Session], rng: np.random.Generator
+) -> Iterator[tuple[Session, str]]:
+    """A device for each session: over all of them alike, or each diagnosis by its real shares."""
+    shuffled = [sessions[k] for k in rng.permutation(len(sessions)).tolist()]
+    if settings.confound == "none":
+        yield from _deal(shuffled, dict.fromkeys(DEVICES, 1), rng)
+        return
+    for name, shares in ICBHI_DEVICES.items():
+        yield from _deal([s for s in shuffled if s.patient.diagnosis == name], shares, rng)
+
+
+def _deal(
+    sessions: Sequence[Session], weights: Mapping[str, int], rng: np.random.Generator
+) -> Iterator[tuple[Session, str]]:
+    """Each session goes to the device furthest behind, so recordings come near the weights."""
+    recordings, total = sum(s.size for s in sessions), sum(weights.values())
+    names = [str(name) for name in rng.permutation(sorted(weights))]
+    owed = {name: recordings * weights[name] / total for name in names}
+    for session in sessions:
+        device = max(names, key=lambda name: owed[name])
+        owed[device] -= session.size
+        yield session, device
+
+
+def _recorded(session: Session, device: str, rng: np.random.Generator) -> Iterator[RecordingPlan]:
+    name = f"{session.number + 1}{'bp'[int(rng.integers(2))]}{int(rng.integers(1, 7))}"
+    model = DEVICES[device]
+    for location in rng.permutation(LOCATIONS)[: session.size].tolist():
+        subtype = model.subtypes[int(rng.choice(len(model.subtypes), p=model.subtype_shares))]
+        yield RecordingPlan(session.patient, session.number, name, location, device, subtype)

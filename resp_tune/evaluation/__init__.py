@@ -1,0 +1,1 @@
+"""Measure what a model is worth on a split, beside baselines without audio."""

@@ -1,0 +1,91 @@
+"""The winner as a bundle, scored on validation, and once on the test side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resp_tune.study.study import TrialRecord
+from resp_tune.training.bootstrap import bootstrap, intervals
+from resp_tune.training.datamodule import Problem, Stores, predictions
+from resp_tune.training.metrics import Probabilities, all_metrics, majority_accuracy
+from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
+from resp_tune.training.network import SoundNet
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions for the clips of a side, and what they score.
+
+    `by_seed`: each metric of each seed's networks alone.
+    """
+
+    metrics: dict[str, float]
+    by_seed: dict[str, list[float]]
+    majority: float
+    intervals: dict[str, tuple[float, float]]
+    predictions: pd.DataFrame
+
+
+def write_bundle(
+    folder: Path,
+    run: TrialRecord,
+    networks: Sequence[SoundNet],
+    problem: Problem,
+    details: Mapping[str, Any],
+) -> Bundle:
+    """The networks as a bundle in `folder`; its config has the seed of `run`, the first of them."""
+    save_bundle(folder, run.config, problem.sides.classes, networks, details)
+    return load_bundle(folder)
+
+
+def score_validation(bundle: Bundle, problem: Problem, stores: Stores) -> pd.DataFrame:
+    """What the networks of each fold, one a seed, say about its own validation side.
+
+    Never augmented, so with the preset `notebook` it differs a little from the trial's own figures.
+    """
+    config, folds = bundle.config, problem.folds()
+    frames = stores.frames(config.front_end, workers=1)
+    parts = []
+    for n, fold in enumerate(folds):
+        own = Bundle(config, bundle.classes, bundle.networks[n :: len(folds)], {})
+        side = fold.validation.side(frames, config.front_end)
+        probabilities = own.predict_clips(side.clips)
+        parts.append(predictions("validation", fold.validation, bundle.classes, probabilities))
+    return pd.concat(parts, ignore_index=True)
+
+
+def score_test(
+    bundle: Bundle, problem: Problem, stems: Sequence[str], stores: Stores, *, workers: int
+) -> Scored:
+    """Score the bundle on the test side `stems`, whose recordings are read here and not before.
+
+    `stores` are of these recordings, unchanged since they were hashed, or it is a `RunError`.
+    """
+    front_end, classes = bundle.config.front_end, bundle.classes
+    frames = stores.frames(front_end, workers=workers)
+    table = problem.table(stems, stems)
+    side = table.side(frames, front_end)
+    each = bundle.predict_each(side.clips)
+    mean: Probabilities = each.mean(axis=0)
+    labels, folds = side.labels.numpy(), len(problem.sides.folds)
+    by_seed = [
+        all_metrics(labels, each[start : start + folds].mean(axis=0), classes)
+        for start in range(0, len(each), folds)
+    ]
+    metrics = all_metrics(labels, mean, classes)
+    frame = predictions("test", table, classes, mean)
+    patients = list(frame["patient"])
+    # Resamples of one patient are all the same: they say nothing of another.
+    samples = bootstrap(labels, mean, patients) if len(set(patients)) > 1 else {}
+    return Scored(
+        metrics,
+        {name: [found[name] for found in by_seed] for name in metrics},
+        majority_accuracy(labels),
+        {name: span for name, span in intervals(samples).items() if name in metrics},
+        frame,
+    )

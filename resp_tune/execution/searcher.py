@@ -1,0 +1,246 @@
+"""Between Ray Tune and the recorder: which trial comes next, and how each one ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from resp_tune.cluster.capacity import TypedRoom
+from resp_tune.cluster.gpu_types import bundle, called
+from resp_tune.config import TrialConfig
+from resp_tune.errors import RunError
+from resp_tune.execution.trainable import half_batch
+from resp_tune.study.study import State
+
+WORKER_LOSSES = 3  # a trial whose worker dies is taken up again this often
+NODE_LOST = "node has died"  # in what Ray says of the actor
+
+
+class HandOutAnewError(RunError):
+    """Ray cannot go on with the trials that it has; a new run of it can, from what the study holds.
+
+    It would wait for ever for a type of GPU that is gone, and cannot give another one to a trial
+    that waits. And it takes a trial for failed, at the first loss, whose worker died between two
+    trials: it counts that loss twice.
+    """
+
+
+class Runs(Protocol):
+    """What Ray is driven by: the trials of a search, or the replicates of its best."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that a run must report to have finished."""
+
+    def next_trial(self) -> dict[str, Any] | None:
+        """What a worker needs for the next run, with the `key` that the calls below name it by."""
+
+    def advance(
+        self, key: Any, rows: Sequence[dict[str, float]], /, micro_batch: int | None = None
+    ) -> None:
+        """New epochs of a run, and the micro-batch it went on with where memory was short."""
+
+    def end(self, key: Any, state: State, reason: str | None = None, /) -> None:
+        """The end of a run."""
+
+    def stopped(self, key: Any, /) -> str | None:
+        """Why a run must not go on; None where it may."""
+
+    def config(self, key: Any, /) -> TrialConfig:
+        """What a run that has not ended goes on with."""
+
+
+class StudySearcher(Searcher):
+    """Ray Tune's searcher over a recorder. The study is the state; Ray's copies are not used.
+
+    `room()` is how many trials may run now; a `TypedRoom` also says on which type of GPU each of
+    them, which its config then asks for (`bundle`). `halted`: why the search must stop before its
+    end; its trials have not ended then.
+    """
+
+    def __init__(self, runs: Runs, say: Callable[[str], None], room: Callable[[], int]) -> None:
+        super().__init__()
+        self.runs, self.say, self.room = runs, say, room
+        self.typed = room if isinstance(room, TypedRoom) else None
+        self.keys: dict[str, Any] = {}
+        self.losses: dict[str, int] = {}  # of workers, that trials have gone on after
+        self.types: dict[str, str] = {}  # of GPU, of the trials that run, where there are several
+        self.halted: Exception | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray pickles a copy for `Tuner.restore`, which is never used."""
+        return {}
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """The study knows its metric and space; Ray has nothing to add."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's own FINISHED is a str
+        """The next trial's config, None while there is no room, `FINISHED` at the end."""
+        if len(self.keys) >= self.room():
+            return None
+        gpu_type = None
+        if self.typed is not None:
+            gpu_type = self.typed.next_type(self.types.values())
+            if gpu_type is None:
+                return None
+        config = None
+        with self._halting():
+            config = self.runs.next_trial()
+        if config is None:
+            return Searcher.FINISHED
+        self.keys[trial_id] = config["key"]
+        if self.typed is not None and gpu_type is not None:
+            self.types[trial_id] = gpu_type
+            config["bundle"] = bundle(gpu_type, self.typed.slots[gpu_type])
+        return config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """New epochs of a trial that goes on."""
+        with self._halting():
+            self._advance(self.keys[trial_id], result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The end of a trial. `error`: Ray gives it up, for a loss too many or one told twice."""
+        key = self.keys.pop(trial_id)
+        self.types.pop(trial_id, None)
+        losses = self.losses.pop(trial_id, 0)
+        with self._halting():
+            if (result is None or error) and losses < WORKER_LOSSES:
+                raise HandOutAnewError(
+                    f"trial {_named(key)}: it was given to a worker that had just died: the trials "
+                    "that ran are handed out anew, each from its checkpoint"
+                )
+            if result is None or error:
+                self.runs.end(key, "failed", "its worker was lost again and again")
+            else:
+                self._advance(key, result)
+                self._end(key, result)
+
+    def look_for_gpus(self) -> None:
+        """Halt where trials keep to a type of GPU that is gone, and another one is there."""
+        if self.typed is None or self.halted is not None:
+            return
+        with self._halting():
+            if gone := self.typed.gone(self.types.values()):
+                raise HandOutAnewError(
+                    f"no GPU of type {', '.join(map(called, gone))} is left: the trials that ran "
+                    "are handed out anew, each from its checkpoint"
+                )
+
+    @contextmanager
+    def _halting(self) -> Iterator[None]:
+        """Let an exception stop the search, which Ray would take for the trial's own.
+
+        The trials that run then stay so in the study: the next command goes on with them.
+        """
+        try:
+            yield
+        except Exception as error:  # raised again by `run_trials`, once Ray has ended its trials
+            self.halted = self.halted or error
+
+    def _advance(self, key: Any, result: dict[str, Any]) -> None:
+        if result["remark"]:
+            self.say(result["remark"])
+        self.runs.advance(key, result["epochs"], result["micro_batch"])
+        if result["halt"] is not None:
+            raise RunError(result["halt"])
+
+    def _end(self, key: Any, result: dict[str, Any]) -> None:
+        if result["diverged"]:
+            reason = result["error"] or f"the loss of epoch {result['epoch']} is not finite"
+            self.runs.end(key, "diverged", reason)
+        elif result["error"]:
+            self.runs.end(key, "failed", result["error"])
+        elif result["epoch"] == self.runs.epochs:
+            self.runs.end(key, "finished")
+        else:
+            self.runs.end(key, "pruned", self.runs.stopped(key) or "scheduler")
+
+    def after_loss(
+        self, trial_id: str, losses: int, said: str, *, with_node: bool = False
+    ) -> dict[str, Any]:
+        """The trial config to go on with after a worker was lost for the `losses`th time.
+
+        As it was, where its node was lost too, which says nothing about the trial. Else with
+        smaller batches where Ray `said` that memory was short; from the second loss on also where
+        it did not, because what the system's own out-of-memory killer ends has no time to say so.
+        """
+        key = self.keys[trial_id]
+        config, what = self.runs.config(key), ""
+        short = "out of memory" in said.lower() or "OutOfMemoryError" in said
+        if not with_node and (short or losses > 1) and (size := half_batch(config)) is not None:
+            self.runs.advance(key, (), size)
+            config, what = self.runs.config(key), f" with micro_batch {size}"
+        why = ", for lack of memory" if short else ""
+        self.losses[trial_id] = losses
+        lost = "node" if with_node else "worker"
+        self.say(
+            f"trial {_named(key)}: its {lost} was lost{why}; it goes on from its checkpoint{what}"
+        )
+        return config.as_dict()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Ray expects a file; what it would hold is in the study."""
+        Path(checkpoint_path).write_text("the Optuna study is the state of this search\n")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is read back."""
+
+
+def _named(key: Any) -> str:
+    return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+class Stops(tune.Stopper):
+    """Stops a running trial at its next report once the recorder wants no more of it."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for the searcher."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """True for a trial that must not go on."""
+        key = self.searcher.keys.get(trial_id)
+        return key is not None and self.searcher.runs.stopped(key) is not None
+
+    def stop_all(self) -> bool:
+        """Only for a halt: else each trial ends at its own next report, with its epochs kept."""
+        self.searcher.look_for_gpus()
+        return self.searcher.halted is not None
+
+
+class Losses(tune.Callback):
+    """Lets a trial whose worker died go on with what it had come to, not with what it began as."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self.searcher = searcher
+        self.with_node: Counter[str] = Counter()
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Called before the trial gets another worker."""
+        said = "" if trial.error_file is None else Path(trial.error_file).read_text()
+        last = said.rpartition("Failure #")[2]
+        with_node = NODE_LOST in last
+        if with_node:
+            trial.max_failures += 1  # as often as nodes are lost
+            self.with_node[trial.trial_id] += 1
+        losses = trial.num_failures - self.with_node[trial.trial_id]
+        config = self.searcher.after_loss(trial.trial_id, losses, last, with_node=with_node)
+        trial.config = {**trial.config, "config": config}

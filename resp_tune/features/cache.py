@@ -1,0 +1,321 @@
+"""The feature store: log-mel frames on disk, computed once, memory-mapped by every trial of a node.
+
+A store is a folder `<cache>/features/<key>/` with `frames.f16` (float16, `[rows, n_mels]`) and
+`index.json`. Its key is a hash of the recordings' bytes and the front end, so that a changed
+recording or setting is another store. It appears by a rename, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from resp_tune.common.paths import full_disk_in_one_line
+from resp_tune.config import FrontEnd
+from resp_tune.errors import RunError
+from resp_tune.features.frames import Frames
+from resp_tune.features.logmel import log_mels, silence
+
+FORMAT = 1
+ELSEWHERE = ", or set RESP_TUNE_CACHE to a folder on another disk"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recording: `digest` names its content, `load(sample_rate)` gives float32 `[samples]`."""
+
+    stem: str
+    digest: str
+    load: Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What `fill` did: where each front end's store lies and which had to be computed."""
+
+    folders: dict[FrontEnd, Path]
+    computed: tuple[FrontEnd, ...]
+
+
+def store_key(sources: Sequence[Source], front_end: FrontEnd) -> str:
+    """24 hex digits that change with any recording's bytes, their order, and the front end."""
+    content = [FORMAT, asdict(front_end), [[s.stem, s.digest] for s in sources]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def fill(
+    root: Path,
+    sources: Sequence[Source],
+    front_ends: Sequence[FrontEnd],
+    *,
+    limit_bytes: int,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Filled:
+    """Make sure that every front end has a sound store under `root`, computing what is missing.
+
+    Front ends that share an STFT are computed in one pass. Processes that want the same store wait
+    for the one that makes it. Old stores beyond `limit_bytes` are removed, least recently used
+    first, never one that a living process has filled or opened. `progress(done, total)` counts
+    recordings over all passes; what it raises ends the filling and leaves nothing half-made.
+    """
+    folders = {f: root / store_key(sources, f) for f in dict.fromkeys(front_ends)}
+    root.mkdir(parents=True, exist_ok=True)
+    computed: list[FrontEnd] = []
+    with contextlib.ExitStack() as locks:
+        # One order of locking for everybody, or two searches could wait for each other.
+        for folder in sorted(folders.values()):
+            locks.enter_context(FileLock(folder.with_suffix(".lock")))
+        missing = [f for f, folder in folders.items() if not _sound(folder)]
+        passes = _by_stft(missing)
+        for done, group in enumerate(passes):
+            _compute(
+                sources,
+                {f: folders[f] for f in group},
+                workers,
+                _offset(progress, done, passes, sources),
+            )
+            computed += group
+        for folder in folders.values():
+            os.utime(folder / "index.json")
+            _hold(folder)
+    _evict(root, limit_bytes, keep=set(folders.values()))
+    return Filled(folders, tuple(computed))
+
+
+@cache
+def open_store(folder: Path) -> Frames:
+    """The frames of a store that `fill` made, memory-mapped: processes share one copy in memory.
+
+    A process maps a store once, however many trials it runs.
+    """
+    index = _read_index(folder)
+    if index is None:
+        raise RunError(f"feature store {folder} is not readable: run the same command again")
+    _hold(folder)
+    rows, n_mels = index["rows"], index["front_end"]["n_mels"]
+    values = torch.from_file(
+        str(folder / "frames.f16"), shared=False, size=rows * n_mels, dtype=torch.float16
+    ).view(rows, n_mels)
+    count = torch.tensor(index["count"], dtype=torch.int64)
+    return Frames(values, count.cumsum(0) - count, count, tuple(index["stems"]))
+
+
+_HELD: dict[Path, IO[bytes]] = {}
+
+
+def _hold(folder: Path) -> None:
+    """Keep a store from being evicted until this process ends.
+
+    Its maker holds it as well as its readers, which may come much later: Ray has to start.
+    """
+    handle = (folder / "index.json").open("rb")
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    _HELD[folder] = handle
+
+
+def _by_stft(front_ends: Sequence[FrontEnd]) -> list[list[FrontEnd]]:
+    groups: dict[tuple[int, int, int], list[FrontEnd]] = {}
+    for f in front_ends:
+        groups.setdefault((f.sample_rate, f.n_fft, f.hop_length), []).append(f)
+    return list(groups.values())
+
+
+def _offset(
+    progress: Progress | None, done: int, passes: Sequence[object], sources: Sequence[Source]
+) -> Progress:
+    if progress is None:
+        return lambda _done, _total: None
+    return lambda n, total: progress(done * len(sources) + n, len(passes) * total)
+
+
+def _compute(
+    sources: Sequence[Source], folders: dict[FrontEnd, Path], workers: int, progress: Progress
+) -> None:
+    front_ends = list(folders)
+
+    def one(source: Source) -> list[np.ndarray]:
+        with torch.inference_mode():
+            mels = log_mels(source.load(front_ends[0].sample_rate), front_ends)
+            return [m.to(torch.float16).numpy() for m in mels]
+
+    # Around the stack, because a file that could not be written fails once more when it is closed.
+    root = folders[front_ends[0]].parent
+    with full_disk_in_one_line(root, ELSEWHERE), contextlib.ExitStack() as stack:
+        # Registered first, so that it runs last: whatever is left beside a store is removed.
+        beside = {f: folder.with_suffix(".part") for f, folder in folders.items()}
+        for part in beside.values():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+        writers = {f: stack.enter_context(_Writer(beside[f], f)) for f in front_ends}
+        with one_thread_each(), _stopped_early(ThreadPoolExecutor(workers)) as pool:
+            for done, (source, mels) in enumerate(
+                zip(sources, pool.map(one, sources), strict=True), 1
+            ):
+                for f, values in zip(front_ends, mels, strict=True):
+                    writers[f].append(source.stem, values)
+                progress(done, len(sources))
+        for f, folder in folders.items():
+            writers[f].finish()
+            shutil.rmtree(folder, ignore_errors=True)
+            beside[f].rename(folder)
+
+
+@contextlib.contextmanager
+def _stopped_early(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """`pool`; after an error what it has not begun is dropped, where `with pool` would do it."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Inside, torch uses one thread a call: recordings in parallel beat threads within one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Writer:
+    """Appends recordings to `frames.f16`, keeping the checksum as it goes."""
+
+    def __init__(self, folder: Path, front_end: FrontEnd) -> None:
+        self.folder, self.front_end = folder, front_end
+        self.stems: list[str] = []
+        self.count: list[int] = []
+        self.crc = 0
+        self.rows = 0
+
+    def __enter__(self) -> _Writer:
+        self.file = (self.folder / "frames.f16").open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def append(self, stem: str, values: np.ndarray) -> None:
+        self.stems.append(stem)
+        self.count.append(len(values))
+        self._write(values)
+
+    def finish(self) -> None:
+        self._write(np.full((1, self.front_end.n_mels), silence(self.front_end), np.float16))
+        self.file.flush()  # not to the disk: what a power cut leaves of it fails its checksum
+        index = {
+            "format": FORMAT,
+            "front_end": asdict(self.front_end),
+            "rows": self.rows,
+            "stems": self.stems,
+            "count": self.count,
+            "crc32": self.crc,
+        }
+        body = json.dumps(index)
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        (self.folder / "index.json").write_text(f"{digest}\n{body}\n")
+
+    def _write(self, values: np.ndarray) -> None:
+        data = np.ascontiguousarray(values).data
+        self.file.write(data)
+        self.crc = zlib.crc32(data, self.crc)
+        self.rows += len(values)
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """The index, or None when the store is not there or is not as it was written."""
+    try:
+        digest, body = (folder / "index.json").read_text().splitlines()
+        size = (folder / "frames.f16").stat().st_size
+    except (OSError, ValueError):
+        return None
+    if hashlib.sha256(body.encode()).hexdigest() != digest:
+        return None
+    index: dict[str, Any] = json.loads(body)
+    whole = size == index["rows"] * index["front_end"]["n_mels"] * 2
+    return index if whole and index["format"] == FORMAT else None
+
+
+def _sound(folder: Path) -> bool:
+    index = _read_index(folder)
+    if index is None:
+        return False
+    crc = 0
+    with (folder / "frames.f16").open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc == int(index["crc32"])
+
+
+def _evict(root: Path, limit_bytes: int, keep: set[Path]) -> None:
+    """Remove stores beyond the limit, and what killed processes have left half-made."""
+    for part in root.glob("*.part"):
+        with _claimed(part) as free:
+            if free:
+                shutil.rmtree(part, ignore_errors=True)
+    stores = _by_last_use(root)
+    total = sum(size for _, size, _ in stores)
+    for _, size, folder in stores:
+        if total <= limit_bytes:
+            return
+        if folder in keep:
+            continue
+        with _claimed(folder) as free:
+            if free and _unused(folder):
+                shutil.rmtree(folder)
+                total -= size
+
+
+def _by_last_use(root: Path) -> list[tuple[float, int, Path]]:
+    """Time of last use, bytes and folder of every store, the one unused for longest first."""
+    found = []
+    for index in root.glob("*/index.json"):
+        with contextlib.suppress(FileNotFoundError):  # another process is removing it
+            size = (index.parent / "frames.f16").stat().st_size
+            found.append((index.stat().st_mtime, size, index.parent))
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Inside, True when no other process is filling or removing the store, and none can begin."""
+    lock = FileLock(folder.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _unused(folder: Path) -> bool:
+    """False while any process holds the store; also when it is no longer there."""
+    try:
+        with (folder / "index.json").open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Validate, run and finish a whole search."""

@@ -1,0 +1,129 @@
+"""`--trials-per-gpu auto`: as many trials on a GPU as pay, measured before the first one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from resp_tune.cli import say
+from resp_tune.cluster.connect import Cluster
+from resp_tune.cluster.gpu_types import called
+from resp_tune.cluster.resources import THIS_MACHINE, Machine, Slots, room_for
+from resp_tune.errors import RunError
+from resp_tune.execution.packing_benchmark import measure_types
+from resp_tune.execution.trials_per_gpu import COUNTS, Load, Packed, choose, measure_all
+from resp_tune.harness.options import SearchSettings
+from resp_tune.harness.spec import Prepared
+from resp_tune.harness.validate import slots_of
+from resp_tune.training.compute_device import settle_precision
+
+EPOCHS = 3  # of each trial that is measured
+
+
+def packed(prepared: Prepared) -> Prepared:
+    """The search with its slots divided anew where that was left to measuring."""
+    if prepared.settings.trials_per_gpu is not None:
+        return prepared
+    if not measurable(prepared):
+        say("trials per GPU: 1 (auto measures on a GPU, and trials here run on the CPU)")
+        return prepared
+    if prepared.cluster is not None:
+        return _packed_by_type(prepared, prepared.cluster)
+    config = settle_precision(prepared.space.baseline(), prepared.device)
+    settings, machine = prepared.settings, prepared.machine
+    most = most_on_a_gpu(settings, machine.cpus / prepared.gpus, prepared.gpus)
+    divided = _divided(settings, [machine], THIS_MACHINE, most)
+    threads = {n: slots.threads for n, slots in divided.items()}
+    measured: list[Packed] = []
+    try:
+        measured += measure_all(config, _load(prepared), "cuda", threads=threads, epochs=EPOCHS)
+    except Exception as error:  # a bug of the config's, or of the driver's: nothing has begun
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunError(
+            f"trials per GPU could not be measured, so none was started: {cause}"
+        ) from error
+    _say_chosen(measured)
+    return dataclasses.replace(prepared, slots=divided[choose(measured)])
+
+
+def measurable(prepared: Prepared) -> bool:
+    """Whether trials have real GPUs."""
+    return prepared.device_type == "cuda"
+
+
+def _packed_by_type(prepared: Prepared, cluster: Cluster) -> Prepared:
+    """Every type of GPU is measured; a trial keeps to a type only where their numbers differ."""
+    settings, machines = prepared.settings, _machines_by_type(prepared, cluster)
+    gpus = settings.gpus or sum(machine.gpus for found in machines.values() for machine in found)
+    divided: dict[str, dict[int, Slots]] = {}
+    for name, found in machines.items():
+        most = most_on_a_gpu(settings, min(m.cpus / m.gpus for m in found), gpus)
+        at_once = settings.concurrency and min(
+            settings.concurrency, most * room_for(prepared.slots, found)
+        )
+        # --gpus is a cap for all types together: each is divided as a whole.
+        own = dataclasses.replace(settings, gpus=None, concurrency=at_once)
+        divided[name] = _divided(own, found, str(cluster), most)
+    config = settle_precision(prepared.space.baseline(), prepared.device)
+    measured = measure_types(divided, config, _load(prepared), epochs=EPOCHS)
+    for name, told in measured.items():
+        _say_chosen(told, f" on {called(name)}")
+    chosen = {name: choose(told) for name, told in measured.items()}
+    if len(set(chosen.values())) == 1:
+        count = next(iter(chosen.values()))
+        slots = slots_of(settings, cluster.machines, str(cluster), trials_per_gpu=count)
+        return dataclasses.replace(prepared, slots=slots)
+    typed = {name: divided[name][count] for name, count in chosen.items()}
+    # As many threads on every type, or what a trial computes would depend on where it ran.
+    threads = min(slots.threads for slots in typed.values())
+    slots = dataclasses.replace(prepared.slots, threads=threads)
+    return dataclasses.replace(prepared, slots=slots, typed=typed)
+
+
+def _machines_by_type(prepared: Prepared, cluster: Cluster) -> dict[str, list[Machine]]:
+    """Those that have room for trials on GPUs."""
+    found: dict[str, list[Machine]] = {}
+    for node in cluster.nodes:
+        if node.machine.gpus and room_for(prepared.slots, [node.machine]):
+            found.setdefault(node.gpu_type, []).append(node.machine)
+    return dict(sorted(found.items()))
+
+
+def _divided(
+    settings: SearchSettings, machines: Sequence[Machine], where: str, most: int
+) -> dict[int, Slots]:
+    """`machines` with 1, 2, 4 … trials on each GPU, `most` at most."""
+    return {
+        count: slots_of(settings, machines, where, trials_per_gpu=count)
+        for count in COUNTS
+        if count <= most
+    }
+
+
+def most_on_a_gpu(settings: SearchSettings, cpus: float, gpus: int) -> int:
+    """What `--cpus-per-trial` and `--concurrency` leave room for on each of `gpus`.
+
+    `cpus`: the cores that belong to a GPU.
+    """
+    fitting = math.floor(cpus / (settings.cpus_per_trial or 1.0))
+    at_once = math.inf if settings.concurrency is None else settings.concurrency
+    return max(1, min(fitting, math.ceil(min(at_once, 1e9) / gpus)))
+
+
+def _say_chosen(measured: Sequence[Packed], on: str = "") -> None:
+    seen = ", ".join(f"{p.trials}: {p.epochs_per_second:.2f}" for p in measured)
+    say(
+        f"trials per GPU: {choose(measured)}{on} (epochs a second of so many at once: "
+        f"{seen or 'none fitted'})"
+    )
+
+
+def _load(prepared: Prepared) -> Load:
+    fold = prepared.problem.folds()[0]
+    return Load(
+        train=len(fold.train.label),
+        validation=len(fold.validation.label),
+        classes=len(fold.classes),
+        folds=prepared.settings.folds,
+    )

@@ -1,0 +1,135 @@
+"""The table of trials on the terminal: live where there is a person, a line a trial elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from resp_tune.study.study import TrialRecord
+from resp_tune.training.metrics import METRICS
+
+ROWS = 12
+_STYLES = {"finished": "green", "pruned": "yellow", "diverged": "red", "failed": "red"}
+
+
+class TrialTable:
+    """Shows the running trials and the best ended ones, and how many of the budget are done.
+
+    `what` are trials, or replicates.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        metric: str,
+        epochs: int,
+        budget: int | None,
+        *,
+        what: str = "trials",
+    ) -> None:
+        self.console, self.metric, self.epochs = console, metric, epochs
+        self.what = what
+        self.sign = 1 if METRICS[metric].mode == "max" else -1
+        self.trials: dict[str, TrialRecord] = {}
+        self.progress = Progress(
+            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console,
+        )  # fmt: skip
+        self.task = self.progress.add_task(what, total=budget)
+        self.live = (
+            Live(console=console, refresh_per_second=4, get_renderable=self.render)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> TrialTable:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def seed(self, trials: Sequence[TrialRecord]) -> None:
+        """Trials that ended before this run of the command."""
+        for trial in trials:
+            if trial.state is not None:
+                self.trials[trial.label] = trial
+        self._count()
+
+    def started(self, trial: TrialRecord, seed: int) -> None:
+        """A trial was handed out."""
+        self.trials[trial.label] = trial
+
+    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+        """A trial has new epochs."""
+        self.trials[trial.label] = trial
+
+    def ended(self, trial: TrialRecord) -> None:
+        """A trial is over."""
+        self.trials[trial.label] = trial
+        self._count()
+        if self.live is None:
+            self.console.print(self._line(trial), highlight=False, soft_wrap=True)
+
+    def _count(self) -> None:
+        done = sum(t.state is not None for t in self.trials.values())
+        self.progress.update(self.task, completed=done)
+
+    def _line(self, trial: TrialRecord) -> str:
+        shown = "" if trial.score is None else f"  {self.metric} {trial.score:.4f}"
+        values = ", ".join(f"{k} {_short(v)}" for k, v in trial.values.items())
+        return (
+            f"{self.what[:-1]} {trial.label:>3} {trial.state:<8} {len(trial.epochs):>3} epochs "
+            f"{trial.seconds:6.1f} s{shown}  ({values})"
+        )
+
+    def render(self) -> Group:
+        """The running trials by number, then the best of the others."""
+        trials = list(self.trials.values())  # the display's thread reads while trials come in
+        running = [t for t in trials if t.state is None]
+        ended = sorted((t for t in trials if t.state is not None), key=self._rank)
+        shown = [*running, *ended][:ROWS]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in (self.what[:-1], "state", "epoch", self.metric, "s"):
+            table.add_column(column, justify="left" if column == "state" else "right")
+        for name in shown[0].values if shown else ():
+            table.add_column(name, justify="right", overflow="fold")
+        for t in shown:
+            table.add_row(*self._cells(t))
+        hidden = len(self.trials) - len(shown)
+        more = [Text(f"… and {hidden} more", style="dim")] if hidden > 0 else []
+        return Group(table, *more, self.progress)
+
+    def _cells(self, trial: TrialRecord) -> list[str]:
+        state = trial.state or "running"
+        value = trial.score
+        if value is None and trial.epochs:
+            value = trial.epochs[-1].get(f"val_{self.metric}")
+        return [
+            trial.label,
+            f"[{_STYLES.get(state, 'cyan')}]{state}[/]",
+            f"{len(trial.epochs)}/{self.epochs}",
+            "" if value is None else f"{value:.4f}",
+            f"{trial.seconds:.0f}",
+            *(_short(v) for v in trial.values.values()),
+        ]
+
+    def _rank(self, trial: TrialRecord) -> tuple[bool, float]:
+        return (trial.score is None, -self.sign * (trial.score or 0.0))
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

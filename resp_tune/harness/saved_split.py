@@ -1,0 +1,74 @@
+"""The clips and sides of a search; those that it has once used stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resp_tune.data.dataset import Dataset
+from resp_tune.data.protocols import make_sides
+from resp_tune.data.split import Sides, load_sides
+from resp_tune.data.tasks import Task, make_clips
+from resp_tune.errors import UserError
+from resp_tune.harness.options import SearchSettings
+from resp_tune.training.datamodule import Problem
+from resp_tune.training.fingerprint import listed
+
+
+def make_problem(
+    dataset: Dataset,
+    task: Task,
+    settings: SearchSettings,
+    saved: Path | None,
+    known: str | None = None,
+) -> Problem:
+    """The clips of the task, the sides of the settings; those a search has in `saved` stand.
+
+    Where that file is damaged, sides of the digest `known` are what it held.
+    """
+    clips = make_clips(task, dataset)
+    sides = make_sides(
+        dataset,
+        clips,
+        settings.protocol,
+        split_seed=settings.split_seed,
+        folds=settings.folds,
+        hold_out_device=settings.hold_out_device,
+        drop_shared_patients=settings.drop_shared_patients,
+    )
+    if saved is not None and saved.exists():
+        sides = _same_sides(_saved_sides(saved, sides, known), sides, saved)
+    return Problem(dataset, clips, sides)
+
+
+def _saved_sides(path: Path, now: Sides, known: str | None) -> Sides:
+    try:
+        return load_sides(path)
+    except UserError:
+        if now.digest != known or not path.is_file():
+            raise
+        return now
+
+
+def _same_sides(old: Sides, new: Sides, path: Path) -> Sides:
+    if old.digest != new.digest:
+        raise UserError(
+            f"the sides of this search ({path}) are not those of this data, task and protocol: "
+            f"{_difference(old, new)}. Give the old settings, or another --name"
+        )
+    return old
+
+
+def _difference(old: Sides, new: Sides) -> str:
+    for what in ("task", "protocol", "split_seed", "classes"):
+        if getattr(old, what) != getattr(new, what):
+            return f"{what.replace('_', ' ')} was {getattr(old, what)}, now {getattr(new, what)}"
+    if len(old.folds) != len(new.folds):
+        return f"--folds was {len(old.folds)}, now {len(new.folds)}"
+    before, now = (
+        {s for f in x.folds for s in (*f.train, *f.validation)} | set(x.test or ())
+        for x in (old, new)
+    )
+    if before == now:
+        return "the same recordings stand on other sides"
+    kinds = {"gone": before - now, "new": now - before}
+    return "recordings are " + "; ".join(f"{k}: {listed(v)}" for k, v in kinds.items() if v)

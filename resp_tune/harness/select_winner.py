@@ -1,0 +1,113 @@
+"""Which trial has won, and the trained networks that make it a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+
+from resp_tune.errors import RunError
+from resp_tune.harness.spec import Prepared
+from resp_tune.study.replicates import Candidate, candidates, choose, replicates, standing
+from resp_tune.study.study import TrialRecord, best_of
+from resp_tune.training.checkpoint import CHECKPOINT, resume, save_checkpoint
+from resp_tune.training.datamodule import Stores
+from resp_tune.training.network import SoundNet
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The trial that won, and the runs of it whose networks make the bundle.
+
+    `chosen` holds the replicates that it was chosen by; None where it has only the score of the
+    search, and `runs` is that one trial.
+    """
+
+    trial: TrialRecord
+    runs: tuple[TrialRecord, ...]
+    chosen: Candidate | None
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The candidates as `summary.json` has them."""
+        able = {c.trial.number for c in standing(self.candidates)}
+        return [c.summary(dropped=c.trial.number not in able) for c in self.candidates]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the networks."""
+        return [run.config.seed for run in self.runs]
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """Each metric, the mean over the runs."""
+        return {
+            name: float(np.mean([run.validation[name] for run in self.runs]))
+            for name in self.runs[0].validation
+        }
+
+
+def choose_winner(prepared: Prepared, study: optuna.Study, trials: Sequence[TrialRecord]) -> Winner:
+    """The best bound over seeds with replicates, else the best score of the search.
+
+    Raises `RunError` where no candidate has all its seeds: a winner by one lucky score would read
+    the test side before the one that was asked for.
+    """
+    metric, count = prepared.settings.metric, prepared.settings.replicates
+    if count == 1:
+        best = best_of(trials, metric)
+        if best is None:
+            raise RunError("no trial has finished: there is no winner")
+        return Winner(best, (best,), None, ())
+    found = candidates(trials, replicates(study, trials), metric=metric, count=count)
+    chosen = choose(found, count)
+    if chosen is not None:
+        return Winner(chosen.trial, tuple(chosen.finished), chosen, tuple(found))
+    failed = next((c for c in found if c.failure is not None), None)
+    if failed is None:
+        raise RunError(
+            "all replicates have diverged: there is no winner, and the test side was not read; "
+            "search again under another --name with a lower lr"
+        )
+    raise RunError(
+        f"no candidate has all its {count} seeds, and the test side was not read: a replicate of "
+        f"trial {failed.trial.number} failed with: {failed.failure}; the same command tries again"
+    )
+
+
+def trained_networks(
+    prepared: Prepared, study: str, runs: Sequence[TrialRecord], stores: Stores, say: Say
+) -> list[SoundNet]:
+    """The networks of finished runs of a study: those of a run's folds, then those of the next run.
+
+    A run whose checkpoint is gone or damaged is trained again, here.
+    """
+    networks, files = [], prepared.trials
+    for run in runs:
+        if away := files.newest_checkpoint(run.folder, run.config, study):
+            say(f"the storage cannot be asked for the checkpoint of trial {run.label} ({away})")
+        path = files.here / run.folder / CHECKPOINT
+        front_end = run.config.front_end
+        frames = stores.frames(front_end, workers=prepared.machine.cpus)
+        folds = [fold.tensors(frames, front_end) for fold in prepared.problem.folds()]
+        training, damage = resume(run.config, folds, prepared.own_device, path, study)
+        if not training.done:
+            say(
+                f"'{path}' {damage or 'is not there or too old'}: "
+                f"trial {run.label} is trained again"
+            )
+            threads = torch.get_num_threads()
+            torch.set_num_threads(prepared.slots.threads)  # as it was trained: the same bits
+            while not training.done:
+                training.run_epoch()
+            torch.set_num_threads(threads)
+            save_checkpoint(path, training, study)
+        networks += training.networks()
+    return networks

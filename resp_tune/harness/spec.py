@@ -1,0 +1,144 @@
+"""A search that can start: what it is, on what, and what its trials mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from resp_tune.cluster.connect import Cluster
+from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, Slots
+from resp_tune.common.paths import cache_folder
+from resp_tune.config import FrontEnd
+from resp_tune.data.tasks import TASKS, Task
+from resp_tune.execution.trial_artifacts import TrialFiles
+from resp_tune.features.cache import Source
+from resp_tune.harness.options import SearchSettings
+from resp_tune.space.search_space import SearchSpace
+from resp_tune.storage.object_store import Place
+from resp_tune.study.study import RECORDINGS
+from resp_tune.tracking.load_trial import DEVICE, THREADS
+from resp_tune.training.compute_device import Device, this_device
+from resp_tune.training.datamodule import Problem
+from resp_tune.training.fingerprint import data_digest
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A search that can start."""
+
+    settings: SearchSettings
+    name: str
+    folder: Path
+    remote: Place | None  # what `folder` is this machine's copy of, where that is an object store
+    tracking_uri: str
+    problem: Problem
+    space: SearchSpace
+    front_ends: tuple[FrontEnd, ...]
+    machine: Machine  # the driver's own
+    slots: Slots
+    sources: tuple[Source, ...]  # the recordings that the search reads, with hashes of them
+    arguments: tuple[str, ...]  # as typed
+    cluster: Cluster | None = None  # None: a Ray of our own, on this machine
+    nodes_device: Device | None = None  # what a trial gets on the cluster
+    # By type of GPU, where these take different numbers of trials; `slots` then is of a whole GPU.
+    typed: Mapping[str, Slots] | None = None
+
+    @property
+    def trials(self) -> TrialFiles:
+        """Where the trials keep their files."""
+        return TrialFiles(self.folder / "trials", self.remote and self.remote / "trials")
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """Where the recordings that the search reads lie, by stem."""
+        everywhere = {r.stem: r.path.absolute() for r in self.problem.dataset.recordings}
+        return {source.stem: everywhere[source.stem] for source in self.sources}
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a Ray of our own is started with."""
+        asked = self.settings.gpus
+        return self.machine.gpus if asked is None else asked
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Trials that may run at once, however large a cluster grows; None: as many as it holds."""
+        asked = [] if self.settings.concurrency is None else [self.settings.concurrency]
+        if self.settings.gpus:
+            asked.append(round(self.settings.gpus / self.slots.gpus))
+        return min(asked, default=None)
+
+    @property
+    def data_name(self) -> str:
+        """What files call the data: not its path, which says whose machine it was."""
+        root = self.problem.dataset.root.absolute()
+        built_in = root.is_relative_to(cache_folder() / "synthetic")
+        return "built-in synthetic set" if built_in else root.name
+
+    @property
+    def device_type(self) -> str:
+        """Where trials compute: `cuda`, or `cpu` also for logical GPUs."""
+        real = self.slots.gpus > 0 and os.environ.get(LOGICAL_GPUS) != "1"
+        return "cuda" if real else "cpu"
+
+    @cached_property
+    def device(self) -> Device:
+        """What trials compute on."""
+        return self.nodes_device or this_device(self.device_type)
+
+    @property
+    def own_device(self) -> str:
+        """What this process computes on: the driver of a cluster may have no GPU."""
+        import torch
+
+        return self.device_type if torch.cuda.is_available() else "cpu"
+
+    @property
+    def trial_tags(self) -> dict[str, str]:
+        """What MLflow says of every trial: the device, and the threads that its bits depend on."""
+        rehearsed = self.slots.gpus > 0 and self.device_type == "cpu"
+        return {
+            DEVICE: f"{self.device.name}{' (logical GPU)' * rehearsed}",
+            THREADS: str(self.slots.threads),
+        }
+
+    def meaning(self) -> dict[str, Any]:
+        """What makes a trial of this search comparable with another: bound to its study."""
+        return meaning_of(self.settings, self.space, self.problem, self.sources)
+
+
+def meaning_of(
+    settings: SearchSettings, space: SearchSpace, problem: Problem, sources: Sequence[Source]
+) -> dict[str, Any]:
+    """The base config's fields stand by name, so that a difference can be named."""
+    fixed = {
+        f"field {k}": v
+        for k, v in space.base.as_dict().items()
+        if k not in space.parameters and k not in ("seed", "epochs")
+    }
+    ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
+    return {
+        **task_meaning(problem.clips.task),
+        "protocol": settings.protocol,
+        "metric": settings.metric,
+        "folds": settings.folds,
+        "split seed": settings.split_seed,
+        "epochs": settings.epochs,
+        "seed": settings.seed,
+        RECORDINGS: data_digest(problem, sources),
+        "searched fields": sorted(space.parameters),
+        **ranges,
+        **fixed,
+    }
+
+
+def task_meaning(task: Task) -> dict[str, Any]:
+    """What binds a study to a task: of one from a file, which may be edited, also its classes."""
+    if task.name in TASKS:
+        return {"task": task.name}
+    classes = [f"{name}: {', '.join(group)}" for name, group in task.grouping.items()]
+    return {"task": task.name, "task classes": classes}

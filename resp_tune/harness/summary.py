@@ -1,0 +1,93 @@
+"""What `summary.json` says of the winner, of its rivals, and of the price of choosing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from resp_tune.evaluation.baseline_difference import against
+from resp_tune.evaluation.group_metrics import side_figures
+from resp_tune.evaluation.score import Scored
+from resp_tune.harness import result_files
+from resp_tune.harness.select_winner import Winner
+from resp_tune.harness.spec import Prepared
+from resp_tune.study.study import TrialRecord, best_of
+from resp_tune.training.metrics import METRICS
+
+
+def summarise(
+    prepared: Prepared, trials: Sequence[TrialRecord], winner: Winner, scored: Scored | None
+) -> dict[str, Any]:
+    """The search's part of the summary; JSON values, `None` where there is nothing to say."""
+    settings, problem = prepared.settings, prepared.problem
+    test = None if scored is None else _test(prepared, scored, winner)
+    price = None if scored is None else _price(trials, scored, settings.metric)
+    leaks = problem.sides.leaks(problem.dataset)
+    return {
+        "name": prepared.name,
+        "task": problem.clips.task.name,
+        "protocol": settings.protocol,
+        "metric": settings.metric,
+        "data": {
+            "name": prepared.data_name,
+            "synthetic": problem.dataset.synthetic,
+            "recordings": len(problem.dataset.recordings),
+            "notes": [*problem.dataset.problems, *problem.clips.dropped, *problem.sides.notes],
+        },
+        "classes": list(problem.sides.classes),
+        "trials": result_files.count_states(trials),
+        "winner": {
+            "number": winner.trial.number,
+            "params": winner.trial.values,
+            "seeds": winner.seeds,
+            "validation": winner.validation,
+            "replicates": _replicates(winner),
+            "price_of_searching": price,
+            "test": test,
+        },
+        "candidates": winner.told,
+        "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
+        "leaked_recording_share": leaks.recording_share,
+    }
+
+
+def _replicates(winner: Winner) -> dict[str, Any] | None:
+    if winner.chosen is None:
+        return None
+    told = winner.chosen.summary(dropped=False)
+    return {k: told[k] for k in ("seeds", "scores", "mean", "sd", "bound", "search_score")}
+
+
+def _price(trials: Sequence[TrialRecord], scored: Scored, metric: str) -> dict[str, float] | None:
+    """How much of the best validation score was luck: the best of many is lucky too.
+
+    Above 0 is worse on the test side, whichever way the metric goes. Of several seeds the test
+    value is their mean: an average of networks would hide some of the price.
+    """
+    best = best_of(trials, metric)
+    if best is None or best.score is None or metric not in scored.by_seed:
+        return None
+    test = statistics.fmean(scored.by_seed[metric])
+    sign = 1 if METRICS[metric].mode == "max" else -1
+    return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
+
+
+def _test(prepared: Prepared, scored: Scored, winner: Winner) -> dict[str, Any]:
+    problem = prepared.problem
+    return {
+        **scored.metrics,
+        "majority_accuracy": scored.majority,
+        "intervals": {k: list(v) for k, v in scored.intervals.items()},
+        "by_seed": _by_seed(scored.by_seed) if len(winner.runs) > 1 else None,
+        **side_figures(scored.predictions, problem),
+        "against": against(scored.predictions, problem),
+    }
+
+
+def _by_seed(values: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"mean": statistics.fmean(v), "sd": statistics.stdev(v), "values": v}
+        for name, v in values.items()
+    }

@@ -1,0 +1,201 @@
+"""Everything that can be wrong with a search, checked before anything is started or written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from resp_tune.cluster.connect import Cluster, await_gpus, settled
+from resp_tune.cluster.private_ray import check_closed, rays_folder
+from resp_tune.cluster.resources import (
+    LOGICAL_GPUS,
+    THIS_MACHINE,
+    Machine,
+    Slots,
+    plan_slots,
+    this_machine,
+)
+from resp_tune.common.paths import cache_folder, folder_to_write, user_path
+from resp_tune.config import FrontEnd
+from resp_tune.data.dataset import Dataset, load_dataset
+from resp_tune.data.synthetic.write import default_synthetic
+from resp_tune.data.task_files import find_task
+from resp_tune.data.tasks import Task
+from resp_tune.errors import UserError
+from resp_tune.evaluation.baselines import check_enough
+from resp_tune.features.cache import Source
+from resp_tune.features.logmel import check_filters
+from resp_tune.harness.options import SearchSettings
+from resp_tune.harness.reconcile import current
+from resp_tune.harness.saved_split import make_problem
+from resp_tune.harness.spec import Prepared, meaning_of, task_meaning
+from resp_tune.space.conditions import APART
+from resp_tune.space.search_space import SearchSpace, load_space
+from resp_tune.storage.object_store import Place, is_uri
+from resp_tune.storage.remote_datasets import fetched
+from resp_tune.storage.storage_probe import check_place
+from resp_tune.study.replicates import check_count
+from resp_tune.study.study import SPLIT, check_settings, read_study
+from resp_tune.tracking.store_probe import probe
+from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
+from resp_tune.training.datamodule import Problem
+from resp_tune.training.fingerprint import changes, contents
+from resp_tune.training.metrics import are_cycles
+
+Say = Callable[[str], None]
+Join = Callable[[str], Cluster]
+
+
+def prepare(
+    settings: SearchSettings,
+    say: Say,
+    arguments: Sequence[str] = (),
+    join: Join | None = None,
+) -> Prepared:
+    """Check the settings against space, machine, data, storage and tracking; writes nothing.
+
+    Only the default synthetic data set is made, in the cache folder, when no data is given.
+    The cluster of the settings is joined, by `join` with its HOST:PORT, when nothing else is
+    wrong; without `join` the search is for this machine alone.
+    """
+    elsewhere = settled(settings.address) if join is not None else None
+    task = find_task(settings.task)
+    space, front_ends = _space(settings.space)
+    machine = this_machine()
+    if not elsewhere:
+        slots_of(settings, [machine])  # a wish that cannot be met is told at once
+    storage, remote = _storage(settings)
+    tracking_uri = resolve_uri(settings.tracking_uri, storage)
+    probe(tracking_uri)
+    if not elsewhere:
+        check_closed(rays_folder())
+    dataset = load_dataset(data_folder(settings.data, say))
+    name = settings.named
+    check_name(name, storage, tracking_uri)
+    with current(remote and remote / name, storage / name) as kept:
+        problem, sources = _agreed(kept, settings, space, task, dataset, machine.cpus)
+    cluster: Cluster | None = None
+    machines: Sequence[Machine] = [machine]
+    if elsewhere and join:
+        cluster = await_gpus(join(elsewhere), settings.gpus, settings.wait_for_gpus, say)
+        machines = cluster.machines
+    if any(redact(text) != text for text in arguments):
+        say(
+            "note: what is secret in these arguments is seen in the machine's list of processes "
+            "while the search runs; $MLFLOW_TRACKING_URI is not"
+        )
+    return Prepared(
+        settings=settings,
+        name=name,
+        folder=storage / name,
+        remote=remote and remote / name,
+        tracking_uri=tracking_uri,
+        problem=problem,
+        space=space,
+        front_ends=front_ends,
+        machine=machine,
+        slots=slots_of(settings, machines, str(cluster or THIS_MACHINE)),
+        sources=sources,
+        arguments=tuple(arguments),
+        cluster=cluster,
+    )
+
+
+def _space(given: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
+    space = load_space(given)
+    front_ends = space.front_ends()
+    try:
+        for front_end in front_ends:
+            check_filters(front_end)
+    except UserError as error:
+        raise UserError(f"space '{given}': {error}. To keep values apart: {APART}") from error
+    return space, front_ends
+
+
+def _agreed(
+    kept: Path,
+    settings: SearchSettings,
+    space: SearchSpace,
+    task: Task,
+    dataset: Dataset,
+    processes: int,
+) -> tuple[Problem, tuple[Source, ...]]:
+    """The problem and its recordings; they are those of the study, where `kept` has one."""
+    study = read_study(kept / "study.db", settings.named) if (kept / "study.db").exists() else None
+    if study is not None:  # before the sides: they differ too, and cannot say by what
+        check_settings(study, task_meaning(task))
+    known = None if study is None else study.user_attrs.get(SPLIT)
+    problem = make_problem(dataset, task, settings, kept / "split.json", known)
+    check_enough(dataset, problem.clips)
+    if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
+        raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
+    sources = tuple(problem.sources(problem.search_stems, processes))
+    if study is not None:
+        changed = changes(kept, contents(problem, sources))
+        check_settings(study, meaning_of(settings, space, problem, sources), changed)
+        check_count(study, settings.replicates)
+    return problem, sources
+
+
+def _storage(settings: SearchSettings) -> tuple[Path, Place | None]:
+    """The folder that searches are kept in, and the place that it is a copy of, if it is one.
+
+    A place is tried with a small object that is removed at once.
+    """
+    if not is_uri(settings.storage):
+        return folder_to_write("--storage", str(settings.storage)), None
+    place = Place.parse("--storage", settings.storage)
+    if not (settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise UserError(
+            f"--storage '{place}' has no room for MLflow's database: give --tracking-uri "
+            "http://… or postgresql://… (sqlite:///FILE serves while one machine runs the search)"
+        )
+    folder = folder_to_write("the cache folder for --storage", str(place.copy))
+    check_place("--storage", place)
+    return folder, place
+
+
+def slots_of(
+    settings: SearchSettings,
+    machines: Sequence[Machine],
+    where: str = THIS_MACHINE,
+    *,
+    trials_per_gpu: int | None = None,
+) -> Slots:
+    """How `machines`, together `where`, are divided among trials.
+
+    `trials_per_gpu`: where that is not in the settings, because it was measured.
+    """
+    return plan_slots(
+        machines,
+        where,
+        gpus=settings.gpus,
+        trials_per_gpu=trials_per_gpu or settings.trials_per_gpu or 1,
+        concurrency=settings.concurrency,
+        cpus_per_trial=settings.cpus_per_trial,
+        logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",
+    )
+
+
+def data_folder(given: str | None, say: Say) -> Path:
+    """`--data`, else `$RESP_TUNE_DATA`, else the synthetic set in the cache folder."""
+    if given == "":  # an unset variable of the shell: nobody types it
+        raise UserError("--data '': give the folder with the recordings")
+    chosen = given or os.environ.get("RESP_TUNE_DATA")
+    if not chosen:
+        folder = default_synthetic(cache_folder())
+        say(f"data: no --data given: a small SYNTHETIC set, made by this program, in {folder}")
+        return folder
+    if is_uri(chosen):
+        return fetched(chosen, say)
+    return user_path(chosen)
+
+
+def check_name(name: str, storage: Path, tracking_uri: str) -> None:
+    """Raise `UserError` when the search's folder would be a file, or MLflow's."""
+    folder = storage / name
+    taken = {sqlite_file(tracking_uri), storage / "mlflow.db", storage / "mlartifacts"}
+    if folder in taken or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--name '{name}': '{folder}' is or will be something else: give another")
+    folder_to_write("--name", str(folder))

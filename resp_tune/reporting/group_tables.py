@@ -1,0 +1,189 @@
+"""Where the winner is right: by class, by patient, within each device, among the hard cases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resp_tune.reporting.dot_plots import Line, Mark, Strips, strips
+from resp_tune.reporting.format import NONE, counted, figure, metric_name, ranged
+from resp_tune.reporting.results import Results, Row, ends, items, mapping, number
+
+FEW = 5  # patients; below it one of them moves a share by more than 20 points
+UNIT = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class on one side: share found (recall), share right of those named so (precision).
+
+    `patient_recall` is the share of its patients that are found by their mean probability.
+    """
+
+    name: str
+    clips: int
+    patients: int
+    recall: float | None
+    precision: float | None
+    patient_recall: float | None = None
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """True classes by row, predicted by column; `rows` are counts with shares of the row."""
+
+    side: str
+    classes: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+    per_class: tuple[ClassRow, ...]
+    devices: tuple[tuple[str, int, float], ...]
+
+
+def confusion(results: Results) -> Confusion | None:
+    """Predictions of the winner on the test side, of validation where there is no test side."""
+    for side in ("test", "validation"):
+        rows = [row for row in results.predictions if row["side"] == side]
+        if rows:
+            return _confusion(side, rows, items(results.summary.get("classes")))
+    return None
+
+
+def _confusion(side: str, rows: Sequence[Row], known: Sequence[Any]) -> Confusion:
+    seen = {row["label"] for row in rows} | {row["predicted"] for row in rows}
+    named = [str(c) for c in known]
+    classes = (*named, *sorted(seen - set(named)))
+    count = Counter((row["label"], row["predicted"]) for row in rows)
+    truths, answers = Counter(r["label"] for r in rows), Counter(r["predicted"] for r in rows)
+    devices = Counter(row.get("device", "") for row in rows)
+    right = Counter(r.get("device", "") for r in rows if r["label"] == r["predicted"])
+    return Confusion(
+        side,
+        classes,
+        tuple(
+            (t, tuple((count[t, p], count[t, p] / max(truths[t], 1)) for p in classes))
+            for t in classes
+        ),
+        tuple(
+            ClassRow(
+                c,
+                truths[c],
+                len({row.get("patient", "") for row in rows if row["label"] == c}),
+                count[c, c] / truths[c] if truths[c] else None,
+                count[c, c] / answers[c] if answers[c] else None,
+            )
+            for c in classes
+        ),
+        tuple((d, n, right[d] / n) for d, n in sorted(devices.items()) if d),
+    )
+
+
+def class_rows(summary: Mapping[str, Any]) -> tuple[ClassRow, ...]:
+    """Each class on the test side as the summary has it; none in older summaries."""
+    return tuple(
+        ClassRow(
+            str(name),
+            int(number(row.get("support")) or 0),
+            int(number(row.get("patients")) or 0),
+            *(number(row.get(key)) for key in ("recall", "precision", "patient_recall")),
+        )
+        for name, told in mapping(_test(summary).get("per_class")).items()
+        for row in [mapping(told)]
+    )
+
+
+def classes_strip(rows: Sequence[ClassRow]) -> Strips | None:
+    """Recall of each class, by clip and, where it is known, by patient."""
+    by_patient = any(row.patient_recall is not None for row in rows)
+    lines = []
+    for row in rows:
+        marks = [
+            Mark(value, kind, f"{value:.3f} of {what}")
+            for value, kind, what in (
+                (row.recall, "dot", "its clips"),
+                (row.patient_recall, "ring", "its patients"),
+            )
+            if value is not None
+        ]
+        recalls = (row.recall, row.patient_recall) if by_patient else (row.recall,)
+        shares = (figure(value) for value in (*recalls, row.precision))
+        cells = (*shares, str(row.clips), str(row.patients))
+        lines.append(Line(row.name, tuple(marks), cells, tone=_pale(row.patients)))
+    named = ("recall", *["patients’ recall"] * by_patient, "precision")
+    heads = ("class", "share that was found", *named, "clips", "patients")
+    keys = (("dot", "share of its clips"), ("ring", "share of its patients"))
+    return strips(heads, lines, ends=UNIT, keys=keys)
+
+
+def views_metric(summary: Mapping[str, Any]) -> str:
+    """What still means something with few classes: for cycles their own score, else mean recall."""
+    return "icbhi_score" if "icbhi_score" in _test(summary) else "balanced_accuracy"
+
+
+def views(results: Results) -> Strips | None:
+    """The same test predictions as a whole, by patient, within each device, among the children."""
+    summary, test = results.summary, _test(results.summary)
+    metric = views_metric(summary)
+    devices = mapping(test.get("by_device"))
+    if not devices:
+        return None
+    rows = class_rows(summary)
+    whole = {
+        **test,
+        "clips": sum(row.clips for row in rows),
+        "patients": len({r.get("patient") for r in results.predictions if r["side"] == "test"}),
+        "classes": [row.name for row in rows if row.clips],
+    }
+    named = [
+        ("All clips", "", whole, "ours"),
+        ("By patient", "mean probability of a patient’s clips", test.get("by_patient"), ""),
+        *((f"Only {name}", "", told, "") for name, told in devices.items()),
+        ("Children on the Meditron", "healthy or sick", test.get("controlled"), ""),
+    ]
+    lines = [line for row in named for line in _view(metric, *row)]
+    heads = ("", metric_name(metric), "with 95 % interval", "clips", "patients")
+    keys = (("chance", "always naming one class"),)
+    return strips(heads, lines, ends=UNIT, keys=keys)
+
+
+def children(summary: Mapping[str, Any]) -> str:
+    """How well the children on the Meditron are told apart, and how few they are."""
+    found = mapping(_test(summary).get("controlled"))
+    area, clips, patients = (number(found.get(key)) for key in ("auroc", "clips", "patients"))
+    if not clips or not patients:
+        return ""
+    counts = f"{counted(int(clips), 'clip')} of {counted(int(patients), 'patient')}"
+    return f"AUROC {figure(area)} on {counts}"
+
+
+def _view(metric: str, label: str, note: str, told: Any, tone: str) -> Iterator[Line]:
+    """One line of `told` figures, none where they are not known."""
+    found = mapping(told)
+    value, classes = number(found.get(metric)), items(found.get("classes"))
+    if value is None:
+        return
+    low, high = ends(mapping(found.get("intervals")).get(metric))
+    alone = len(classes) == 1
+    marks = [] if alone or not classes else [Mark(_chance(metric, classes), "chance")]
+    counts = [number(found.get(key)) for key in ("clips", "patients")]
+    yield Line(
+        label,
+        (*marks, Mark(value, "dot", f"{value:.3f}")),
+        (ranged(value, low, high), *(f"{n:.0f}" if n else NONE for n in counts)),
+        f"{classes[0]} alone: its recall" if alone else note,
+        None if low is None or high is None else (low, high),
+        tone or ("pale" if alone else _pale(counts[1])),
+    )
+
+
+def _chance(metric: str, classes: Sequence[Any]) -> float:
+    return 0.5 if metric == "icbhi_score" else 1 / len(classes)
+
+
+def _pale(patients: float | None) -> str:
+    return "pale" if patients is not None and patients < FEW else ""
+
+
+def _test(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    return mapping(mapping(summary.get("winner")).get("test"))

@@ -1,1 +1,0 @@
-"""A whole search: from checked settings to a winner, its test, and the files about it."""

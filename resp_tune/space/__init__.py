@@ -1,0 +1,1 @@
+"""Read a search space from YAML and suggest trial configs from it."""

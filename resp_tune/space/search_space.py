@@ -1,0 +1,186 @@
+"""Search spaces: YAML files that say which fields of the trial config vary, and over what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+import resp_tune
+from resp_tune.common.paths import user_path
+from resp_tune.common.yaml_files import read_yaml
+from resp_tune.config import FIELDS, FrontEnd, TrialConfig, preset
+from resp_tune.errors import UserError, nearest
+from resp_tune.space.conditions import APART, check_coupled, combinations, in_order
+from resp_tune.space.parameters import FloatRange, IntRange, Parameter, parse_parameter
+
+MOST_FRONT_ENDS = 1024  # each names a feature store
+# `normalise: pcen` is another front end; its other values are one and the same.
+FRONT_END_FIELDS = ("sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "normalise")
+NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
+# Values of other fields beside which any value of a field can be judged on its own.
+ALONE = {"sample_rate": 192_000, "f_min": 0.0, "f_max": None, "micro_batch": None}
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a search varies (`parameters`), around which config (`base`).
+
+    A parameter stands after those that its `when` names. Where the conditions of one do not hold,
+    its field keeps the value of the base config, which counts for the conditions of others.
+    """
+
+    name: str
+    description: str
+    base: TrialConfig
+    parameters: Mapping[str, Parameter]
+
+    def suggest(self, trial: optuna.trial.Trial) -> TrialConfig:
+        """A config for `trial`, every active parameter chosen by the study's sampler."""
+        return self._config(lambda name, parameter: parameter.suggest(trial, name))
+
+    def baseline(self) -> TrialConfig:
+        """The base config, each active parameter moved to the nearest value the space allows."""
+        return self._config(lambda name, parameter: parameter.nearest(getattr(self.base, name)))
+
+    def _config(self, choose: Callable[[str, Parameter], Any]) -> TrialConfig:
+        values = self.base.as_dict()
+        for name, parameter in self.parameters.items():
+            if parameter.active(values):
+                values |= parameter.fields(name, choose(name, parameter))
+        return self.base.replace(values)
+
+    def baseline_params(self) -> dict[str, Any]:
+        """The baseline as parameters of the study: the active ones."""
+        values, params = self.baseline().as_dict(), dict[str, Any]()
+        for name, parameter in self.parameters.items():
+            if parameter.active(values):
+                params |= parameter.optuna_params(name, values[name])
+        return params
+
+    def values(self, config: TrialConfig) -> dict[str, Any]:
+        """The searched fields of `config`."""
+        return {name: getattr(config, name) for name in self.parameters}
+
+    def front_ends(self) -> tuple[FrontEnd, ...]:
+        """Every front end that a trial may ask for; `UserError` for a combination that is wrong."""
+        for name, parameter in self.parameters.items():
+            if name in FRONT_END_FIELDS:
+                _check_countable(name, parameter)
+        found = dict[FrontEnd, None]()
+        mixes = combinations(self.base, self.parameters, FRONT_END_FIELDS, every=True)
+        for values in mixes:
+            try:
+                found[self.base.replace(values).front_end] = None
+            except UserError as error:
+                given = ", ".join(f"{k} {v}" for k, v in values.items())
+                raise UserError(f"{error}. A trial may be given {given}: {APART}") from error
+        if len(found) > MOST_FRONT_ENDS:
+            raise UserError(
+                f"{', '.join(mixes[0])} give {len(found)} front ends, each a feature store on "
+                f"disk; at most {MOST_FRONT_ENDS}: use fewer values, or {APART}"
+            )
+        return tuple(found)
+
+
+def load_space(given: str) -> SearchSpace:
+    """The space in the YAML file `given`; raises `UserError` with the place of the first mistake.
+
+    A path that is not there is also looked for among the spaces that come with the package, so that
+    `search_spaces/default.yaml` works from any folder.
+    """
+    path = _find(given)
+    content = read_yaml(f"space '{given}'", path)
+    try:
+        return _parse(path.stem, content)
+    except UserError as error:
+        raise UserError(f"space '{given}': {error}") from error
+
+
+def _find(given: str) -> Path:
+    path = user_path(given)
+    if path.is_file():
+        return path
+    package = Path(resp_tune.__file__).parent
+    for shipped in (package.parent / "search_spaces", package / "search_spaces"):
+        known = sorted(p.name for p in shipped.glob("*.yaml"))
+        if path.name in known and path.parent.name in ("", "search_spaces"):
+            return shipped / path.name
+        if known:
+            raise UserError(f"space '{given}' is not a file: {nearest(path.name, known)}")
+    raise UserError(f"space '{given}' is not a file: give the path of a YAML search space")
+
+
+def _parse(name: str, content: Any) -> SearchSpace:
+    if not isinstance(content, dict):
+        raise UserError("must be a mapping with 'parameters'")
+    known = ("description", "preset", "fixed", "parameters")
+    for key in content:
+        if key not in known:
+            raise UserError(f"unknown key {str(key)!r}: {nearest(str(key), known)}")
+    base = preset(str(content.get("preset", "baseline")))
+    fixed, parameters = content.get("fixed") or {}, content.get("parameters")
+    if not isinstance(fixed, dict):
+        raise UserError("'fixed' must be a mapping of field to value")
+    if not isinstance(parameters, dict) or not parameters:
+        raise UserError("'parameters' must be a mapping of field to {type: …}, with at least one")
+    for field in NOT_SEARCHED:
+        if field in fixed:
+            raise UserError(f"'{field}' is the same for the whole search: give --{field} instead")
+    base = base.replace({str(k): v for k, v in fixed.items()})
+    parsed = {str(field): _parameter(str(field), value) for field, value in parameters.items()}
+    for field, parameter in parsed.items():
+        if field in fixed and not parameter.when:  # with one, `fixed` says what holds otherwise
+            raise UserError(f"'{field}' stands in both 'fixed' and 'parameters'")
+    check_coupled(parsed, fixed, NOT_SEARCHED)
+    for field, parameter in parsed.items():
+        _check_values(base, field, parameter)
+    description = " ".join(str(content.get("description", "")).split())
+    space = SearchSpace(name, description, base, in_order(base, parsed))
+    _check_micro_batches(space)
+    space.front_ends()
+    return space
+
+
+def _parameter(field: str, value: Any) -> Parameter:
+    if field not in FIELDS:
+        raise UserError(f"unknown field {field!r}: {nearest(field, FIELDS)}")
+    if field in NOT_SEARCHED:
+        raise UserError(f"'{field}' is not searched: give --{field} instead")
+    return parse_parameter(field, value)
+
+
+def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
+    """Each value on its own, of a range its ends; `front_ends` judges combinations."""
+    for value in parameter.ends():
+        for name, own in parameter.fields(field, value).items():
+            base.replace({**ALONE, "batch_size": 65_536, name: own})
+    if isinstance(parameter, FloatRange) and isinstance(FIELDS[field].default, int):
+        raise UserError(f"{field}: type float does not fit a whole number: use int or ordinal")
+
+
+def _check_micro_batches(space: SearchSpace) -> None:
+    """No trial may be handed a micro-batch above its batch, whatever else it is handed."""
+    base, fields = space.base, ("batch_size", "micro_batch")
+    for values in combinations(base, space.parameters, fields, every=False):
+        micro = values.get("micro_batch", base.micro_batch)
+        batch = values.get("batch_size", base.batch_size)
+        if micro is not None and micro > batch:
+            raise UserError(
+                f"micro_batch {micro} is above batch_size {batch}, which a trial may be given with "
+                f"it: keep all of one at or below all of the other, or apart: {APART}"
+            )
+
+
+def _check_countable(field: str, parameter: Parameter) -> None:
+    """A front end's field must have few values."""
+    if isinstance(parameter, FloatRange) or (
+        isinstance(parameter, IntRange) and len(parameter.values) > MOST_FRONT_ENDS
+    ):
+        raise UserError(
+            f"{field}: type {parameter.type} has too many values, each of which is a feature store "
+            "on disk: use ordinal or categorical"
+        )

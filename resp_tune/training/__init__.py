@@ -1,0 +1,1 @@
+"""Train one network on one split, without Ray, Optuna or MLflow."""

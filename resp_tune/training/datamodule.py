@@ -1,0 +1,225 @@
+"""A problem to learn: recordings, the clips of a task and their sides, made into tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from resp_tune.common.paths import cache_folder, cache_limit_bytes
+from resp_tune.config import FrontEnd
+from resp_tune.data.dataset import Dataset
+from resp_tune.data.split import Sides, clips_of
+from resp_tune.data.tasks import Clips
+from resp_tune.data.waveforms import AudioError, load_waveform
+from resp_tune.errors import RunError, UserError
+from resp_tune.features.batches import cut_clips
+from resp_tune.features.cache import Filled, Progress, Source, fill, open_store, store_key
+from resp_tune.features.frames import Frames
+from resp_tune.training.loop import Side, TrainingData
+from resp_tune.training.metrics import Probabilities
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILLED_FIRST = 12  # front ends; of a space with more, each is filled when a trial wants it
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """Clips of a side as plain arrays `[clips]`, small enough to send to every trial.
+
+    `recording` is an index into the recordings of a feature store; `start` and `end` are seconds.
+    `stem`, `patient` and `device` are text.
+    """
+
+    recording: npt.NDArray[np.int64]
+    start: npt.NDArray[np.float64]
+    end: npt.NDArray[np.float64]
+    label: npt.NDArray[np.int64]
+    stem: npt.NDArray[np.str_]
+    patient: npt.NDArray[np.str_]
+    device: npt.NDArray[np.str_]
+
+    def side(self, frames: Frames, front_end: FrontEnd) -> Side:
+        """These clips as rows of `frames`; a clip has at least one frame."""
+        recording, start, end = map(torch.from_numpy, (self.recording, self.start, self.end))
+        clips = cut_clips(frames, front_end, recording, start, end)
+        return Side(clips, torch.from_numpy(self.label))
+
+
+@dataclass(frozen=True)
+class FoldTables:
+    """The clips of one inner fold."""
+
+    train: ClipTable
+    validation: ClipTable
+    classes: tuple[str, ...]
+
+    def tensors(self, frames: Frames, front_end: FrontEnd) -> TrainingData:
+        """What a network is trained on, over the frames of one front end."""
+        train, validation = (t.side(frames, front_end) for t in (self.train, self.validation))
+        return TrainingData(train, validation, self.classes)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A data set, the clips of a task and their sides."""
+
+    dataset: Dataset
+    clips: Clips
+    sides: Sides
+
+    @cached_property
+    def search_stems(self) -> tuple[str, ...]:
+        """Recordings that a search may look at: training and validation of every fold, sorted."""
+        folds = self.sides.folds
+        return tuple(sorted({s for fold in folds for s in (*fold.train, *fold.validation)}))
+
+    def folds(self) -> tuple[FoldTables, ...]:
+        """The inner folds, over the store of `search_stems`."""
+        stems = self.search_stems
+        return tuple(
+            FoldTables(
+                self.table(fold.train, stems),
+                self.table(fold.validation, stems),
+                self.sides.classes,
+            )
+            for fold in self.sides.folds
+        )
+
+    def table(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipTable:
+        """The clips of recordings `stems`, over a store that holds `store_stems`."""
+        row = {stem: i for i, stem in enumerate(store_stems)}
+        chosen = clips_of(self.dataset, self.clips, self.sides, stems)
+        of_clip = [self.dataset.recordings[c.recording] for c in chosen]
+        return ClipTable(
+            np.array([row[r.stem] for r in of_clip], dtype=np.int64),
+            np.array([c.start for c in chosen], dtype=np.float64),
+            np.array([c.end for c in chosen], dtype=np.float64),
+            np.array([c.label for c in chosen], dtype=np.int64),
+            np.array([r.stem for r in of_clip], dtype=np.str_),
+            np.array([r.patient for r in of_clip], dtype=np.str_),
+            np.array([r.device for r in of_clip], dtype=np.str_),
+        )
+
+    def sources(self, stems: Sequence[str], workers: int) -> list[Source]:
+        """The recordings `stems` for the feature store, each with a hash of its file."""
+        paths = {r.stem: r.path for r in self.dataset.recordings}
+        with ThreadPoolExecutor(workers) as pool:
+            digests = list(pool.map(_file_digest, (paths[s] for s in stems)))
+        return [
+            Source(stem, digest, partial(load_unchanged, paths[stem], digest))
+            for stem, digest in zip(stems, digests, strict=True)
+        ]
+
+
+_OPENED: set[Path] = set()  # stores that this process has filled or checked
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The feature stores of some recordings in this machine's cache folder.
+
+    Small enough to send to every trial: whoever needs a store that is not there makes it, and
+    others who want the same one wait. `sound` are front ends that were filled just now. Without a
+    `root` it is in the cache folder of whichever machine asks.
+    """
+
+    root: Path | None
+    sources: tuple[Source, ...]
+    limit_bytes: int
+    sound: frozenset[FrontEnd] = frozenset()
+
+    @property
+    def _root(self) -> Path:
+        return self.root or cache_folder() / "features"
+
+    def fill(
+        self, front_ends: Sequence[FrontEnd], *, workers: int, progress: Progress | None = None
+    ) -> Filled:
+        """Make the stores of `front_ends`, those that share an STFT in one pass."""
+        return fill(
+            self._root,
+            self.sources,
+            front_ends,
+            limit_bytes=self.limit_bytes,
+            workers=workers,
+            progress=progress,
+        )
+
+    def frames(self, front_end: FrontEnd, *, workers: int) -> Frames:
+        """The frames of one front end; a process checks and opens each store once."""
+        folder = self._root / store_key(self.sources, front_end)
+        if front_end not in self.sound and folder not in _OPENED:
+            self.fill([front_end], workers=workers)
+        _OPENED.add(folder)
+        return open_store(folder)
+
+
+def stores_of(problem: Problem, stems: Sequence[str], workers: int) -> Stores:
+    """The stores of recordings `stems`, whose files are hashed here; none is filled yet."""
+    sources = tuple(problem.sources(stems, workers))
+    return Stores(None, sources, cache_limit_bytes())
+
+
+def predictions(
+    side: str, table: ClipTable, classes: Sequence[str], probabilities: Probabilities
+) -> pd.DataFrame:
+    """One row a clip: side, recording, start (s), patient, device, label, predicted, p_<class>…
+
+    `probabilities`: `[clips, classes]` of the clips of `table`, kept to the last bit: what is
+    scored from the frame is what the network said.
+    """
+    import pandas as pd
+
+    names = np.array(classes)
+    return pd.DataFrame(
+        {
+            "side": side,
+            "recording": table.stem,
+            "start": table.start.round(6),
+            "patient": table.patient,
+            "device": table.device,
+            "label": names[table.label],
+            "predicted": names[probabilities.argmax(1)],
+            **{f"p_{c}": probabilities[:, i] for i, c in enumerate(classes)},
+        }
+    )
+
+
+def load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
+    """`load_waveform` of a file that is still what it was; else `RunError` names it."""
+    try:
+        waveform = load_waveform(path, sample_rate)
+    except AudioError:
+        if path.exists() and _file_digest(path) == digest:
+            raise
+        waveform = None
+    # After it was decoded: what changes between the two is noticed as well.
+    if waveform is None or not path.exists() or _file_digest(path) != digest:
+        what = "has changed" if path.exists() else "is gone"
+        raise RunError(
+            f"recording '{path}' {what} since this command began: put it back as it was and type "
+            "the command again, or give a search another --name"
+        )
+    return waveform
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"recording '{path}' cannot be read: {error.strerror}; put it back, or take its line "
+            "out of the data set"
+        ) from error

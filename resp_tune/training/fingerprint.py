@@ -1,0 +1,80 @@
+"""Which recordings a search was begun with: to notice one that has changed since, and name it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from resp_tune.common.paths import write_atomically
+from resp_tune.features.cache import Source
+from resp_tune.training.datamodule import Problem
+
+KEPT = "recordings.json"  # in a search's folder: what it trains and validates on
+TEST_KEPT = "test_recordings.json"  # what its test side was when that was first read
+NAMED = 5  # of a kind; a moved data set has hundreds
+
+Contents = Mapping[str, Sequence[str]]  # hashes of the audio and of its labels, by stem
+
+
+def data_digest(problem: Problem, sources: Sequence[Source]) -> str:
+    """A hash of every recording that the search reads: names, bytes, and labelled clips."""
+    named = [[s.stem, s.digest] for s in sources]
+    searched = {s.stem for s in sources}
+    clips = [[stem, *clip] for stem, clip in _clips(problem) if stem in searched]
+    return _hash([named, clips])
+
+
+def contents(problem: Problem, sources: Sequence[Source]) -> Contents:
+    """The same by recording, so that a difference can be named."""
+    clips: dict[str, list[object]] = {s.stem: [] for s in sources}
+    for stem, clip in _clips(problem):
+        if stem in clips:
+            clips[stem].append(clip)
+    return {s.stem: (s.digest, _hash(clips[s.stem])) for s in sources}
+
+
+def save_contents(folder: Path, now: Contents, kept: str = KEPT) -> None:
+    """Keep them in the search's folder, unless they are there."""
+    if _load(folder / kept) is None:
+        write_atomically(folder / kept, (json.dumps(now, indent=1) + "\n").encode())
+
+
+def changes(folder: Path, now: Contents, kept: str = KEPT) -> str | None:
+    """What differs from what was kept first; None where nothing does, or that is not known."""
+    before = _load(folder / kept)
+    if before is None:
+        return None
+    both = before.keys() & now.keys()
+    kinds = {
+        "gone": before.keys() - now.keys(),
+        "new": now.keys() - before.keys(),
+        "not the same audio": {s for s in both if before[s][0] != now[s][0]},
+        "not the same labels": {s for s in both if before[s][1] != now[s][1]},
+    }
+    return "; ".join(f"{kind}: {listed(stems)}" for kind, stems in kinds.items() if stems) or None
+
+
+def listed(stems: set[str]) -> str:
+    """The first few by name, the rest as a number."""
+    more = f" and {len(stems) - NAMED} more" if len(stems) > NAMED else ""
+    return ", ".join(sorted(stems)[:NAMED]) + more
+
+
+def _clips(problem: Problem) -> list[tuple[str, tuple[float, float, int]]]:
+    recordings = problem.dataset.recordings
+    return [(recordings[c.recording].stem, (c.start, c.end, c.label)) for c in problem.clips.clips]
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _load(path: Path) -> Contents | None:
+    """None where there is none that can be read: the study has a hash of all of it."""
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        kept = json.loads(path.read_bytes())
+        return {str(stem): (str(audio), str(labels)) for stem, (audio, labels) in kept.items()}
+    return None

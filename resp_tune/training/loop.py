@@ -1,0 +1,379 @@
+"""One training run, epoch by epoch; usable without Ray: `for epoch in fit(config, folds): …`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from resp_tune.config import TrialConfig
+from resp_tune.features.augment import Draws, draw_augmented, draw_plain
+from resp_tune.features.batches import ClipFrames, make_batch
+from resp_tune.features.frames import Frames
+from resp_tune.training.ema import Average
+from resp_tune.training.losses import make_loss
+from resp_tune.training.metrics import all_metrics
+from resp_tune.training.mixup import blend, blended_loss, draw_weights
+from resp_tune.training.network import SoundNet
+from resp_tune.training.sampling import draw_clips
+from resp_tune.training.seeds import mix_seed
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Side:
+    """Clips of one side: their frames, and their labels as int64 `[clips]` on the CPU."""
+
+    clips: ClipFrames
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What one network is trained and validated on: two sides over the same frames."""
+
+    train: Side
+    validation: Side
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Figures of one epoch. `epoch` counts from 1; `seconds` holds training and validation.
+
+    With several inner folds the losses and metrics are means over them.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    metrics: dict[str, float]
+    lr: float
+    seconds: float
+
+    @property
+    def finite(self) -> bool:
+        """False when the training has diverged."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.val_loss)
+
+    def row(self) -> dict[str, float]:
+        """One flat row, as MLflow and `epochs.csv` name the columns."""
+        values = {f"val_{name}": value for name, value in self.metrics.items()}
+        return {
+            "epoch": self.epoch,
+            "train_loss": self.train_loss,
+            "val_loss": self.val_loss,
+            **values,
+            "lr": self.lr,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, float]) -> EpochResult:
+        """The result that `row()` described."""
+        plain = {"epoch", "train_loss", "val_loss", "lr", "seconds"}
+        metrics = {k.removeprefix("val_"): v for k, v in row.items() if k not in plain}
+        return cls(
+            int(row["epoch"]),
+            row["train_loss"],
+            row["val_loss"],
+            metrics,
+            row["lr"],
+            row["seconds"],
+        )
+
+
+def fit(
+    config: TrialConfig, folds: Sequence[TrainingData], device: str | torch.device = "cpu"
+) -> Iterator[EpochResult]:
+    """Train one network a fold and yield each epoch's figures, `config.epochs` of them.
+
+    Stops after the first epoch whose loss is not finite.
+    """
+    training = Training(config, folds, device)
+    while not training.done:
+        yield training.run_epoch()
+
+
+class Training:
+    """A training run that can stop after any epoch and go on from `state()`, to the same bits.
+
+    All folds advance together, so that an epoch's figures are the mean over all of them and a
+    scheduler compares like with like.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        folds: Sequence[TrainingData],
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.config = config
+        self.history: list[EpochResult] = []
+        given = folds[0].train.clips.frames
+        sides = [side for data in folds for side in (data.train, data.validation)]
+        if any(side.clips.frames is not given for side in sides):
+            raise ValueError("all sides of all folds must be clips of the same frames")
+        frames = given.to(torch.device(device))  # once for all of them
+        self.runs = [_FoldRun(config, data, frames, n) for n, data in enumerate(folds)]
+
+    @property
+    def done(self) -> bool:
+        """True after the last epoch, and after an epoch whose loss is not finite."""
+        if not self.history:
+            return False
+        return len(self.history) == self.config.epochs or not self.history[-1].finite
+
+    def run_epoch(self) -> EpochResult:
+        """Train and validate once over; appended to `history` and returned."""
+        started = time.perf_counter()
+        epoch = len(self.history) + 1
+        train_loss = _mean(run.train(epoch) for run in self.runs)
+        # A network with infinite weights gives NaN probabilities, which no metric accepts.
+        found = [run.validate(epoch) if math.isfinite(train_loss) else None for run in self.runs]
+        metrics = [m for m in found if m is not None]
+        whole = len(metrics) == len(self.runs)
+        # Of tiny folds, one may lack what a metric needs.
+        shared = [n for n in metrics[0] if all(n in m for m in metrics)] if whole else []
+        means = {name: _mean(m[name] for m in metrics) for name in shared}
+        result = EpochResult(
+            epoch,
+            train_loss,
+            means.get("log_loss", math.nan),
+            means,
+            self.runs[0].lr,
+            time.perf_counter() - started,
+        )
+        self.history.append(result)
+        return result
+
+    def rehearse(self) -> None:
+        """Train and validate one batch of each fold, to see that it works; then of no more use."""
+        for run in self.runs:
+            run.rehearse()
+
+    def predict_validation(self) -> list[npt.NDArray[np.float32]]:
+        """Validation probabilities of each fold's network on its own validation side."""
+        return [run.predict_validation(len(self.history)) for run in self.runs]
+
+    def networks(self) -> list[SoundNet]:
+        """The trained networks, one a fold, ready to predict."""
+        return [run.evaluated.eval() for run in self.runs]
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on: tensors and plain values, safe for `torch.save`.
+
+        No random state is in it: every epoch is seeded by the config's seed and its number.
+        """
+        return {
+            "history": [e.row() for e in self.history],
+            "folds": [run.state() for run in self.runs],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, which must come from the same config and folds."""
+        self.history = [EpochResult.from_row(row) for row in state["history"]]
+        for run, saved in zip(self.runs, state["folds"], strict=True):
+            run.load_state(saved)
+
+
+class _FoldRun:
+    """One network on one pair of sides."""
+
+    def __init__(self, config: TrialConfig, data: TrainingData, frames: Frames, fold: int) -> None:
+        device = frames.values.device
+        self.config, self.device, self.fold = config, device, fold
+        self.labels = (data.train.labels, data.validation.labels)
+        self.classes = data.classes
+        self.counts = (data.train.clips.count, data.validation.clips.count)
+        self.clips = tuple(
+            side.clips.prepared(config).over(frames) for side in (data.train, data.validation)
+        )
+        self.device_labels = data.train.labels.to(device)
+        torch.manual_seed(mix_seed(config.seed, fold, 0))
+        network = build_network(config, len(data.classes))
+        if network.bands is not None:
+            network.bands.fit(*band_statistics(data.train.clips, config.top_db))
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.average = Average(self.network, config.ema) if config.ema else None
+        self.loss = make_loss(config, self.device_labels, len(data.classes))
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.batches = batch_bounds(len(data.train.labels), config.batch_size)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=config.lr, total_steps=len(self.batches) * config.epochs
+        )
+        self.lr = math.nan  # of the last step taken
+
+    @property
+    def evaluated(self) -> SoundNet:
+        """The network that is scored and kept: the averaged one where there is one."""
+        return self.network if self.average is None else self.average.network
+
+    def rehearse(self) -> None:
+        clip = torch.arange(self.batches[0][1])
+        generator = torch.Generator().manual_seed(0)
+        draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
+        self.network.train()
+        self._step(draws, draw_mix(self.config, len(clip), 0, self.device))
+        plain = draw_plain(self.counts[1], self.config)[:EVALUATION_BATCH]
+        predict(self.evaluated, self.clips[1], plain, self.config)
+
+    def train(self, epoch: int) -> float:
+        """One epoch over the training side; the mean loss over its items."""
+        seed = mix_seed(self.config.seed, self.fold, epoch)
+        torch.manual_seed(seed)  # dropout
+        generator = torch.Generator().manual_seed(seed)
+        clip = draw_clips(self.config.balance, *self.labels, generator)
+        draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
+        mix = draw_mix(self.config, len(clip), seed, self.device)
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        for start, stop in self.batches:
+            # Summed on the device: reading each loss would wait for every step.
+            total += self._step(draws[start:stop], None if mix is None else mix[start:stop])
+            self.lr = float(self.optimizer.param_groups[0]["lr"])
+            self.schedule.step()
+            if self.average is not None:
+                self.average.update(self.schedule.last_epoch)
+        return float(total) / self.batches[-1][1]
+
+    def _step(self, draws: Draws, mix: torch.Tensor | None) -> torch.Tensor:
+        """One optimiser step, in micro-batches whose gradients add up; the summed loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        size = self.config.micro_batch or len(draws)
+        total = torch.zeros((), device=self.device)
+        for start, stop in batch_bounds(len(draws), size):
+            loss = self._losses(draws[start:stop], None if mix is None else mix[start:stop]).sum()
+            (loss / len(draws)).backward()  # type: ignore[no-untyped-call]  # torch's own
+            total += loss.detach()
+        self.optimizer.step()
+        return total
+
+    def _losses(self, draws: Draws, mix: torch.Tensor | None) -> torch.Tensor:
+        """The loss of each item, `[items]`; with `mix` of each item blended with its neighbour."""
+        x, labels = make_batch(self.clips[0], draws, self.config), self.device_labels[draws.clip]
+        with autocast(self.config, self.device):
+            logits = self.network(x if mix is None else blend(x, mix)).float()
+        own = self.loss(logits, labels)
+        return own if mix is None else blended_loss(own, self.loss(logits, labels.roll(1)), mix)
+
+    def validate(self, epoch: int) -> dict[str, float] | None:
+        """Metrics of the validation side; None when the probabilities are not finite."""
+        probabilities = self.predict_validation(epoch)
+        if not np.isfinite(probabilities).all():
+            return None
+        return all_metrics(self.labels[1].numpy(), probabilities, self.classes)
+
+    def predict_validation(self, epoch: int) -> npt.NDArray[np.float32]:
+        config = self.config
+        draws = draw_plain(self.counts[1], config)
+        if config.augment_validation:
+            generator = torch.Generator().manual_seed(mix_seed(config.seed, self.fold, -epoch))
+            draws = draw_augmented(
+                torch.arange(len(self.counts[1])), self.counts[1], config, generator
+            )
+        return predict(self.evaluated, self.clips[1], draws, config)
+
+    def state(self) -> dict[str, Any]:
+        """`network` is what is evaluated; `trained` is there where that is an average."""
+        average = {} if self.average is None else {"trained": self.network.state_dict()}
+        return {
+            "network": self.evaluated.state_dict(),
+            **average,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.evaluated.load_state_dict(state["network"])
+        if self.average is not None:
+            self.network.load_state_dict(state["trained"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def build_network(config: TrialConfig, classes: int) -> SoundNet:
+    """The untrained network of a config."""
+    return SoundNet(
+        classes,
+        width=config.width,
+        dropout=config.dropout,
+        channels=config.channels,
+        depth=config.depth,
+        bands=config.n_mels if config.normalise == "band" else None,
+    )
+
+
+def draw_mix(
+    config: TrialConfig, items: int, seed: int, device: torch.device
+) -> torch.Tensor | None:
+    """Mixup's weight of each item on `device`; None where the config mixes nothing."""
+    mix = draw_weights(items, config.mixup, seed)
+    return None if mix is None else mix.to(device)
+
+
+def band_statistics(clips: ClipFrames, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each band over all frames of `clips`, float32 `[n_mels]`.
+
+    Each clip is first clamped to `top_db` below its loudest bin, as in a batch.
+    """
+    rows, sums, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
+    for first, count in zip(clips.first.tolist(), clips.count.tolist(), strict=True):
+        x = clips.frames.values[first : first + count].double()
+        x.clamp_(min=x.max() - top_db)
+        rows, sums, squares = rows + count, sums + x.sum(0), squares + x.square().sum(0)
+    mean = sums / rows
+    variance = (squares / rows - mean.square()).clamp(min=0)
+    return mean.float(), variance.sqrt().clamp(min=1e-3).float()
+
+
+def predict(
+    network: nn.Module, clips: ClipFrames, draws: Draws, config: TrialConfig
+) -> npt.NDArray[np.float32]:
+    """Class probabilities `[clips, classes]`: the mean over each clip's items in `draws`."""
+    network.eval()
+    n_clips = len(clips.count)
+    device = clips.frames.values.device
+    draws = draws.to(device)
+    parts = []
+    with torch.inference_mode(), autocast(config, device):
+        size = min(EVALUATION_BATCH, config.micro_batch or EVALUATION_BATCH)
+        for start in range(0, len(draws), size):
+            x = make_batch(clips, draws[start : start + size], config)
+            parts.append(network(x).float().softmax(1))
+        items = torch.cat(parts)
+        sums = torch.zeros(n_clips, items.shape[1], device=device).index_add_(0, draws.clip, items)
+        counts = torch.bincount(draws.clip, minlength=n_clips)
+        mean: npt.NDArray[np.float32] = (sums / counts[:, None]).cpu().numpy()
+    return mean
+
+
+def autocast(config: TrialConfig, device: torch.device) -> torch.autocast:
+    """The arithmetic that `config.precision` asks for."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def batch_bounds(items: int, size: int) -> list[tuple[int, int]]:
+    """Start and stop of each batch of an epoch; the last is kept, whatever its size.
+
+    A rest of a quarter batch or less joins the batch before it. Batch statistics of a few items are
+    wild, and a step on them undoes many good ones.
+    """
+    starts = list(range(0, items, size))
+    if len(starts) > 1 and items - starts[-1] <= max(1, size // 4):
+        starts.pop()
+    return list(zip(starts, [*starts[1:], items], strict=True))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -1,0 +1,176 @@
+"""The bundle: a trained model as a folder of `weights.safetensors` and a readable `config.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from resp_tune.common.paths import write_atomically
+from resp_tune.config import TrialConfig
+from resp_tune.errors import UserError
+from resp_tune.features.augment import draw_plain
+from resp_tune.features.batches import ClipFrames, cut_clips
+from resp_tune.features.frames import join_frames
+from resp_tune.features.logmel import log_mels, silence
+from resp_tune.training.loop import build_network, predict
+from resp_tune.training.network import SoundNet
+
+FORMAT = 1
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Networks of one config, one for each seed and inner fold; a prediction is their mean."""
+
+    config: TrialConfig
+    classes: tuple[str, ...]
+    networks: tuple[SoundNet, ...]
+    details: dict[str, Any]
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the waveforms that `predict_waveform` takes."""
+        return self.config.sample_rate
+
+    def predict_waveform(self, waveform: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
+        whole: npt.NDArray[np.float32] = self.predict_spans(waveform, [(0.0, math.inf)])[0]
+        return whole
+
+    def predict_spans(
+        self, waveform: torch.Tensor, spans: Sequence[tuple[float, float]]
+    ) -> npt.NDArray[np.float32]:
+        """Class probabilities `[spans, classes]` of parts of `waveform`, from and to seconds."""
+        front_end = self.config.front_end
+        with torch.inference_mode():
+            mels = log_mels(waveform, [front_end])
+            frames = join_frames(mels, ["waveform"], silence(front_end))
+            start, end = torch.tensor(spans, dtype=torch.float64).clamp(max=1e9).T
+            first = torch.zeros(len(spans), dtype=torch.int64)
+            return self.predict_clips(cut_clips(frames, front_end, first, start, end))
+
+    def predict_clips(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
+        """Class probabilities `[clips, classes]`, never augmented."""
+        mean: npt.NDArray[np.float32] = self.predict_each(clips).mean(axis=0)
+        return mean
+
+    def predict_each(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
+        """What every network says by itself, `[networks, clips, classes]`."""
+        draws, prepared = draw_plain(clips.count, self.config), clips.prepared(self.config)
+        return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])
+
+
+def save_bundle(
+    folder: Path,
+    config: TrialConfig,
+    classes: Sequence[str],
+    networks: Sequence[SoundNet],
+    details: Mapping[str, Any],
+) -> str:
+    """Write a bundle into `folder` and return the SHA-256 of its weights.
+
+    `details` (task, provenance …) go into `config.json` beside what loading needs.
+    """
+    tensors = {
+        f"fold{n}.{name}": value.detach().cpu().contiguous()
+        for n, network in enumerate(networks)
+        for name, value in network.state_dict().items()
+    }
+    weights = save(tensors)
+    digest = hashlib.sha256(weights).hexdigest()
+    content = {
+        "format": FORMAT,
+        "classes": list(classes),
+        "front_end": asdict(config.front_end),
+        "trial_config": config.as_dict(),
+        "folds": len(networks),
+        "weights_sha256": digest,
+        **details,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, weights)
+    write_atomically(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
+    return digest
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """The bundle in `folder`; raises `UserError` when it is missing, damaged or of another kind."""
+    folder = Path(folder)
+    content = _read_config(folder)
+    path = folder / WEIGHTS
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    if hashlib.sha256(weights).hexdigest() != content.get("weights_sha256"):
+        raise UserError(f"'{path}' is damaged: its hash is not the one in config.json")
+    try:
+        values = content["trial_config"]
+        if not isinstance(values, dict):
+            raise TypeError("trial_config is not a mapping")
+        if not isinstance(content.get("provenance", {}), dict):
+            raise TypeError("provenance is not a mapping")
+        config = TrialConfig().replace(values)
+        classes = _classes(content["classes"])
+        networks = _load_networks(load(weights), content["folds"], config, len(classes))
+    except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise UserError(f"'{folder}' is not a sound bundle ({error}): save it again") from error
+    return Bundle(config, classes, networks, content)
+
+
+def _classes(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("classes is not a list of names")
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise ValueError(f"{len(names)} classes, or some of one name")
+    return tuple(names)
+
+
+def _load_networks(
+    tensors: Mapping[str, torch.Tensor], folds: Any, config: TrialConfig, classes: int
+) -> tuple[SoundNet, ...]:
+    """The network of each fold; raises `ValueError` for tensors of other folds or shapes."""
+    found = {name.split(".")[0] for name in tensors}
+    if not found or found != {f"fold{n}" for n in range(len(found))} or folds != len(found):
+        raise ValueError(f"its weights are not those of {reprlib.repr(folds)} folds")
+    networks = []
+    for n in range(len(found)):
+        prefix = f"fold{n}."
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        with torch.device("meta"):  # takes no memory, whatever sizes the config says
+            shapes = {k: v.shape for k, v in build_network(config, classes).state_dict().items()}
+        if {name: value.shape for name, value in own.items()} != shapes:
+            raise ValueError("its weights do not fit its trial config and classes")
+        network = build_network(config, classes)
+        network.load_state_dict(own)
+        networks.append(network.eval())
+    return tuple(networks)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"'{folder}' is not a bundle: no readable config.json in it; give the winner/ folder "
+            "of a search or models:/NAME@ALIAS"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is damaged: it is not JSON") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"'{path}' is not a bundle that this version reads (format {FORMAT})")
+    return content
