@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 
-from resp_tune.cli import run, say
+from resp_tune.cli import run
 from resp_tune.errors import nearest, one_line
+
+log = logging.getLogger("resp_tune.__main__")
 
 VERBS = {
     "search": "find the best trial config",
@@ -27,7 +30,7 @@ def main() -> int:
         print("\n".join(f"  {name:<9}{text}" for name, text in VERBS.items()))
         return 0
     if verb not in VERBS:
-        say(f"error: unknown verb '{one_line(verb)}': {nearest(verb, VERBS)}")
+        log.error(f"unknown verb '{one_line(verb)}': {nearest(verb, VERBS)}")
         return 2
     return run(importlib.import_module(f"resp_tune.{verb}").main, rest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import signal
@@ -11,8 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from resp_tune.common.log import configure
 from resp_tune.common.paths import full_disk, user_path
 from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest, one_line
+
+log = logging.getLogger("resp_tune.cli")
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,14 +57,15 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     # A polite SIGTERM is a Ctrl-C, also before a command has anything to leave in order.
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    configure()
     try:
         body(argv)
         print(end="", flush=True)  # heeds a stdout that the shell has closed (`>&-`)
     except RespTuneError as error:
-        say(f"error: {one_line(error)}")
+        log.error(one_line(error))
         return error.exit_code
     except KeyboardInterrupt:
-        say("interrupted")
+        log.info("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our stdout (`| head`) has gone; Python's exit would flush into it again.
@@ -70,7 +75,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         found = _in_one_line(error)
         if found is None:
             raise
-        say(f"error: {one_line(found)}, then type the same command again: it goes on")
+        log.error(f"{one_line(found)}, then type the same command again: it goes on")
         return 1
     return 0
 
@@ -88,11 +93,6 @@ def _in_one_line(error: OSError) -> str | None:
     if isinstance(error, NotADirectoryError | FileExistsError):
         return f"'{path}' is no folder, which it should be: move the file that is in its place away"
     return f"'{path}' cannot be used ({error.strerror}): make it readable and writable"
-
-
-def say(message: str) -> None:
-    """A message for the person at the terminal: stderr, so that stdout holds results only."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def positive_int(text: str) -> int:

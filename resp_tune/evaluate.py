@@ -23,10 +23,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resp_tune.cli import Parser, run, say
+from resp_tune.cli import Parser, run
 from resp_tune.common.paths import folder_to_write, user_path
 from resp_tune.errors import UserError
-from resp_tune.storage.object_store import Place, is_uri
+from resp_tune.storage.object_store import ObjectPath, is_uri
 
 if TYPE_CHECKING:
     from resp_tune.training.model_bundle import Bundle
@@ -91,7 +91,7 @@ def _check_here(flag: str, given: Sequence[str | None]) -> None:
     """A reading of the test side goes on record beside its search, which only a folder can be."""
     for text in given:
         if text is not None and not text.startswith("models:/") and is_uri(text):
-            place = Place.parse(flag, text)
+            place = ObjectPath.parse(flag, text)
             raise UserError(
                 f"{flag} '{place}' must be a folder here: copy the search's folder first (aws s3 "
                 "cp --recursive, gsutil cp -r, azcopy) and give the copy's"
@@ -121,7 +121,7 @@ def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> di
     from resp_tune.data.dataset import load_dataset
     from resp_tune.harness.validate import data_folder
 
-    dataset = load_dataset(data_folder(data, say))
+    dataset = load_dataset(data_folder(data))
     model = {}
     if winner is not None:
         from resp_tune.audit.model import audit_model, sides_of
@@ -135,9 +135,8 @@ def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> di
             problem,
             workers=this_machine().cpus,
             record=lambda reading: _record(winner, tracking_uri, bundle, reading),
-            say=say,
         )
-    found = audit(dataset, say=say)
+    found = audit(dataset)
     return {**found, **model, "seconds": round(time.perf_counter() - started, 1)}
 
 

@@ -10,12 +10,13 @@ A research tool: it says what a network learnt from one data set, and is no medi
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resp_tune.cli import Parser, run, say
+from resp_tune.cli import Parser, run
 from resp_tune.common.paths import user_path
 from resp_tune.errors import RunError, UserError, one_line
 from resp_tune.evaluation.open_winner import CHAMPION, open_winner
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from resp_tune.training.model_bundle import Bundle
+
+log = logging.getLogger("resp_tune.predict")
 
 
 def parser() -> Parser:
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results.append(predict_file(bundle, file))
         except UserError as error:
             bad += 1
-            say(f"error: {one_line(error)}")
+            log.error(f"{one_line(error)}")
     if not results:
         raise UserError("none of the files could be read: give wav or FLAC recordings")
     if args.json:
@@ -105,9 +108,9 @@ def _cycles_of(path: Path, seconds: float, bundle: Bundle) -> list[tuple[float, 
     except (OSError, UnicodeDecodeError):
         cycles, problems = (), ()
     for problem in problems:
-        say(f"note: '{beside}': {problem}")
+        log.info(f"note: '{beside}': {problem}")
     if not cycles:
-        say(
+        log.info(
             f"note: '{path}' has no breathing cycles in '{beside.name}' beside it: judged in "
             f"windows of {bundle.config.clip_seconds:g} s, which the winner was not trained on"
         )
@@ -122,7 +125,9 @@ def _answer(bundle: Bundle, probabilities: npt.NDArray[np.float32]) -> dict[str,
 
 def _print(results: list[dict[str, Any]], bundle: Bundle) -> None:
     if bundle.details.get("provenance", {}).get("synthetic"):
-        say("note: this winner was trained on SYNTHETIC sounds: it knows nothing about patients")
+        log.info(
+            "note: this winner was trained on SYNTHETIC sounds: it knows nothing about patients"
+        )
     width = max(len(r["file"]) for r in results)
     print("file".ljust(width), "class".ljust(16), *bundle.classes, sep="  ")
     for r in results:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from resp_tune.cli import Parser, existing_folder, run
 from resp_tune.errors import RunError, UserError, nearest
-from resp_tune.storage.object_store import Place, StorageError, is_uri
+from resp_tune.storage.object_store import ObjectPath, StorageError, is_uri
 from resp_tune.storage.storage_probe import check_place
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write `report.html` and print its path."""
     args = parser().parse(argv)
     if is_uri(args.storage):
-        print(_in_store(Place.parse("--storage", args.storage), args.name))
+        print(_in_store(ObjectPath.parse("--storage", args.storage), args.name))
         return
     folder = search_folder(existing_folder(args.storage), args.name)
     from resp_tune.reporting.report_page import render
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(render(folder))
 
 
-def _in_store(storage: Place, name: str) -> Place:
+def _in_store(storage: ObjectPath, name: str) -> ObjectPath:
     """The page made again from the files in an object store, and put beside them."""
     from resp_tune.harness.options import check_search_name
     from resp_tune.reporting.report_page import render

@@ -23,21 +23,20 @@ from resp_tune.cli import (
     positive_float,
     positive_int,
     run,
-    say,
 )
 from resp_tune.common.paths import full_disk_in_one_line, user_path
 from resp_tune.errors import UserError, nearest
 from resp_tune.harness import options as known
-from resp_tune.harness.options import SearchSettings
+from resp_tune.harness.options import SearchOptions
 
 if TYPE_CHECKING:
     from resp_tune.cluster.connect import Cluster
 
-DEFAULTS = SearchSettings()
+DEFAULTS = SearchOptions()
 
 
 def parser() -> Parser:
-    """All flags; their defaults are those of `SearchSettings`."""
+    """All flags; their defaults are those of `SearchOptions`."""
     p = Parser("search", __doc__ or "")
     _data_flags(p.add_argument_group("what is learnt, and how it is judged"))
     _trial_flags(p.add_argument_group("what is tried"))
@@ -199,7 +198,7 @@ def _one_of(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def read_settings(argv: Sequence[str] | None) -> SearchSettings:
+def read_settings(argv: Sequence[str] | None) -> SearchOptions:
     """Settings from flags, over those of `--config`; raises `UserError` for what is wrong."""
     p = parser()
     given = list(sys.argv[1:] if argv is None else argv)
@@ -208,8 +207,8 @@ def read_settings(argv: Sequence[str] | None) -> SearchSettings:
         args = vars(p.parse([*_flags_of(args["config"], set(args)), *given]))
     if args["address"] is None:
         args["address"] = "auto" if known.in_a_job() else "local"
-    fields = SearchSettings.__dataclass_fields__
-    return SearchSettings(**{name: value for name, value in args.items() if name in fields})
+    fields = SearchOptions.__dataclass_fields__
+    return SearchOptions(**{name: value for name, value in args.items() if name in fields})
 
 
 def _flags_of(path: str, names: set[str]) -> list[str]:
@@ -251,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             def join(address: str) -> Cluster:
                 return joining.enter_context(joined(address))
 
-        prepared = prepare(settings, say, sys.argv[1:] if argv is None else argv, join)
+        prepared = prepare(settings, sys.argv[1:] if argv is None else argv, join)
         # The plan is what a dry run is for; else it is a message, as stdout is for results.
         console = Console(stderr=not settings.dry_run)
         show_plan(prepared, console)
@@ -269,8 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         room = full_disk_in_one_line(
             prepared.folder, ", there, in $TMPDIR and in the cache folder, whichever is full"
         )
-        with interruptible(say, go_on), room:
-            summary = run_search(prepared, say, console)
+        with interruptible(go_on), room:
+            summary = run_search(prepared, console)
     show_result(summary)
 
 

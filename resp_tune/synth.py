@@ -7,13 +7,16 @@ python -m resp_tune.synth /tmp/tiny --recordings 30 --seconds 2
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
 
-from resp_tune.cli import Parser, natural_int, positive_float, positive_int, run, say
+from resp_tune.cli import Parser, natural_int, positive_float, positive_int, run
 from resp_tune.common.paths import user_path
 from resp_tune.data.synthetic.settings import SynthSettings
+
+log = logging.getLogger("resp_tune.synth")
 
 
 def parser() -> Parser:
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None) -> None:
     started = time.perf_counter()
     folder = user_path(args.folder)
     make_synthetic(folder, settings, _progress if sys.stderr.isatty() else None)
-    say(
+    log.info(
         f"{settings.recordings} synthetic recordings of {settings.seconds:g} s"
         f" in {time.perf_counter() - started:.1f} s; no patient was recorded"
     )

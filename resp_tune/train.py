@@ -7,6 +7,7 @@ python -m resp_tune.train --run MLFLOW_RUN_ID --data ICBHI    a trial of a searc
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -14,17 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resp_tune.cli import Parser, natural_int, positive_int, run, say
+from resp_tune.cli import Parser, natural_int, positive_int, run
 from resp_tune.common.paths import folder_to_write, user_path
 from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import RunError, UserError
-from resp_tune.harness.options import PROTOCOLS, TASKS, SearchSettings
+from resp_tune.harness.options import PROTOCOLS, TASKS, SearchOptions
 
 if TYPE_CHECKING:
     from resp_tune.data.tasks import Task
     from resp_tune.tracking.load_trial import TrialRun
-    from resp_tune.training.datamodule import Problem
+    from resp_tune.training.datamodule import DataModule
     from resp_tune.training.loop import EpochResult, Training
+
+log = logging.getLogger("resp_tune.train")
 
 COLUMNS = ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "lr")
 
@@ -90,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     asked = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
-    dataset = load_dataset(data_folder(args.data, say))
+    dataset = load_dataset(data_folder(args.data))
     problem = make_problem(dataset, asked.task, asked.settings, None)
     if asked.split_sha256 not in (None, problem.sides.digest):
         raise UserError(
@@ -98,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--data of its search, and no other task, protocol or --split-seed"
         )
     for note in (*dataset.problems, *problem.clips.dropped, *problem.sides.notes):
-        say(f"note: {note}")
+        log.info(f"note: {note}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # where it cannot be, before the training
     training = _train(asked, problem)
@@ -108,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainRequest:
     """What to train on which sides; `threads` None: all cores. A repeated trial knows its sides.
 
     `settings` give the sides; the task, which a repeated trial has without its file, stands beside.
@@ -116,18 +119,18 @@ class Asked:
 
     config: TrialConfig
     task: Task
-    settings: SearchSettings
+    settings: SearchOptions
     threads: int | None
     split_sha256: str | None = None
     on_cpu: bool = False
 
 
-def read_arguments(args: Namespace) -> Asked:
+def read_arguments(args: Namespace) -> TrainRequest:
     """The arguments, with what follows from a preset or a trial's run."""
     from resp_tune.data.task_files import find_task, task_from_classes
     from resp_tune.data.tasks import get_task
 
-    task = get_task(SearchSettings.task)
+    task = get_task(SearchOptions.task)
     usual: dict[str, Any] = {}
     repeated: dict[str, Any] = {}
     threads = args.threads
@@ -153,7 +156,9 @@ def read_arguments(args: Namespace) -> Asked:
     if args.drop_shared_patients:
         chosen["drop_shared_patients"] = True
     overrides = {k: getattr(args, k) for k in ("seed", "epochs") if getattr(args, k) is not None}
-    return Asked(config.replace(overrides), task, SearchSettings(**chosen), threads, **repeated)
+    return TrainRequest(
+        config.replace(overrides), task, SearchOptions(**chosen), threads, **repeated
+    )
 
 
 def _read_config(path: str) -> TrialConfig:
@@ -182,7 +187,7 @@ def _empty_folder(given: str) -> Path:
     return folder
 
 
-def _train(asked: Asked, problem: Problem) -> Training:
+def _train(asked: TrainRequest, problem: DataModule) -> Training:
     import torch
 
     from resp_tune.cluster.resources import this_machine
@@ -201,7 +206,7 @@ def _train(asked: Asked, problem: Problem) -> Training:
     torch.set_num_threads(asked.threads or workers)
     keep_freed_memory()
     config = settle_precision(config, this_device(device))
-    say(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
+    log.info(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
     training = Training(config, [f.tensors(frames, front_end) for f in problem.folds()], device)
     print("epoch", *COLUMNS, "seconds", sep="\t")
     while not training.done:
@@ -217,7 +222,7 @@ def _print_epoch(epoch: EpochResult) -> None:
     print(epoch.epoch, *values, f"{epoch.seconds:.2f}", sep="\t", flush=True)
 
 
-def _print_result(training: Training, problem: Problem) -> None:
+def _print_result(training: Training, problem: DataModule) -> None:
     from resp_tune.training.metrics import majority_accuracy
 
     last = training.history[-1].metrics
@@ -233,7 +238,7 @@ def _print_result(training: Training, problem: Problem) -> None:
         print("the data is SYNTHETIC: these figures say nothing about patients")
 
 
-def _save(folder: Path, training: Training, problem: Problem, settings: SearchSettings) -> Path:
+def _save(folder: Path, training: Training, problem: DataModule, settings: SearchOptions) -> Path:
     import pandas as pd
 
     from resp_tune.harness.result_files import versions, write_csv

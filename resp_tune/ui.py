@@ -7,6 +7,7 @@ bash scripts/ui first      # the search `first`; stays until Ctrl-C
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -22,13 +23,15 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, NoReturn
 
-from resp_tune.cli import Parser, natural_int, run, say
+from resp_tune.cli import Parser, natural_int, run
 from resp_tune.common.paths import user_path
 from resp_tune.errors import RunError, UserError, nearest
-from resp_tune.storage.object_store import Place, is_uri
+from resp_tune.storage.object_store import ObjectPath, is_uri
 
 if TYPE_CHECKING:
     from resp_tune.tracking.list_searches import SearchEntry
+
+log = logging.getLogger("resp_tune.ui")
 
 DEFAULT_PORT = 5000
 START_SECONDS = 180.0
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.tracking.uri import is_server, redact
 
     if is_uri(args.storage) and not (args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        place = Place.parse("--storage", args.storage)
+        place = ObjectPath.parse("--storage", args.storage)
         raise UserError(f"--storage '{place}' holds no MLflow store: give the --tracking-uri")
     uri = resolve_uri(args.tracking_uri, user_path(args.storage))
     check_there(uri)
@@ -59,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     port = _port(args.host, args.port)
     searches = _chosen(uri, args.name)
-    say(f"starting MLflow's pages of {redact(uri)} …")
+    log.info(f"starting MLflow's pages of {redact(uri)} …")
     with _interruptible(), _server(uri, args.host, port) as server:
         _await_answer(server, args.host, port)
         _print(searches, f"http://{_shown(args.host)}:{port}")
-        say("Ctrl-C ends it")
+        log.info("Ctrl-C ends it")
         try:
             status = server.process.wait()
         except KeyboardInterrupt:
-            say("ended")
+            log.info("ended")
             return
         raise RunError(f"MLflow's server ended by itself (status {status}): {server.last_line()}")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import traceback
@@ -36,9 +37,11 @@ from benchmarks.tables import (  # noqa: E402
     versions,
 )
 
-from resp_tune.cli import run, say  # noqa: E402
+from resp_tune.cli import run  # noqa: E402
 from resp_tune.common.paths import write_atomically  # noqa: E402
 from resp_tune.errors import RespTuneError, RunError, UserError, nearest  # noqa: E402
+
+log = logging.getLogger("resp_tune")
 
 RESULTS = ROOT / "results"
 
@@ -66,7 +69,7 @@ def measure_all(place: Any, wanted: Sequence[str]) -> tuple[list[Row], dict[str,
         chosen = [key for key in keys if key in wanted]
         if not chosen:
             continue
-        say(f"measuring {', '.join(chosen)}")
+        log.info(f"measuring {', '.join(chosen)}")
         try:
             found = measure(place)
         except UserError:

@@ -28,9 +28,9 @@ from benchmarks.fusing import Fused
 from benchmarks.limit import Limit, wait
 
 from resp_tune.config import TrialConfig, preset
-from resp_tune.execution.trials_per_gpu import Load, measure_all
+from resp_tune.execution.trials_per_gpu import Workload, measure_all
 from resp_tune.features.augment import draw_plain
-from resp_tune.features.batches import ClipFrames, make_batch
+from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
 from resp_tune.training.compute_device import settle_precision, this_device
@@ -56,7 +56,7 @@ def make_data(config: TrialConfig, recordings: int) -> TrainingData:
     held_out = torch.arange(recordings) % 5 == 4
 
     def side(chosen: torch.Tensor) -> Side:
-        return Side(ClipFrames(frames, frames.first[chosen], frames.count[chosen]), labels[chosen])
+        return Side(ClipIndex(frames, frames.first[chosen], frames.count[chosen]), labels[chosen])
 
     return TrainingData(side(~held_out), side(held_out), CLASSES)
 
@@ -160,7 +160,7 @@ def compare_ways(
     args: argparse.Namespace, config: TrialConfig, data: TrainingData, device: torch.device
 ) -> None:
     """Print what other ways of training the same give: packed, fused, compiled."""
-    load = Load(len(data.train.labels), len(data.validation.labels), len(CLASSES))
+    load = Workload(len(data.train.labels), len(data.validation.labels), len(CLASSES))
     cpus, epochs = os.cpu_count() or 1, args.epochs
     threads = {int(n): max(1, cpus // int(n)) for n in args.packed.split(",") if int(n)}
     for packed in measure_all(config, load, device.type, threads=threads, epochs=epochs):

@@ -14,7 +14,7 @@ from resp_tune.common.paths import write_atomically
 _HOOK = """
     import os, time
     from pathlib import Path
-    from resp_tune.tuning import trainable
+    from resp_tune.execution import trainable
     trainable.CHECKPOINT_SECONDS = 0.0
     step = training.Training.run_epoch
     done, allowed = Path(os.environ["EPOCHS_DONE"]), Path(os.environ["EPOCHS_ALLOWED"])

@@ -17,7 +17,7 @@ from pyarrow.fs import S3FileSystem
 from test_tracking import free_port
 from wire import Wire
 
-from resp_tune.storage.object_store import Place
+from resp_tune.storage.object_store import ObjectPath
 
 BUCKET = "sounds"
 ENVIRONMENT = {
@@ -44,8 +44,8 @@ class ObjectStore:
         return f"s3://{BUCKET}/searches?endpoint_override={self.endpoint}"
 
     @property
-    def place(self) -> Place:
-        return Place(self.uri)
+    def place(self) -> ObjectPath:
+        return ObjectPath(self.uri)
 
     def files(self, name: str) -> set[str]:
         return set((self.place / name).sizes())

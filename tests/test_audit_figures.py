@@ -23,7 +23,7 @@ from resp_tune.evaluation.baseline_difference import NAMES, against
 from resp_tune.evaluation.baselines import held_out_answers
 from resp_tune.evaluation.group_metrics import figures, side_figures
 from resp_tune.training.bootstrap import DRAWS
-from resp_tune.training.datamodule import Problem, predictions
+from resp_tune.training.datamodule import DataModule, predictions
 from resp_tune.training.metrics import METRICS, all_metrics
 
 
@@ -33,17 +33,17 @@ def _few_trees() -> Iterator[None]:
         yield
 
 
-def problem_of(dataset: Dataset, task: Task | str = "diagnosis") -> Problem:
+def problem_of(dataset: Dataset, task: Task | str = "diagnosis") -> DataModule:
     clips = make_clips(get_task(task) if isinstance(task, str) else task, dataset)
-    return Problem(dataset, clips, make_sides(dataset, clips, "patient"))
+    return DataModule(dataset, clips, make_sides(dataset, clips, "patient"))
 
 
 @pytest.fixture(scope="module")
-def problem() -> Problem:
+def problem() -> DataModule:
     return problem_of(in_memory(SynthSettings(120, 1.0, 0)))
 
 
-def frame_of(problem: Problem, *, right: float, seed: int = 0) -> pd.DataFrame:
+def frame_of(problem: DataModule, *, right: float, seed: int = 0) -> pd.DataFrame:
     """Predictions of the test side, each right with probability `right`."""
     rng = np.random.default_rng(seed)
     classes = np.array(problem.sides.classes)
@@ -67,7 +67,7 @@ def frame_of(problem: Problem, *, right: float, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def test_what_no_clip_has_is_left_out_and_missing_from_the_names(problem: Problem) -> None:
+def test_what_no_clip_has_is_left_out_and_missing_from_the_names(problem: DataModule) -> None:
     frame, classes = frame_of(problem, right=1.0), problem.sides.classes
     some = frame[frame["label"].isin(classes[:2])]
     found = figures(some, classes)
@@ -76,7 +76,7 @@ def test_what_no_clip_has_is_left_out_and_missing_from_the_names(problem: Proble
     assert figures(frame, classes)["classes"] == list(classes)
 
 
-def test_a_side_of_recordings(problem: Problem) -> None:
+def test_a_side_of_recordings(problem: DataModule) -> None:
     frame = frame_of(problem, right=0.6)
     found = side_figures(frame, problem)
     assert found.keys() == {"per_class", "by_patient", "by_device", "controlled"}
@@ -156,7 +156,7 @@ def test_diagnoses_of_its_own_have_no_controlled_part(classes: dict[str, list[st
     assert side_figures(frame_of(problem, right=0.6), problem)["controlled"] is None
 
 
-def test_what_is_scored_from_the_frame_is_what_was_predicted(problem: Problem) -> None:
+def test_what_is_scored_from_the_frame_is_what_was_predicted(problem: DataModule) -> None:
     stems, classes = problem.sides.test or (), problem.sides.classes
     table, rng = problem.table(stems, stems), np.random.default_rng(0)
     p = rng.dirichlet(np.ones(len(classes)), len(table.label)).astype(np.float32)
@@ -165,7 +165,7 @@ def test_what_is_scored_from_the_frame_is_what_was_predicted(problem: Problem) -
         assert found[name] == value, name
 
 
-def test_against_the_baselines_of_the_table(problem: Problem) -> None:
+def test_against_the_baselines_of_the_table(problem: DataModule) -> None:
     """Each draw by hand: the winner's figure less the mean of the forests' figures."""
     frame = frame_of(problem, right=0.6)
     found = against(frame, problem)
@@ -215,14 +215,14 @@ def test_where_the_device_tells_all() -> None:
     assert worse["interval"][1] < 0
 
 
-def test_other_clips_are_no_test_side(problem: Problem) -> None:
+def test_other_clips_are_no_test_side(problem: DataModule) -> None:
     frame = frame_of(problem, right=0.6)
     for wrong in (frame[1:], frame[::-1], frame.assign(label=frame["label"].iloc[0])):
         with pytest.raises(ValueError, match="not the predictions of the test side"):
             against(wrong, problem)
 
 
-def test_answers_are_fitted_once(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_fitted_once(problem: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     found = baselines_of(problem, 1)
     answers = held_out_answers(problem.dataset, problem.clips, problem.sides)
     assert found["test_side"] == answers.scores()
@@ -243,7 +243,7 @@ def test_answers_are_fitted_once(problem: Problem, monkeypatch: pytest.MonkeyPat
     "damage", ["[]", "{}", "3", "null", '{"device": 1}', "{", '{"stems": "ab"}']
 )
 def test_a_damaged_cache_is_made_anew(
-    problem: Problem, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem: DataModule, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path))
     found = baselines_of(problem, 1)

@@ -49,7 +49,6 @@ def audited(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
         sides_of(bundle, dataset),
         workers=1,
         record=lambda reading: (reading, ""),
-        say=lambda _: None,
     )
 
 
@@ -202,22 +201,20 @@ def test_a_protocol_without_a_test_side(sets: dict[str, Path], tmp_path: Path) -
     loaded = load_bundle(trained(tmp_path, sets["none"], "--protocol", "recording"))
     done: list[object] = []
     problem = sides_of(loaded, load_dataset(sets["none"]))
-    found = audit_model(
-        loaded, problem, workers=1, record=lambda r: (r, done.append(r)), say=done.append
-    )
+    found = audit_model(loaded, problem, workers=1, record=lambda r: (r, done.append(r)))
     assert (found["test"], found["reading"], done) == (None, None, [])
     assert "no test side" in found["reason"]
 
 
-def test_no_figures_without_a_record(bundle: Path, sets: dict[str, Path]) -> None:
-    loaded, said = load_bundle(bundle), list[str]()
+def test_no_figures_without_a_record(said: list[str], bundle: Path, sets: dict[str, Path]) -> None:
+    loaded = load_bundle(bundle)
 
     def fail(_: object) -> None:
         raise UserError("read-only")
 
     problem = sides_of(loaded, load_dataset(sets["none"]))
     with pytest.raises(UserError, match="read-only"):
-        audit_model(loaded, problem, workers=1, record=fail, say=said.append)
+        audit_model(loaded, problem, workers=1, record=fail)
     assert said == []
 
 

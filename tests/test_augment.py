@@ -14,8 +14,8 @@ from scipy import stats
 from toy import toy_config, toy_frames
 
 from resp_tune.config import TrialConfig, preset
-from resp_tune.features.augment import Draws, draw_augmented, draw_plain
-from resp_tune.features.batches import ClipFrames, make_batch
+from resp_tune.features.augment import AugmentParams, draw_augmented, draw_plain
+from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.frames import Frames, join_frames
 from resp_tune.features.logmel import SILENCE_DB, log_mels
 
@@ -27,15 +27,15 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_clips(config: TrialConfig) -> ClipFrames:
+def random_clips(config: TrialConfig) -> ClipIndex:
     mels = [-90 + 80 * torch.rand(n, config.n_mels, generator=generator(n)) for n in (*LENGTHS, 30)]
     frames = join_frames(mels, [f"r{n}" for n in range(len(mels))])
     first, count = frames.first.clone(), frames.count.clone()
     first[-1], count[-1] = first[-1] + 4, 21
-    return ClipFrames(frames, first, count)
+    return ClipIndex(frames, first, count)
 
 
-def plainly(clips: ClipFrames, draws: Draws, i: int, config: TrialConfig) -> torch.Tensor:
+def plainly(clips: ClipIndex, draws: AugmentParams, i: int, config: TrialConfig) -> torch.Tensor:
     """Item `i`, `[frames, n_mels]`, one operation after the other."""
     n, length = int(draws.clip[i]), config.clip_frames
     x = clips.frames.values[clips.first[n] :][: clips.count[n]].float()
@@ -123,7 +123,7 @@ def test_the_frames_are_not_changed(normalise: str) -> None:
 def test_a_constant_clip_is_finite() -> None:
     config = toy_config()
     frames = join_frames([torch.full((30, 16), SILENCE_DB)], ["silent"])
-    clips = ClipFrames(frames, frames.first, frames.count)
+    clips = ClipIndex(frames, frames.first, frames.count)
     assert (make_batch(clips, draw_plain(clips.count, config), config) == 0).all()
 
 
@@ -236,7 +236,7 @@ def test_the_notebooks_batch(seconds: float) -> None:
     # Loudest in the middle: `top_db` counts from the loudest bin, which must not be at a seam.
     waveform = torch.hann_window(samples) * torch.randn(samples, generator=generator(2))
     frames = join_frames(log_mels(waveform, [config.front_end]), ["noise"])
-    clips = ClipFrames(frames, frames.first, frames.count)
+    clips = ClipIndex(frames, frames.first, frames.count)
     draws = draw_augmented(torch.zeros(4, dtype=torch.int64), frames.count, config, generator(1))
     batch = make_batch(clips, draws, config)
     assert batch.shape == (4, 1, 1719, 64)
@@ -263,7 +263,7 @@ def test_a_clip_of_a_frame_or_of_one_recording() -> None:
     """The smallest there is: one frame, one recording."""
     config = toy_config(pad="repeat", normalise="none")
     frames: Frames = toy_frames(config, torch.tensor([0]), 0)
-    clips = ClipFrames(frames, frames.first, torch.tensor([1]))
+    clips = ClipIndex(frames, frames.first, torch.tensor([1]))
     batch = make_batch(clips, draw_plain(clips.count, config), config)
     clamped: Any = frames.values[0].float().clamp(min=float(frames.values[0].max()) - config.top_db)
     assert torch.equal(batch[0, 0], clamped.expand(16, 16))

@@ -36,11 +36,11 @@ from resp_tune.data.waveforms import load_waveform  # noqa: E402
 from resp_tune.errors import RunError, UserError  # noqa: E402
 from resp_tune.execution.searcher import StudySearcher  # noqa: E402
 from resp_tune.features.augment import draw_plain  # noqa: E402
-from resp_tune.features.batches import ClipFrames, make_batch  # noqa: E402
+from resp_tune.features.batches import ClipIndex, make_batch  # noqa: E402
 from resp_tune.features.frames import join_frames  # noqa: E402
 from resp_tune.features.logmel import log_mels  # noqa: E402
 from resp_tune.space.search_space import load_space  # noqa: E402
-from resp_tune.study.trial_queue import Recorder  # noqa: E402
+from resp_tune.study.trial_queue import TrialQueue  # noqa: E402
 from resp_tune.training.loop import Side, Training, TrainingData, build_network  # noqa: E402
 
 NOTEBOOK = preset("notebook")
@@ -86,7 +86,7 @@ def test_both_loops_see_the_same_item(tmp_path: Path) -> None:
     assert torch.equal(theirs[0], theirs[1])
     mels = log_mels(load_waveform(path, RATE), [NOTEBOOK.front_end])
     frames = join_frames(mels, ["r"])
-    clips = ClipFrames(frames, frames.first, frames.count)
+    clips = ClipIndex(frames, frames.first, frames.count)
     ours_ = make_batch(clips, draw_plain(frames.count, NOTEBOOK), NOTEBOOK)[0, 0].T
     assert ours_.shape == theirs[0].shape
     # The recording goes on after the clip: the notebook reflects its end there instead.
@@ -121,7 +121,7 @@ def small_training(config: TrialConfig) -> Training:
     frames = join_frames(mels, [str(n) for n in range(30)])
 
     def side(first: int, last: int) -> Side:
-        clips = ClipFrames(frames, frames.first[first:last], frames.count[first:last])
+        clips = ClipIndex(frames, frames.first[first:last], frames.count[first:last])
         return Side(clips, torch.arange(last - first) % 2)
 
     return Training(config, [TrainingData(side(0, 20), side(20, 30), ("a", "b"))])
@@ -244,10 +244,10 @@ def test_a_simulated_trial_speaks_like_a_real_one(tmp_path: Path) -> None:
     """Driven by hand through the searcher, its trials finish in the study."""
     study = optuna.create_study(direction="maximize")
     space = load_space("search_spaces/notebook.yaml")
-    recorder = Recorder(
+    recorder = TrialQueue(
         study, space, metric="macro_f1", epochs=3, seed=0, budget=2, deadline=None, listeners=[]
     )
-    searcher = StudySearcher(recorder, print, lambda: 8)
+    searcher = StudySearcher(recorder, lambda: 8)
     trial = object.__new__(Instant)  # Ray's own constructor wants a cluster
     for name in ("first", "second"):
         config = searcher.suggest(name)

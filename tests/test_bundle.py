@@ -17,7 +17,7 @@ from toy import CLASSES, toy_config, toy_folds, toy_side
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.features.augment import draw_plain
-from resp_tune.features.batches import ClipFrames
+from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
 from resp_tune.training.loop import Training, predict
@@ -62,7 +62,7 @@ def test_a_waveform_is_predicted_like_a_clip_of_a_store(training: Training, tmp_
     bundle = load_bundle(tmp_path)
     waveform = torch.sin(2 * torch.pi * 600 * torch.arange(7000) / 4000)
     frames = join_frames(log_mels(waveform, [bundle.config.front_end]), ["a"])
-    clip = ClipFrames(frames, frames.first, frames.count)
+    clip = ClipIndex(frames, frames.first, frames.count)
     found = bundle.predict_waveform(waveform)
     assert found.shape == (3,)
     assert found.sum() == pytest.approx(1, abs=1e-5)

@@ -13,11 +13,11 @@ from searches import search, study, trials
 from test_trainable import work
 from toy import toy_config
 
-from resp_tune.cluster.resources import LOGICAL_GPUS, Slots
+from resp_tune.cluster.resources import LOGICAL_GPUS, TrialResources
 from resp_tune.errors import RunError
 from resp_tune.execution import sanity_check
 
-CPU = Slots(concurrency=1, cpus=1, gpus=0.0, threads=1)
+CPU = TrialResources(concurrency=1, cpus=1, gpus=0.0, threads=1)
 HANGS = """
     import time
     def rehearse(self):

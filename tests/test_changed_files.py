@@ -126,7 +126,7 @@ def test_a_changed_test_side_is_another_reading(copy: Path) -> None:
 
 CHANGES = """
     import os, pathlib
-    from resp_tune.learning import problem
+    from resp_tune.training import datamodule as problem
     real = problem.load_waveform
     def load(path, rate):
         found = real(path, rate)

@@ -7,7 +7,7 @@ import math
 import pytest
 from toy import toy_config, toy_data, toy_folds, trained
 
-from resp_tune.features.batches import ClipFrames
+from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import Frames
 from resp_tune.training.loop import (
     Side,
@@ -25,7 +25,7 @@ def overwritten(side: Side, value: float, folds: list[TrainingData]) -> list[Tra
     changed = Frames(values, frames.first, frames.count, frames.stems)
 
     def over(old: Side) -> Side:
-        return Side(ClipFrames(changed, old.clips.first, old.clips.count), old.labels)
+        return Side(ClipIndex(changed, old.clips.first, old.clips.count), old.labels)
 
     return [TrainingData(over(f.train), over(f.validation), f.classes) for f in folds]
 

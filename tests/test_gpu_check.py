@@ -67,7 +67,7 @@ def test_compiled() -> None:
 
 def test_a_device_that_computes_something_else_fails() -> None:
     wrong = """
-from resp_tune.learning import training
+from resp_tune.training import loop as training
 begin = training.Training.__init__
 def begin_otherwise(self, config, folds, device="cpu", seen=[]):
     seen.append(begin(self, config, folds, device))

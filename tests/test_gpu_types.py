@@ -13,25 +13,24 @@ from hypothesis import strategies as st
 from test_recorder import recorder_of, study_at
 from test_trainable import trial
 
-from resp_tune.cluster.capacity import Room, TypedRoom
+from resp_tune.cluster.capacity import ClusterCapacity, TypedRoom
 from resp_tune.cluster.connect import Node
 from resp_tune.cluster.gpu_types import bundle, called, next_type, type_of
-from resp_tune.cluster.resources import Machine, Slots
-from resp_tune.execution.searcher import HandOutAnewError, Stops, StudySearcher
+from resp_tune.cluster.resources import Machine, TrialResources
+from resp_tune.execution.searcher import RestartTrialsError, StudySearcher, StudyStopper
 
 H100, T4, UNNAMED = "accelerator_type:H100", "accelerator_type:T4", "node:10.0.0.7"
-SLOTS = {H100: Slots(8, 2.0, 0.25, 2), T4: Slots(2, 4.0, 1.0, 4)}
-WHOLE = Slots(4, 4.0, 1.0, 2)
+SLOTS = {H100: TrialResources(8, 2.0, 0.25, 2), T4: TrialResources(2, 4.0, 1.0, 4)}
+WHOLE = TrialResources(4, 4.0, 1.0, 2)
 
 
 def node(gpu_type: str, *, cpus: int = 16, gpus: int = 2, name: str = "a") -> Node:
     return Node(name, name, "10.0.0.1", Machine(cpus, gpus, 10**11), gpu_type)
 
 
-def room_of(nodes: list[Node], told: list[str] | None = None, **most: Any) -> TypedRoom:
-    said = [] if told is None else told
+def room_of(nodes: list[Node], **most: Any) -> TypedRoom:
     limits = {"gpus": None, "most": None} | most
-    return TypedRoom(SLOTS, WHOLE, said.append, **limits, nodes=lambda: tuple(nodes))
+    return TypedRoom(SLOTS, WHOLE, **limits, nodes=lambda: tuple(nodes))
 
 
 def filled(room: TypedRoom) -> list[str]:
@@ -89,9 +88,9 @@ def test_a_node_without_gpus_has_no_room() -> None:
     assert room_of([]).next_type([]) is None
 
 
-def test_a_type_that_joins_later_has_a_trial_on_each_gpu_and_is_said_once() -> None:
-    nodes, told = [node(H100)], list[str]()
-    room = room_of(nodes, told)
+def test_a_type_that_joins_later_has_a_trial_on_each_gpu_and_is_said_once(said: list[str]) -> None:
+    nodes = [node(H100)]
+    room = room_of(nodes)
     assert room() == 8
     nodes.append(node(UNNAMED))
     assert Counter(filled(room)) == {H100: 8, UNNAMED: 2}
@@ -99,7 +98,7 @@ def test_a_type_that_joins_later_has_a_trial_on_each_gpu_and_is_said_once() -> N
     assert room() == 8
     nodes.append(node(UNNAMED))
     assert room() == 10
-    assert told == ["trials per GPU: 1 on 10.0.0.7, which joined after the others were measured"]
+    assert said == ["trials per GPU: 1 on 10.0.0.7, which joined after the others were measured"]
     assert room.slots[UNNAMED] == WHOLE
 
 
@@ -116,8 +115,8 @@ def test_a_type_is_gone_only_where_trials_can_go_elsewhere() -> None:
 
 def test_room_of_one_type() -> None:
     nodes = (node(H100), node(H100, cpus=2))
-    assert Room(SLOTS[H100], None, lambda: nodes)() == 9
-    assert Room(SLOTS[H100], 5, lambda: nodes)() == 5
+    assert ClusterCapacity(SLOTS[H100], None, lambda: nodes)() == 9
+    assert ClusterCapacity(SLOTS[H100], 5, lambda: nodes)() == 5
 
 
 @given(
@@ -128,7 +127,7 @@ def test_room_of_one_type() -> None:
 def test_no_type_gets_more_than_its_room_and_all_is_used(
     room: dict[str, int], per_gpu: dict[str, int], gpus: int | None
 ) -> None:
-    slots = {name: Slots(9, 1.0, 1 / count, 1) for name, count in per_gpu.items()}
+    slots = {name: TrialResources(9, 1.0, 1 / count, 1) for name, count in per_gpu.items()}
     held: list[str] = []
     while (chosen := next_type(slots, room, held, gpus)) is not None:
         held.append(chosen)
@@ -151,7 +150,7 @@ def nodes() -> list[Node]:
 
 @pytest.fixture
 def searcher(tmp_path: Path, nodes: list[Node]) -> StudySearcher:
-    return StudySearcher(recorder_of(study_at(tmp_path), budget=9), print, room_of(nodes))
+    return StudySearcher(recorder_of(study_at(tmp_path), budget=9), room_of(nodes))
 
 
 def handed_out(searcher: StudySearcher, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -183,16 +182,16 @@ def test_trials_of_a_type_that_is_gone_are_handed_out_anew(
 ) -> None:
     handed_out(searcher, "abcde")
     searcher.runs.advance(1, [{"epoch": 1, "val_macro_f1": 0.5}])
-    stops = Stops(searcher)
+    stops = StudyStopper(searcher)
     assert not stops.stop_all()
     del nodes[1]
     assert stops.stop_all()
-    assert isinstance(searcher.halted, HandOutAnewError)
+    assert isinstance(searcher.halted, RestartTrialsError)
     assert "no GPU of type T4 is left: the trials that ran" in str(searcher.halted)
-    again = StudySearcher(recorder_of(study_at(tmp_path), budget=9), print, room_of(nodes))
+    again = StudySearcher(recorder_of(study_at(tmp_path), budget=9), room_of(nodes))
     configs = handed_out(again, "uvwx")
     assert [config["key"] for config in configs] == [0, 1, 2, 3]
     assert [config["epochs_reported"] for config in configs] == [0, 1, 0, 0]
     assert {max(config["bundle"]) for config in configs} == {H100}
     assert again.suggest("y") is None, "the fifth waits for room"
-    assert not Stops(again).stop_all()
+    assert not StudyStopper(again).stop_all()

@@ -13,7 +13,7 @@ from resp_tune.data.protocols import make_sides
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.evaluation.baselines import held_out_answers
-from resp_tune.training.datamodule import Problem, stores_of
+from resp_tune.training.datamodule import DataModule, stores_of
 from resp_tune.training.loop import Training
 from resp_tune.training.metrics import balanced_accuracy, macro_f1
 from resp_tune.training.model_bundle import Bundle
@@ -22,7 +22,7 @@ from resp_tune.training.model_bundle import Bundle
 def test_a_short_training_beats_the_baselines_on_unseen_patients() -> None:
     dataset = load_dataset(default_synthetic(Path(cache_folder())))
     clips = make_clips(get_task("diagnosis"), dataset)
-    problem = Problem(dataset, clips, make_sides(dataset, clips, "patient"))
+    problem = DataModule(dataset, clips, make_sides(dataset, clips, "patient"))
     assert problem.sides.leaks(dataset).patients == 0
     config = preset("baseline").replace({"epochs": 15, "precision": "float32"})
     stems = problem.sides.test

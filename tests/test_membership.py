@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from resp_tune.cluster import node_requirements
-from resp_tune.cluster.node_requirements import Membership
+from resp_tune.cluster.node_requirements import NodeRequirements
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Membership:
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeRequirements:
     monkeypatch.setattr(node_requirements, "SHARED_SECONDS", 0.5)
     (tmp_path / "held").write_text("process 1 on driver")
-    return Membership.of_driver(tmp_path / "held")
+    return NodeRequirements.of_driver(tmp_path / "held")
 
 
-def test_a_machine_like_the_drivers(mine: Membership) -> None:
+def test_a_machine_like_the_drivers(mine: NodeRequirements) -> None:
     assert mine.lacking() is None
     assert replace(mine, file=None).lacking() is None, "an object store is asked by every trial"
 
@@ -32,7 +32,7 @@ def test_a_machine_like_the_drivers(mine: Membership) -> None:
         ("source", "0", "other code of resp_tune under the same version"),
     ],
 )
-def test_other_versions(name: str, version: str, said: str, mine: Membership) -> None:
+def test_other_versions(name: str, version: str, said: str, mine: NodeRequirements) -> None:
     other = replace(mine, versions={**mine.versions, name: version})
     lacking = other.lacking()
     assert lacking is not None
@@ -42,7 +42,7 @@ def test_other_versions(name: str, version: str, said: str, mine: Membership) ->
 
 
 @pytest.mark.parametrize("content", [None, "process 1 on another driver"])
-def test_a_storage_of_its_own(content: str | None, mine: Membership) -> None:
+def test_a_storage_of_its_own(content: str | None, mine: NodeRequirements) -> None:
     assert mine.file is not None
     mine.file.unlink()
     if content is not None:
@@ -50,7 +50,9 @@ def test_a_storage_of_its_own(content: str | None, mine: Membership) -> None:
     assert f"does not see the storage '{mine.file.parent}'" in str(mine.lacking())
 
 
-def test_a_folder_that_shows_it_late(mine: Membership, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_shows_it_late(
+    mine: NodeRequirements, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert mine.file is not None
     file, content = mine.file, mine.content
     file.unlink()

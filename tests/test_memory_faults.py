@@ -20,8 +20,13 @@ from test_recorder import SPACE, finish, next_of, recorder_of, row, study_at
 from test_trainable import rows, run, trial
 
 from resp_tune.cluster.ray_oom import mend
-from resp_tune.execution.searcher import WORKER_LOSSES, HandOutAnewError, Runs, StudySearcher
-from resp_tune.study.replicate_queue import ReplicateRecorder
+from resp_tune.execution.searcher import (
+    WORKER_LOSSES,
+    RestartTrialsError,
+    StudySearcher,
+    TrialSource,
+)
+from resp_tune.study.replicate_queue import ReplicateQueue
 from resp_tune.study.study import records
 from resp_tune.training.loop import _FoldRun
 
@@ -32,24 +37,23 @@ MONITOR = (
 KILLER = "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task."
 
 
-def replicates_of(folder: Path) -> ReplicateRecorder:
+def replicates_of(folder: Path) -> ReplicateQueue:
     """Two replicates to run of the only trial, which is made where it is missing."""
     opened = study_at(folder)
     if not opened.trials:
         recorder = recorder_of(opened, budget=1)
         finish(recorder, next_of(recorder)["number"], 0.5)
-    return ReplicateRecorder(
+    return ReplicateQueue(
         opened,
         records(opened, SPACE),
         metric="macro_f1",
         epochs=3,
         seed=5,
         count=2,
-        say=lambda _: None,
     )
 
 
-def trials_of(folder: Path) -> Runs:
+def trials_of(folder: Path) -> TrialSource:
     return recorder_of(study_at(folder), budget=1)
 
 
@@ -64,21 +68,20 @@ def handed_out(searcher: StudySearcher, name: str) -> dict[str, Any]:
 
 @KINDS
 @pytest.mark.parametrize(
-    ("losses", "said", "halved"),
+    ("losses", "error", "halved"),
     [(1, MONITOR, True), (1, KILLER, False), (2, KILLER, True), (2, MONITOR, True)],
 )
 def test_a_worker_lost_for_lack_of_memory(
-    runs_of: Any, losses: int, said: str, halved: bool, tmp_path: Path
+    runs_of: Any, losses: int, error: str, halved: bool, tmp_path: Path, said: list[str]
 ) -> None:
     """The system's own killer says nothing: whoever is lost twice is taken to be too large."""
-    told: list[str] = []
-    searcher = StudySearcher(runs_of(tmp_path), told.append, lambda: 1)
+    searcher = StudySearcher(runs_of(tmp_path), lambda: 1)
     begun = handed_out(searcher, "ray's")["config"]
-    config = searcher.after_loss("ray's", losses, said)
+    config = searcher.after_loss("ray's", losses, error)
     half = begun["batch_size"] // 2
     assert config == {**begun, "micro_batch": half if halved else None}
-    assert (f"goes on from its checkpoint with micro_batch {half}" in told[0]) == halved
-    assert ("for lack of memory" in told[0]) == (said == MONITOR)
+    assert (f"goes on from its checkpoint with micro_batch {half}" in said[0]) == halved
+    assert ("for lack of memory" in said[0]) == (error == MONITOR)
 
 
 @KINDS
@@ -87,18 +90,18 @@ def test_a_trial_that_ray_gives_up_early_is_handed_out_anew(
     runs_of: Any, losses: int, tmp_path: Path
 ) -> None:
     """As it does where the worker died before the trial had begun there."""
-    searcher = StudySearcher(runs_of(tmp_path), print, lambda: 1)
+    searcher = StudySearcher(runs_of(tmp_path), lambda: 1)
     begun = handed_out(searcher, "ray's")
     for loss in range(losses):
         searcher.after_loss("ray's", loss + 1, "")
     searcher.on_trial_complete("ray's", error=True)
-    assert isinstance(searcher.halted, HandOutAnewError)
-    again = handed_out(StudySearcher(runs_of(tmp_path), print, lambda: 1), "another")
+    assert isinstance(searcher.halted, RestartTrialsError)
+    again = handed_out(StudySearcher(runs_of(tmp_path), lambda: 1), "another")
     assert again["key"] == begun["key"]
 
 
 def test_a_trial_whose_workers_die_again_and_again_has_failed(tmp_path: Path) -> None:
-    searcher = StudySearcher(trials_of(tmp_path), print, lambda: 1)
+    searcher = StudySearcher(trials_of(tmp_path), lambda: 1)
     handed_out(searcher, "ray's")
     for loss in range(WORKER_LOSSES):
         searcher.after_loss("ray's", loss + 1, "")
@@ -110,14 +113,13 @@ def test_a_trial_whose_workers_die_again_and_again_has_failed(tmp_path: Path) ->
 
 @KINDS
 def test_at_the_smallest_micro_batch_a_lost_worker_changes_nothing(
-    runs_of: Any, tmp_path: Path
+    runs_of: Any, tmp_path: Path, said: list[str]
 ) -> None:
-    told: list[str] = []
-    searcher = StudySearcher(runs_of(tmp_path), told.append, lambda: 1)
+    searcher = StudySearcher(runs_of(tmp_path), lambda: 1)
     handed_out(searcher, "ray's")
     sizes = [searcher.after_loss("ray's", 1, MONITOR)["micro_batch"] for _ in range(8)]
     assert sizes[-2:] == [2, 2]
-    assert "with micro_batch" not in told[-1]
+    assert "with micro_batch" not in said[-1]
 
 
 @KINDS
@@ -189,7 +191,7 @@ HOG = """
     from pathlib import Path
     begin = training.Training.run_epoch
     def run_epoch(self):
-        from resp_tune.tuning import trainable
+        from resp_tune.execution import trainable
         trainable.CHECKPOINT_SECONDS = 0.0  # what was told is in the checkpoint
         planted = self.config.lr == 0.003
         if planted and self.config.micro_batch is None and len(self.history) == 2:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from toy import fingerprint, toy_config, toy_data, trained
 
-from resp_tune.training.ema import Average
+from resp_tune.training.ema import ModelAverage
 from resp_tune.training.loop import Training
 from resp_tune.training.mixup import blend, blended_loss, draw_weights
 
@@ -57,7 +57,7 @@ def test_average_is_torchs_own_after_the_first_steps() -> None:
     """Torch keeps the first weights as they are; ours starts with a smaller decay instead."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    ours = Average(network, 0.9)
+    ours = ModelAverage(network, 0.9)
     for step in range(1, 200):
         _train_a_step(network)
         ours.update(step)
@@ -84,7 +84,7 @@ def _train_a_step(network: nn.Module) -> None:
 
 def test_early_steps_forget_the_random_start() -> None:
     network = nn.Linear(2, 2)
-    average = Average(network, 0.999)
+    average = ModelAverage(network, 0.999)
     with torch.no_grad():
         network.weight.fill_(1.0)
     for step in range(1, 31):

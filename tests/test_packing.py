@@ -11,19 +11,26 @@ import torch
 from toy import toy_config
 
 from resp_tune.cluster.connect import Cluster, Node
-from resp_tune.cluster.resources import Machine, Slots
+from resp_tune.cluster.resources import Machine, TrialResources
 from resp_tune.errors import RunError
 from resp_tune.execution import trials_per_gpu
-from resp_tune.execution.trials_per_gpu import Load, Packed, choose, measure, measure_all, stand_in
+from resp_tune.execution.trials_per_gpu import (
+    PackingResult,
+    Workload,
+    choose,
+    measure,
+    measure_all,
+    stand_in,
+)
 from resp_tune.harness import auto_packing as packed_search
 from resp_tune.harness import spec as prepared_search
 from resp_tune.harness import validate as preparing
 from resp_tune.harness.auto_packing import packed
 from resp_tune.search import read_settings
-from resp_tune.training.compute_device import Device
+from resp_tune.training.compute_device import ComputeDevice
 from resp_tune.training.loop import fit
 
-SMALL = Load(train=12, validation=6, classes=3, folds=2)
+SMALL = Workload(train=12, validation=6, classes=3, folds=2)
 
 
 def test_the_stand_in_has_the_size_of_the_real_thing() -> None:
@@ -46,7 +53,7 @@ def test_two_at_once_are_measured() -> None:
 
 def test_without_memory_for_so_many_nothing_is_measured() -> None:
     """Frames of a hundred terabytes: the process says no, and nobody waits for it."""
-    huge = Load(train=10**10, validation=6, classes=3)
+    huge = Workload(train=10**10, validation=6, classes=3)
     assert measure(toy_config(epochs=1), huge, "cpu", 2, epochs=1, threads=1) is None
 
 
@@ -62,13 +69,13 @@ def test_without_memory_for_so_many_nothing_is_measured() -> None:
     ],
 )
 def test_as_many_as_pay(rates: list[float], trials: int) -> None:
-    measured = [Packed(2**n, rate) for n, rate in enumerate(rates)]
+    measured = [PackingResult(2**n, rate) for n, rate in enumerate(rates)]
     assert choose(measured) == trials
 
 
 def prepared_with(folder: Path, *flags: str) -> Any:
     args = ["--trials-per-gpu", "auto", f"--storage={folder}", "--space=search_spaces/smoke.yaml"]
-    return preparing.prepare(read_settings([*args, *flags]), lambda _: None)
+    return preparing.prepare(read_settings([*args, *flags]))
 
 
 def test_auto_without_a_gpu_is_one(
@@ -81,23 +88,25 @@ def test_auto_without_a_gpu_is_one(
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Load, str, int, int]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Workload, str, int, int]]:
     """A machine of 16 cores and 2 GPUs on which 2 trials pay: pretended, as are the figures."""
     seen = []
 
-    def measured(_: object, load: Load, device: str, trials: int, **how: int) -> Packed:
+    def measured(_: object, load: Workload, device: str, trials: int, **how: int) -> PackingResult:
         seen.append((load, device, trials, how["threads"]))
-        return Packed(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
+        return PackingResult(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
 
     monkeypatch.setattr(trials_per_gpu, "measure", measured)
-    monkeypatch.setattr(prepared_search, "this_device", lambda kind: Device(kind, "a GPU", False))
+    monkeypatch.setattr(
+        prepared_search, "this_device", lambda kind: ComputeDevice(kind, "a GPU", False)
+    )
     monkeypatch.setattr(preparing, "this_machine", lambda: Machine(16, 2, 10**11))
     return seen
 
 
 def test_auto_with_gpus_takes_what_was_measured(
     tmp_path: Path,
-    asked: list[tuple[Load, str, int, int]],
+    asked: list[tuple[Workload, str, int, int]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     plain = prepared_with(tmp_path, "--folds=2")
@@ -118,7 +127,7 @@ def test_auto_with_gpus_takes_what_was_measured(
     [("--cpus-per-trial=4", [1, 2]), ("--concurrency=3", [1, 2]), ("--concurrency=1", [1])],
 )
 def test_auto_tries_no_more_than_there_is_room_for(
-    tmp_path: Path, asked: list[tuple[Load, str, int, int]], flag: str, tried: list[int]
+    tmp_path: Path, asked: list[tuple[Workload, str, int, int]], flag: str, tried: list[int]
 ) -> None:
     prepared = packed(prepared_with(tmp_path, flag))
     assert [trials for _, _, trials, _ in asked] == tried
@@ -126,9 +135,9 @@ def test_auto_tries_no_more_than_there_is_room_for(
 
 
 def test_what_cannot_be_measured_is_a_line(
-    tmp_path: Path, asked: list[tuple[Load, str, int, int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, asked: list[tuple[Workload, str, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object, **__: object) -> Packed:
+    def fails(*_: object, **__: object) -> PackingResult:
         raise ZeroDivisionError("a bug\nin two lines")
 
     monkeypatch.setattr(trials_per_gpu, "measure", fails)
@@ -160,10 +169,10 @@ def bears(monkeypatch: pytest.MonkeyPatch, asked: object) -> dict[str, Any]:
     """How many trials a GPU of each type is made to bear; `tried`: what was measured last."""
     pays: dict[str, Any] = {}
 
-    def measured(divided: Any, *_: object, epochs: int) -> dict[str, list[Packed]]:
+    def measured(divided: Any, *_: object, epochs: int) -> dict[str, list[PackingResult]]:
         pays["tried"] = {name: list(slots) for name, slots in divided.items()}
         return {
-            name: [Packed(n, float(min(n, pays[name]))) for n in slots]
+            name: [PackingResult(n, float(min(n, pays[name]))) for n in slots]
             for name, slots in divided.items()
         }
 
@@ -182,7 +191,7 @@ def test_types_that_bear_the_same_need_no_constraint(
     nodes = (("node:10.0.0.0", HEAD), (H100, BIG), (T4, SMALL_ONE))
     prepared = packed(on_cluster(tmp_path, *nodes))
     assert prepared.typed is None
-    assert prepared.slots == Slots(8, 1.5, 0.5, 1)
+    assert prepared.slots == TrialResources(8, 1.5, 0.5, 1)
     assert bears["tried"] == {H100: [1, 2, 4, 8], T4: [1, 2]}, "as far as the cores go"
     said = capsys.readouterr().err
     assert "trials per GPU: 2 on H100 (epochs a second of so many at once: 1: 1.00, 2" in said
@@ -193,10 +202,12 @@ def test_types_that_differ_have_slots_of_their_own(tmp_path: Path, bears: dict[s
     bears |= {H100: 8, T4: 2}
     prepared = packed(on_cluster(tmp_path, (H100, BIG), (H100, BIG), (T4, SMALL_ONE)))
     assert prepared.typed == {
-        H100: Slots(32, 2.0, 0.125, 2),
-        T4: Slots(4, 1.5, 0.5, 1),
+        H100: TrialResources(32, 2.0, 0.125, 2),
+        T4: TrialResources(4, 1.5, 0.5, 1),
     }
-    assert prepared.slots == Slots(6, 3.0, 1.0, 1), "a whole GPU for the canary, and all threads"
+    assert prepared.slots == TrialResources(6, 3.0, 1.0, 1), (
+        "a whole GPU for the canary, and all threads"
+    )
     assert prepared.trial_tags["resp_tune.threads"] == "1"
 
 
@@ -205,7 +216,10 @@ def test_caps_on_a_cluster_are_for_all_types(tmp_path: Path, bears: dict[str, An
     flags = ("--gpus=2", "--concurrency=5")
     prepared = packed(on_cluster(tmp_path, (H100, BIG), (T4, SMALL_ONE), flags=flags))
     assert bears["tried"] == {H100: [1, 2], T4: [1, 2]}, "5 trials on 2 GPUs"
-    assert prepared.typed == {H100: Slots(4, 8.0, 0.5, 8), T4: Slots(2, 3.0, 1.0, 3)}
+    assert prepared.typed == {
+        H100: TrialResources(4, 8.0, 0.5, 8),
+        T4: TrialResources(2, 3.0, 1.0, 3),
+    }
 
 
 def test_a_cluster_of_logical_gpus_measures_nothing(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from resp_tune.cluster.resources import (
     TRIAL_MEMORY,
     Machine,
-    Slots,
+    TrialResources,
     plan_slots,
     room_for,
     this_machine,
@@ -23,7 +23,7 @@ LAPTOP = Machine(cpus=2, gpus=0, memory=8 * GIGABYTE)
 SERVER = Machine(cpus=16, gpus=2, memory=128 * GIGABYTE)
 
 
-def plan(*machines: Machine, where: str = "this machine", **asked: Any) -> Slots:
+def plan(*machines: Machine, where: str = "this machine", **asked: Any) -> TrialResources:
     given: dict[str, Any] = {
         "gpus": None,
         "trials_per_gpu": 1,
@@ -38,28 +38,32 @@ def plan(*machines: Machine, where: str = "this machine", **asked: Any) -> Slots
     ("machine", "asked", "slots"),
     [
         # Without a GPU: a core a trial, as far as memory goes.
-        (LAPTOP, {}, Slots(2, 1.0, 0.0, 1)),
-        (Machine(8, 0, 4 * GIGABYTE), {}, Slots(2, 4.0, 0.0, 4)),
-        (Machine(8, 0, GIGABYTE // 2), {}, Slots(1, 8.0, 0.0, 8)),
-        (Machine(8, 0, 16 * GIGABYTE), {"concurrency": 3}, Slots(3, 2.0, 0.0, 2)),
-        (LAPTOP, {"concurrency": 1}, Slots(1, 2.0, 0.0, 2)),
-        (LAPTOP, {"concurrency": 2, "cpus_per_trial": 0.5}, Slots(2, 0.5, 0.0, 1)),
-        (LAPTOP, {"concurrency": 3}, Slots(3, 0.666, 0.0, 1)),
-        (LAPTOP, {"cpus_per_trial": 0.5}, Slots(4, 0.5, 0.0, 1)),
-        (LAPTOP, {"cpus_per_trial": 2.0}, Slots(1, 2.0, 0.0, 2)),
+        (LAPTOP, {}, TrialResources(2, 1.0, 0.0, 1)),
+        (Machine(8, 0, 4 * GIGABYTE), {}, TrialResources(2, 4.0, 0.0, 4)),
+        (Machine(8, 0, GIGABYTE // 2), {}, TrialResources(1, 8.0, 0.0, 8)),
+        (Machine(8, 0, 16 * GIGABYTE), {"concurrency": 3}, TrialResources(3, 2.0, 0.0, 2)),
+        (LAPTOP, {"concurrency": 1}, TrialResources(1, 2.0, 0.0, 2)),
+        (LAPTOP, {"concurrency": 2, "cpus_per_trial": 0.5}, TrialResources(2, 0.5, 0.0, 1)),
+        (LAPTOP, {"concurrency": 3}, TrialResources(3, 0.666, 0.0, 1)),
+        (LAPTOP, {"cpus_per_trial": 0.5}, TrialResources(4, 0.5, 0.0, 1)),
+        (LAPTOP, {"cpus_per_trial": 2.0}, TrialResources(1, 2.0, 0.0, 2)),
         # All GPUs that there are, unless fewer are asked for.
-        (SERVER, {}, Slots(2, 8.0, 1.0, 8)),
-        (SERVER, {"gpus": 1}, Slots(1, 16.0, 1.0, 16)),
-        (SERVER, {"gpus": 2, "trials_per_gpu": 4}, Slots(8, 2.0, 0.25, 2)),
-        (SERVER, {"concurrency": 1}, Slots(1, 16.0, 1.0, 16)),
-        (SERVER, {"trials_per_gpu": 3, "concurrency": 99}, Slots(6, 16 / 6, 1 / 3, 2)),
-        (SERVER, {"gpus": 0, "concurrency": 4}, Slots(4, 4.0, 0.0, 4)),
+        (SERVER, {}, TrialResources(2, 8.0, 1.0, 8)),
+        (SERVER, {"gpus": 1}, TrialResources(1, 16.0, 1.0, 16)),
+        (SERVER, {"gpus": 2, "trials_per_gpu": 4}, TrialResources(8, 2.0, 0.25, 2)),
+        (SERVER, {"concurrency": 1}, TrialResources(1, 16.0, 1.0, 16)),
+        (SERVER, {"trials_per_gpu": 3, "concurrency": 99}, TrialResources(6, 16 / 6, 1 / 3, 2)),
+        (SERVER, {"gpus": 0, "concurrency": 4}, TrialResources(4, 4.0, 0.0, 4)),
         # Rehearsals.
-        (LAPTOP, {"gpus": 4, "logical_gpus": True}, Slots(4, 0.5, 1.0, 1)),
-        (LAPTOP, {"gpus": 4, "logical_gpus": True, "concurrency": 2}, Slots(2, 1.0, 1.0, 1)),
+        (LAPTOP, {"gpus": 4, "logical_gpus": True}, TrialResources(4, 0.5, 1.0, 1)),
+        (
+            LAPTOP,
+            {"gpus": 4, "logical_gpus": True, "concurrency": 2},
+            TrialResources(2, 1.0, 1.0, 1),
+        ),
     ],
 )
-def test_slots(machine: Machine, asked: dict[str, Any], slots: Slots) -> None:
+def test_slots(machine: Machine, asked: dict[str, Any], slots: TrialResources) -> None:
     assert plan(machine, **asked) == slots
 
 
@@ -143,18 +147,18 @@ LARGE = Machine(cpus=32, gpus=4, memory=128 * GIGABYTE)
 @pytest.mark.parametrize(
     ("machines", "asked", "slots"),
     [
-        ((HEAD, WORKER, WORKER), {}, Slots(4, 4.0, 1.0, 4)),
-        ((HEAD, WORKER, WORKER), {"gpus": 3}, Slots(3, 4.0, 1.0, 4)),
-        ((WORKER, LARGE), {}, Slots(6, 4.0, 1.0, 4)),  # the smaller one decides
-        ((WORKER, LARGE), {"trials_per_gpu": 2}, Slots(12, 2.0, 0.5, 2)),
-        ((WORKER, SERVER, HEAD), {"gpus": 0}, Slots(24, 1.0, 0.0, 1)),
-        ((LAPTOP, WORKER), {"gpus": 0, "concurrency": 4}, Slots(4, 2.0, 0.0, 2)),
-        ((LAPTOP, LAPTOP), {"gpus": 0, "concurrency": 6}, Slots(6, 0.666, 0.0, 1)),
-        ((LAPTOP, WORKER), {"cpus_per_trial": 2.0, "gpus": 0}, Slots(5, 2.0, 0.0, 2)),
+        ((HEAD, WORKER, WORKER), {}, TrialResources(4, 4.0, 1.0, 4)),
+        ((HEAD, WORKER, WORKER), {"gpus": 3}, TrialResources(3, 4.0, 1.0, 4)),
+        ((WORKER, LARGE), {}, TrialResources(6, 4.0, 1.0, 4)),  # the smaller one decides
+        ((WORKER, LARGE), {"trials_per_gpu": 2}, TrialResources(12, 2.0, 0.5, 2)),
+        ((WORKER, SERVER, HEAD), {"gpus": 0}, TrialResources(24, 1.0, 0.0, 1)),
+        ((LAPTOP, WORKER), {"gpus": 0, "concurrency": 4}, TrialResources(4, 2.0, 0.0, 2)),
+        ((LAPTOP, LAPTOP), {"gpus": 0, "concurrency": 6}, TrialResources(6, 0.666, 0.0, 1)),
+        ((LAPTOP, WORKER), {"cpus_per_trial": 2.0, "gpus": 0}, TrialResources(5, 2.0, 0.0, 2)),
     ],
 )
 def test_slots_of_a_cluster(
-    machines: tuple[Machine, ...], asked: dict[str, Any], slots: Slots
+    machines: tuple[Machine, ...], asked: dict[str, Any], slots: TrialResources
 ) -> None:
     assert plan(*machines, **asked) == slots
     assert room_for(slots, machines) >= slots.concurrency
@@ -203,8 +207,8 @@ def test_there_is_room_for_every_slot(
 
 
 def test_slots_in_words() -> None:
-    assert str(Slots(1, 2.0, 0.0, 2)) == "1 trial at once, each on 2 CPU"
-    assert str(Slots(8, 0.5, 0.25, 1)) == "8 trials at once, each on 0.5 CPU and 0.25 GPU"
+    assert str(TrialResources(1, 2.0, 0.0, 2)) == "1 trial at once, each on 2 CPU"
+    assert str(TrialResources(8, 0.5, 0.25, 1)) == "8 trials at once, each on 0.5 CPU and 0.25 GPU"
 
 
 def test_this_machine() -> None:

@@ -12,7 +12,7 @@ import torch
 from toy import toy_config, toy_folds
 
 from resp_tune.data.waveforms import load_waveform
-from resp_tune.features.batches import ClipFrames
+from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
 from resp_tune.predict import main
@@ -58,7 +58,7 @@ def test_each_cycle_is_judged(
     rate = 4000 / 128
     for cycle in found["cycles"]:
         first, last = round(cycle["start"] * rate), round(cycle["end"] * rate) + 1
-        clip = ClipFrames(frames, torch.tensor([first]), torch.tensor([last - first]))
+        clip = ClipIndex(frames, torch.tensor([first]), torch.tensor([last - first]))
         expected = bundle.predict_clips(clip)[0]
         shares = [cycle["probabilities"][name] for name in CLASSES]
         assert shares == pytest.approx(expected.tolist(), abs=1e-5)

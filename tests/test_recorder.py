@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import UserError
-from resp_tune.execution.searcher import Runs
+from resp_tune.execution.searcher import TrialSource
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import (
@@ -28,7 +28,7 @@ from resp_tune.study.study import (
     records,
     trial_seed,
 )
-from resp_tune.study.trial_queue import HOPELESS, Recorder
+from resp_tune.study.trial_queue import HOPELESS, TrialQueue
 from resp_tune.training.metrics import METRICS
 
 SPACE = load_space("default.yaml")
@@ -54,7 +54,7 @@ def study_at(folder: Path, metric: str = "macro_f1") -> optuna.Study:
     return open_study(folder / "study.db", "first", metric, make_sampler("random", 0))
 
 
-def recorder_of(study: optuna.Study, diary: Diary | None = None, **more: Any) -> Recorder:
+def recorder_of(study: optuna.Study, diary: Diary | None = None, **more: Any) -> TrialQueue:
     asked: dict[str, Any] = {
         "metric": "macro_f1",
         "epochs": 3,
@@ -63,20 +63,20 @@ def recorder_of(study: optuna.Study, diary: Diary | None = None, **more: Any) ->
         "deadline": None,
         "listeners": [] if diary is None else [diary],
     }
-    return Recorder(study, SPACE, **(asked | more))
+    return TrialQueue(study, SPACE, **(asked | more))
 
 
 def row(epoch: int, value: float, metric: str = "macro_f1") -> dict[str, float]:
     return {"epoch": epoch, "train_loss": 1.0, f"val_{metric}": value, "lr": 1e-3, "seconds": 0.1}
 
 
-def next_of(recorder: Runs) -> dict[str, Any]:
+def next_of(recorder: TrialSource) -> dict[str, Any]:
     handed = recorder.next_trial()
     assert handed is not None
     return handed
 
 
-def finish(recorder: Recorder, number: int, value: float) -> None:
+def finish(recorder: TrialQueue, number: int, value: float) -> None:
     recorder.advance(number, [row(e, value * e / 3) for e in (1, 2, 3)])
     recorder.end(number, "finished")
 

@@ -14,7 +14,7 @@ from test_recorder import Diary, next_of, recorder_of, row, study_at
 
 from resp_tune.errors import UserError
 from resp_tune.space.search_space import load_space
-from resp_tune.study.replicate_queue import ReplicateRecorder
+from resp_tune.study.replicate_queue import ReplicateQueue
 from resp_tune.study.replicates import (
     CANDIDATES,
     Candidate,
@@ -40,25 +40,24 @@ def searched(study: optuna.Study, scores: Sequence[float], metric: str = "macro_
         recorder.end(number, "finished")
 
 
-def rerunner(study: optuna.Study, count: int, **more: Any) -> ReplicateRecorder:
+def rerunner(study: optuna.Study, count: int, **more: Any) -> ReplicateQueue:
     given: dict[str, Any] = {
         "metric": "macro_f1",
         "epochs": 3,
         "seed": 5,
-        "say": lambda text: None,
     }
     listeners = more.pop("listeners", [])
-    recorder = ReplicateRecorder(study, records(study, SPACE), count=count, **(given | more))
+    recorder = ReplicateQueue(study, records(study, SPACE), count=count, **(given | more))
     recorder.listeners += listeners
     return recorder
 
 
-def finish(recorder: ReplicateRecorder, key: tuple[int, int], score: float) -> None:
+def finish(recorder: ReplicateQueue, key: tuple[int, int], score: float) -> None:
     recorder.advance(key, [row(e, score, recorder.metric) for e in (1, 2, 3)])
     recorder.end(key, "finished")
 
 
-def run_all(recorder: ReplicateRecorder, scores: Mapping[int, Sequence[float]]) -> list[Any]:
+def run_all(recorder: ReplicateQueue, scores: Mapping[int, Sequence[float]]) -> list[Any]:
     """Run what is left one by one; replicate `index` of a trial has `scores[number][index − 1]`."""
     keys = []
     while (handed := recorder.next_trial()) is not None:
@@ -131,10 +130,10 @@ def test_of_a_loss_the_lowest_bound_wins_and_of_equals_the_first(tmp_path: Path)
     assert winner(study, 2, "log_loss") == 1
 
 
-def test_the_hopeless_get_no_more_seeds(tmp_path: Path) -> None:
-    study, said, diary = study_at(tmp_path), list[str](), Diary()
+def test_the_hopeless_get_no_more_seeds(said: list[str], tmp_path: Path) -> None:
+    study, diary = study_at(tmp_path), Diary()
     searched(study, [0.6, 0.5])
-    recorder = rerunner(study, 5, say=said.append, listeners=[diary])
+    recorder = rerunner(study, 5, listeners=[diary])
     handed = [next_of(recorder)["key"] for _ in range(8)]
     assert handed == [(n, index) for index in (1, 2, 3, 4) for n in (0, 1)]
     for index, scores in enumerate([(0.7, 0.1), (0.72, 0.12), (0.71, 0.11)], start=1):
@@ -245,10 +244,12 @@ def test_a_diverged_seed_counts_and_gives_no_network(tmp_path: Path, metric: str
     assert winner(study, 2, metric) == 0
 
 
-def test_a_failed_seed_takes_its_candidate_out_until_it_is_run_again(tmp_path: Path) -> None:
-    study, said = study_at(tmp_path), list[str]()
+def test_a_failed_seed_takes_its_candidate_out_until_it_is_run_again(
+    said: list[str], tmp_path: Path
+) -> None:
+    study = study_at(tmp_path)
     searched(study, [0.6, 0.5])
-    recorder = rerunner(study, 2, say=said.append)
+    recorder = rerunner(study, 2)
     recorder.end(next_of(recorder)["key"], "failed", "ValueError: no")
     assert len(said) == 1
     assert said[0].startswith("replicate 0/1 failed (ValueError: no): trial 0 cannot win")

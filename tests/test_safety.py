@@ -209,7 +209,7 @@ def test_no_pickle_is_read_but_where_it_is_said() -> None:
     for path in Path(resp_tune.__file__).parent.rglob("*.py"):
         text = path.read_text()
         if "import pickle" in text or "joblib.load" in text:
-            assert path.name == "cma_states.py"
+            assert path.name == "safe_cmaes.py"
         assert text.count("torch.load(") == text.count("weights_only=True"), path
 
 

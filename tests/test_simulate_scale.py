@@ -20,8 +20,8 @@ from scaling.events import (  # noqa: E402
     MOST,
     STORAGE,
     Costs,
-    Load,
     Tracker,
+    Workload,
     chunks,
     saturation,
     simulate,
@@ -36,7 +36,7 @@ from scaling.trackers import SQLITE  # noqa: E402
 from resp_tune.cli import run  # noqa: E402
 
 FREE = Costs()
-LOAD = Load(slots=1, trials=200, epochs=10, epoch_seconds=0.9, report_seconds=0.5)
+LOAD = Workload(slots=1, trials=200, epochs=10, epoch_seconds=0.9, report_seconds=0.5)
 
 
 def test_one_gpu_and_no_cost_is_always_busy() -> None:
@@ -66,7 +66,7 @@ def test_saturation_says_the_same() -> None:
     load = replace(LOAD, checkpoint_seconds=100.0)
     costs = Costs(report=0.1, write=0.009, trackers={"none": Tracker(), "slow": Tracker(trial=2.5)})
 
-    def at(slots: int) -> Load:
+    def at(slots: int) -> Workload:
         return replace(load, slots=slots)
 
     found = saturation(at, lambda _: replace(costs, write=0.0))
@@ -121,7 +121,7 @@ def test_a_tracker_gets_what_waits_in_one_batch() -> None:
 
 
 def test_reports_and_checkpoints_of_a_trial() -> None:
-    load = Load(
+    load = Workload(
         slots=1, trials=2, epochs=20, epoch_seconds=0.085, rung=7, pruned=0.5, checkpoint_seconds=8
     )
     # A second has 12 epochs; the rung has a report of its own.
@@ -146,7 +146,9 @@ def test_pruned_trials_are_drawn_from_the_seed() -> None:
 
 
 def test_more_of_anything_is_never_better() -> None:
-    load = Load(slots=1, trials=2000, epochs=20, epoch_seconds=1.0, rung=7, pruned=0.5, spread=0.3)
+    load = Workload(
+        slots=1, trials=2000, epochs=20, epoch_seconds=1.0, rung=7, pruned=0.5, spread=0.3
+    )
     costs = Costs(
         report=0.01,
         report_delay=0.005,

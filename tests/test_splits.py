@@ -21,7 +21,7 @@ from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import (
     PROTOCOLS,
     Fold,
-    Sides,
+    Split,
     clips_of,
     load_sides,
     make_sides,
@@ -55,12 +55,12 @@ def clips_for(name: str, dataset: Dataset) -> Clips:
     return make_clips(get_task(name), dataset)
 
 
-def all_sides(sides: Sides) -> list[tuple[str, ...]]:
+def all_sides(sides: Split) -> list[tuple[str, ...]]:
     both = [side for fold in sides.folds for side in (fold.train, fold.validation)]
     return both if sides.test is None else [*both, sides.test]
 
 
-def check_sound(dataset: Dataset, clips: Clips, sides: Sides) -> None:
+def check_sound(dataset: Dataset, clips: Clips, sides: Split) -> None:
     """What must hold for any protocol: a partition, every class everywhere, nobody twice."""
     assert sides.folds
     for fold in sides.folds:
@@ -353,7 +353,7 @@ def test_leaks_are_counted() -> None:
     stems = ["1_1b1_Al_sc_M", "1_1b1_Ar_sc_M", "1_2b1_Al_sc_M", "2_1b1_Al_sc_M", "3_1b1_Al_sc_M"]
     dataset = imagined([(stem, "COPD") for stem in stems])
     fold = Fold(train=(stems[0],), validation=(stems[1], stems[3]))
-    sides = Sides("patient", "copd", 0, (fold,), (stems[2], stems[4]), ("COPD", "other"), ())
+    sides = Split("patient", "copd", 0, (fold,), (stems[2], stems[4]), ("COPD", "other"), ())
     assert dataclasses.astuple(sides.leaks(dataset)) == (1, 1, 0.5)
     whole = dataclasses.replace(sides, folds=(Fold((stems[3],), (stems[0],)),), test=(stems[4],))
     assert dataclasses.astuple(whole.leaks(dataset)) == (0, 0, 0.0)

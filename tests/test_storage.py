@@ -19,25 +19,27 @@ from searches import command
 
 from resp_tune.cluster import node_probe
 from resp_tune.errors import UserError
-from resp_tune.execution.trial_artifacts import TrialFiles
+from resp_tune.execution.trial_artifacts import TrialArtifacts
 from resp_tune.harness.reconcile import bring, current
 from resp_tune.storage import lease as leases
 from resp_tune.storage.lease import LEASE, Lease, LeaseLostError
-from resp_tune.storage.object_store import Place, StorageError
+from resp_tune.storage.object_store import ObjectPath, StorageError
 from resp_tune.storage.storage_probe import check_place
-from resp_tune.storage.uploader import Uploads
+from resp_tune.storage.uploader import Uploader
 from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
 
 
 @pytest.fixture
-def place(store: ObjectStore, tmp_path: Path) -> Place:
+def place(store: ObjectStore, tmp_path: Path) -> ObjectPath:
     return store.place / tmp_path.name
 
 
 # --- places
 
 
-def test_an_object_is_written_read_listed_fetched_and_removed(place: Place, tmp_path: Path) -> None:
+def test_an_object_is_written_read_listed_fetched_and_removed(
+    place: ObjectPath, tmp_path: Path
+) -> None:
     assert place.read("a/b") is None
     assert place.written("a/b") is None
     assert place.sizes() == {}
@@ -58,15 +60,15 @@ def test_an_object_is_written_read_listed_fetched_and_removed(place: Place, tmp_
     assert place.sizes() == {"a/large": 7_000_000}
 
 
-def test_a_slash_at_the_end_means_nothing(store: ObjectStore, place: Place) -> None:
-    other = Place.parse("--storage", store.uri.replace("?", "/?")) / place.below
+def test_a_slash_at_the_end_means_nothing(store: ObjectStore, place: ObjectPath) -> None:
+    other = ObjectPath.parse("--storage", store.uri.replace("?", "/?")) / place.below
     other.write(b"1", "a")
     assert place.read("a") == b"1"
     assert (str(other), other.copy) == (str(place), place.copy)
 
 
 def test_other_file_systems_show_a_file_whole_too(tmp_path: Path) -> None:
-    place = Place(f"file://{tmp_path}") / "first"
+    place = ObjectPath(f"file://{tmp_path}") / "first"
     place.write(b"1", "a/b")
     place.write(b"22", "a/b")
     assert place.sizes() == {"a/b": 2}
@@ -93,27 +95,27 @@ SECRET = "wJalrXUtnFEMI"  # noqa: S105  # made up
 )
 def test_what_is_no_place_is_refused_without_its_secrets(uri: str, said: str) -> None:
     with pytest.raises(UserError, match="--storage") as caught:
-        Place.parse("--storage", uri)
+        ObjectPath.parse("--storage", uri)
     assert said in str(caught.value)
     assert SECRET not in str(caught.value)
 
 
 def test_a_place_is_shown_without_what_is_secret(store: ObjectStore) -> None:
     uri = f"s3://AKIA:{SECRET}@{BUCKET}/p?endpoint_override={store.endpoint}"
-    place = Place.parse("--storage", uri) / "first"
+    place = ObjectPath.parse("--storage", uri) / "first"
     assert str(place) == f"s3://{BUCKET}/p/first"
     assert SECRET not in repr(place)
-    assert place.copy == (Place(uri.replace(SECRET, "other")) / "first").copy
-    assert place.copy != (Place(uri.replace(store.endpoint, "http://h")) / "first").copy
+    assert place.copy == (ObjectPath(uri.replace(SECRET, "other")) / "first").copy
+    assert place.copy != (ObjectPath(uri.replace(store.endpoint, "http://h")) / "first").copy
     with pytest.raises(StorageError) as caught:
-        Place(uri.replace(BUCKET, "nobodys") + f"&bad={SECRET}").read("x")
+        ObjectPath(uri.replace(BUCKET, "nobodys") + f"&bad={SECRET}").read("x")
     assert SECRET not in str(caught.value)
-    assert str(Place("abfs://container@account.dfs.core.windows.net/p")) == (
+    assert str(ObjectPath("abfs://container@account.dfs.core.windows.net/p")) == (
         "abfs://container@account.dfs.core.windows.net/p"
     )
 
 
-def test_a_store_is_probed_and_left_as_it_was(place: Place) -> None:
+def test_a_store_is_probed_and_left_as_it_was(place: ObjectPath) -> None:
     check_place("--storage", place)
     assert place.sizes() == {}
 
@@ -128,7 +130,7 @@ def test_a_store_is_probed_and_left_as_it_was(place: Place) -> None:
 )
 def test_a_store_that_cannot_be_used_is_one_line(store: ObjectStore, uri: str, said: str) -> None:
     with pytest.raises(UserError, match="--storage 's3://") as caught:
-        check_place("--storage", Place.parse("--storage", uri.format(store.endpoint)))
+        check_place("--storage", ObjectPath.parse("--storage", uri.format(store.endpoint)))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "endpoint_override=" not in str(caught.value)
@@ -161,7 +163,7 @@ def test_a_store_that_never_answers_is_one_line_soon(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_node_says_whether_it_can_use_the_store(place: Place) -> None:
+def test_a_node_says_whether_it_can_use_the_store(place: ObjectPath) -> None:
     """As the preflight asks each node of a cluster."""
     assert node_probe._place(place.uri, place.below, "node") == "is not the driver's"
     place.write(b"secret", "driver")
@@ -182,53 +184,52 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LOOK_SECONDS", 0.3)
 
 
-def machine(place: Place, folder: Path, lost: list[str] | None = None) -> Lease:
+def machine(place: ObjectPath, folder: Path, lost: list[str] | None = None) -> Lease:
     folder.mkdir(exist_ok=True)
     return Lease(place, folder, (lost if lost is not None else []).append)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_second_machine_is_told_who_holds_it(place: Place, tmp_path: Path) -> None:
+def test_a_second_machine_is_told_who_holds_it(place: ObjectPath, tmp_path: Path) -> None:
     first, second = machine(place, tmp_path / "a"), machine(place, tmp_path / "b")
-    first.take(lambda _: None)
+    first.take()
     with pytest.raises(UserError, match=f"is being run by process {os.getpid()} on "):
-        second.take(lambda _: None)
+        second.take()
     first.confirm()
     first.release()
     assert place.sizes() == {}
-    second.take(lambda _: None)
+    second.take()
     second.release()
 
 
-def dead_claim(place: Place, name: str = "dead") -> None:
+def dead_claim(place: ObjectPath, name: str = "dead") -> None:
     place.write(json.dumps({"id": name, "holder": "process 7 on gone", "beat": 3}).encode(), LEASE)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_dead_holder_is_waited_out_elsewhere_and_not_on_its_own_machine(
-    place: Place, tmp_path: Path
+    said: list[str], place: ObjectPath, tmp_path: Path
 ) -> None:
     dead_claim(place)
-    said: list[str] = []
     began = time.monotonic()
     other = machine(place, tmp_path / "other")
-    other.take(said.append)
+    other.take()
     assert time.monotonic() - began > 3
     assert "was held by process 7 on gone a moment ago" in said[0]
     other.release()
     dead_claim(place)
     same = machine(place, tmp_path / "same")
     (tmp_path / "same" / LEASE).write_text("dead")
-    same.take(said.append)
+    same.take()
     assert len(said) == 1
     same.release()
 
 
 @pytest.mark.usefixtures("quick")
-def test_whoever_is_taken_over_notices(place: Place, tmp_path: Path) -> None:
+def test_whoever_is_taken_over_notices(place: ObjectPath, tmp_path: Path) -> None:
     lost: list[str] = []
     first = machine(place, tmp_path / "a", lost)
-    first.take(lambda _: None)
+    first.take()
     dead_claim(place, "somebody else's")
     deadline = time.monotonic() + 20
     while not lost and time.monotonic() < deadline:
@@ -241,14 +242,14 @@ def test_whoever_is_taken_over_notices(place: Place, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_of_two_at_once_one_holds_it(place: Place, tmp_path: Path) -> None:
+def test_of_two_at_once_one_holds_it(place: ObjectPath, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from resp_tune.storage import lease;"
-        "from resp_tune.storage.object_store import Place;"
+        "from resp_tune.storage.object_store import ObjectPath;"
         "from resp_tune.errors import UserError\n"
         "lease.BEAT_SECONDS = 1\n"
-        "l = lease.Lease(Place(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), print)\n"
-        "try:\n l.take(lambda _: None); print('holds', flush=True)\n"
+        "l = lease.Lease(ObjectPath(sys.argv[1], sys.argv[2]), Path(sys.argv[3]), print)\n"
+        "try:\n l.take(); print('holds', flush=True)\n"
         "except UserError:\n print('refused', flush=True)\n"
         "sys.stdin.read()"
     )
@@ -271,11 +272,11 @@ def test_of_two_at_once_one_holds_it(place: Place, tmp_path: Path) -> None:
 # --- uploads
 
 
-def test_uploads_outlive_an_outage(store: ObjectStore, place: Place, tmp_path: Path) -> None:
+def test_uploads_outlive_an_outage(store: ObjectStore, place: ObjectPath, tmp_path: Path) -> None:
     outages: list[str] = []
     back: list[bool] = []
     broken = dataclasses.replace(place, uri=place.uri.replace(str(store.port), "9"))
-    uploads = Uploads(broken, outage=outages.append, back=lambda: back.append(True))
+    uploads = Uploader(broken, outage=outages.append, back=lambda: back.append(True))
     (tmp_path / "a").write_bytes(b"old")
     uploads.add("a", tmp_path / "a")
     uploads.add("gone", tmp_path / "gone")
@@ -303,7 +304,7 @@ def write_study(folder: Path, drivers: list[str], study_id: str = "s", readings:
     study.set_user_attr(READINGS, [{"weights_sha256": str(i)} for i in range(readings)])
 
 
-def there(place: Place, folder: Path, drivers: list[str], **values: str | int) -> None:
+def there(place: ObjectPath, folder: Path, drivers: list[str], **values: str | int) -> None:
     """A search in the store, as a machine elsewhere has left it."""
     elsewhere = folder.parent / "elsewhere" / folder.name
     write_study(elsewhere, drivers, **values)  # type: ignore[arg-type]
@@ -331,9 +332,14 @@ def drivers_of(folder: Path) -> list[str]:
     ],
 )
 def test_which_copy_goes_on(
-    place: Place, tmp_path: Path, here: list[str], remote: list[str], stays: bool
+    said: list[str],
+    place: ObjectPath,
+    tmp_path: Path,
+    here: list[str],
+    remote: list[str],
+    stays: bool,
 ) -> None:
-    folder, said = tmp_path / "copies" / "first", list[str]()
+    folder = tmp_path / "copies" / "first"
     write_study(folder, here, readings=2)
     (folder / "study.db-journal").write_bytes(b"")
     (folder / "trials").mkdir()
@@ -342,7 +348,7 @@ def test_which_copy_goes_on(
         assert (found == folder) == stays
         assert drivers_of(found) == (here if stays else remote)
     assert drivers_of(folder) == here
-    bring(place, folder, said.append)
+    bring(place, folder)
     assert drivers_of(folder) == (here if stays else remote)
     assert len(read_study(folder / "study.db", "first").user_attrs[READINGS]) == 2
     assert (folder / "winner" / "config.json").exists() == (not stays)
@@ -353,44 +359,46 @@ def test_which_copy_goes_on(
 
 
 def test_a_copy_of_another_search_or_a_damaged_one_is_moved_away(
-    place: Place, tmp_path: Path
+    said: list[str], place: ObjectPath, tmp_path: Path
 ) -> None:
-    folder, said = tmp_path / "copies" / "first", list[str]()
+    folder = tmp_path / "copies" / "first"
     write_study(folder, ["a", "b"], study_id="an older one")
     (folder / "trials" / "0").mkdir(parents=True)
     there(place, folder, ["c"])
-    bring(place, folder, said.append)
+    bring(place, folder)
     assert drivers_of(folder) == ["c"]
     assert not (folder / "trials").exists()
     (moved,) = (folder.parent / ".replaced").iterdir()
     assert {p.name for p in moved.iterdir()} == {"study.db", "trials"}
     assert str(moved) in said[0]
     (folder / "study.db").write_bytes(b"damaged" * 1000)
-    bring(place, folder, said.append)
+    bring(place, folder)
     assert drivers_of(folder) == ["c"]
 
 
-def test_a_store_that_was_emptied_gets_the_copy_again(place: Place, tmp_path: Path) -> None:
-    folder, said = tmp_path / "copies" / "first", list[str]()
-    bring(place, folder, said.append)
+def test_a_store_that_was_emptied_gets_the_copy_again(
+    said: list[str], place: ObjectPath, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copies" / "first"
+    bring(place, folder)
     assert said == []
     write_study(folder, ["a"])
-    bring(place, folder, said.append)
+    bring(place, folder)
     assert drivers_of(folder) == ["a"]
     assert "to begin anew, remove that folder" in said[0]
 
 
-def test_a_damaged_study_there_is_one_line(place: Place, tmp_path: Path) -> None:
+def test_a_damaged_study_there_is_one_line(place: ObjectPath, tmp_path: Path) -> None:
     place.write(b"damaged" * 1000, "study.db")
     with pytest.raises(UserError, match=f"'{place}/study.db' cannot be read"):
-        bring(place, tmp_path / "copies" / "first", print)
+        bring(place, tmp_path / "copies" / "first")
 
 
 # --- trials' files
 
 
 def test_the_newest_checkpoint_of_the_same_trial_is_taken(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from toy import toy_config, toy_folds
 
@@ -398,7 +406,7 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
     from resp_tune.training.loop import Training
 
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
-    files = TrialFiles(tmp_path, place / "trials")
+    files = TrialArtifacts(tmp_path, place / "trials")
     assert files.here == place.copy / "trials"
     config = toy_config()
     path = files.here / "4" / "checkpoint.pt"
@@ -429,5 +437,5 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
         assert epochs_after_asking() == 0
     send(2, micro_batch=4)
     assert epochs_after_asking() == 2
-    away = TrialFiles(tmp_path, Place(place.uri.replace("127.0.0.1:", "127.0.0.1:9&x=")))
+    away = TrialArtifacts(tmp_path, ObjectPath(place.uri.replace("127.0.0.1:", "127.0.0.1:9&x=")))
     assert away.newest_checkpoint("4", config, "s") is not None

@@ -189,7 +189,7 @@ def test_cut_off_from_its_store_and_asked_for_by_another(store: WiredStore, shar
 
 @pytest.mark.slow
 def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
-    store: WiredStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    said: list[str], store: WiredStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mirrors, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(mirrors, "LEAVING_SECONDS", 1.0)
@@ -199,8 +199,7 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
     made = open_study(prepared.folder / "study.db", "late", "macro_f1", make_sampler("random", 0))
     (prepared.folder / "winner").mkdir()
     (prepared.folder / "winner" / "config.json").write_text("{}")
-    said: list[str] = []
-    with mirrored(prepared, said.append) as mirror:
+    with mirrored(prepared) as mirror:
         mirror.opened(made)
         mirror.record("the test side is read")
         store.wire.cut()
@@ -212,7 +211,7 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
         finally:
             store.wire.mend()
         assert (place / "winner").sizes() == {}
-    with mirrored(prepared, said.append) as mirror:
+    with mirrored(prepared) as mirror:
         mirror.opened(made)
         mirror.complete()
         assert set(place.sizes()) == {"study.db", "winner/config.json", ".lease"}
@@ -228,12 +227,12 @@ from resp_tune import cli
 from resp_tune.harness.signals import interruptible
 from resp_tune.harness.remote_sync import mirrored
 from resp_tune.storage import lease
-from resp_tune.storage.object_store import Place
+from resp_tune.storage.object_store import ObjectPath
 lease.BEAT_SECONDS = lease.SETTLE_SECONDS = 0.5
 uri, below, folder = sys.argv[1:]
 def body(_):
-    search = SimpleNamespace(remote=Place(uri, below), folder=Path(folder))
-    with interruptible(cli.say, "type it again"), mirrored(search, cli.say):
+    search = SimpleNamespace(remote=ObjectPath(uri, below), folder=Path(folder))
+    with interruptible("type it again"), mirrored(search):
         print("holds", flush=True)
         time.sleep(120)
 sys.exit(cli.run(body, []))

@@ -33,7 +33,7 @@ from resp_tune.config import preset
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features import cache, logmel
-from resp_tune.features.cache import Source, fill, open_store, store_key
+from resp_tune.features.cache import AudioSource, fill, open_store, store_key
 from resp_tune.features.logmel import SILENCE_DB
 
 
@@ -97,7 +97,7 @@ def test_real_formats_equal_torchaudio(tmp_path: Path) -> None:
         chosen.setdefault((info.samplerate, info.subtype), path)
     assert {rate for rate, _ in chosen} == {44_100, 10_000, 4000}
     paths = list(chosen.values())
-    sources = [Source(p.stem, p.stem, partial(load_waveform, p)) for p in paths]
+    sources = [AudioSource(p.stem, p.stem, partial(load_waveform, p)) for p in paths]
     notebook = preset("notebook").front_end
     front_ends = [SMALL, COARSE, notebook, dataclasses.replace(notebook, n_mels=32)]
     filled = fill(tmp_path, sources, front_ends, limit_bytes=PLENTY)

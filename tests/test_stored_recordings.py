@@ -10,7 +10,7 @@ from object_store import ObjectStore
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.synthetic.write import SynthSettings, make_synthetic
 from resp_tune.errors import UserError
-from resp_tune.storage.object_store import Place
+from resp_tune.storage.object_store import ObjectPath
 from resp_tune.storage.remote_datasets import fetched
 
 
@@ -19,28 +19,27 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_data_set_is_fetched_once_and_what_changes_again(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    said: list[str], store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     make_synthetic(tmp_path / "set", SynthSettings(recordings=30, seconds=2.0))
     original = contents(tmp_path / "set")
     uri = f"s3://sounds/sets/lungs?endpoint_override={store.endpoint}"
-    place = Place(uri)
+    place = ObjectPath(uri)
     for name, content in original.items():
         place.write(content, name)
-    said: list[str] = []
     count = len(original)
-    folder = fetched(uri, said.append)
+    folder = fetched(uri)
     assert folder.name == "lungs"
     assert contents(folder) == original
     assert f"{count} of {count} files fetched from s3://sounds/sets/lungs" in said[0]
     assert len(load_dataset(folder).recordings) == 30
-    assert fetched(uri, said.append) == folder
+    assert fetched(uri) == folder
     assert f" 0 of {count} files" in said[1]
     gone, changed = sorted(n for n in original if n.endswith(".txt"))[:2]
     place.remove(gone)
     place.write(b"0.0\t1.0\t0\t0\n", changed)
-    fetched(uri, said.append)
+    fetched(uri)
     assert f" 1 of {count - 1} files" in said[2]
     wanted = {**original, changed: b"0.0\t1.0\t0\t0\n"}
     del wanted[gone]
@@ -52,10 +51,10 @@ def test_names_in_a_store_never_leave_the_folder(
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     hostile = {"../../../out.txt": (3, 1), "good.txt": (3, 1)}
-    monkeypatch.setattr(Place, "listing", lambda _: hostile)
+    monkeypatch.setattr(ObjectPath, "listing", lambda _: hostile)
     uri = f"s3://sounds/hostile?endpoint_override={store.endpoint}"
-    Place(uri).write(b"yes", "good.txt")
-    folder = fetched(uri, lambda _: None)
+    ObjectPath(uri).write(b"yes", "good.txt")
+    folder = fetched(uri)
     assert set(contents(folder)) == {"good.txt"}
     assert not list(tmp_path.rglob("out.txt"))
 
@@ -74,6 +73,6 @@ def test_what_cannot_be_fetched_is_one_line(
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=said) as caught:
-        fetched(uri.format(at=f"?endpoint_override={store.endpoint}"), lambda _: None)
+        fetched(uri.format(at=f"?endpoint_override={store.endpoint}"))
     assert "--data" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import SAMPLERS, make_sampler
 from resp_tune.study.study import State, one_commit, open_study, read_study, state_of
-from resp_tune.study.trial_queue import Recorder
+from resp_tune.study.trial_queue import TrialQueue
 
 WIDE = load_space("wide.yaml")
 
@@ -31,8 +31,8 @@ def in_file(folder: Path) -> list[FrozenTrial]:
     return read_study(folder / "study.db", "first").get_trials()
 
 
-def recorder_of(study: optuna.Study, budget: int) -> Recorder:
-    return Recorder(
+def recorder_of(study: optuna.Study, budget: int) -> TrialQueue:
+    return TrialQueue(
         study,
         WIDE,
         metric="macro_f1",
@@ -48,7 +48,7 @@ def row_of(epoch: int, score: float) -> dict[str, float]:
     return {"epoch": epoch, "train_loss": math.nan, "val_macro_f1": score, "lr": 1e-3}
 
 
-def act(recorder: Recorder, running: dict[int, int], chance: random.Random) -> bool:
+def act(recorder: TrialQueue, running: dict[int, int], chance: random.Random) -> bool:
     """One thing that a driver does to a study; False when there is nothing left."""
     if len(running) < 3 and (handed := recorder.next_trial()) is not None:
         running[handed["number"]] = handed["epochs_reported"]

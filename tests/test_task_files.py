@@ -15,7 +15,7 @@ from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.data.task_files import find_task, load_task, task_from_classes
 from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
-from resp_tune.harness.options import SearchSettings
+from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.validate import prepare
 from resp_tune.search import main as search_main
 from resp_tune.search import read_settings
@@ -189,32 +189,32 @@ def test_an_edited_file_is_refused_with_the_difference(tmp_path: Path) -> None:
     from resp_tune.study.study import bind_settings, open_study
 
     path = tmp_path / "t.yaml"
-    settings = SearchSettings(
+    settings = SearchOptions(
         task=write(path),
         space="search_spaces/smoke.yaml",
         gpus=0,
         name="mine",
         storage=str(tmp_path),
     )
-    first = prepare(settings, lambda _: None)
+    first = prepare(settings)
     assert first.problem.sides.task == "infection"
     first.folder.mkdir()
     study = open_study(first.folder / "study.db", "mine", "macro_f1", make_sampler("random", 0))
     bind_settings(study, first.meaning())
     moved = write(tmp_path / "moved.yaml", CLASSES.replace("URTI, lrti", "LRTI, URTI"))
-    same = prepare(replace(settings, task=moved), lambda _: None)
+    same = prepare(replace(settings, task=moved))
     assert same.meaning() == first.meaning()
     write(path, CLASSES.replace("lrti", "Asthma"))
     with pytest.raises(UserError, match=r"task classes was .* LRTI, .*now .*: Asthma, ") as caught:
-        prepare(settings, lambda _: None)
+        prepare(settings)
     assert "another --name" in str(caught.value)
     write(
         path, "classes:\n  infection: [URTI, LRTI, Pneumonia, Bronchiolitis]\n  healthy: [Healthy]"
     )
     with pytest.raises(UserError, match="task classes was"):
-        prepare(settings, lambda _: None)
+        prepare(settings)
     with pytest.raises(UserError, match="task was 'infection', now 'copd'"):
-        prepare(replace(settings, task="copd"), lambda _: None)
+        prepare(replace(settings, task="copd"))
 
 
 def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:

@@ -292,10 +292,10 @@ def test_a_number_given_to_other_parameters_gets_another_run(uri: str, tmp_path:
     assert [(m.step, m.value) for m in history] == [(1, 0.1)]
 
 
-def test_an_outage_loses_nothing_and_delays_nobody(tmp_path: Path) -> None:
-    port, said = free_port(), list[str]()
+def test_an_outage_loses_nothing_and_delays_nobody(said: list[str], tmp_path: Path) -> None:
+    port = free_port()
     with mlflow_server(tmp_path, port) as address:
-        runs = open_search(address, tmp_path, say=said.append)
+        runs = open_search(address, tmp_path)
         runs.start_trial(0, params=PARAMS, seed=1)
         assert list(runs.run_ids()) == [0]
     start = time.monotonic()
@@ -315,7 +315,7 @@ def test_an_outage_loses_nothing_and_delays_nobody(tmp_path: Path) -> None:
         assert "back" in said[-1]
         location = MlflowClient(address).get_experiment(runs.experiment_id).artifact_location
         assert location.startswith("mlflow-artifacts:")
-        lost = open_search(address, tmp_path, "second", say=said.append)
+        lost = open_search(address, tmp_path, "second")
     lost.start_trial(0, params=PARAMS, seed=1)
     assert lost.log_evaluation(number=0, params={}, metrics={}, tags={}, seconds=0.5) is None
     start = time.monotonic()
@@ -338,9 +338,10 @@ def test_a_locked_database_is_waited_for(uri: str, tmp_path: Path) -> None:
     assert all_runs(uri)["trial-0"].data.metrics["val_macro_f1"] == 0.5
 
 
-def test_a_run_deleted_in_the_ui_is_said_and_stops_nothing(uri: str, tmp_path: Path) -> None:
-    said = list[str]()
-    runs = open_search(uri, tmp_path, say=said.append)
+def test_a_run_deleted_in_the_ui_is_said_and_stops_nothing(
+    said: list[str], uri: str, tmp_path: Path
+) -> None:
+    runs = open_search(uri, tmp_path)
     runs.start_trial(0, params=PARAMS, seed=1)
     MlflowClient(uri).delete_run(runs.run_ids()[0])
     runs.log_epochs(0, [epoch(1, 0.5)])

@@ -15,11 +15,11 @@ import torch
 from toy import CLASSES, TONES, toy_config
 
 from resp_tune.cluster.resources import LOGICAL_GPUS
-from resp_tune.execution.trainable import TrialTrainable, Work, _device
+from resp_tune.execution.trainable import TrialContext, TrialTrainable, _device
 from resp_tune.execution.trial_artifacts import Sender
 from resp_tune.features import cache
-from resp_tune.features.cache import Source
-from resp_tune.training.datamodule import ClipTable, FoldTables, Stores
+from resp_tune.features.cache import AudioSource
+from resp_tune.training.datamodule import ClipLabels, FeatureCaches, FoldTables
 from resp_tune.training.metrics import macro_f1
 
 CLIPS = 30
@@ -31,14 +31,14 @@ def tone(label: int, seed: int, rate: int) -> torch.Tensor:
     return 0.1 * torch.sin(2 * torch.pi * TONES[label] * torch.arange(rate // 2) / rate) + noise
 
 
-def stores(folder: Path) -> Stores:
-    sources = [Source(f"r{i}", f"d{i}", partial(tone, LABELS[i], i)) for i in range(CLIPS)]
-    return Stores(folder / "features", tuple(sources), 10**9)
+def stores(folder: Path) -> FeatureCaches:
+    sources = [AudioSource(f"r{i}", f"d{i}", partial(tone, LABELS[i], i)) for i in range(CLIPS)]
+    return FeatureCaches(folder / "features", tuple(sources), 10**9)
 
 
-def table(which: range) -> ClipTable:
+def table(which: range) -> ClipLabels:
     chosen = np.array(which)
-    return ClipTable(
+    return ClipLabels(
         chosen,
         np.zeros(len(chosen)),
         np.full(len(chosen), 0.5),
@@ -55,8 +55,8 @@ FOLDS = (
 )
 
 
-def work(folder: Path, *, gpus: float = 0.0, timeout: float | None = None) -> Work:
-    return Work(FOLDS, stores(folder), folder, "macro_f1", (), 1, gpus, timeout)
+def work(folder: Path, *, gpus: float = 0.0, timeout: float | None = None) -> TrialContext:
+    return TrialContext(FOLDS, stores(folder), folder, "macro_f1", (), 1, gpus, timeout)
 
 
 def trial(folder: Path, *, timeout: float | None = None, reported: int = 0, **values: Any) -> Any:
@@ -155,12 +155,12 @@ def test_a_store_is_filled_by_whoever_wants_it_first(
     made: list[str] = []
     compute = cache._compute
     monkeypatch.setattr(cache, "_compute", lambda *a: (made.append("once"), compute(*a)))
-    lazy: Stores = pickle.loads(pickle.dumps(stores(tmp_path)))  # noqa: S301  # as Ray sends it
+    lazy: FeatureCaches = pickle.loads(pickle.dumps(stores(tmp_path)))  # noqa: S301  # as Ray sends it
     small, wide = toy_config().front_end, toy_config(n_mels=24).front_end
     assert lazy.frames(small, workers=1) is lazy.frames(small, workers=1)
     assert made == ["once"]
     assert lazy.frames(wide, workers=1).values.shape[1] == 24
-    ahead = Stores(tmp_path / "ahead", lazy.sources, lazy.limit_bytes)
+    ahead = FeatureCaches(tmp_path / "ahead", lazy.sources, lazy.limit_bytes)
     ahead.fill([small], workers=2)
     frames = dataclasses.replace(ahead, sound=frozenset([small])).frames(small, workers=1)
     assert torch.equal(frames.values, lazy.frames(small, workers=1).values)

@@ -19,7 +19,7 @@ from toy import fingerprint, toy_config, toy_data, toy_folds, toy_side, trained
 
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import draw_plain
-from resp_tune.features.batches import ClipFrames, make_batch
+from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.training.loop import (
     EpochResult,
     Side,
@@ -208,7 +208,7 @@ def test_train_loss_is_the_mean_over_the_items() -> None:
     )
     side = toy_side(config, 36, 0)
     long = side.clips.count >= config.clip_frames  # the others' place in their padding is drawn
-    clips = ClipFrames(side.clips.frames, side.clips.first[long], side.clips.count[long])
+    clips = ClipIndex(side.clips.frames, side.clips.first[long], side.clips.count[long])
     side = Side(clips, side.labels[long])
     assert len(side.labels) % 10 > 1
     network = Recorded()

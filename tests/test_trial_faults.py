@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from searches import command, files_below, search, study, trials
 from test_trainable import rows, run, trial
 
-from resp_tune.execution.watchdog import TRACE, Watch
+from resp_tune.execution.watchdog import TRACE, TrialWatchdog
 from resp_tune.tracking.load_trial import trial_run
 
 SMALL = ("--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none")
@@ -29,9 +29,9 @@ SMALL = ("--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "n
 HANG = """
     import sys, time
     from pathlib import Path
-    from resp_tune.tuning import timeouts
+    from resp_tune.execution import watchdog as timeouts
     timeouts.MARGIN_SECONDS = 0.0
-    watch = timeouts.Watch(Path(sys.argv[1]), "first", 0.5)
+    watch = timeouts.TrialWatchdog(Path(sys.argv[1]), "first", 0.5)
     {then}
     time.sleep(60)
 """
@@ -51,11 +51,11 @@ def test_a_call_that_never_returns_ends_its_process(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "sleep" not in done.stderr
     assert "line" in (tmp_path / TRACE).read_text(), "where it stood"
-    again = Watch(tmp_path, "first", 0.5)
+    again = TrialWatchdog(tmp_path, "first", 0.5)
     assert again.ended_before
     assert again.over
     assert "longer than --trial-timeout (0.5 s) inside one epoch" in str(again)
-    later = Watch(tmp_path, "second", 5.0)  # handed out once more
+    later = TrialWatchdog(tmp_path, "second", 5.0)  # handed out once more
     assert not later.ended_before
     assert not later.over
     later.stop()
@@ -71,7 +71,7 @@ def test_a_trial_that_ends_in_time_is_not_ended_later(tmp_path: Path) -> None:
 def test_a_killed_worker_is_no_timeout(tmp_path: Path) -> None:
     done = process(tmp_path, "import os; os.kill(os.getpid(), 9)")
     assert done.returncode == -9
-    assert not Watch(tmp_path, "first", None).ended_before
+    assert not TrialWatchdog(tmp_path, "first", None).ended_before
 
 
 def test_a_slow_trial_ends_after_an_epoch(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ NO_MLFLOW = """
 
 NO_SOUND = """
     from resp_tune.data.waveforms import AudioError
-    from resp_tune.learning import problem
+    from resp_tune.training import datamodule as problem
     def no_sound(*_):
         raise AudioError("planted: no sound")
     problem.load_waveform = no_sound

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from resp_tune.config import TrialConfig
-from resp_tune.features.batches import ClipFrames
+from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import Frames, join_frames
 from resp_tune.features.logmel import log_mels
 from resp_tune.training.loop import Side, Training, TrainingData
@@ -49,7 +49,7 @@ def toy_side(config: TrialConfig, clips: int, seed: int) -> Side:
     """Unbalanced: half the clips are of class 0, a third of class 1, a sixth of class 2."""
     labels = torch.tensor([0, 1, 0, 1, 0, 2])[torch.arange(clips) % 6]
     frames = toy_frames(config, labels, seed)
-    return Side(ClipFrames(frames, frames.first, frames.count), labels)
+    return Side(ClipIndex(frames, frames.first, frames.count), labels)
 
 
 def toy_folds(config: TrialConfig, folds: int) -> list[TrainingData]:
@@ -61,7 +61,7 @@ def toy_folds(config: TrialConfig, folds: int) -> list[TrainingData]:
 
     def part(start: int, stop: int) -> Side:
         clips = whole.clips
-        chosen = ClipFrames(clips.frames, clips.first[start:stop], clips.count[start:stop])
+        chosen = ClipIndex(clips.frames, clips.first[start:stop], clips.count[start:stop])
         return Side(chosen, whole.labels[start:stop])
 
     starts = range(0, 43 * folds, 43)

@@ -15,7 +15,7 @@ from test_logmel import SMALL
 
 from resp_tune.config import FrontEnd
 from resp_tune.features import cache
-from resp_tune.features.cache import Filled, Source, fill
+from resp_tune.features.cache import AudioSource, FillResult, fill
 from resp_tune.features.logmel import SILENCE_DB, log_mels
 
 COARSE = dataclasses.replace(SMALL, n_mels=16)
@@ -28,8 +28,8 @@ def noise(seed: int, rate: int) -> torch.Tensor:
     return 0.1 * torch.randn(rate // 2 + 100 * seed, generator=generator)
 
 
-def recordings(n: int = 4, load: Callable[[int, int], torch.Tensor] = noise) -> list[Source]:
-    return [Source(f"r{i}", f"digest{i}", partial(load, i)) for i in range(n)]
+def recordings(n: int = 4, load: Callable[[int, int], torch.Tensor] = noise) -> list[AudioSource]:
+    return [AudioSource(f"r{i}", f"digest{i}", partial(load, i)) for i in range(n)]
 
 
 def expected(n: int, front_end: FrontEnd) -> torch.Tensor:
@@ -38,11 +38,11 @@ def expected(n: int, front_end: FrontEnd) -> torch.Tensor:
     return torch.cat([*mels, silence])
 
 
-def one(root: Path, front_end: FrontEnd = SMALL, n: int = 4) -> Filled:
+def one(root: Path, front_end: FrontEnd = SMALL, n: int = 4) -> FillResult:
     return fill(root, recordings(n), [front_end], limit_bytes=PLENTY)
 
 
-def check(filled: Filled, front_end: FrontEnd = SMALL, n: int = 4) -> None:
+def check(filled: FillResult, front_end: FrontEnd = SMALL, n: int = 4) -> None:
     """What is on disk is what was asked for, and nothing lies beside it."""
     folder = filled.folders[front_end]
     on_disk = torch.from_numpy(np.fromfile(folder / "frames.f16", dtype=np.float16))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -15,13 +15,13 @@ from resp_tune.errors import UserError
 from resp_tune.evaluation.baseline_cache import scores_of
 from resp_tune.evaluation.baselines import controlled_clips, patient_lookup
 
+log = logging.getLogger(__name__)
+
 LOOKUP_TASK = "diagnosis-8"
 LOOKUP_KEYS = ("accuracy", "macro_f1", "balanced_accuracy")
 
-Say = Callable[[str], None]
 
-
-def audit(dataset: Dataset, *, jobs: int | None = None, say: Say) -> dict[str, Any]:
+def audit(dataset: Dataset, *, jobs: int | None = None) -> dict[str, Any]:
     """Counts, defects, tables, leaks, shortcuts and what can be had without audio.
 
     Shares and scores are in 0…1. What this data set cannot have is None beside a `reason`. `jobs`
@@ -37,9 +37,9 @@ def audit(dataset: Dataset, *, jobs: int | None = None, say: Say) -> dict[str, A
     }
     found["baselines"] = {}
     for task in TASKS:
-        say(f"no-audio baselines: {task}")
+        log.info(f"no-audio baselines: {task}")
         found["baselines"][task] = _task_baselines(dataset, task, jobs)
-    say("no-audio baselines: children on the Meditron")
+    log.info("no-audio baselines: children on the Meditron")
     found["controlled"] = controlled(dataset, jobs)
     shortcuts = {"device": device_shortcut(dataset), "age": age_shortcut(dataset)}
     found["shortcuts"] = {

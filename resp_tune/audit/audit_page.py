@@ -29,9 +29,9 @@ def draw(found: Mapping[str, Any]) -> str:
         counts=found["counts"],
         cycles=CYCLE_CLASSES,
         crossed=[
-            {"title": title, "columns": rows.columns_of(rows), "rows": rows, "most": _most(rows)}
+            {"title": title, "columns": rows.columns_of(table), "rows": table, "most": _most(table)}
             for name, title in rows.TABLES.items()
-            for rows in [found["tables"][name]]
+            for table in [found["tables"][name]]
         ],
         leaks=rows.leak_rows(found["leaks"]),
         leak_reasons=rows.leak_reasons(found["leaks"]),
@@ -47,5 +47,5 @@ def draw(found: Mapping[str, Any]) -> str:
     )
 
 
-def _most(rows: Mapping[str, Mapping[str, Mapping[str, int]]]) -> int:
-    return max(cell["patients"] for cells in rows.values() for cell in cells.values())
+def _most(table: Mapping[str, Mapping[str, Mapping[str, int]]]) -> int:
+    return max(cell["patients"] for cells in table.values() for cell in cells.values())

@@ -8,7 +8,7 @@ from typing import Any
 from resp_tune.common.text import amount, count, listed
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import OUTER_FOLDS, make_sides
-from resp_tune.data.split import Sides
+from resp_tune.data.split import Split
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError
 
@@ -60,7 +60,7 @@ def _leaks(dataset: Dataset, protocol: str, task: str, **options: Any) -> dict[s
     }
 
 
-def _sizes(sides: Sides) -> dict[str, int]:
+def _sizes(sides: Split) -> dict[str, int]:
     fold = sides.folds[0]
     test = {} if sides.test is None else {"test": len(sides.test)}
     return {"train": len(fold.train), "validation": len(fold.validation), **test}

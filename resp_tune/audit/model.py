@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,21 +17,22 @@ from resp_tune.evaluation.baseline_difference import against
 from resp_tune.evaluation.group_metrics import figures, side_figures
 from resp_tune.evaluation.score import score_test
 from resp_tune.harness.test_access_log import this_reading
-from resp_tune.training.datamodule import Problem, stores_of
+from resp_tune.training.datamodule import DataModule, stores_of
 from resp_tune.training.fingerprint import data_digest
 from resp_tune.training.model_bundle import Bundle
+
+log = logging.getLogger(__name__)
 
 OTHER_SIDES = (
     "this data set does not give the sides that the model was trained with, so its test side may "
     "hold patients the model knows"
 )
 
-Say = Callable[[str], None]
 # Returns the reading that stands, the first of these weights and recordings, and where that is.
 Record = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], object]]
 
 
-def sides_of(bundle: Bundle, dataset: Dataset) -> Problem:
+def sides_of(bundle: Bundle, dataset: Dataset) -> DataModule:
     """The problem that the model was trained on, made again from `dataset`.
 
     Raises `UserError` when the digest of its sides is not the one in the bundle: a model must not
@@ -65,11 +67,11 @@ def sides_of(bundle: Bundle, dataset: Dataset) -> Problem:
         trained = provenance.get("data")
         of = f"its search had --data {trained}" if trained else "give the data set of its search"
         raise UserError(f"'{dataset.root}': {OTHER_SIDES}; {of}")
-    return Problem(dataset, clips, sides)
+    return DataModule(dataset, clips, sides)
 
 
 def audit_model(
-    bundle: Bundle, problem: Problem, *, workers: int, record: Record, say: Say
+    bundle: Bundle, problem: DataModule, *, workers: int, record: Record
 ) -> dict[str, Any]:
     """Figures of the model on the test side of `problem`, which comes from `sides_of`.
 
@@ -101,7 +103,7 @@ def audit_model(
     patients = {r.patient for r in problem.dataset.recordings if r.stem in set(sides.test)}
     size = amount(len(sides.test), "recording", len(patients))
     since, again = found["reading"].get("time"), found["reading"] != reading
-    say(
+    log.info(
         f"the test side is read {'again' if again else 'now'}: {size}, by weights "
         f"{details['weights_sha256'][:12]}, on record in {where} since {since}. "
         "A model chosen after seeing these figures needs another test side"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from resp_tune.cluster.connect import Node, nodes_now
 from resp_tune.cluster.gpu_types import called, next_type
-from resp_tune.cluster.resources import Slots, room_for
+from resp_tune.cluster.resources import TrialResources, room_for
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 
 
-class LivingNodes:
+class LiveNodes:
     """Called, the nodes of the cluster; what was found within the last second counts still."""
 
     def __init__(self) -> None:
@@ -27,14 +30,17 @@ class LivingNodes:
         return self.found
 
 
-class Room:
+class ClusterCapacity:
     """Called, the number of trials that may run at once: `most` at most, where that is given."""
 
     def __init__(
-        self, slots: Slots, most: int | None, nodes: Callable[[], Sequence[Node]] | None = None
+        self,
+        slots: TrialResources,
+        most: int | None,
+        nodes: Callable[[], Sequence[Node]] | None = None,
     ) -> None:
         self.slots, self.most = slots, most
-        self.nodes = nodes or LivingNodes()
+        self.nodes = nodes or LiveNodes()
 
     def __call__(self) -> int:
         """As many as the nodes that live have room for."""
@@ -52,17 +58,16 @@ class TypedRoom:
 
     def __init__(
         self,
-        measured: Mapping[str, Slots],
-        whole: Slots,
-        say: Callable[[str], None],
+        measured: Mapping[str, TrialResources],
+        whole: TrialResources,
         *,
         gpus: int | None,
         most: int | None,
         nodes: Callable[[], Sequence[Node]] | None = None,
     ) -> None:
         self.slots = dict(measured)
-        self.whole, self.say, self.gpus, self.most = whole, say, gpus, most
-        self.nodes = nodes or LivingNodes()
+        self.whole, self.gpus, self.most = whole, gpus, most
+        self.nodes = nodes or LiveNodes()
         self.counted: Sequence[Node] | None = None
         self.room: dict[str, int] = {}
 
@@ -79,7 +84,7 @@ class TypedRoom:
                 continue
             if node.gpu_type not in self.slots:
                 self.slots[node.gpu_type] = self.whole
-                self.say(
+                log.info(
                     f"trials per GPU: 1 on {called(node.gpu_type)}, which joined after the others "
                     "were measured"
                 )

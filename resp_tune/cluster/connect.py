@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from resp_tune.cluster.gpu_types import type_of
 from resp_tune.cluster.ray_thread import on_its_own_thread
 from resp_tune.cluster.resources import LOGICAL_GPUS, Machine
 from resp_tune.errors import UserError
+
+log = logging.getLogger(__name__)
 
 LOCAL, AUTO = "local", "auto"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job API in what it starts
@@ -149,9 +151,7 @@ def _for_workers() -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ and name not in job}
 
 
-def await_gpus(
-    cluster: Cluster, wanted: int | None, seconds: float | None, say: Callable[[str], None]
-) -> Cluster:
+def await_gpus(cluster: Cluster, wanted: int | None, seconds: float | None) -> Cluster:
     """The cluster, once it has `wanted` GPUs (None: whatever it has).
 
     Waits for them up to `seconds`, and asks the cluster's autoscaler for them where it has one;
@@ -166,7 +166,7 @@ def await_gpus(
         )
     from ray.autoscaler.sdk import request_resources
 
-    say(f"{cluster} has {cluster.gpus or 'no'} GPUs: waiting {seconds:g} s for {wanted}")
+    log.info(f"{cluster} has {cluster.gpus or 'no'} GPUs: waiting {seconds:g} s for {wanted}")
     deadline = time.monotonic() + seconds
     request_resources(bundles=[{"GPU": 1}] * wanted)
     try:

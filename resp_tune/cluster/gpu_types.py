@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from resp_tune.cluster.resources import Slots
+from resp_tune.cluster.resources import TrialResources
 
 NAMED = "accelerator_type:"
 SLIVER = 0.001  # of that resource: it says where a trial may run, and never how many
@@ -26,13 +26,13 @@ def called(gpu_type: str) -> str:
     return gpu_type.partition(":")[2]
 
 
-def bundle(gpu_type: str, slots: Slots) -> dict[str, float]:
+def bundle(gpu_type: str, slots: TrialResources) -> dict[str, float]:
     """What a trial on a GPU of that type asks Ray for."""
     return {"CPU": slots.cpus, "GPU": slots.gpus, gpu_type: SLIVER}
 
 
 def next_type(
-    slots: Mapping[str, Slots],
+    slots: Mapping[str, TrialResources],
     room: Mapping[str, int],
     held: Iterable[str],
     gpus: int | None,

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from resp_tune.cluster.connect import Node
-from resp_tune.storage.object_store import Place
+from resp_tune.storage.object_store import ObjectPath
 
 ANSWER_SECONDS = 60.0
 PACKAGES = ("torch", "ray", "resp_tune")
 
 
 @dataclass(frozen=True)
-class Questions:
+class ProbeRequest:
     """`token`: a file that the driver has written in a folder of its own in the storage, or the
     object `driver` in a place of its own. A node answers beside it, in a file named by the node's
     id, with its hash.
@@ -33,14 +33,14 @@ class Questions:
     `tracking`: host and port of the server, None where it is a file.
     """
 
-    token: Path | Place
+    token: Path | ObjectPath
     sizes: Mapping[Path, int]
     digests: Mapping[Path, str]
     tracking: tuple[str, int] | None
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeResult:
     """What a node said. Reasons are None where all is well."""
 
     versions: Mapping[str, str]  # of Python and `PACKAGES`; `source`, a hash of resp_tune's code
@@ -49,7 +49,7 @@ class Answer:
     tracking: str | None
 
 
-def ask(nodes: Sequence[Node], questions: Questions) -> dict[str, Answer | str]:
+def ask(nodes: Sequence[Node], questions: ProbeRequest) -> dict[str, ProbeResult | str]:
     """Each node's answer by its id, or why there is none within `ANSWER_SECONDS`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -58,7 +58,7 @@ def ask(nodes: Sequence[Node], questions: Questions) -> dict[str, Answer | str]:
     # A node that lacks this module, or has another version of it, can answer all the same.
     ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # Ray's
     try:
-        actor: Any = ray.remote(num_cpus=0, max_restarts=0)(_Witness)
+        actor: Any = ray.remote(num_cpus=0, max_restarts=0)(_Probe)
         witnesses = {
             node.id: actor.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
@@ -67,7 +67,7 @@ def ask(nodes: Sequence[Node], questions: Questions) -> dict[str, Answer | str]:
         }
         token = questions.token
         given = (
-            (token.uri, token.below) if isinstance(token, Place) else str(token),
+            (token.uri, token.below) if isinstance(token, ObjectPath) else str(token),
             {str(path): size for path, size in questions.sizes.items()},
             {str(path): digest for path, digest in questions.digests.items()},
             questions.tracking,
@@ -82,18 +82,18 @@ def ask(nodes: Sequence[Node], questions: Questions) -> dict[str, Answer | str]:
         ray.cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]  # Ray's
 
 
-def _answer(reference: Any) -> Answer | str:
+def _answer(reference: Any) -> ProbeResult | str:
     import ray
 
     try:
-        return Answer(**ray.get(reference, timeout=0))
+        return ProbeResult(**ray.get(reference, timeout=0))
     except ray.exceptions.GetTimeoutError:
         return f"no answer within {ANSWER_SECONDS:g} s"
     except ray.exceptions.RayError as error:
         return " ".join(str(error).split())[:200]
 
 
-class _Witness:
+class _Probe:
     """Runs on a node; uses nothing but the standard library, unless the storage is no folder."""
 
     def tell(
@@ -154,10 +154,10 @@ def _source(folder: Path) -> str:
 
 def _place(uri: str, below: str, node_id: str) -> str | None:
     try:
-        from resp_tune.storage.object_store import Place, StorageError
+        from resp_tune.storage.object_store import ObjectPath, StorageError
     except ImportError as error:
         return f"cannot be asked ({error})"
-    place = Place(uri, below)
+    place = ObjectPath(uri, below)
     try:
         content = place.read("driver")
         if content is None:

@@ -14,7 +14,7 @@ SHARED_SECONDS = 10.0  # in which a shared folder shows what another machine has
 
 
 @dataclass(frozen=True)
-class Membership:
+class NodeRequirements:
     """The driver's `versions`, and a file of the storage with what it has written there.
 
     `file` is None where the storage is an object store, which every trial asks anyway.
@@ -25,7 +25,7 @@ class Membership:
     content: str
 
     @classmethod
-    def of_driver(cls, file: Path | None) -> Membership:
+    def of_driver(cls, file: Path | None) -> NodeRequirements:
         """As this process sees them."""
         return cls(versions(), file, "" if file is None else file.read_text())
 

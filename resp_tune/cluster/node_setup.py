@@ -14,13 +14,13 @@ from resp_tune.cluster.connect import Node
 from resp_tune.cluster.received_recordings import keep, kept
 from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
-from resp_tune.training.compute_device import Device, any_of, this_device
+from resp_tune.training.compute_device import ComputeDevice, any_of, this_device
 from resp_tune.training.datamodule import load_unchanged
 
 if TYPE_CHECKING:
     import torch
 
-    from resp_tune.training.datamodule import Stores
+    from resp_tune.training.datamodule import FeatureCaches
 
 READ_AT_ONCE = 4
 
@@ -34,19 +34,19 @@ class Filling:
     computed: int
 
 
-class Library:
+class RecordingServer:
     """The recordings of a search, lent by the driver's machine to nodes that cannot see them."""
 
     def __init__(self, recordings: Mapping[str, Path]) -> None:
         """`recordings`: files by their SHA-256."""
         import ray
 
-        made: Any = ray.remote(num_cpus=0)(_Lender)
+        made: Any = ray.remote(num_cpus=0)(_RecordingActor)
         here = _on(ray.get_runtime_context().get_node_id())
         lender = made.options(scheduling_strategy=here, max_concurrency=READ_AT_ONCE)
         self._lender = lender.remote(dict(recordings))
 
-    def lending(self, stores: Stores, recordings: Mapping[str, Path]) -> Stores:
+    def lending(self, stores: FeatureCaches, recordings: Mapping[str, Path]) -> FeatureCaches:
         """`stores`, whose recordings are borrowed where they are not seen."""
         sources = tuple(
             dataclasses.replace(
@@ -64,7 +64,7 @@ class Library:
         return found
 
 
-class _Lender:
+class _RecordingActor:
     """Runs on the driver's machine."""
 
     def __init__(self, recordings: dict[str, Path]) -> None:
@@ -97,19 +97,21 @@ def _load_or_borrow(path: Path, digest: str, lender: Any, sample_rate: int) -> t
     return load_unchanged(copy, digest, sample_rate)
 
 
-class _Steward:
+class _NodeAgent:
     """Runs on a node, beside its trials."""
 
-    def device(self, device_type: str) -> Device:
+    def device(self, device_type: str) -> ComputeDevice:
         return this_device(device_type)
 
-    def fill(self, stores: Stores, front_ends: list[FrontEnd], workers: int) -> tuple[float, int]:
+    def fill(
+        self, stores: FeatureCaches, front_ends: list[FrontEnd], workers: int
+    ) -> tuple[float, int]:
         begun = time.monotonic()
         computed = stores.fill(front_ends, workers=workers).computed
         return time.monotonic() - begun, len(computed)
 
 
-def device_of(nodes: Sequence[Node], device_type: str, gpus: float) -> Device:
+def device_of(nodes: Sequence[Node], device_type: str, gpus: float) -> ComputeDevice:
     """What a trial that is given `gpus` of a GPU may compute on, whichever of `nodes` it is on."""
     import ray
 
@@ -121,7 +123,7 @@ def device_of(nodes: Sequence[Node], device_type: str, gpus: float) -> Device:
 
 
 def fill_caches(
-    nodes: Sequence[Node], stores: Stores, front_ends: Sequence[FrontEnd]
+    nodes: Sequence[Node], stores: FeatureCaches, front_ends: Sequence[FrontEnd]
 ) -> list[Filling]:
     """Fill the feature cache of every node, all at once; raises `RunError` where one cannot."""
     import ray
@@ -140,7 +142,7 @@ def fill_caches(
 def _steward(node: Node, gpus: float = 0.0) -> Any:
     import ray
 
-    made: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0)(_Steward)
+    made: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0)(_NodeAgent)
     return made.options(scheduling_strategy=_on(node.id)).remote()
 
 

@@ -27,7 +27,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Slots:
+class TrialResources:
     """`concurrency` trials at once, each with `cpus` cores, `threads` of them busy, and `gpus`."""
 
     concurrency: int
@@ -57,7 +57,7 @@ def plan_slots(
     concurrency: int | None,
     cpus_per_trial: float | None,
     logical_gpus: bool,
-) -> Slots:
+) -> TrialResources:
     """Divide `machines` among trials, each of which runs on one; `UserError` when they are too few.
 
     `gpus` None means all there are. With `logical_gpus` GPUs are counted but not needed. `where`
@@ -103,10 +103,10 @@ def plan_slots(
             "--cpus-per-trial"
         )
     gpu_share = 1 / trials_per_gpu if gpus else 0.0
-    return Slots(slots, cpus_per_trial, gpu_share, max(1, int(cpus_per_trial)))
+    return TrialResources(slots, cpus_per_trial, gpu_share, max(1, int(cpus_per_trial)))
 
 
-def room_for(slots: Slots, machines: Sequence[Machine]) -> int:
+def room_for(slots: TrialResources, machines: Sequence[Machine]) -> int:
     """Trials that `machines` have room for at once, each as `slots` says."""
     room = (_fit(m.cpus, slots.cpus) for m in machines)
     if not slots.gpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import stat
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import soundfile
 
 from resp_tune.errors import UserError
+
+log = logging.getLogger(__name__)
 
 MIN_SECONDS = 0.1  # shorter than any breath, and than one window of a front end
 RATES = (100, 768_000)  # Hz

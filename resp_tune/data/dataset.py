@@ -187,8 +187,8 @@ def _check_found(root: Path, found: Layout) -> None:
         odd = f"; {len(found.odd)} other audio files, e.g. {found.odd[0].name}" if found.odd else ""
         raise UserError(
             f"no recordings in '{root}' or up to {discovery.MAX_DEPTH} folders below it: "
-            f"looked for <patient>_<index>_<location>_<mode>_<device>.wav or .flac{odd}; give the folder of "
-            "the unpacked ICBHI 2017 set, or make one with python -m resp_tune.synth DIR"
+            f"looked for <patient>_<index>_<location>_<mode>_<device>.wav or .flac{odd}; give the "
+            "folder of the unpacked ICBHI 2017 set, or make one with python -m resp_tune.synth DIR"
         )
     if not found.diagnoses:
         above = discovery.find_diagnoses(root.resolve().parent)

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from resp_tune.common.text import amount, listed
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.split import Fold, Leaks, Sides, clips_of, load_sides, save_sides
+from resp_tune.data.split import Fold, Leaks, Split, clips_of, load_sides, save_sides
 from resp_tune.data.tasks import Clips, Task
 from resp_tune.errors import UserError, nearest
 
@@ -22,7 +22,7 @@ __all__ = [
     "PROTOCOLS",
     "Fold",
     "Leaks",
-    "Sides",
+    "Split",
     "clips_of",
     "load_sides",
     "make_sides",
@@ -44,7 +44,7 @@ def make_sides(
     folds: int = 1,
     hold_out_device: str | None = None,
     drop_shared_patients: bool = False,
-) -> Sides:
+) -> Split:
     """Divide the recordings of `clips`; the same arguments give the same sides.
 
     `patient`: fold 0 of a `StratifiedGroupKFold` by patient in 5 is the test side, the first
@@ -86,7 +86,7 @@ def make_sides(
             f"with split seed {split_seed} a class is missing from a side: random state "
             f"{found.state} is used instead"
         )
-    return Sides(
+    return Split(
         protocol,
         clips.task.name,
         split_seed,
@@ -135,7 +135,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Division:
+class _Outer:
     """A test side, and pairs of train and validation, as one random state deals them."""
 
     state: int
@@ -147,11 +147,11 @@ class _Division:
         return all(side.has(labels) for side in (self.test, *itertools.chain(*self.inner)))
 
 
-def _divisions(train: _Rows, test: _Rows | None, split_seed: int) -> Iterator[_Division]:
+def _divisions(train: _Rows, test: _Rows | None, split_seed: int) -> Iterator[_Outer]:
     """In the order in which they are tried; a given `test` stays as it is."""
     for state in _states(split_seed):
         pool, held_out = (train, test) if test else _first_fold(train, state)
-        yield _Division(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
+        yield _Outer(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
 
 
 def _check_options(
@@ -223,7 +223,7 @@ def _scored(
     return labels
 
 
-def _by_recording(task: Task, rows: _Rows, split_seed: int, folds: int) -> Sides:
+def _by_recording(task: Task, rows: _Rows, split_seed: int, folds: int) -> Split:
     stems = np.array(rows.stems(), dtype=np.str_)
     if len(stems) < OUTER_FOLDS:
         raise UserError(f"{len(stems)} recordings cannot be divided 80/20: at least {OUTER_FOLDS}")
@@ -243,7 +243,7 @@ def _by_recording(task: Task, rows: _Rows, split_seed: int, folds: int) -> Sides
             if absent:
                 where = f"fold {number}'s {name}" if folds > 1 else name
                 notes.append(f"{', '.join(absent)}: no recording in {where}")
-    return Sides(
+    return Split(
         "recording",
         task.name,
         split_seed,

@@ -51,7 +51,7 @@ class Leaks:
 
 
 @dataclass(frozen=True)
-class Sides:
+class Split:
     """Who is trained, validated and tested on. `test` is None where the protocol has no test side.
 
     `classes` are those that can be scored, in the task's order; recordings (of `cycles`: clips) of
@@ -96,7 +96,7 @@ class Sides:
 
 
 def clips_of(
-    dataset: Dataset, clips: Clips, sides: Sides, stems: Iterable[str]
+    dataset: Dataset, clips: Clips, sides: Split, stems: Iterable[str]
 ) -> tuple[Clip, ...]:
     """The clips of the recordings `stems` that can be scored, labels as indices of `sides.classes`.
 
@@ -111,17 +111,17 @@ def clips_of(
     )
 
 
-def save_sides(sides: Sides, path: str | Path) -> None:
+def save_sides(sides: Split, path: str | Path) -> None:
     """Write `sides` as JSON, in one piece or not at all."""
     content = {**_content(sides), "notes": list(sides.notes), "digest": sides.digest}
     write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
-def load_sides(path: str | Path) -> Sides:
+def load_sides(path: str | Path) -> Split:
     """Read what `save_sides` wrote; raises `UserError` when it is missing, damaged or changed."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        sides = Sides(
+        sides = Split(
             protocol=_text(content["protocol"]),
             task=_text(content["task"]),
             split_seed=int(content["split_seed"]),
@@ -157,7 +157,7 @@ def _on_two(sides: Iterable[set[str]]) -> set[str]:
     return twice
 
 
-def _content(sides: Sides) -> dict[str, Any]:
+def _content(sides: Split) -> dict[str, Any]:
     return {
         "protocol": sides.protocol,
         "task": sides.task,

@@ -15,14 +15,19 @@ from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import Clips
 from resp_tune.evaluation import baselines
-from resp_tune.evaluation.baselines import COLUMNS, Answers, held_out_answers, no_audio_baselines
-from resp_tune.training.datamodule import Problem
+from resp_tune.evaluation.baselines import (
+    COLUMNS,
+    BaselinePredictions,
+    held_out_answers,
+    no_audio_baselines,
+)
+from resp_tune.training.datamodule import DataModule
 
 FORMAT = 2
 Kept = TypeVar("Kept")
 
 
-def baselines_of(problem: Problem, jobs: int) -> dict[str, Any]:
+def baselines_of(problem: DataModule, jobs: int) -> dict[str, Any]:
     """`no_audio_baselines` of the whole data set, and under `test_side` those of the test side."""
     found = scores_of(problem.dataset, problem.clips, jobs)
     if problem.sides.test is not None:
@@ -39,7 +44,7 @@ def scores_of(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, Any
     )
 
 
-def answers_of(problem: Problem) -> Answers:
+def answers_of(problem: DataModule) -> BaselinePredictions:
     """`held_out_answers` of the problem."""
 
     def answer() -> dict[str, Any]:
@@ -73,12 +78,12 @@ def _scores(kept: Any) -> dict[str, Any]:
     return {"majority_accuracy": float(kept["majority_accuracy"]), **by_columns}
 
 
-def _answers(kept: Any) -> Answers:
+def _answers(kept: Any) -> BaselinePredictions:
     stems, labels = tuple(kept["stems"]), np.array(kept["labels"], dtype=np.int64)
     rows = {name: np.array(kept["by_columns"][name], dtype=np.int64) for name in COLUMNS}
     if {labels.shape, *(row.shape[1:] for row in rows.values())} != {(len(stems),)}:
         raise ValueError("not one answer a clip")
-    return Answers(stems, labels, rows, int(kept["majority"]))
+    return BaselinePredictions(stems, labels, rows, int(kept["majority"]))
 
 
 def _key(dataset: Dataset, clips: Clips, *more: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from resp_tune.evaluation.baseline_cache import answers_of
 from resp_tune.evaluation.group_metrics import arrays
 from resp_tune.training.bootstrap import bootstrap, intervals
-from resp_tune.training.datamodule import Problem
+from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import METRICS
 
 NAMES = ("macro_f1", "balanced_accuracy")
@@ -18,10 +18,10 @@ NAMES = ("macro_f1", "balanced_accuracy")
 Against = dict[str, dict[str, dict[str, Any]]]
 
 
-def against(frame: pd.DataFrame, problem: Problem) -> Against:
+def against(frame: pd.DataFrame, problem: DataModule) -> Against:
     """`{"device" | "all": {metric: {winner, baseline, difference, interval}}}`.
 
-    `frame` holds the predictions of the test side and no other, in the order that a `ClipTable`
+    `frame` holds the predictions of the test side and no other, in the order that a `ClipLabels`
     gives. `baseline` is the figure that the summary has: the mean over forests of different seeds.
     So each draw of the patients gives the winner's figure minus the mean of theirs, and `interval`
     is the central 95 % of that, [low, high]; None where a single patient leaves nothing to draw.

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from resp_tune.common.text import count
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import make_sides
-from resp_tune.data.split import Sides, clips_of
+from resp_tune.data.split import Split, clips_of
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
 from resp_tune.errors import UserError
 
@@ -105,10 +105,10 @@ def check_enough(dataset: Dataset, clips: Clips) -> None:
 
 
 @dataclass(frozen=True)
-class Answers:
+class BaselinePredictions:
     """What the forests say of the clips of the held-out side, in the order of `clips_of`.
 
-    `stems` and `labels` are those of the clips, labels as indices of `Sides.classes`;
+    `stems` and `labels` are those of the clips, labels as indices of `Split.classes`;
     `by_columns[name]` holds the class answered by each seed's forest, int `[seeds, clips]`;
     `majority` is the most frequent class of the side fitted on.
     """
@@ -129,7 +129,9 @@ class Answers:
         }
 
 
-def held_out_answers(dataset: Dataset, clips: Clips, sides: Sides, *, seeds: int = 5) -> Answers:
+def held_out_answers(
+    dataset: Dataset, clips: Clips, sides: Split, *, seeds: int = 5
+) -> BaselinePredictions:
     """The same forests, fitted on the train and validation side and asked about the test side.
 
     Without a test side they are fitted on train alone and asked about validation, of the first
@@ -154,7 +156,7 @@ def held_out_answers(dataset: Dataset, clips: Clips, sides: Sides, *, seeds: int
         )
         return np.stack(list(forests))
 
-    return Answers(
+    return BaselinePredictions(
         stems=tuple(dataset.recordings[clip.recording].stem for clip in asked),
         labels=sheet.labels[test],
         by_columns={name: answers(sheet.columns(columns)) for name, columns in COLUMNS.items()},

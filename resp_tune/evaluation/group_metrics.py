@@ -15,7 +15,7 @@ import pandas as pd
 
 from resp_tune.evaluation.baselines import is_controlled
 from resp_tune.training.bootstrap import bootstrap, intervals
-from resp_tune.training.datamodule import Problem
+from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import (
     CYCLE_METRICS,
     Labels,
@@ -29,7 +29,7 @@ HEALTHY = "Healthy"
 SUBSET_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", *CYCLE_METRICS)
 
 
-def side_figures(frame: pd.DataFrame, problem: Problem) -> dict[str, Any]:
+def side_figures(frame: pd.DataFrame, problem: DataModule) -> dict[str, Any]:
     """`{per_class, by_patient, by_device, controlled}` of one side of `problem`.
 
     A cycle's class is not its patient's, so `by_patient` and `controlled` are None for cycles;
@@ -114,7 +114,7 @@ def _share(hits: pd.Series[bool]) -> float | None:
     return float(hits.mean()) if len(hits) else None
 
 
-def _controlled(frame: pd.DataFrame, problem: Problem) -> dict[str, Any] | None:
+def _controlled(frame: pd.DataFrame, problem: DataModule) -> dict[str, Any] | None:
     """Healthy or sick among the side's children on the Meditron, by the probability of either.
 
     None for a task without a class of the healthy alone, or where the side holds only one of both.

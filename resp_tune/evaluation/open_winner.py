@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from resp_tune.common.paths import user_path
 from resp_tune.errors import UserError
-from resp_tune.storage.object_store import LARGEST, Place, StorageError, is_uri
+from resp_tune.storage.object_store import LARGEST, ObjectPath, StorageError, is_uri
 from resp_tune.storage.storage_probe import check_place
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _fetched(winner: str) -> Bundle:
     """The bundle in an object store."""
     from resp_tune.training.model_bundle import load_bundle
 
-    place = Place.parse("--winner", winner)
+    place = ObjectPath.parse("--winner", winner)
     check_place("--winner", place, write=False)
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch) / "winner"

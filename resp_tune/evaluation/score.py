@@ -11,14 +11,14 @@ import pandas as pd
 
 from resp_tune.study.study import TrialRecord
 from resp_tune.training.bootstrap import bootstrap, intervals
-from resp_tune.training.datamodule import Problem, Stores, predictions
+from resp_tune.training.datamodule import DataModule, FeatureCaches, predictions
 from resp_tune.training.metrics import Probabilities, all_metrics, majority_accuracy
 from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
 from resp_tune.training.network import SoundNet
 
 
 @dataclass(frozen=True)
-class Scored:
+class TestScore:
     """Predictions for the clips of a side, and what they score.
 
     `by_seed`: each metric of each seed's networks alone.
@@ -35,7 +35,7 @@ def write_bundle(
     folder: Path,
     run: TrialRecord,
     networks: Sequence[SoundNet],
-    problem: Problem,
+    problem: DataModule,
     details: Mapping[str, Any],
 ) -> Bundle:
     """The networks as a bundle in `folder`; its config has the seed of `run`, the first of them."""
@@ -43,8 +43,8 @@ def write_bundle(
     return load_bundle(folder)
 
 
-def score_validation(bundle: Bundle, problem: Problem, stores: Stores) -> pd.DataFrame:
-    """What the networks of each fold, one a seed, say about its own validation side.
+def score_validation(bundle: Bundle, problem: DataModule, stores: FeatureCaches) -> pd.DataFrame:
+    """What the networks of each fold, one a seed about its own validation side.
 
     Never augmented, so with the preset `notebook` it differs a little from the trial's own figures.
     """
@@ -60,8 +60,13 @@ def score_validation(bundle: Bundle, problem: Problem, stores: Stores) -> pd.Dat
 
 
 def score_test(
-    bundle: Bundle, problem: Problem, stems: Sequence[str], stores: Stores, *, workers: int
-) -> Scored:
+    bundle: Bundle,
+    problem: DataModule,
+    stems: Sequence[str],
+    stores: FeatureCaches,
+    *,
+    workers: int,
+) -> TestScore:
     """Score the bundle on the test side `stems`, whose recordings are read here and not before.
 
     `stores` are of these recordings, unchanged since they were hashed, or it is a `RunError`.
@@ -82,7 +87,7 @@ def score_test(
     patients = list(frame["patient"])
     # Resamples of one patient are all the same: they say nothing of another.
     samples = bootstrap(labels, mean, patients) if len(set(patients)) > 1 else {}
-    return Scored(
+    return TestScore(
         metrics,
         {name: [found[name] for found in by_seed] for name in metrics},
         majority_accuracy(labels),

@@ -6,28 +6,32 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cluster.gpu_types import SLIVER, called
-from resp_tune.cluster.resources import Slots
+from resp_tune.cluster.resources import TrialResources
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 
 if TYPE_CHECKING:
-    from resp_tune.execution.trials_per_gpu import Load, Packed
+    from resp_tune.execution.trials_per_gpu import PackingResult, Workload
 
 
-class _Gauge:
+class _BenchmarkActor:
     """Runs on a node, which lends it one GPU and the cores that belong to it."""
 
     def measure(
-        self, config: TrialConfig, load: Load, threads: dict[int, int], epochs: int
-    ) -> list[Packed]:
+        self, config: TrialConfig, load: Workload, threads: dict[int, int], epochs: int
+    ) -> list[PackingResult]:
         from resp_tune.execution.trials_per_gpu import measure_all
 
         return list(measure_all(config, load, "cuda", threads=threads, epochs=epochs))
 
 
 def measure_types(
-    divided: Mapping[str, Mapping[int, Slots]], config: TrialConfig, load: Load, *, epochs: int
-) -> dict[str, list[Packed]]:
+    divided: Mapping[str, Mapping[int, TrialResources]],
+    config: TrialConfig,
+    load: Workload,
+    *,
+    epochs: int,
+) -> dict[str, list[PackingResult]]:
     """What trials of `config` side by side reached on a node of each type, all types at once.
 
     `divided`: the slots of a type's machines by the number of trials on each GPU, from 1.
@@ -40,7 +44,7 @@ def measure_types(
     for name, slots in divided.items():
         made: Any = ray.remote(
             num_cpus=slots[1].cpus, num_gpus=1, resources={name: SLIVER}, max_restarts=0
-        )(_Gauge)
+        )(_BenchmarkActor)
         gauges[name] = made.remote()
     asked = {
         name: gauge.measure.remote(
@@ -59,12 +63,12 @@ def measure_types(
     return {name: found for name, found in told.items() if not isinstance(found, RunError)}
 
 
-def _outcome(name: str, reference: Any) -> list[Packed] | RunError:
+def _outcome(name: str, reference: Any) -> list[PackingResult] | RunError:
     """What was measured, or why it was not: Ray prints the traceback of a failure not fetched."""
     import ray
 
     try:
-        found: list[Packed] = ray.get(reference)
+        found: list[PackingResult] = ray.get(reference)
     except ray.exceptions.RayError as error:
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         return RunError(

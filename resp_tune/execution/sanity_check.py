@@ -12,11 +12,11 @@ from typing import Any
 import ray
 import torch
 
-from resp_tune.cluster.resources import Slots
+from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
-from resp_tune.execution.trainable import Work, begin_training
+from resp_tune.execution.trainable import TrialContext, begin_training
 from resp_tune.execution.watchdog import MARGIN_SECONDS
 from resp_tune.training.memory import ran_out
 
@@ -26,7 +26,12 @@ TRACE = "canary.txt"  # in the search's folder: the whole traceback
 
 
 def check_baseline(
-    work: Work, slots: Slots, config: TrialConfig, folder: Path, *, here: bool = True
+    work: TrialContext,
+    slots: TrialResources,
+    config: TrialConfig,
+    folder: Path,
+    *,
+    here: bool = True,
 ) -> None:
     """Train and validate one batch of `config` as a trial would; `RunError` with what went wrong.
 
@@ -44,7 +49,7 @@ def check_baseline(
     )
 
 
-def _here(work: Work, config: TrialConfig) -> Failure | None:
+def _here(work: TrialContext, config: TrialConfig) -> Failure | None:
     """In this process, which has torch at hand; a worker takes seconds to import it."""
     threads = torch.get_num_threads()
     try:
@@ -53,7 +58,7 @@ def _here(work: Work, config: TrialConfig) -> Failure | None:
         torch.set_num_threads(threads)
 
 
-def _in_time(work: Work, config: TrialConfig) -> Failure | None:
+def _in_time(work: TrialContext, config: TrialConfig) -> Failure | None:
     """In a thread that is left behind where it hangs: the command is about to end."""
     found: list[Failure | None] = []
     _fill(work, config)
@@ -66,34 +71,34 @@ def _in_time(work: Work, config: TrialConfig) -> Failure | None:
     return _late(work), "".join(traceback.format_stack(stood))
 
 
-def _fill(work: Work, config: TrialConfig) -> None:
+def _fill(work: TrialContext, config: TrialConfig) -> None:
     """Fill the cache where nobody has: that takes its time. What fails, fails in the batch too."""
     with contextlib.suppress(Exception):
         work.stores.frames(config.front_end, workers=work.threads)
 
 
-def _limit(work: Work) -> float | None:
+def _limit(work: TrialContext) -> float | None:
     return None if work.timeout is None else max(work.timeout, LEAST_SECONDS) + MARGIN_SECONDS
 
 
-def _late(work: Work) -> str:
+def _late(work: TrialContext) -> str:
     return f"it took longer than --trial-timeout ({work.timeout:g} s)"
 
 
-class _Canary:
-    def fill(self, work: Work, config: TrialConfig) -> None:
+class _SanityTrial:
+    def fill(self, work: TrialContext, config: TrialConfig) -> None:
         _fill(work, config)
 
-    def batch(self, work: Work, config: TrialConfig) -> Failure | None:
+    def batch(self, work: TrialContext, config: TrialConfig) -> Failure | None:
         return _batch(work, config)
 
 
-def _elsewhere(work: Work, slots: Slots, config: TrialConfig) -> Failure | None:
+def _elsewhere(work: TrialContext, slots: TrialResources, config: TrialConfig) -> Failure | None:
     """Where a trial would run: this process takes no memory of a GPU.
 
     By an actor: of a host that is cut off, Ray gives those up, but not plain tasks.
     """
-    made: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=1)(_Canary)
+    made: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=1)(_SanityTrial)
     actor = made.options(max_task_retries=1).remote()
     try:
         ray.get(actor.fill.remote(work, config))
@@ -109,7 +114,7 @@ def _elsewhere(work: Work, slots: Slots, config: TrialConfig) -> Failure | None:
     return found
 
 
-def _batch(work: Work, config: TrialConfig) -> Failure | None:
+def _batch(work: TrialContext, config: TrialConfig) -> Failure | None:
     """What one batch fails with, and the traceback; None where it works."""
     try:
         begin_training(work, config).rehearse()

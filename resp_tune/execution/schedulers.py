@@ -36,7 +36,7 @@ def grace_period(epochs: int) -> int:
     return max(1, math.ceil(GRACE * epochs))
 
 
-class ContinuedAsha(AsyncHyperBandScheduler):
+class ResumedAsha(AsyncHyperBandScheduler):
     """ASHA whose rungs may hold trials of an earlier run of the search, by their number.
 
     Such a trial has another id when it goes on; it must not be judged again where it has passed.
@@ -62,7 +62,7 @@ def make_scheduler(
     if name == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray's
     mode = METRICS[metric].mode
-    scheduler = ContinuedAsha(
+    scheduler = ResumedAsha(
         time_attr="epoch",
         metric="best_so_far",
         mode=mode,

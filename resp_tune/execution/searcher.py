@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from resp_tune.errors import RunError
 from resp_tune.execution.trainable import half_batch
 from resp_tune.study.study import State
 
+log = logging.getLogger(__name__)
+
 WORKER_LOSSES = 3  # a trial whose worker dies is taken up again this often
 NODE_LOST = "node has died"  # in what Ray says of the actor
 
 
-class HandOutAnewError(RunError):
+class RestartTrialsError(RunError):
     """Ray cannot go on with the trials that it has; a new run of it can, from what the study holds.
 
     It would wait for ever for a type of GPU that is gone, and cannot give another one to a trial
@@ -32,7 +35,7 @@ class HandOutAnewError(RunError):
     """
 
 
-class Runs(Protocol):
+class TrialSource(Protocol):
     """What Ray is driven by: the trials of a search, or the replicates of its best."""
 
     @property
@@ -65,9 +68,9 @@ class StudySearcher(Searcher):
     end; its trials have not ended then.
     """
 
-    def __init__(self, runs: Runs, say: Callable[[str], None], room: Callable[[], int]) -> None:
+    def __init__(self, runs: TrialSource, room: Callable[[], int]) -> None:
         super().__init__()
-        self.runs, self.say, self.room = runs, say, room
+        self.runs, self.room = runs, room
         self.typed = room if isinstance(room, TypedRoom) else None
         self.keys: dict[str, Any] = {}
         self.losses: dict[str, int] = {}  # of workers, that trials have gone on after
@@ -118,7 +121,7 @@ class StudySearcher(Searcher):
         losses = self.losses.pop(trial_id, 0)
         with self._halting():
             if (result is None or error) and losses < WORKER_LOSSES:
-                raise HandOutAnewError(
+                raise RestartTrialsError(
                     f"trial {_named(key)}: it was given to a worker that had just died: the trials "
                     "that ran are handed out anew, each from its checkpoint"
                 )
@@ -134,7 +137,7 @@ class StudySearcher(Searcher):
             return
         with self._halting():
             if gone := self.typed.gone(self.types.values()):
-                raise HandOutAnewError(
+                raise RestartTrialsError(
                     f"no GPU of type {', '.join(map(called, gone))} is left: the trials that ran "
                     "are handed out anew, each from its checkpoint"
                 )
@@ -152,7 +155,7 @@ class StudySearcher(Searcher):
 
     def _advance(self, key: Any, result: dict[str, Any]) -> None:
         if result["remark"]:
-            self.say(result["remark"])
+            log.info(result["remark"])
         self.runs.advance(key, result["epochs"], result["micro_batch"])
         if result["halt"] is not None:
             raise RunError(result["halt"])
@@ -186,7 +189,7 @@ class StudySearcher(Searcher):
         why = ", for lack of memory" if short else ""
         self.losses[trial_id] = losses
         lost = "node" if with_node else "worker"
-        self.say(
+        log.info(
             f"trial {_named(key)}: its {lost} was lost{why}; it goes on from its checkpoint{what}"
         )
         return config.as_dict()
@@ -203,7 +206,7 @@ def _named(key: Any) -> str:
     return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
-class Stops(tune.Stopper):
+class StudyStopper(tune.Stopper):
     """Stops a running trial at its next report once the recorder wants no more of it."""
 
     def __init__(self, searcher: StudySearcher) -> None:
@@ -224,7 +227,7 @@ class Stops(tune.Stopper):
         return self.searcher.halted is not None
 
 
-class Losses(tune.Callback):
+class WorkerFailureCallback(tune.Callback):
     """Lets a trial whose worker died go on with what it had come to, not with what it began as."""
 
     def __init__(self, searcher: StudySearcher) -> None:

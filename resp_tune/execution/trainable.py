@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from resp_tune.cluster.node_requirements import Membership
+from resp_tune.cluster.node_requirements import NodeRequirements
 from resp_tune.cluster.resources import LOGICAL_GPUS
 from resp_tune.common.paths import full_disk, write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RespTuneError, RunError
-from resp_tune.execution.trial_artifacts import Sender, TrialFiles
-from resp_tune.execution.watchdog import Watch
-from resp_tune.storage.object_store import Place
+from resp_tune.execution.trial_artifacts import Sender, TrialArtifacts
+from resp_tune.execution.watchdog import TrialWatchdog
+from resp_tune.storage.object_store import ObjectPath
 from resp_tune.training.memory import keep_freed_memory, ran_out, release_memory
 from resp_tune.training.metrics import METRICS
 
 if TYPE_CHECKING:
-    from resp_tune.training.datamodule import FoldTables, Stores
+    from resp_tune.training.datamodule import FeatureCaches, FoldTables
     from resp_tune.training.loop import EpochResult, Training, TrainingData
 
 REPORT_SECONDS = 1.0  # at most one report in this time, or short epochs would flood the driver
@@ -40,11 +40,11 @@ class TrialTimeoutError(Exception):
 
 
 @dataclass(frozen=True)
-class Work:
+class TrialContext:
     """What every trial of a search shares. Crosses to the workers once, by Ray's object store."""
 
     folds: Sequence[FoldTables]
-    stores: Stores
+    stores: FeatureCaches
     trials_folder: Path
     metric: str
     milestones: tuple[int, ...]  # epochs at which the scheduler must see a result of its own
@@ -52,13 +52,15 @@ class Work:
     gpus: float  # that each trial was given
     timeout: float | None = None  # seconds of one attempt at a trial
     study: str | None = None  # that the trials are of
-    remote: Place | None = None  # what the folder is a copy of, on each node its own
-    membership: Membership | None = None  # of the nodes of a cluster, which may join at any time
+    remote: ObjectPath | None = None  # what the folder is a copy of, on each node its own
+    membership: NodeRequirements | None = (
+        None  # of the nodes of a cluster, which may join at any time
+    )
 
     @property
-    def trials(self) -> TrialFiles:
+    def trials(self) -> TrialArtifacts:
         """Where the trials keep their files."""
-        return TrialFiles(self.trials_folder, self.remote)
+        return TrialArtifacts(self.trials_folder, self.remote)
 
 
 class TrialTrainable(tune.Trainable):
@@ -72,13 +74,13 @@ class TrialTrainable(tune.Trainable):
     comes as `halt`: the search must stop, and the trial has not ended.
     """
 
-    def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # with_parameters gives `work`
+    def setup(self, config: dict[str, Any], work: TrialContext) -> None:  # type: ignore[override]  # with_parameters gives `work`
         """Called once an actor; imports torch here, where it is needed."""
         keep_freed_memory()
         self.work = work
         self.stranger = work.membership and work.membership.lacking()
         self.sender = Sender(work.trials)
-        self.watch: Watch | None = None
+        self.watch: TrialWatchdog | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -108,7 +110,7 @@ class TrialTrainable(tune.Trainable):
         """Run epochs until a report is due."""
         try:
             if self.watch is None:
-                self.watch = Watch(self.folder, self.attempt, self.work.timeout)
+                self.watch = TrialWatchdog(self.folder, self.attempt, self.work.timeout)
             error, out_of_memory = self._try_epochs()
             while out_of_memory and self._halve_micro_batch():
                 error, out_of_memory = self._try_epochs()
@@ -274,7 +276,7 @@ def _halting(cause: Exception) -> bool:
     return isinstance(cause, RespTuneError) or full_disk(cause)
 
 
-def begin_training(work: Work, config: TrialConfig) -> Training:
+def begin_training(work: TrialContext, config: TrialConfig) -> Training:
     """The training of `config` in this process, from nothing."""
     from resp_tune.training.loop import Training
 
@@ -282,7 +284,9 @@ def begin_training(work: Work, config: TrialConfig) -> Training:
     return Training(config, folds, device)
 
 
-def begin_or_resume(work: Work, config: TrialConfig, folder: Path) -> tuple[Training, str | None]:
+def begin_or_resume(
+    work: TrialContext, config: TrialConfig, folder: Path
+) -> tuple[Training, str | None]:
     """The training as the checkpoint in `folder` left it, and a line where that cannot be used."""
     from resp_tune.training.checkpoint import CHECKPOINT, resume
 
@@ -301,7 +305,7 @@ def begin_or_resume(work: Work, config: TrialConfig, folder: Path) -> tuple[Trai
     return training, None
 
 
-def _settle(work: Work, config: TrialConfig) -> tuple[list[TrainingData], str]:
+def _settle(work: TrialContext, config: TrialConfig) -> tuple[list[TrainingData], str]:
     """The folds of `config` and the device, once this process has the trial's threads."""
     import torch
 
@@ -310,7 +314,7 @@ def _settle(work: Work, config: TrialConfig) -> tuple[list[TrainingData], str]:
     return [fold.tensors(frames, config.front_end) for fold in work.folds], _device(work)
 
 
-def _device(work: Work) -> str:
+def _device(work: TrialContext) -> str:
     import torch
 
     from resp_tune.training.memory import limit_memory

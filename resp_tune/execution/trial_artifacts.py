@@ -10,19 +10,19 @@ from functools import cached_property
 from pathlib import Path
 
 from resp_tune.config import TrialConfig
-from resp_tune.storage.object_store import Place, StorageError
-from resp_tune.storage.uploader import Uploads
+from resp_tune.storage.object_store import ObjectPath, StorageError
+from resp_tune.storage.uploader import Uploader
 
 # A trial that ends waits so long for its last files, and in an outage for one attempt alone.
 LAST_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class TrialFiles:
+class TrialArtifacts:
     """The folder `trials/` of a search. `remote`: the object store that holds it, if any does."""
 
     folder: Path
-    remote: Place | None = None
+    remote: ObjectPath | None = None
 
     @property
     def here(self) -> Path:
@@ -59,12 +59,12 @@ class TrialFiles:
 class Sender:
     """Sends a worker's files up, if they go anywhere; never fails and never waits for long."""
 
-    def __init__(self, files: TrialFiles) -> None:
+    def __init__(self, files: TrialArtifacts) -> None:
         self.files = files
 
     @cached_property
-    def _uploads(self) -> Uploads | None:
-        return None if self.files.remote is None else Uploads(self.files.remote)
+    def _uploads(self) -> Uploader | None:
+        return None if self.files.remote is None else Uploader(self.files.remote)
 
     def send(self, path: Path) -> None:
         """A file below `files.here`; what cannot be sent now is tried again with the next one."""

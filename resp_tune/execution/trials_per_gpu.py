@@ -14,7 +14,7 @@ from threading import BrokenBarrierError
 import torch
 
 from resp_tune.config import TrialConfig
-from resp_tune.features.batches import ClipFrames
+from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import Frames
 from resp_tune.training.loop import Side, Training, TrainingData
 from resp_tune.training.memory import keep_freed_memory, limit_memory, ran_out
@@ -25,7 +25,7 @@ START_SECONDS = 300.0  # for torch, the device and the first epoch, of all proce
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """What one trial computes: clips of each inner fold's sides, and the classes."""
 
     train: int
@@ -35,14 +35,14 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackingResult:
     """`trials` side by side ran `epochs_per_second` together."""
 
     trials: int
     epochs_per_second: float
 
 
-def stand_in(config: TrialConfig, load: Load) -> list[TrainingData]:
+def stand_in(config: TrialConfig, load: Workload) -> list[TrainingData]:
     """Folds of the given size over noise: an epoch costs the same, whatever is heard."""
     clips, rows = load.train + load.validation, config.clip_frames
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def stand_in(config: TrialConfig, load: Load) -> list[TrainingData]:
     labels = torch.arange(clips) % load.classes
 
     def side(chosen: slice) -> Side:
-        return Side(ClipFrames(frames, first[chosen], count[chosen]), labels[chosen])
+        return Side(ClipIndex(frames, first[chosen], count[chosen]), labels[chosen])
 
     names = tuple(str(n) for n in range(load.classes))
     train, validation = side(slice(load.train)), side(slice(load.train, None))
@@ -61,8 +61,8 @@ def stand_in(config: TrialConfig, load: Load) -> list[TrainingData]:
 
 
 def measure(
-    config: TrialConfig, load: Load, device: str, trials: int, *, epochs: int, threads: int
-) -> Packed | None:
+    config: TrialConfig, load: Workload, device: str, trials: int, *, epochs: int, threads: int
+) -> PackingResult | None:
     """Train `trials` at once, a process each, all on `device`; None where memory does not suffice.
 
     The clock starts when every process has run an epoch, and stops with the last one's `epochs`.
@@ -81,17 +81,17 @@ def measure(
     if len(told) < trials:
         return None
     seconds = max(end for _, end in told) - min(start for start, _ in told)
-    return Packed(trials, trials * epochs / seconds)
+    return PackingResult(trials, trials * epochs / seconds)
 
 
 def measure_all(
     config: TrialConfig,
-    load: Load,
+    load: Workload,
     device: str,
     *,
     threads: Mapping[int, int],
     epochs: int,
-) -> Iterator[Packed]:
+) -> Iterator[PackingResult]:
     """So many trials at once as memory suffices for; `threads`: of each, by how many there are."""
     for trials, each in threads.items():
         found = measure(config, load, device, trials, epochs=epochs, threads=each)
@@ -100,7 +100,7 @@ def measure_all(
         yield found
 
 
-def choose(measured: Sequence[Packed]) -> int:
+def choose(measured: Sequence[PackingResult]) -> int:
     """The fewest trials that no larger number outdoes by a factor `WORTH`; 1 of none."""
     best = max((p.epochs_per_second for p in measured), default=0.0)
     return next((p.trials for p in measured if p.epochs_per_second * WORTH >= best), 1)
@@ -116,7 +116,7 @@ def _join(barrier: Barrier) -> None:
 
 
 def _train(
-    config: TrialConfig, load: Load, device: str, share: float, epochs: int, threads: int
+    config: TrialConfig, load: Workload, device: str, share: float, epochs: int, threads: int
 ) -> tuple[float, float] | None:
     """Start and end of `epochs` epochs, seconds of the system's monotonic clock."""
     if _barrier is None:

@@ -4,46 +4,51 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from resp_tune.cluster.capacity import Room, TypedRoom
-from resp_tune.cluster.resources import Slots
+from resp_tune.cluster.capacity import ClusterCapacity, TypedRoom
+from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.paths import full_disk_in_one_line
 from resp_tune.errors import RunError
-from resp_tune.execution.searcher import WORKER_LOSSES, Losses, Runs, Stops, StudySearcher
-from resp_tune.execution.trainable import TrialTrainable, Work
+from resp_tune.execution.searcher import (
+    WORKER_LOSSES,
+    StudySearcher,
+    StudyStopper,
+    TrialSource,
+    WorkerFailureCallback,
+)
+from resp_tune.execution.trainable import TrialContext, TrialTrainable
 from resp_tune.study.study import TrialRecord
 
 MANY = 100_000
 
 
 def run_trials(
-    runs: Runs,
-    work: Work,
-    slots: Slots,
+    runs: TrialSource,
+    work: TrialContext,
+    slots: TrialResources,
     scheduler: TrialScheduler,
-    say: Callable[[str], None],
     *,
-    room: Room | TypedRoom | None = None,
+    room: ClusterCapacity | TypedRoom | None = None,
     trainable: type[tune.Trainable] = TrialTrainable,
 ) -> None:
     """Run trials until the recorder `runs` has no more; what became of them is in its study.
 
     Raises what stopped them all before: a full disk, a changed recording, a study that cannot be
-    written. Trials that ran then go on with the next command. After a `HandOutAnewError`, a new
+    written. Trials that ran then go on with the next command. After a `RestartTrialsError`, a new
     recorder over the same study goes on with them.
 
     `room`: of a cluster, where it decides how many run at once, and not `slots`; a `TypedRoom` also
     what each is given.
     `trainable`: what runs a trial; benchmarks put one here that only pretends to train.
     """
-    searcher = StudySearcher(runs, say, room or (lambda: slots.concurrency))
-    # Its errors are tracebacks of workers that died, which `Losses` says in a line.
+    searcher = StudySearcher(runs, room or (lambda: slots.concurrency))
+    # Its errors are tracebacks of workers that died, which `WorkerFailureCallback` says in a line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     typed = isinstance(room, TypedRoom)
     with_work = tune.with_resources(
@@ -68,8 +73,8 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
-                stop=Stops(searcher),
-                callbacks=[Losses(searcher)],
+                stop=StudyStopper(searcher),
+                callbacks=[WorkerFailureCallback(searcher)],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=WORKER_LOSSES),
                 # A trial's own checkpoint is written when it ends: Ray need not ask for another.

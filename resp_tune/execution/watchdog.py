@@ -10,7 +10,7 @@ TRACE = "timeout.txt"  # in a trial's folder: where it stood when its time was u
 MARGIN_SECONDS = 10.0  # a trial that still answers ends by itself after an epoch; that costs less
 
 
-class Watch:
+class TrialWatchdog:
     """Watches one attempt at a trial; `attempt` names it, as the driver handed it out.
 
     `seconds` None: nothing is watched. A process watches one trial at a time.

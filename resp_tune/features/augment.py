@@ -13,7 +13,7 @@ from resp_tune.config import TrialConfig
 
 
 @dataclass(frozen=True)
-class Draws:
+class AugmentParams:
     """What happens to each item of an epoch, int64; `[items]`, the masks `[items, masks]`.
 
     Item `i` shows clip `clip[i]`, from its frame `crop[i]`, after `pad[i]` frames of padding,
@@ -32,17 +32,19 @@ class Draws:
     def __len__(self) -> int:
         return len(self.clip)
 
-    def __getitem__(self, items: slice) -> Draws:
-        return Draws(*(value[items] for value in vars(self).values()))
+    def __getitem__(self, items: slice) -> AugmentParams:
+        return AugmentParams(*(value[items] for value in vars(self).values()))
 
-    def to(self, device: torch.device) -> Draws:
+    def to(self, device: torch.device) -> AugmentParams:
         """The same draws on `device`, copied without waiting."""
-        return Draws(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+        return AugmentParams(
+            *(value.to(device, non_blocking=True) for value in vars(self).values())
+        )
 
 
 def draw_augmented(
     clip: torch.Tensor, frames: torch.Tensor, config: TrialConfig, generator: torch.Generator
-) -> Draws:
+) -> AugmentParams:
     """Random crop or pad offset, shift and masks for items that show `clip` (int64 `[items]`).
 
     `frames`: int64 `[clips]`, the length of every clip.
@@ -54,10 +56,12 @@ def draw_augmented(
     shift = (torch.rand(n, generator=generator) * config.time_shift * length).long()
     freq = _masks(n, config.n_freq_masks, config.n_mels, config.max_mask_pct, generator)
     time = _masks(n, config.n_time_masks, length, config.max_mask_pct, generator)
-    return Draws(clip, crop if config.crop == "random" else crop * 0, pad, shift, *freq, *time)
+    return AugmentParams(
+        clip, crop if config.crop == "random" else crop * 0, pad, shift, *freq, *time
+    )
 
 
-def draw_plain(frames: torch.Tensor, config: TrialConfig) -> Draws:
+def draw_plain(frames: torch.Tensor, config: TrialConfig) -> AugmentParams:
     """Every clip as it is, for evaluation.
 
     With `crop: start` one item a clip; with `crop: random` as many evenly spaced crops as cover it,
@@ -71,7 +75,7 @@ def draw_plain(frames: torch.Tensor, config: TrialConfig) -> Draws:
     crop = excess[clip] * nth // (crops[clip] - 1).clamp(min=1)
     pad = (length - frames[clip]).clamp(min=0) // 2
     none = torch.zeros(len(clip), 0, dtype=torch.int64)
-    return Draws(clip, crop, pad, torch.zeros_like(clip), none, none, none, none)
+    return AugmentParams(clip, crop, pad, torch.zeros_like(clip), none, none, none, none)
 
 
 def _uniform_to(high: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from resp_tune.config import FrontEnd, TrialConfig
-from resp_tune.features.augment import Draws
+from resp_tune.features.augment import AugmentParams
 from resp_tune.features.frames import Frames
 
 
 @dataclass(frozen=True)
-class ClipFrames:
+class ClipIndex:
     """Which rows of `frames` belong to each clip: int64 `[clips]`, on the CPU for drawing.
 
     `level`: mean and standard deviation of each clip's recording, float32 `[clips, 2]`, where
@@ -25,13 +25,13 @@ class ClipFrames:
     count: torch.Tensor
     level: torch.Tensor | None = None
 
-    def over(self, frames: Frames) -> ClipFrames:
+    def over(self, frames: Frames) -> ClipIndex:
         """The same clips over `frames`, a copy of theirs on another device."""
         device = frames.values.device
         level = None if self.level is None else self.level.to(device)
-        return ClipFrames(frames, self.first.to(device), self.count.to(device), level)
+        return ClipIndex(frames, self.first.to(device), self.count.to(device), level)
 
-    def prepared(self, config: TrialConfig) -> ClipFrames:
+    def prepared(self, config: TrialConfig) -> ClipIndex:
         """The same clips with all that `config.normalise` needs to know of them."""
         if config.normalise != "recording":
             return self
@@ -47,7 +47,7 @@ def cut_clips(
     recording: torch.Tensor,
     start: torch.Tensor,
     end: torch.Tensor,
-) -> ClipFrames:
+) -> ClipIndex:
     """Clips from `start` to `end` seconds of recordings `recording` (indices), all `[clips]`.
 
     A clip has at least one frame.
@@ -56,7 +56,7 @@ def cut_clips(
     rows = frames.count[recording]
     first = torch.minimum((start * rate).round().long(), rows - 1)
     last = torch.minimum((end * rate).round().long() + 1, rows)
-    return ClipFrames(frames, frames.first[recording] + first, (last - first).clamp(min=1))
+    return ClipIndex(frames, frames.first[recording] + first, (last - first).clamp(min=1))
 
 
 def _level(frames: Frames, recording: int, top_db: float) -> torch.Tensor:
@@ -66,7 +66,7 @@ def _level(frames: Frames, recording: int, top_db: float) -> torch.Tensor:
     return torch.stack([x.mean(), x.std().clamp(min=1e-3)])
 
 
-def make_batch(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Tensor:
+def make_batch(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> torch.Tensor:
     """The items of `draws`, `[items, 1, frames, n_mels]`, on the frames' device.
 
     They are computed in float32, and rounded to bfloat16 where the network would do just that next.
@@ -99,7 +99,7 @@ _IN_CACHE = 500_000  # bytes, about a core's second-level cache
 
 
 def _fill(
-    x: torch.Tensor, rows: torch.Tensor, clips: ClipFrames, draws: Draws, config: TrialConfig
+    x: torch.Tensor, rows: torch.Tensor, clips: ClipIndex, draws: AugmentParams, config: TrialConfig
 ) -> None:
     """Put the items of `draws` into `x`, `[items, frames, n_mels]`."""
     x.copy_(clips.frames.values.index_select(0, rows.flatten()).view_as(x))
@@ -124,7 +124,7 @@ def _fill(
         _mask_each(x, draws, fill)
 
 
-def _mask_all(x: torch.Tensor, draws: Draws, fill: torch.Tensor) -> None:
+def _mask_all(x: torch.Tensor, draws: AugmentParams, fill: torch.Tensor) -> None:
     """All masks of all items in a few passes: a GPU must not wait for the processor."""
     frames = _covered(draws.time_start, draws.time_width, x.shape[1])[:, :, None]
     bands = _covered(draws.freq_start, draws.freq_width, x.shape[2])[:, None, :]
@@ -137,7 +137,7 @@ def _covered(start: torch.Tensor, width: torch.Tensor, size: int) -> torch.Tenso
     return ((at >= start[..., None]) & (at < (start + width)[..., None])).any(dim=1)
 
 
-def _mask_each(x: torch.Tensor, draws: Draws, fill: torch.Tensor) -> None:
+def _mask_each(x: torch.Tensor, draws: AugmentParams, fill: torch.Tensor) -> None:
     """One slice a mask: only what is masked is touched."""
     for axis, start, width in (
         (1, draws.time_start, draws.time_width),
@@ -148,7 +148,7 @@ def _mask_each(x: torch.Tensor, draws: Draws, fill: torch.Tensor) -> None:
                 x[item].narrow(axis - 1, first, length).copy_(fill[item])
 
 
-def _rows(clips: ClipFrames, draws: Draws, config: TrialConfig) -> torch.Tensor:
+def _rows(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> torch.Tensor:
     """Row of `frames.values` behind each frame of each item, int64 `[items, clip_frames]`."""
     length = config.clip_frames
     count, first = clips.count[draws.clip, None], clips.first[draws.clip, None]

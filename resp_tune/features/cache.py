@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Source:
+class AudioSource:
     """A recording: `digest` names its content, `load(sample_rate)` gives float32 `[samples]`."""
 
     stem: str
@@ -46,14 +46,14 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Filled:
+class FillResult:
     """What `fill` did: where each front end's store lies and which had to be computed."""
 
     folders: dict[FrontEnd, Path]
     computed: tuple[FrontEnd, ...]
 
 
-def store_key(sources: Sequence[Source], front_end: FrontEnd) -> str:
+def store_key(sources: Sequence[AudioSource], front_end: FrontEnd) -> str:
     """24 hex digits that change with any recording's bytes, their order, and the front end."""
     content = [FORMAT, asdict(front_end), [[s.stem, s.digest] for s in sources]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
@@ -61,13 +61,13 @@ def store_key(sources: Sequence[Source], front_end: FrontEnd) -> str:
 
 def fill(
     root: Path,
-    sources: Sequence[Source],
+    sources: Sequence[AudioSource],
     front_ends: Sequence[FrontEnd],
     *,
     limit_bytes: int,
     workers: int = 1,
     progress: Progress | None = None,
-) -> Filled:
+) -> FillResult:
     """Make sure that every front end has a sound store under `root`, computing what is missing.
 
     Front ends that share an STFT are computed in one pass. Processes that want the same store wait
@@ -96,7 +96,7 @@ def fill(
             os.utime(folder / "index.json")
             _hold(folder)
     _evict(root, limit_bytes, keep=set(folders.values()))
-    return Filled(folders, tuple(computed))
+    return FillResult(folders, tuple(computed))
 
 
 @cache
@@ -138,7 +138,7 @@ def _by_stft(front_ends: Sequence[FrontEnd]) -> list[list[FrontEnd]]:
 
 
 def _offset(
-    progress: Progress | None, done: int, passes: Sequence[object], sources: Sequence[Source]
+    progress: Progress | None, done: int, passes: Sequence[object], sources: Sequence[AudioSource]
 ) -> Progress:
     if progress is None:
         return lambda _done, _total: None
@@ -146,11 +146,11 @@ def _offset(
 
 
 def _compute(
-    sources: Sequence[Source], folders: dict[FrontEnd, Path], workers: int, progress: Progress
+    sources: Sequence[AudioSource], folders: dict[FrontEnd, Path], workers: int, progress: Progress
 ) -> None:
     front_ends = list(folders)
 
-    def one(source: Source) -> list[np.ndarray]:
+    def one(source: AudioSource) -> list[np.ndarray]:
         with torch.inference_mode():
             mels = log_mels(source.load(front_ends[0].sample_rate), front_ends)
             return [m.to(torch.float16).numpy() for m in mels]

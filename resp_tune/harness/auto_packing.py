@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 
-from resp_tune.cli import say
 from resp_tune.cluster.connect import Cluster
 from resp_tune.cluster.gpu_types import called
-from resp_tune.cluster.resources import THIS_MACHINE, Machine, Slots, room_for
+from resp_tune.cluster.resources import THIS_MACHINE, Machine, TrialResources, room_for
 from resp_tune.errors import RunError
 from resp_tune.execution.packing_benchmark import measure_types
-from resp_tune.execution.trials_per_gpu import COUNTS, Load, Packed, choose, measure_all
-from resp_tune.harness.options import SearchSettings
-from resp_tune.harness.spec import Prepared
+from resp_tune.execution.trials_per_gpu import COUNTS, PackingResult, Workload, choose, measure_all
+from resp_tune.harness.options import SearchOptions
+from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.validate import slots_of
 from resp_tune.training.compute_device import settle_precision
+
+log = logging.getLogger(__name__)
 
 EPOCHS = 3  # of each trial that is measured
 
 
-def packed(prepared: Prepared) -> Prepared:
+def packed(prepared: SearchSpec) -> SearchSpec:
     """The search with its slots divided anew where that was left to measuring."""
     if prepared.settings.trials_per_gpu is not None:
         return prepared
     if not measurable(prepared):
-        say("trials per GPU: 1 (auto measures on a GPU, and trials here run on the CPU)")
+        log.info("trials per GPU: 1 (auto measures on a GPU, and trials here run on the CPU)")
         return prepared
     if prepared.cluster is not None:
         return _packed_by_type(prepared, prepared.cluster)
@@ -35,7 +37,7 @@ def packed(prepared: Prepared) -> Prepared:
     most = most_on_a_gpu(settings, machine.cpus / prepared.gpus, prepared.gpus)
     divided = _divided(settings, [machine], THIS_MACHINE, most)
     threads = {n: slots.threads for n, slots in divided.items()}
-    measured: list[Packed] = []
+    measured: list[PackingResult] = []
     try:
         measured += measure_all(config, _load(prepared), "cuda", threads=threads, epochs=EPOCHS)
     except Exception as error:  # a bug of the config's, or of the driver's: nothing has begun
@@ -47,16 +49,16 @@ def packed(prepared: Prepared) -> Prepared:
     return dataclasses.replace(prepared, slots=divided[choose(measured)])
 
 
-def measurable(prepared: Prepared) -> bool:
+def measurable(prepared: SearchSpec) -> bool:
     """Whether trials have real GPUs."""
     return prepared.device_type == "cuda"
 
 
-def _packed_by_type(prepared: Prepared, cluster: Cluster) -> Prepared:
+def _packed_by_type(prepared: SearchSpec, cluster: Cluster) -> SearchSpec:
     """Every type of GPU is measured; a trial keeps to a type only where their numbers differ."""
     settings, machines = prepared.settings, _machines_by_type(prepared, cluster)
     gpus = settings.gpus or sum(machine.gpus for found in machines.values() for machine in found)
-    divided: dict[str, dict[int, Slots]] = {}
+    divided: dict[str, dict[int, TrialResources]] = {}
     for name, found in machines.items():
         most = most_on_a_gpu(settings, min(m.cpus / m.gpus for m in found), gpus)
         at_once = settings.concurrency and min(
@@ -81,7 +83,7 @@ def _packed_by_type(prepared: Prepared, cluster: Cluster) -> Prepared:
     return dataclasses.replace(prepared, slots=slots, typed=typed)
 
 
-def _machines_by_type(prepared: Prepared, cluster: Cluster) -> dict[str, list[Machine]]:
+def _machines_by_type(prepared: SearchSpec, cluster: Cluster) -> dict[str, list[Machine]]:
     """Those that have room for trials on GPUs."""
     found: dict[str, list[Machine]] = {}
     for node in cluster.nodes:
@@ -91,8 +93,8 @@ def _machines_by_type(prepared: Prepared, cluster: Cluster) -> dict[str, list[Ma
 
 
 def _divided(
-    settings: SearchSettings, machines: Sequence[Machine], where: str, most: int
-) -> dict[int, Slots]:
+    settings: SearchOptions, machines: Sequence[Machine], where: str, most: int
+) -> dict[int, TrialResources]:
     """`machines` with 1, 2, 4 … trials on each GPU, `most` at most."""
     return {
         count: slots_of(settings, machines, where, trials_per_gpu=count)
@@ -101,7 +103,7 @@ def _divided(
     }
 
 
-def most_on_a_gpu(settings: SearchSettings, cpus: float, gpus: int) -> int:
+def most_on_a_gpu(settings: SearchOptions, cpus: float, gpus: int) -> int:
     """What `--cpus-per-trial` and `--concurrency` leave room for on each of `gpus`.
 
     `cpus`: the cores that belong to a GPU.
@@ -111,17 +113,17 @@ def most_on_a_gpu(settings: SearchSettings, cpus: float, gpus: int) -> int:
     return max(1, min(fitting, math.ceil(min(at_once, 1e9) / gpus)))
 
 
-def _say_chosen(measured: Sequence[Packed], on: str = "") -> None:
+def _say_chosen(measured: Sequence[PackingResult], on: str = "") -> None:
     seen = ", ".join(f"{p.trials}: {p.epochs_per_second:.2f}" for p in measured)
-    say(
+    log.info(
         f"trials per GPU: {choose(measured)}{on} (epochs a second of so many at once: "
         f"{seen or 'none fitted'})"
     )
 
 
-def _load(prepared: Prepared) -> Load:
+def _load(prepared: SearchSpec) -> Workload:
     fold = prepared.problem.folds()[0]
-    return Load(
+    return Workload(
         train=len(fold.train.label),
         validation=len(fold.validation.label),
         classes=len(fold.classes),

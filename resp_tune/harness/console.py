@@ -13,7 +13,7 @@ from rich.markup import escape
 from resp_tune.cluster.connect import AUTO
 from resp_tune.data.split import Leaks
 from resp_tune.harness.options import in_a_job
-from resp_tune.harness.spec import Prepared
+from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.replicates import CANDIDATES
 from resp_tune.study.samplers import blind_to
 from resp_tune.tracking.uri import redact, sqlite_file
@@ -23,14 +23,14 @@ SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 _COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
 
 
-def show_plan(prepared: Prepared, console: Console) -> None:
+def show_plan(prepared: SearchSpec, console: Console) -> None:
     """The plan in a few lines, on the console."""
     for name, text in plan_lines(prepared):
         line = f"[bold]{name:<9}[/]{escape(text)}"
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
+def plan_lines(prepared: SearchSpec) -> list[tuple[str, str]]:
     """Topics and what the plan says of each."""
     s, problem = prepared.settings, prepared.problem
     data, sides = problem.dataset, problem.sides
@@ -84,20 +84,20 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     return [*lines, *(("note", note) for note in notes)]
 
 
-def _tracking(prepared: Prepared) -> str:
+def _tracking(prepared: SearchSpec) -> str:
     uri = redact(prepared.tracking_uri)
     if prepared.cluster is None or sqlite_file(prepared.tracking_uri) is None:
         return uri
     return f"{uri} on {socket.gethostname()}, where this driver alone writes to it"
 
 
-def _where(prepared: Prepared) -> str:
+def _where(prepared: SearchSpec) -> str:
     if prepared.remote is None:
         return str(prepared.folder)
     return f"{prepared.remote}, with a copy on this machine in {prepared.folder}"
 
 
-def _front_ends(prepared: Prepared) -> str:
+def _front_ends(prepared: SearchSpec) -> str:
     count = len(prepared.front_ends)
     when = "filled before the search" if count <= FILLED_FIRST else "each filled when first wanted"
     return f"{count} front end{'s' * (count > 1)}, {when}"

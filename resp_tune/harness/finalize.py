@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ import pandas as pd
 
 from resp_tune.errors import RunError
 from resp_tune.evaluation.score import (
-    Scored,
+    TestScore,
     score_test,
     score_validation,
     write_bundle,
 )
 from resp_tune.harness import result_files
-from resp_tune.harness.remote_sync import NoMirror
+from resp_tune.harness.remote_sync import NullSync
 from resp_tune.harness.select_winner import Winner, choose_winner, trained_networks
-from resp_tune.harness.spec import Prepared
+from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.summary import summarise
 from resp_tune.harness.test_access_log import reading_of, with_reading
 from resp_tune.reporting.report_page import render
@@ -31,7 +32,7 @@ from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact
-from resp_tune.training.datamodule import Stores, stores_of
+from resp_tune.training.datamodule import FeatureCaches, stores_of
 from resp_tune.training.fingerprint import (
     TEST_KEPT,
     changes,
@@ -42,28 +43,28 @@ from resp_tune.training.fingerprint import (
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.model_bundle import Bundle
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 FLOAT32 = 9  # digits that tell any two of its numbers apart
 COMPARED = 3  # runs that the link to MLflow's comparison opens
 
 
 def finish(
-    prepared: Prepared,
+    prepared: SearchSpec,
     study: optuna.Study,
-    mirror: NoMirror,
+    mirror: NullSync,
     runs: SearchRuns,
-    stores: Stores,
+    stores: FeatureCaches,
     baselines: Mapping[str, Any],
-    say: Say,
 ) -> Path:
     """Everything that follows the last trial; the path of `summary.json`."""
     trials = records(study, prepared.space)
     winner = choose_winner(prepared, study, trials)
     folder, problem = prepared.folder / "winner", prepared.problem
-    networks = trained_networks(prepared, study.user_attrs[STUDY_ID], winner.runs, stores, say)
+    networks = trained_networks(prepared, study.user_attrs[STUDY_ID], winner.runs, stores)
     bundle = write_bundle(folder, winner.runs[0], networks, problem, _details(prepared, winner))
     predictions = [score_validation(bundle, problem, stores)]
-    side = None if problem.sides.test is None else _test_side(prepared, say)
+    side = None if problem.sides.test is None else _test_side(prepared)
     scored, readings = _read_test(prepared, study, mirror, winner, bundle, side)
     if scored is not None:
         predictions.append(scored.predictions)
@@ -84,7 +85,7 @@ def finish(
     return path
 
 
-def _details(prepared: Prepared, winner: Winner) -> dict[str, Any]:
+def _details(prepared: SearchSpec, winner: Winner) -> dict[str, Any]:
     """What `config.json` says of where the model comes from."""
     settings, problem = prepared.settings, prepared.problem
     task = problem.clips.task
@@ -108,7 +109,7 @@ def _details(prepared: Prepared, winner: Winner) -> dict[str, Any]:
     }
 
 
-def command(prepared: Prepared) -> str:
+def command(prepared: SearchSpec) -> str:
     """The command that was typed, with the data it found and without what may hold a password."""
     shown = [redact(a) for a in prepared.arguments]
     if prepared.settings.data is None and (found := os.environ.get("RESP_TUNE_DATA")):
@@ -116,28 +117,28 @@ def command(prepared: Prepared) -> str:
     return shlex.join(["python", "-m", "resp_tune.search", *shown])
 
 
-def _test_side(prepared: Prepared, say: Say) -> Stores:
+def _test_side(prepared: SearchSpec) -> FeatureCaches:
     """The recordings of the test side, hashed and not yet read; what has changed is said."""
     folder, problem = prepared.folder, prepared.problem
     stores = stores_of(problem, problem.sides.test or (), prepared.machine.cpus)
     now = contents(problem, stores.sources)
     save_contents(folder, now, TEST_KEPT)
     if changed := changes(folder, now, TEST_KEPT):
-        say(
-            f"warning: the test side has changed since it was first read ({changed}): this is "
+        log.warning(
+            f"the test side has changed since it was first read ({changed}): this is "
             "another reading, on record beside the first"
         )
     return stores
 
 
 def _read_test(
-    prepared: Prepared,
+    prepared: SearchSpec,
     study: optuna.Study,
-    mirror: NoMirror,
+    mirror: NullSync,
     winner: Winner,
     bundle: Bundle,
-    side: Stores | None,
-) -> tuple[Scored | None, list[dict[str, Any]]]:
+    side: FeatureCaches | None,
+) -> tuple[TestScore | None, list[dict[str, Any]]]:
     """The winner on the test `side`. The reading is in the study before the side is opened."""
     readings = study.user_attrs.get(READINGS, [])
     problem, test = prepared.problem, prepared.problem.sides.test
@@ -152,11 +153,11 @@ def _read_test(
 
 
 def _into_mlflow(
-    prepared: Prepared,
+    prepared: SearchSpec,
     study: optuna.Study,
     runs: SearchRuns,
     winner: Winner,
-    scored: Scored | None,
+    scored: TestScore | None,
     bundle: Bundle,
     trials: list[TrialRecord],
 ) -> dict[str, Any]:

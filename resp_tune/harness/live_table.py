@@ -18,7 +18,7 @@ ROWS = 12
 _STYLES = {"finished": "green", "pruned": "yellow", "diverged": "red", "failed": "red"}
 
 
-class TrialTable:
+class LiveTable:
     """Shows the running trials and the best ended ones, and how many of the budget are done.
 
     `what` are trials, or replicates.
@@ -48,7 +48,7 @@ class TrialTable:
             else None
         )
 
-    def __enter__(self) -> TrialTable:
+    def __enter__(self) -> LiveTable:
         if self.live is not None:
             self.live.start()
         return self

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resp_tune.errors import UserError, nearest
-from resp_tune.storage.object_store import Place, is_uri
+from resp_tune.storage.object_store import ObjectPath, is_uri
 
 # Names only: `--help` and a mistyped flag must not wait for Ray, Optuna and torch to load.
 TASKS = ("diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles")
@@ -47,7 +47,7 @@ def check_search_name(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class SearchSettings:
+class SearchOptions:
     """One field a flag; see `python -m resp_tune.search --help`. Durations are in seconds.
 
     `task` is what was typed, a name or a file: `find_task` gives the task.
@@ -109,7 +109,7 @@ class SearchSettings:
                 "--wait-for-gpus waits for a cluster to grow: give --address and --gpus N with it"
             )
         if is_uri(self.storage):
-            Place.parse("--storage", self.storage)
+            ObjectPath.parse("--storage", self.storage)
 
     @property
     def budget(self) -> int | None:

@@ -18,14 +18,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from resp_tune.cluster.connect import Node
-from resp_tune.cluster.node_probe import Answer, Questions, ask, difference, versions
+from resp_tune.cluster.node_probe import ProbeRequest, ProbeResult, ask, difference, versions
 from resp_tune.cluster.node_requirements import SHARED_SECONDS
 from resp_tune.cluster.node_setup import device_of
 from resp_tune.cluster.resources import room_for
 from resp_tune.common.paths import folder_to_write
 from resp_tune.errors import UserError
-from resp_tune.harness.spec import Prepared
-from resp_tune.storage.object_store import Place, StorageError
+from resp_tune.harness.spec import SearchSpec
+from resp_tune.storage.object_store import ObjectPath, StorageError
 from resp_tune.tracking.uri import is_server
 
 TRIED = 3  # recordings whose bytes are compared; of the others the size
@@ -52,7 +52,7 @@ class NodeReport:
         return next((reason for reason in found if reason), None)
 
 
-def inspected(prepared: Prepared, console: Console) -> Prepared:
+def inspected(prepared: SearchSpec, console: Console) -> SearchSpec:
     """The search, knowing what its trials compute on; prints a table of the nodes.
 
     Raises `UserError` where a node that trials would run on has other versions or cannot reach the
@@ -63,7 +63,9 @@ def inspected(prepared: Prepared, console: Console) -> Prepared:
         return prepared
     with _token(prepared.folder.parent) if place is None else _object(place) as token:
         answers = ask(cluster.nodes, _questions(prepared, token))
-        answered = {id_ for id_, a in answers.items() if isinstance(a, Answer) and not a.storage}
+        answered = {
+            id_ for id_, a in answers.items() if isinstance(a, ProbeResult) and not a.storage
+        }
         # What a node could read and write in an object store is the driver's.
         unseen = answered - _seen(token, answered) if isinstance(token, Path) else set[str]()
     here = versions()
@@ -84,11 +86,11 @@ def inspected(prepared: Prepared, console: Console) -> Prepared:
     )
 
 
-def _questions(prepared: Prepared, token: Path | Place) -> Questions:
+def _questions(prepared: SearchSpec, token: Path | ObjectPath) -> ProbeRequest:
     digests = {s.stem: s.digest for s in prepared.sources}
     read = prepared.paths
     tried = sorted(digests)[:: max(1, len(digests) // TRIED)][:TRIED]
-    return Questions(
+    return ProbeRequest(
         token=token,
         sizes={path: path.stat().st_size for path in read.values()},
         digests={read[stem]: digests[stem] for stem in tried},
@@ -120,7 +122,7 @@ def _token(storage: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _object(place: Place) -> Iterator[Place]:
+def _object(place: ObjectPath) -> Iterator[ObjectPath]:
     """The same in an object store: a place of its own, with the object `driver`."""
     folder = place / f".resp_tune_{secrets.token_hex(8)}"
     try:
@@ -153,7 +155,7 @@ def _content(path: Path) -> str | None:
 
 
 def _reasons(
-    answer: Answer | str, here: Mapping[str, str], *, hidden: bool
+    answer: ProbeResult | str, here: Mapping[str, str], *, hidden: bool
 ) -> dict[str, str | None]:
     if isinstance(answer, str):
         return {"versions": answer, "storage": "not asked", "data": None, "tracking": None}
@@ -166,7 +168,7 @@ def _reasons(
     }
 
 
-def _table(reports: Sequence[NodeReport], prepared: Prepared) -> Table:
+def _table(reports: Sequence[NodeReport], prepared: SearchSpec) -> Table:
     table = Table(title=f"nodes of {prepared.cluster}", title_justify="left", box=None)
     for name in ("node", "CPU", "GPU", "trials", *COLUMNS):
         table.add_column(name, overflow="fold")
@@ -185,7 +187,7 @@ def _table(reports: Sequence[NodeReport], prepared: Prepared) -> Table:
     return table
 
 
-def _check(reports: Sequence[NodeReport], prepared: Prepared) -> None:
+def _check(reports: Sequence[NodeReport], prepared: SearchSpec) -> None:
     bad = [r for r in reports if r.fatal]
     if not bad:
         return

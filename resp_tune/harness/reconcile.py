@@ -8,9 +8,10 @@ would not do: two machines may each have some that the other lacks.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,19 @@ from typing import Any
 from resp_tune.common.paths import write_atomically
 from resp_tune.errors import UserError
 from resp_tune.harness.test_access_log import with_reading
-from resp_tune.storage.object_store import LARGEST, Place, StorageError
+from resp_tune.storage.object_store import LARGEST, ObjectPath, StorageError
 from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
+
+log = logging.getLogger(__name__)
 
 STUDY = "study.db"
 CHECKED = (STUDY, "split.json", "recordings.json")  # what a continued search is held against
 LOCAL = (".lock", ".held_by", ".lease")  # what a folder does not share
 REPLACED = ".replaced"  # beside the searches' folders: copies that gave way
 
-Say = Callable[[str], None]
-
 
 @contextmanager
-def current(remote: Place | None, folder: Path) -> Iterator[Path]:
+def current(remote: ObjectPath | None, folder: Path) -> Iterator[Path]:
     """A folder with the files that a search is checked by, as they stand now; changes nothing.
 
     `folder` itself, or one for the moment.
@@ -42,7 +43,7 @@ def current(remote: Place | None, folder: Path) -> Iterator[Path]:
         yield fetched if fetched is not None and _gives_way(folder, fetched) else folder
 
 
-def bring(remote: Place, folder: Path, say: Say) -> None:
+def bring(remote: ObjectPath, folder: Path) -> None:
     """Let `folder` be the search as it stands; the caller holds its lock, and the lease.
 
     Trials' own files stay where they are; each is fetched when it is wanted.
@@ -50,17 +51,17 @@ def bring(remote: Place, folder: Path, say: Say) -> None:
     with _fetched(remote, folder.name, (STUDY,)) as fetched:
         if fetched is None:
             if (folder / STUDY).exists():
-                say(
+                log.info(
                     f"nothing is left at '{remote}': this machine's copy '{folder}' goes on, and "
                     "goes up again (to begin anew, remove that folder)"
                 )
         elif not _gives_way(folder, fetched):
             _keep_readings(fetched, folder)
         else:
-            _replace(remote, folder, fetched, say)
+            _replace(remote, folder, fetched)
 
 
-def _replace(remote: Place, folder: Path, fetched: Path, say: Say) -> None:
+def _replace(remote: ObjectPath, folder: Path, fetched: Path) -> None:
     try:
         of_this = _attributes(folder).get(STUDY_ID) == _attributes(fetched)[STUDY_ID]
     except UserError:  # damaged
@@ -68,7 +69,9 @@ def _replace(remote: Place, folder: Path, fetched: Path, say: Say) -> None:
     if of_this:
         _keep_readings(folder, fetched)
     elif kept := _aside(folder):
-        say(f"this machine's copy is not of the search at '{remote}': it was moved to '{kept}'")
+        log.info(
+            f"this machine's copy is not of the search at '{remote}': it was moved to '{kept}'"
+        )
     with in_one_line(remote):
         for name in filter(_belongs, remote.sizes()):
             remote.fetch(name, folder / name, LARGEST)
@@ -128,7 +131,7 @@ def _aside(folder: Path) -> Path | None:
 
 
 @contextmanager
-def _fetched(remote: Place, name: str, files: tuple[str, ...]) -> Iterator[Path | None]:
+def _fetched(remote: ObjectPath, name: str, files: tuple[str, ...]) -> Iterator[Path | None]:
     """A folder with `files` of the store, for the moment; None where it has no study."""
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch) / name
@@ -145,7 +148,7 @@ def _fetched(remote: Place, name: str, files: tuple[str, ...]) -> Iterator[Path 
 
 
 @contextmanager
-def in_one_line(remote: Place) -> Iterator[None]:
+def in_one_line(remote: ObjectPath) -> Iterator[None]:
     """Inside, a store that does not answer is a `UserError`."""
     try:
         yield

@@ -7,35 +7,37 @@ up from the workers. While the store is away the search goes on.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
 import optuna
 
 from resp_tune.errors import RunError, UserError
 from resp_tune.harness.reconcile import STUDY, bring
-from resp_tune.harness.spec import Prepared
+from resp_tune.harness.spec import SearchSpec
 from resp_tune.storage.lease import Lease
 from resp_tune.storage.object_store import StorageError
-from resp_tune.storage.uploader import Uploads
+from resp_tune.storage.uploader import Uploader
 from resp_tune.study.study import DRIVERS, TrialRecord
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 
 PATIENCE_SECONDS = 60.0  # with a store that is away when all else is done
 LEAVING_SECONDS = 15.0  # the same of somebody who has interrupted
 
 
-class StorageAwayError(RunError):
+class StorageUnreachableError(RunError):
     """The store was waited for, in vain: to ask it once more is of no use."""
 
 
-class NoMirror:
+class NullSync:
     """Of a search in a folder: that is all there is to it."""
 
     def opened(self, study: optuna.Study) -> None:
@@ -57,23 +59,23 @@ class NoMirror:
         """Let the storage hold all the files; else `RunError`."""
 
 
-class Mirror(NoMirror):
+class RemoteSync(NullSync):
     """Sends a search's files from its folder to its place in the object store."""
 
-    def __init__(self, prepared: Prepared, lease: Lease, say: Say) -> None:
+    def __init__(self, prepared: SearchSpec, lease: Lease) -> None:
         if prepared.remote is None:
             raise ValueError("a search in a folder has no mirror")
-        self.place, self.folder, self.lease, self.say = prepared.remote, prepared.folder, lease, say
-        self.uploads = Uploads(self.place, outage=self._outage, back=self._back)
+        self.place, self.folder, self.lease = prepared.remote, prepared.folder, lease
+        self.uploads = Uploader(self.place, outage=self._outage, back=self._back)
 
     def _outage(self, reason: str) -> None:
-        self.say(
-            f"warning: the storage '{self.place}' cannot be written to ({reason}): the search goes "
+        log.warning(
+            f"the storage '{self.place}' cannot be written to ({reason}): the search goes "
             "on, and what is missing there goes up when it is back"
         )
 
     def _back(self) -> None:
-        self.say("the storage is back")
+        log.info("the storage is back")
 
     def opened(self, study: optuna.Study) -> None:
         """Add this process to those that have run the search, and send what there is."""
@@ -95,7 +97,7 @@ class Mirror(NoMirror):
         """Wait until the study is there."""
         self._send_study()
         if (reason := self._patiently(PATIENCE_SECONDS)) is not None:
-            raise StorageAwayError(
+            raise StorageUnreachableError(
                 f"the storage '{self.place}' is away ({reason}), and nothing goes on record before "
                 f"{what}: everything is kept in '{self.folder}'; type the same command again when "
                 "it is back"
@@ -117,18 +119,18 @@ class Mirror(NoMirror):
             if not sent and not name.name.startswith(STUDY):
                 self.uploads.add(name.as_posix(), path)
         if (reason := self._patiently(PATIENCE_SECONDS)) is not None:
-            raise StorageAwayError(
+            raise StorageUnreachableError(
                 f"the storage '{self.place}' is away ({reason}): the search is complete in "
                 f"'{self.folder}'; type the same command again when it is back: it sends the rest"
             )
-        self.say(f"everything is at {self.place}, and on this machine in {self.folder}")
+        log.info(f"everything is at {self.place}, and on this machine in {self.folder}")
 
     def leave(self) -> None:
         """Send what is due, but not for long: the search has ended early."""
         self._send_study()
         if (reason := self.uploads.flush(LEAVING_SECONDS)) is not None:
-            self.say(
-                f"warning: not all is at '{self.place}' ({reason}): this machine has it in "
+            log.warning(
+                f"not all is at '{self.place}' ({reason}): this machine has it in "
                 f"'{self.folder}', and the same command sends it"
             )
 
@@ -161,37 +163,37 @@ class Mirror(NoMirror):
 
 
 @contextmanager
-def mirrored(prepared: Prepared, say: Say) -> Iterator[NoMirror]:
+def mirrored(prepared: SearchSpec) -> Iterator[NullSync]:
     """The search in its folder as it stands in its storage, and nobody else's while this lasts.
 
     The caller holds the folder's lock. `UserError` says who else runs the search. Where somebody
     takes it over in the end (we must have been silent for a minute), this process is interrupted.
     """
     if prepared.remote is None:
-        yield NoMirror()
+        yield NullSync()
         return
     lost = threading.Event()
-    mirror: Mirror | None = None
+    mirror: RemoteSync | None = None
 
     def lose(holder: str) -> None:
         lost.set()
         if mirror is not None:
             mirror.uploads.close()
-        say(f"search '{prepared.remote}' was taken over by {holder} while it was silent here")
+        log.info(f"search '{prepared.remote}' was taken over by {holder} while it was silent here")
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGTERM)
 
     lease = Lease(prepared.remote, prepared.folder, lose)
     try:
-        lease.take(say)
+        lease.take()
     except StorageError as error:
         raise UserError(f"--storage '{prepared.remote}' cannot be used ({error})") from error
     try:
-        bring(prepared.remote, prepared.folder, say)
-        mirror = Mirror(prepared, lease, say)
+        bring(prepared.remote, prepared.folder)
+        mirror = RemoteSync(prepared, lease)
         yield mirror
-    except StorageAwayError:
+    except StorageUnreachableError:
         raise
     except BaseException:
         if mirror is not None and not lost.is_set() and (prepared.folder / STUDY).exists():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,9 @@ from resp_tune.harness.auto_packing import packed
 from resp_tune.harness.finalize import finish
 from resp_tune.harness.lock import held
 from resp_tune.harness.remote_sync import mirrored
-from resp_tune.harness.spec import Prepared
+from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.stages import run_rounds, wants_trials
-from resp_tune.harness.tracking_listener import TrackedTrials
+from resp_tune.harness.tracking_listener import TrackingListener
 from resp_tune.study.replicates import replicates
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import (
@@ -44,12 +45,13 @@ from resp_tune.study.study import (
 )
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.uri import root_cause
-from resp_tune.training.datamodule import FILLED_FIRST, Stores
+from resp_tune.training.datamodule import FILLED_FIRST, FeatureCaches
 from resp_tune.training.fingerprint import contents, save_contents
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 RECORDED = (
     "protocol",
     "metric",
@@ -65,31 +67,31 @@ RECORDED = (
 )
 
 
-def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
+def run_search(prepared: SearchSpec, console: Console) -> Path:
     """Run, continue or extend a search; the path of its `summary.json`."""
     clock = time.monotonic()
     prepared.folder.mkdir(parents=True, exist_ok=True)
     database = prepared.folder / "study.db"
     with (
         held(prepared.folder),
-        mirrored(prepared, say) as mirror,
+        mirrored(prepared) as mirror,
         study_in_one_line(database),
         ThreadPoolExecutor(4) as pool,
         _event() as ended,
     ):
         remove_parts(prepared.folder)
-        study = _open(prepared, database, say)
+        study = _open(prepared, database)
         mirror.opened(study)
         before = records(study, prepared.space)
         rerun = replicates(study, before)
-        _say_continuing(before, rerun, say)
+        _say_continuing(before, rerun)
         if wants_trials(study, prepared):
             prepared = packed(prepared)
         # Recordings, MLflow's database and Ray keep one waiting in different ways: all at once.
         filling = pool.submit(_fill, prepared, console, ended)
         baselines = pool.submit(baselines_of, prepared.problem, prepared.machine.cpus)
-        with _tracked(prepared, study, [*before, *rerun], pool, say) as tracked:
-            run_rounds(prepared, study, mirror, tracked, filling, console, say)
+        with _tracked(prepared, study, [*before, *rerun], pool) as tracked:
+            run_rounds(prepared, study, mirror, tracked, filling, console)
             runs = tracked.result().runs
             trials = records(study, prepared.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - clock
@@ -100,7 +102,7 @@ def run_search(prepared: Prepared, say: Say, console: Console) -> Path:
                 prepared.folder / "replicates.csv", replicates(study, trials), runs.replicate_ids()
             )
             check_some_finished(trials)
-            path = finish(prepared, study, mirror, runs, filling.result(), baselines.result(), say)
+            path = finish(prepared, study, mirror, runs, filling.result(), baselines.result())
         mirror.complete()
         return path
 
@@ -115,7 +117,7 @@ def _event() -> Iterator[threading.Event]:
         event.set()
 
 
-def _open(prepared: Prepared, path: Path, say: Say) -> optuna.Study:
+def _open(prepared: SearchSpec, path: Path) -> optuna.Study:
     """The search's study and sides on disk, bound to what its trials mean."""
     settings = prepared.settings
     study = open_study(path, prepared.name, settings.metric, make_sampler(settings.sampler, 0))
@@ -129,23 +131,23 @@ def _open(prepared: Prepared, path: Path, say: Say) -> optuna.Study:
     save_contents(prepared.folder, contents(prepared.problem, prepared.sources))
     if SPLIT not in study.user_attrs:
         study.set_user_attr(SPLIT, prepared.problem.sides.digest)
-    _keep_sides(prepared, say)
+    _keep_sides(prepared)
     return study
 
 
-def _keep_sides(prepared: Prepared, say: Say) -> None:
+def _keep_sides(prepared: SearchSpec) -> None:
     path = prepared.folder / "split.json"
     if path.exists():
         try:
             load_sides(path)
         except UserError:  # `prepare` has found that these sides are what it held
-            say(f"'{path}' was damaged and is made again")
+            log.info(f"'{path}' was damaged and is made again")
         else:
             return
     save_sides(prepared.problem.sides, path)
 
 
-def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord], say: Say) -> None:
+def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord]) -> None:
     if not before:
         return
     told = [f"{sum(r.state is not None for r in before)} trials"]
@@ -153,26 +155,25 @@ def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord],
         told.append(f"{sum(r.state is not None for r in rerun)} replicates")
     cut_off = sum(r.state is None for r in (*before, *rerun))
     also = f"; {cut_off} were cut off" if cut_off else ""
-    say(f"continuing: {' and '.join(told)} have ended already{also}")
+    log.info(f"continuing: {' and '.join(told)} have ended already{also}")
 
 
 @contextmanager
 def _tracked(
-    prepared: Prepared,
+    prepared: SearchSpec,
     study: optuna.Study,
     past: Sequence[TrialRecord],
     pool: ThreadPoolExecutor,
-    say: Say,
-) -> Iterator[Future[TrackedTrials]]:
+) -> Iterator[Future[TrackingListener]]:
     """The search's runs in MLflow, opened by `pool`, ended in the state that the search ends in.
 
     `past`: trials and replicates of earlier runs, some of which MLflow may have missed. Where both
     the search and the opening fail, the search's failure is raised and the other one said.
     """
 
-    def begin() -> TrackedTrials:
+    def begin() -> TrackingListener:
         runs = _open_runs(prepared, study)
-        tracked = TrackedTrials(runs, prepared.settings.metric, prepared.trial_tags)
+        tracked = TrackingListener(runs, prepared.settings.metric, prepared.trial_tags)
         tracked.replay(past)
         return tracked
 
@@ -194,10 +195,10 @@ def _tracked(
             opening.result().runs.close(status)
         elif unopened is not failure:
             cause = root_cause(unopened, prepared.tracking_uri)
-            say(f"warning: MLflow's runs could not be opened either: {cause}")
+            log.warning(f"MLflow's runs could not be opened either: {cause}")
 
 
-def _open_runs(prepared: Prepared, study: optuna.Study) -> SearchRuns:
+def _open_runs(prepared: SearchSpec, study: optuna.Study) -> SearchRuns:
     settings, task = prepared.settings, prepared.problem.clips.task
     return SearchRuns(
         prepared.tracking_uri,
@@ -220,13 +221,13 @@ def _open_runs(prepared: Prepared, study: optuna.Study) -> SearchRuns:
     )
 
 
-def _fill(prepared: Prepared, console: Console, ended: threading.Event) -> Stores:
+def _fill(prepared: SearchSpec, console: Console, ended: threading.Event) -> FeatureCaches:
     """The feature stores of the search's recordings, filled where the space has few front ends.
 
     Given up once the search has `ended`. A cluster's nodes are filled once Ray runs.
     """
     workers, front_ends = prepared.machine.cpus, prepared.front_ends
-    stores = Stores(None, prepared.sources, cache_limit_bytes())
+    stores = FeatureCaches(None, prepared.sources, cache_limit_bytes())
     if len(front_ends) > FILLED_FIRST or prepared.cluster is not None:
         return stores
     columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())

@@ -6,21 +6,21 @@ from pathlib import Path
 
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import make_sides
-from resp_tune.data.split import Sides, load_sides
+from resp_tune.data.split import Split, load_sides
 from resp_tune.data.tasks import Task, make_clips
 from resp_tune.errors import UserError
-from resp_tune.harness.options import SearchSettings
-from resp_tune.training.datamodule import Problem
+from resp_tune.harness.options import SearchOptions
+from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import listed
 
 
 def make_problem(
     dataset: Dataset,
     task: Task,
-    settings: SearchSettings,
+    settings: SearchOptions,
     saved: Path | None,
     known: str | None = None,
-) -> Problem:
+) -> DataModule:
     """The clips of the task, the sides of the settings; those a search has in `saved` stand.
 
     Where that file is damaged, sides of the digest `known` are what it held.
@@ -37,10 +37,10 @@ def make_problem(
     )
     if saved is not None and saved.exists():
         sides = _same_sides(_saved_sides(saved, sides, known), sides, saved)
-    return Problem(dataset, clips, sides)
+    return DataModule(dataset, clips, sides)
 
 
-def _saved_sides(path: Path, now: Sides, known: str | None) -> Sides:
+def _saved_sides(path: Path, now: Split, known: str | None) -> Split:
     try:
         return load_sides(path)
     except UserError:
@@ -49,7 +49,7 @@ def _saved_sides(path: Path, now: Sides, known: str | None) -> Sides:
         return now
 
 
-def _same_sides(old: Sides, new: Sides, path: Path) -> Sides:
+def _same_sides(old: Split, new: Split, path: Path) -> Split:
     if old.digest != new.digest:
         raise UserError(
             f"the sides of this search ({path}) are not those of this data, task and protocol: "
@@ -58,7 +58,7 @@ def _same_sides(old: Sides, new: Sides, path: Path) -> Sides:
     return old
 
 
-def _difference(old: Sides, new: Sides) -> str:
+def _difference(old: Split, new: Split) -> str:
     for what in ("task", "protocol", "split_seed", "classes"):
         if getattr(old, what) != getattr(new, what):
             return f"{what.replace('_', ' ')} was {getattr(old, what)}, now {getattr(new, what)}"

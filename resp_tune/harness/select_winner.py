@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,14 @@ import optuna
 import torch
 
 from resp_tune.errors import RunError
-from resp_tune.harness.spec import Prepared
+from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.replicates import Candidate, candidates, choose, replicates, standing
 from resp_tune.study.study import TrialRecord, best_of
 from resp_tune.training.checkpoint import CHECKPOINT, resume, save_checkpoint
-from resp_tune.training.datamodule import Stores
+from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.network import SoundNet
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Winner:
         }
 
 
-def choose_winner(prepared: Prepared, study: optuna.Study, trials: Sequence[TrialRecord]) -> Winner:
+def choose_winner(
+    prepared: SearchSpec, study: optuna.Study, trials: Sequence[TrialRecord]
+) -> Winner:
     """The best bound over seeds with replicates, else the best score of the search.
 
     Raises `RunError` where no candidate has all its seeds: a winner by one lucky score would read
@@ -83,7 +86,7 @@ def choose_winner(prepared: Prepared, study: optuna.Study, trials: Sequence[Tria
 
 
 def trained_networks(
-    prepared: Prepared, study: str, runs: Sequence[TrialRecord], stores: Stores, say: Say
+    prepared: SearchSpec, study: str, runs: Sequence[TrialRecord], stores: FeatureCaches
 ) -> list[SoundNet]:
     """The networks of finished runs of a study: those of a run's folds, then those of the next run.
 
@@ -92,14 +95,16 @@ def trained_networks(
     networks, files = [], prepared.trials
     for run in runs:
         if away := files.newest_checkpoint(run.folder, run.config, study):
-            say(f"the storage cannot be asked for the checkpoint of trial {run.label} ({away})")
+            log.info(
+                f"the storage cannot be asked for the checkpoint of trial {run.label} ({away})"
+            )
         path = files.here / run.folder / CHECKPOINT
         front_end = run.config.front_end
         frames = stores.frames(front_end, workers=prepared.machine.cpus)
         folds = [fold.tensors(frames, front_end) for fold in prepared.problem.folds()]
         training, damage = resume(run.config, folds, prepared.own_device, path, study)
         if not training.done:
-            say(
+            log.info(
                 f"'{path}' {damage or 'is not there or too old'}: "
                 f"trial {run.label} is trained again"
             )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from resp_tune.cluster.processes import descendants, kill
 from resp_tune.errors import INTERRUPTED
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @contextmanager
-def interruptible(say: Say, how_to_go_on: str) -> Iterator[None]:
+def interruptible(how_to_go_on: str) -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM raises `KeyboardInterrupt`, and the second ends at once.
 
     At once is: this process and all that it has started are killed, as by a power cut, which a
@@ -41,7 +42,7 @@ def interruptible(say: Say, how_to_go_on: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(how_to_go_on)
+        log.info(how_to_go_on)
         raise
     finally:
         for number, handler in before.items():

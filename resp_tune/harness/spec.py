@@ -10,47 +10,49 @@ from pathlib import Path
 from typing import Any
 
 from resp_tune.cluster.connect import Cluster
-from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, Slots
+from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, TrialResources
 from resp_tune.common.paths import cache_folder
 from resp_tune.config import FrontEnd
 from resp_tune.data.tasks import TASKS, Task
-from resp_tune.execution.trial_artifacts import TrialFiles
-from resp_tune.features.cache import Source
-from resp_tune.harness.options import SearchSettings
+from resp_tune.execution.trial_artifacts import TrialArtifacts
+from resp_tune.features.cache import AudioSource
+from resp_tune.harness.options import SearchOptions
 from resp_tune.space.search_space import SearchSpace
-from resp_tune.storage.object_store import Place
+from resp_tune.storage.object_store import ObjectPath
 from resp_tune.study.study import RECORDINGS
 from resp_tune.tracking.load_trial import DEVICE, THREADS
-from resp_tune.training.compute_device import Device, this_device
-from resp_tune.training.datamodule import Problem
+from resp_tune.training.compute_device import ComputeDevice, this_device
+from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import data_digest
 
 
 @dataclass(frozen=True)
-class Prepared:
+class SearchSpec:
     """A search that can start."""
 
-    settings: SearchSettings
+    settings: SearchOptions
     name: str
     folder: Path
-    remote: Place | None  # what `folder` is this machine's copy of, where that is an object store
+    remote: (
+        ObjectPath | None
+    )  # what `folder` is this machine's copy of, where that is an object store
     tracking_uri: str
-    problem: Problem
+    problem: DataModule
     space: SearchSpace
     front_ends: tuple[FrontEnd, ...]
     machine: Machine  # the driver's own
-    slots: Slots
-    sources: tuple[Source, ...]  # the recordings that the search reads, with hashes of them
+    slots: TrialResources
+    sources: tuple[AudioSource, ...]  # the recordings that the search reads, with hashes of them
     arguments: tuple[str, ...]  # as typed
     cluster: Cluster | None = None  # None: a Ray of our own, on this machine
-    nodes_device: Device | None = None  # what a trial gets on the cluster
+    nodes_device: ComputeDevice | None = None  # what a trial gets on the cluster
     # By type of GPU, where these take different numbers of trials; `slots` then is of a whole GPU.
-    typed: Mapping[str, Slots] | None = None
+    typed: Mapping[str, TrialResources] | None = None
 
     @property
-    def trials(self) -> TrialFiles:
+    def trials(self) -> TrialArtifacts:
         """Where the trials keep their files."""
-        return TrialFiles(self.folder / "trials", self.remote and self.remote / "trials")
+        return TrialArtifacts(self.folder / "trials", self.remote and self.remote / "trials")
 
     @cached_property
     def paths(self) -> dict[str, Path]:
@@ -86,7 +88,7 @@ class Prepared:
         return "cuda" if real else "cpu"
 
     @cached_property
-    def device(self) -> Device:
+    def device(self) -> ComputeDevice:
         """What trials compute on."""
         return self.nodes_device or this_device(self.device_type)
 
@@ -112,7 +114,7 @@ class Prepared:
 
 
 def meaning_of(
-    settings: SearchSettings, space: SearchSpace, problem: Problem, sources: Sequence[Source]
+    settings: SearchOptions, space: SearchSpace, problem: DataModule, sources: Sequence[AudioSource]
 ) -> dict[str, Any]:
     """The base config's fields stand by name, so that a difference can be named."""
     fixed = {

@@ -9,16 +9,16 @@ from typing import Any
 
 from resp_tune.evaluation.baseline_difference import against
 from resp_tune.evaluation.group_metrics import side_figures
-from resp_tune.evaluation.score import Scored
+from resp_tune.evaluation.score import TestScore
 from resp_tune.harness import result_files
 from resp_tune.harness.select_winner import Winner
-from resp_tune.harness.spec import Prepared
+from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.study import TrialRecord, best_of
 from resp_tune.training.metrics import METRICS
 
 
 def summarise(
-    prepared: Prepared, trials: Sequence[TrialRecord], winner: Winner, scored: Scored | None
+    prepared: SearchSpec, trials: Sequence[TrialRecord], winner: Winner, scored: TestScore | None
 ) -> dict[str, Any]:
     """The search's part of the summary; JSON values, `None` where there is nothing to say."""
     settings, problem = prepared.settings, prepared.problem
@@ -60,7 +60,9 @@ def _replicates(winner: Winner) -> dict[str, Any] | None:
     return {k: told[k] for k in ("seeds", "scores", "mean", "sd", "bound", "search_score")}
 
 
-def _price(trials: Sequence[TrialRecord], scored: Scored, metric: str) -> dict[str, float] | None:
+def _price(
+    trials: Sequence[TrialRecord], scored: TestScore, metric: str
+) -> dict[str, float] | None:
     """How much of the best validation score was luck: the best of many is lucky too.
 
     Above 0 is worse on the test side, whichever way the metric goes. Of several seeds the test
@@ -74,7 +76,7 @@ def _price(trials: Sequence[TrialRecord], scored: Scored, metric: str) -> dict[s
     return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
 
 
-def _test(prepared: Prepared, scored: Scored, winner: Winner) -> dict[str, Any]:
+def _test(prepared: SearchSpec, scored: TestScore, winner: Winner) -> dict[str, Any]:
     problem = prepared.problem
     return {
         **scored.metrics,

@@ -9,7 +9,7 @@ from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.training.metrics import METRICS
 
 
-class TrackedTrials:
+class TrackingListener:
     """A listener of the recorder that writes to MLflow, and replays what MLflow may have missed."""
 
     def __init__(self, runs: SearchRuns, metric: str, tags: Mapping[str, str]) -> None:

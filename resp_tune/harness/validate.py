@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from resp_tune.cluster.resources import (
     LOGICAL_GPUS,
     THIS_MACHINE,
     Machine,
-    Slots,
+    TrialResources,
     plan_slots,
     this_machine,
 )
@@ -24,35 +25,35 @@ from resp_tune.data.task_files import find_task
 from resp_tune.data.tasks import Task
 from resp_tune.errors import UserError
 from resp_tune.evaluation.baselines import check_enough
-from resp_tune.features.cache import Source
+from resp_tune.features.cache import AudioSource
 from resp_tune.features.logmel import check_filters
-from resp_tune.harness.options import SearchSettings
+from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.reconcile import current
 from resp_tune.harness.saved_split import make_problem
-from resp_tune.harness.spec import Prepared, meaning_of, task_meaning
+from resp_tune.harness.spec import SearchSpec, meaning_of, task_meaning
 from resp_tune.space.conditions import APART
 from resp_tune.space.search_space import SearchSpace, load_space
-from resp_tune.storage.object_store import Place, is_uri
+from resp_tune.storage.object_store import ObjectPath, is_uri
 from resp_tune.storage.remote_datasets import fetched
 from resp_tune.storage.storage_probe import check_place
 from resp_tune.study.replicates import check_count
 from resp_tune.study.study import SPLIT, check_settings, read_study
 from resp_tune.tracking.store_probe import probe
 from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
-from resp_tune.training.datamodule import Problem
+from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import changes, contents
 from resp_tune.training.metrics import are_cycles
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 Join = Callable[[str], Cluster]
 
 
 def prepare(
-    settings: SearchSettings,
-    say: Say,
+    settings: SearchOptions,
     arguments: Sequence[str] = (),
     join: Join | None = None,
-) -> Prepared:
+) -> SearchSpec:
     """Check the settings against space, machine, data, storage and tracking; writes nothing.
 
     Only the default synthetic data set is made, in the cache folder, when no data is given.
@@ -70,7 +71,7 @@ def prepare(
     probe(tracking_uri)
     if not elsewhere:
         check_closed(rays_folder())
-    dataset = load_dataset(data_folder(settings.data, say))
+    dataset = load_dataset(data_folder(settings.data))
     name = settings.named
     check_name(name, storage, tracking_uri)
     with current(remote and remote / name, storage / name) as kept:
@@ -78,14 +79,14 @@ def prepare(
     cluster: Cluster | None = None
     machines: Sequence[Machine] = [machine]
     if elsewhere and join:
-        cluster = await_gpus(join(elsewhere), settings.gpus, settings.wait_for_gpus, say)
+        cluster = await_gpus(join(elsewhere), settings.gpus, settings.wait_for_gpus)
         machines = cluster.machines
     if any(redact(text) != text for text in arguments):
-        say(
+        log.info(
             "note: what is secret in these arguments is seen in the machine's list of processes "
             "while the search runs; $MLFLOW_TRACKING_URI is not"
         )
-    return Prepared(
+    return SearchSpec(
         settings=settings,
         name=name,
         folder=storage / name,
@@ -115,12 +116,12 @@ def _space(given: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
 
 def _agreed(
     kept: Path,
-    settings: SearchSettings,
+    settings: SearchOptions,
     space: SearchSpace,
     task: Task,
     dataset: Dataset,
     processes: int,
-) -> tuple[Problem, tuple[Source, ...]]:
+) -> tuple[DataModule, tuple[AudioSource, ...]]:
     """The problem and its recordings; they are those of the study, where `kept` has one."""
     study = read_study(kept / "study.db", settings.named) if (kept / "study.db").exists() else None
     if study is not None:  # before the sides: they differ too, and cannot say by what
@@ -138,14 +139,14 @@ def _agreed(
     return problem, sources
 
 
-def _storage(settings: SearchSettings) -> tuple[Path, Place | None]:
+def _storage(settings: SearchOptions) -> tuple[Path, ObjectPath | None]:
     """The folder that searches are kept in, and the place that it is a copy of, if it is one.
 
     A place is tried with a small object that is removed at once.
     """
     if not is_uri(settings.storage):
         return folder_to_write("--storage", str(settings.storage)), None
-    place = Place.parse("--storage", settings.storage)
+    place = ObjectPath.parse("--storage", settings.storage)
     if not (settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
         raise UserError(
             f"--storage '{place}' has no room for MLflow's database: give --tracking-uri "
@@ -157,12 +158,12 @@ def _storage(settings: SearchSettings) -> tuple[Path, Place | None]:
 
 
 def slots_of(
-    settings: SearchSettings,
+    settings: SearchOptions,
     machines: Sequence[Machine],
     where: str = THIS_MACHINE,
     *,
     trials_per_gpu: int | None = None,
-) -> Slots:
+) -> TrialResources:
     """How `machines`, together `where`, are divided among trials.
 
     `trials_per_gpu`: where that is not in the settings, because it was measured.
@@ -178,17 +179,17 @@ def slots_of(
     )
 
 
-def data_folder(given: str | None, say: Say) -> Path:
+def data_folder(given: str | None) -> Path:
     """`--data`, else `$RESP_TUNE_DATA`, else the synthetic set in the cache folder."""
     if given == "":  # an unset variable of the shell: nobody types it
         raise UserError("--data '': give the folder with the recordings")
     chosen = given or os.environ.get("RESP_TUNE_DATA")
     if not chosen:
         folder = default_synthetic(cache_folder())
-        say(f"data: no --data given: a small SYNTHETIC set, made by this program, in {folder}")
+        log.info(f"data: no --data given: a small SYNTHETIC set, made by this program, in {folder}")
         return folder
     if is_uri(chosen):
-        return fetched(chosen, say)
+        return fetched(chosen)
     return user_path(chosen)
 
 

@@ -13,7 +13,7 @@ from resp_tune.reporting.results import items, mapping, number
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateRow:
     """A trial that was run again: a score a seed, and the score that made it a candidate."""
 
     number: int
@@ -34,7 +34,7 @@ class Replicated:
     scores: int
 
 
-def candidates(summary: Mapping[str, Any]) -> list[Candidate]:
+def candidates(summary: Mapping[str, Any]) -> list[CandidateRow]:
     """What was run again on fresh seeds, the best bound first as the file has it."""
     found = []
     for told in (mapping(c) for c in items(summary.get("candidates"))):
@@ -44,7 +44,7 @@ def candidates(summary: Mapping[str, Any]) -> list[Candidate]:
         pairs = zip(items(told.get("seeds")), items(told.get("scores")), strict=False)
         scores = [(str(seed), number(score)) for seed, score in pairs]
         found.append(
-            Candidate(
+            CandidateRow(
                 number=int(named),
                 search_score=number(told.get("search_score")),
                 scores=tuple((seed, score) for seed, score in scores if score is not None),
@@ -64,7 +64,9 @@ def replicated(winner: Mapping[str, Any]) -> Replicated | None:
     return None if mean is None else Replicated(mean, sd, len(items(told.get("scores"))))
 
 
-def strip_of(found: Sequence[Candidate], metric: str, winner: Mapping[str, Any]) -> Strips | None:
+def strip_of(
+    found: Sequence[CandidateRow], metric: str, winner: Mapping[str, Any]
+) -> Strips | None:
     """A line a candidate: its score on each seed, its bound, and what the search had said."""
     sign = "+" if metric in LOWER_IS_BETTER else MINUS
     lines = []
@@ -97,7 +99,7 @@ def strip_of(found: Sequence[Candidate], metric: str, winner: Mapping[str, Any])
     return strips(heads, lines, keys=keys)
 
 
-def told(found: Sequence[Candidate], metric: str, winner: Mapping[str, Any]) -> list[str]:
+def told(found: Sequence[CandidateRow], metric: str, winner: Mapping[str, Any]) -> list[str]:
     """What the candidates teach, a sentence each; nothing without candidates."""
     if not found:
         return []

@@ -7,7 +7,7 @@ from typing import Any
 
 from resp_tune.config import FIELDS, TrialConfig
 from resp_tune.errors import UserError, nearest
-from resp_tune.space.parameters import FloatRange, IntRange, Listed, Parameter, Scalar
+from resp_tune.space.parameters import FloatRange, IntRange, Parameter, Scalar, ValueList
 
 MOST_COMBINATIONS = 20_000  # that are looked at one by one
 APART = "`with:` moves fields together, `when:` keeps one to some values of another"
@@ -15,7 +15,7 @@ APART = "`with:` moves fields together, `when:` keeps one to some values of anot
 
 def coupled(parameters: Mapping[str, Parameter]) -> dict[str, str]:
     """Fields that move with a parameter, each with the field it moves with."""
-    listed = ((n, p) for n, p in parameters.items() if isinstance(p, Listed))
+    listed = ((n, p) for n, p in parameters.items() if isinstance(p, ValueList))
     return {field: name for name, parameter in listed for field in parameter.along}
 
 
@@ -28,7 +28,7 @@ def check_coupled(
     """
     seen = dict[str, str]()
     for name, parameter in parameters.items():
-        for field in parameter.along if isinstance(parameter, Listed) else ():
+        for field in parameter.along if isinstance(parameter, ValueList) else ():
             where = f"{name}: with"
             if field not in FIELDS:
                 raise UserError(f"{where}: unknown field {field!r}: {nearest(field, FIELDS)}")
@@ -116,7 +116,7 @@ def combinations(
     for name in (n for n in parameters if n in needed):
         parameter = parameters[name]
         named = [v for n in needed for v in parameters[n].when.get(name, ())]
-        listed = every or isinstance(parameter, Listed)
+        listed = every or isinstance(parameter, ValueList)
         values = _all(parameter) if name in wanted and listed else _told_apart(parameter, named)
         active = [f for f in found if parameter.active(f)]
         if len(active) * len(values) + len(found) - len(active) > MOST_COMBINATIONS:
@@ -132,7 +132,7 @@ def combinations(
 
 
 def _sets(name: str, parameter: Parameter) -> tuple[str, ...]:
-    return (name, *(parameter.along if isinstance(parameter, Listed) else ()))
+    return (name, *(parameter.along if isinstance(parameter, ValueList) else ()))
 
 
 def _all(parameter: Parameter) -> Sequence[Any]:

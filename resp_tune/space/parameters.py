@@ -134,13 +134,13 @@ class IntRange(_Range):
         return self.low + (moved - self.low) // self.values.step * self.values.step
 
 
-class Listed(_Parameter):
+class ValueList(_Parameter):
     """Listed values. `along` (`with` in YAML): other fields, and theirs beside each value."""
 
     along: dict[str, list[Scalar]] = Field(default_factory=dict, alias="with")
 
     @model_validator(mode="after")
-    def _as_long(self) -> Listed:
+    def _as_long(self) -> ValueList:
         for field, theirs in self.along.items():
             if len(theirs) != len(self.ends()):
                 raise ValueError(
@@ -158,7 +158,7 @@ class Listed(_Parameter):
         return tuple(getattr(self, "values"))  # noqa: B009  # declared by the subclasses
 
 
-class Ordinal(Listed):
+class Ordinal(ValueList):
     """A few numbers in ascending order: samplers know which are neighbours.
 
     Evenly spaced whole numbers are an integer parameter of the study; others are held by position,
@@ -199,7 +199,7 @@ class Ordinal(Listed):
         return {name: self.values[at]} if self._step is not None else {f"{name}_index": at}
 
 
-class Categorical(Listed):
+class Categorical(ValueList):
     """Values without an order."""
 
     type: Literal["categorical"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.errors import UserError
-from resp_tune.storage.object_store import Place, StorageError
+from resp_tune.storage.object_store import ObjectPath, StorageError
+
+log = logging.getLogger(__name__)
 
 LEASE = ".lease"  # in the search's place, and in the folder of whoever holds it
 BEAT_SECONDS = 10.0
@@ -23,15 +26,13 @@ EXPIRE_SECONDS = 60.0
 SETTLE_SECONDS = 1.5
 LOOK_SECONDS = 1.0
 
-Say = Callable[[str], None]
-
 
 class LeaseLostError(Exception):
     """Somebody else holds the search now; the message says who."""
 
 
 @dataclass(frozen=True)
-class Claim:
+class LeaseRecord:
     """What stands in the lease: `beat` moves while its holder lives."""
 
     id: str
@@ -53,23 +54,23 @@ class Lease:
     last stands.
     """
 
-    def __init__(self, place: Place, folder: Path, lost: Callable[[str], None]) -> None:
+    def __init__(self, place: ObjectPath, folder: Path, lost: Callable[[str], None]) -> None:
         self.place, self.folder, self._lost = place, folder, lost
         holder = f"process {os.getpid()} on {socket.gethostname()}"
-        self._mine = Claim(uuid.uuid4().hex, holder, 0)
+        self._mine = LeaseRecord(uuid.uuid4().hex, holder, 0)
         self._one_at_a_time = threading.Lock()
         self._over = threading.Event()
         self._confirmed = time.monotonic()
         self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
 
-    def take(self, say: Say) -> None:
+    def take(self) -> None:
         """Take the lease and keep it alive; `UserError` says who else holds it.
 
         Raises `StorageError` where the store cannot be asked.
         """
         found = self._read()
         if found is not None and found.id != self._kept():
-            self._await_end(found, say)
+            self._await_end(found)
         self._write()
         write_atomically(self.folder / LEASE, self._mine.id.encode())
         time.sleep(SETTLE_SECONDS)
@@ -85,12 +86,12 @@ class Lease:
             return (self.folder / LEASE).read_text()
         return None
 
-    def _await_end(self, found: Claim, say: Say) -> None:
+    def _await_end(self, found: LeaseRecord) -> None:
         """Wait until `found` is dead, or refuse because it beats."""
         left = EXPIRE_SECONDS - self._age()
         if left <= 0:
             return
-        say(
+        log.info(
             f"'{self.place}' was held by {found.holder} a moment ago: waiting {left:.0f} s at most "
             "to see whether it lives"
         )
@@ -111,7 +112,7 @@ class Lease:
         self.place.remove(clock)
         return 0.0 if now is None or then is None else (now - then).total_seconds()
 
-    def _held_by(self, claim: Claim | None) -> UserError:
+    def _held_by(self, claim: LeaseRecord | None) -> UserError:
         who = "another process" if claim is None else claim.holder
         return UserError(
             f"search '{self.place}' is being run by {who}: wait for it, or give another --name"
@@ -138,7 +139,7 @@ class Lease:
                 self._over.set()
                 self._lost(now.holder)
                 raise LeaseLostError(now.holder)
-            self._mine = Claim(self._mine.id, self._mine.holder, self._mine.beat + 1)
+            self._mine = LeaseRecord(self._mine.id, self._mine.holder, self._mine.beat + 1)
             self._write()
             self._confirmed = time.monotonic()
 
@@ -155,7 +156,7 @@ class Lease:
         if self._thread.ident is not None:
             self._thread.join(timeout=1)
 
-    def _read(self) -> Claim | None:
+    def _read(self) -> LeaseRecord | None:
         content = self.place.read(LEASE)
         if content is None:
             return None
@@ -163,9 +164,9 @@ class Lease:
             claim = json.loads(content)
             # It is shown on a terminal, and may be anybody's.
             holder = "".join(c for c in str(claim["holder"]) if c.isprintable())[:100]
-            return Claim(str(claim["id"]), holder, int(claim["beat"]))
+            return LeaseRecord(str(claim["id"]), holder, int(claim["beat"]))
         except (ValueError, TypeError, KeyError):
-            return Claim("", "a process that wrote no claim that can be read", 0)
+            return LeaseRecord("", "a process that wrote no claim that can be read", 0)
 
     def _write(self) -> None:
         self.place.write(json.dumps(asdict(self._mine)).encode(), LEASE)

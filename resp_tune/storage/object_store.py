@@ -45,7 +45,7 @@ def is_uri(storage: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class ObjectPath:
     """The folder `below` the one that `uri` names.
 
     Credentials come from the environment of each process, as the store's own tools read them, or
@@ -58,7 +58,7 @@ class Place:
     below: str = ""
 
     @classmethod
-    def parse(cls, flag: str, uri: str) -> Place:
+    def parse(cls, flag: str, uri: str) -> ObjectPath:
         """`uri` as typed; `UserError` names `flag` where it cannot be one. Asks nobody."""
         place = cls(uri.rstrip("/") if "?" not in uri else uri)
         try:
@@ -84,9 +84,9 @@ class Place:
             )
         return place
 
-    def __truediv__(self, name: str | Path) -> Place:
+    def __truediv__(self, name: str | Path) -> ObjectPath:
         below = f"{self.below}/{name}" if self.below else str(name)
-        return Place(self.uri, below)
+        return ObjectPath(self.uri, below)
 
     def __str__(self) -> str:
         parts = urlsplit(self.uri)
@@ -100,7 +100,7 @@ class Place:
     def copy(self) -> Path:
         """The folder in which this machine keeps its copy."""
         options = dict(parse_qsl(urlsplit(self.uri).query))
-        where = (str(Place(self.uri)), options.get("endpoint_override", ""))
+        where = (str(ObjectPath(self.uri)), options.get("endpoint_override", ""))
         key = hashlib.sha256("\n".join(where).encode()).hexdigest()[:16]
         return cache_folder() / "searches" / key / self.below
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -11,19 +11,21 @@ from filelock import FileLock
 
 from resp_tune.common.paths import cache_folder, full_disk_in_one_line
 from resp_tune.errors import UserError
-from resp_tune.storage.object_store import Place, StorageError
+from resp_tune.storage.object_store import ObjectPath, StorageError
 from resp_tune.storage.storage_probe import check_place
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 16  # small files wait for the network, not for each other
 
 
-def fetched(uri: str, say: Callable[[str], None]) -> Path:
+def fetched(uri: str) -> Path:
     """The folder with the files below `uri`, those fetched that are new or have changed there.
 
     A file is known by its size and by the time at which it was put. `UserError` where the store
     cannot be read, or has nothing there.
     """
-    place = Place.parse("--data", uri)
+    place = ObjectPath.parse("--data", uri)
     check_place("--data", place, write=False)
     folder = cache_folder() / "datasets" / place.copy.name / (PurePosixPath(str(place)).name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,9 @@ def fetched(uri: str, say: Callable[[str], None]) -> Path:
             if path.is_file() and str(path.relative_to(folder)) not in there:
                 path.unlink()
     size = sum(there[name][0] for name in wanted)
-    say(f"data: {len(wanted)} of {len(there)} files fetched from {place}, {size / 1e6:,.1f} MB")
+    log.info(
+        f"data: {len(wanted)} of {len(there)} files fetched from {place}, {size / 1e6:,.1f} MB"
+    )
     return folder
 
 
@@ -61,6 +65,6 @@ def _found(path: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _fetch(place: Place, name: str, folder: Path, put: int) -> None:
+def _fetch(place: ObjectPath, name: str, folder: Path, put: int) -> None:
     if (place / name).fetch("", folder / name):
         os.utime(folder / name, ns=(put, put))

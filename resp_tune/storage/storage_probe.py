@@ -6,7 +6,7 @@ import threading
 import uuid
 
 from resp_tune.errors import UserError, leave_at_exit
-from resp_tune.storage.object_store import Place, StorageError
+from resp_tune.storage.object_store import ObjectPath, StorageError
 
 PROBE_SECONDS = 10.0
 _HINTS = {
@@ -19,7 +19,7 @@ _HINTS = {
 }
 
 
-def check_place(flag: str, place: Place, *, write: bool = True) -> None:
+def check_place(flag: str, place: ObjectPath, *, write: bool = True) -> None:
     """Raise `UserError` where `place` cannot be read and, with `write`, written and deleted.
 
     It is tried with a small object, which is removed at once: rights cannot be asked for. Takes
@@ -48,7 +48,7 @@ def check_place(flag: str, place: Place, *, write: bool = True) -> None:
         raise _in_one_line(flag, place, failures[0]) from None
 
 
-def _try(place: Place, write: bool) -> None:
+def _try(place: ObjectPath, write: bool) -> None:
     if not write:
         place.read(".resp_tune_probe")
         return
@@ -59,7 +59,7 @@ def _try(place: Place, write: bool) -> None:
     place.remove(name)
 
 
-def _in_one_line(flag: str, place: Place, error: BaseException) -> BaseException:
+def _in_one_line(flag: str, place: ObjectPath, error: BaseException) -> BaseException:
     if not isinstance(error, StorageError):
         return error
     found = (hint for key, hint in _HINTS.items() if key in str(error))

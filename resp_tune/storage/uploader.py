@@ -11,19 +11,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from resp_tune.storage.object_store import Place, StorageError
+from resp_tune.storage.object_store import ObjectPath, StorageError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 Content = Callable[[], bytes | None]  # None: there is nothing to send any more
 
 
-class Uploads:
+class Uploader:
     """What of `place` is due. `outage` and `back` are called when the store goes and comes."""
 
     def __init__(
         self,
-        place: Place,
+        place: ObjectPath,
         *,
         outage: Callable[[str], None] = lambda reason: None,
         back: Callable[[], None] = lambda: None,

@@ -33,7 +33,7 @@ _ATTRIBUTE = (
 )
 
 
-class StudyFile(BaseStorage):
+class SingleWriterStorage(BaseStorage):
     """The one study that the database behind `file` holds, for its only writer.
 
     What is written is in the database before it is in memory.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -22,11 +23,13 @@ from resp_tune.study.replicates import (
 from resp_tune.study.study import State, TrialRecord, ranked, with_micro_batch
 from resp_tune.study.trial_queue import Listener
 
+log = logging.getLogger(__name__)
+
 Key = tuple[int, int]  # number, index
 
 
-class ReplicateRecorder:
-    """Drives `count` replicates of each of the best of `trials`, as `Recorder` drives trials.
+class ReplicateQueue:
+    """Drives `count` replicates of each of the best of `trials`, as `TrialQueue` drives trials.
 
     All candidates' first seeds come before their second ones. Whoever is hopeless beside the best
     gets no more seeds, unless the best falls back, and running ones end at their next report.
@@ -43,11 +46,9 @@ class ReplicateRecorder:
         epochs: int,
         seed: int,
         count: int,
-        say: Callable[[str], None],
     ) -> None:
         self.study, self.trials = study, trials
         self.metric, self.epochs, self.seed, self.count = metric, epochs, seed, count
-        self.say = say
         self.listeners: list[Listener] = []
         known = ((r.number, r.replicate, r) for r in replicates(study, trials))
         self._records: dict[Key, TrialRecord] = {
@@ -142,7 +143,7 @@ class ReplicateRecorder:
         for listener in self.listeners:
             listener.ended(record)
         if state == "failed":
-            self.say(
+            log.info(
                 f"replicate {record.label} failed ({reason}): trial {key[0]} cannot win; the same "
                 "command tries it again"
             )
@@ -155,7 +156,7 @@ class ReplicateRecorder:
             wanted = len(c.runs) < self.count and c.trial.number not in self._said
             if wanted and c not in able and c.failure is None:
                 self._said.add(c.trial.number)
-                self.say(
+                log.info(
                     f"trial {c.trial.number} is given no more seeds: {self.metric} "
                     f"{c.mean:.3f} ± {c.sd:.3f} over {len(c.runs)}, beside "
                     f"{best.mean:.3f} ± {best.sd:.3f} of trial {best.trial.number}"

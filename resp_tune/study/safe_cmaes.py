@@ -44,7 +44,7 @@ class SafeCmaEsSampler(CmaEsSampler):
 def read_optimiser(text: str, number: int) -> cmaes.CMA:
     """The optimiser that Optuna wrote, in hexadecimal digits, to trial `number`."""
     try:
-        found = _Reader(io.BytesIO(bytes.fromhex(text))).load()
+        found = _SafeUnpickler(io.BytesIO(bytes.fromhex(text))).load()
     except Exception as error:  # a damaged pickle may raise anything
         raise _refusal(number, " ".join(str(error).split())[:200]) from error
     if not isinstance(found, cmaes.CMA):
@@ -52,7 +52,7 @@ def read_optimiser(text: str, number: int) -> cmaes.CMA:
     return found
 
 
-class _Reader(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}")

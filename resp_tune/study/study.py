@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from resp_tune.config import FIELDS, TrialConfig
 from resp_tune.errors import RunError, UserError
 from resp_tune.space.search_space import SearchSpace
-from resp_tune.study.optuna_storage import StudyFile
+from resp_tune.study.optuna_storage import SingleWriterStorage
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
@@ -107,7 +107,9 @@ def open_study(
         storage.remove_session()
         storage.engine.dispose()
         beside.replace(path)
-    return optuna.load_study(storage=StudyFile(_storage(path)), study_name=name, sampler=sampler)
+    return optuna.load_study(
+        storage=SingleWriterStorage(_storage(path)), study_name=name, sampler=sampler
+    )
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
@@ -125,7 +127,9 @@ def _url(path: Path) -> str:
 def one_commit(study: optuna.Study) -> AbstractContextManager[None]:
     """Inside, all that this thread writes to the study is one commit; none of it after an error."""
     storage = study._storage
-    return storage.one_commit() if isinstance(storage, StudyFile) else nullcontext()  # in memory
+    return (
+        storage.one_commit() if isinstance(storage, SingleWriterStorage) else nullcontext()
+    )  # in memory
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Listener(Protocol):
         """A trial has reached its final state."""
 
 
-class Recorder:
+class TrialQueue:
     """Hands out trials of a study and writes down what becomes of them.
 
     Trials that an earlier driver left running come first, with the same number and parameters; then

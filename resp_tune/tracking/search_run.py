@@ -36,9 +36,9 @@ from resp_tune.tracking.tags import (
     State,
     runs_filter,
 )
-from resp_tune.tracking.trial_runs import Children, Key, metrics_of, params_of, tags_of
+from resp_tune.tracking.trial_runs import Key, TrialRuns, metrics_of, params_of, tags_of
 from resp_tune.tracking.uri import redact, root_cause
-from resp_tune.tracking.write_queue import Say, Writer, is_permanent, say_on_stderr
+from resp_tune.tracking.write_queue import WriteQueue, is_permanent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +51,7 @@ _PARENT_STATE = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrup
 
 
 @dataclass
-class _Told:
+class _Reported:
     """Epochs of a run with their times, and how many of them are in the store."""
 
     epochs: list[tuple[dict[str, float], int]] = field(default_factory=list)
@@ -82,7 +82,6 @@ class SearchRuns:
         tags: Mapping[str, str],
         study_id: str | None = None,
         columns: Sequence[str] = (),
-        say: Say = say_on_stderr,
     ) -> None:
         from mlflow.exceptions import MlflowException
 
@@ -109,15 +108,15 @@ class SearchRuns:
             else self._client.get_metric_history(self.parent_run_id, "best_trial")
         )
         self._best_step = max((point.step for point in history), default=-1)
-        self._children = Children(
+        self._children = TrialRuns(
             self._client,
             self.experiment_id,
             metric,
             {**self._common, PARENT: self.parent_run_id},
             [run for run in found if run.data.tags.get(PARENT) == self.parent_run_id],
         )
-        self._told: dict[Key, _Told] = {}
-        self._writer = Writer(uri, say)
+        self._told: dict[Key, _Reported] = {}
+        self._writer = WriteQueue(uri)
 
     def _open_parent(
         self, found: Sequence[Run], params: Mapping[str, Any], tags: Mapping[str, str]
@@ -159,7 +158,7 @@ class SearchRuns:
         that had ended runs as well.
         """
         key, now = _key(number, replicate), _now()
-        self._told[key] = _Told()  # epochs from here on must not be written before this
+        self._told[key] = _Reported()  # epochs from here on must not be written before this
         given, named = {**params, "seed": seed}, {**_origin(), **(tags or {})}
         self._writer.put(
             f"start of {key}",
@@ -175,7 +174,7 @@ class SearchRuns:
         which costs little more than one of them. Epochs that are logged already are skipped.
         """
         key, now = _key(number, replicate), _now()
-        told = self._told.setdefault(key, _Told())
+        told = self._told.setdefault(key, _Reported())
         told.epochs.extend((dict(epoch), now) for epoch in epochs)
         count = len(told.epochs)
         self._writer.put(
@@ -184,7 +183,7 @@ class SearchRuns:
             linger=LINGER_SECONDS,
         )
 
-    def _write_epochs(self, key: Key, told: _Told, count: int) -> None:
+    def _write_epochs(self, key: Key, told: _Reported, count: int) -> None:
         """Let the first `count` be written, and with them all that have been told since."""
         if told.written >= count:
             return

@@ -69,7 +69,7 @@ class _Child:
         return state if state in STATUS and self.status != "RUNNING" else None
 
 
-class Children:
+class TrialRuns:
     """The child runs of one search, by kind and number."""
 
     def __init__(

@@ -5,7 +5,7 @@ A store that does not answer stops nobody: entries wait in memory, in order, and
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 import time
 from collections import deque
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from resp_tune.tracking.uri import redact, root_cause, scrub
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 # What the store refuses for good; anything else may pass when it is tried again.
@@ -26,11 +27,6 @@ _PERMANENT = {
 }
 
 
-def say_on_stderr(message: str) -> None:
-    """The default of `Say`: stdout holds results only."""
-    print(message, file=sys.stderr, flush=True)
-
-
 @dataclass(frozen=True)
 class _Entry:
     what: str
@@ -38,11 +34,11 @@ class _Entry:
     due: float  # of the monotonic clock
 
 
-class Writer:
+class WriteQueue:
     """An ordered queue of writes. A write may be tried several times: it must be idempotent."""
 
-    def __init__(self, uri: str, say: Say = say_on_stderr) -> None:
-        self._uri, self._say = uri, say
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
         self._entries: deque[_Entry] = deque()
         self._changed = threading.Condition()
         self._closing = self._hurry = False
@@ -79,8 +75,8 @@ class Writer:
             left, reason = len(self._entries), self._outage or "it is slow"
             self._changed.notify_all()
         if left:
-            self._say(
-                f"warning: {left} entries could not be written to MLflow at '{redact(self._uri)}' "
+            log.warning(
+                f"{left} entries could not be written to MLflow at '{redact(self._uri)}' "
                 f"({reason}); nothing of the search is lost: the same command writes them again"
             )
         else:
@@ -95,7 +91,7 @@ class Writer:
                 self._recovered()
                 pause = _FIRST_PAUSE
             elif is_permanent(failure):
-                self._say(f"warning: MLflow refused the {entry.what}: {self._reason(failure)}")
+                log.warning(f"MLflow refused the {entry.what}: {self._reason(failure)}")
             else:
                 self._suffer(self._reason(failure))
                 self._rest(pause)
@@ -116,8 +112,8 @@ class Writer:
 
     def _suffer(self, reason: str) -> None:
         if self._outage is None:
-            self._say(
-                f"warning: MLflow at '{redact(self._uri)}' cannot be written to ({reason}): "
+            log.warning(
+                f"MLflow at '{redact(self._uri)}' cannot be written to ({reason}): "
                 "the search goes on, its entries are kept and written when it is back"
             )
         self._outage = reason
@@ -125,7 +121,7 @@ class Writer:
     def _recovered(self) -> None:
         if self._outage is not None:
             self._outage = None
-            self._say(f"MLflow is back: writing the {len(self._entries)} entries that waited")
+            log.info(f"MLflow is back: writing the {len(self._entries)} entries that waited")
 
     def _reason(self, error: Exception) -> str:
         if not is_permanent(error):

@@ -52,7 +52,9 @@ class BatchNorm(nn.BatchNorm2d):
             mean, variance = self.running_mean.repeat(k), self.running_var.repeat(k)
             weight, bias = self.weight.repeat(k), self.bias.repeat(k)
             return nn.functional.batch_norm(x, mean, variance, weight, bias, eps=self.eps)
-        found: tuple[torch.Tensor, ...] = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        found: tuple[torch.Tensor, ...] = _NormalizeFunction.apply(
+            x, self.weight, self.bias, self.eps
+        )
         y, mean, variance = found
         rows = x.numel() // self.num_features
         self.num_batches_tracked.add_(1)
@@ -61,7 +63,7 @@ class BatchNorm(nn.BatchNorm2d):
         return y
 
 
-class _Normalise(torch.autograd.Function):
+class _NormalizeFunction(torch.autograd.Function):
     """`x` `[rows, k * channels]` by the statistics of each channel, which come with it."""
 
     @staticmethod

@@ -11,7 +11,7 @@ from resp_tune.config import TrialConfig
 
 
 @dataclass(frozen=True)
-class Device:
+class ComputeDevice:
     """What a trial computes on. `name` as people call it; `bfloat16`: it has that natively."""
 
     type: str
@@ -19,19 +19,19 @@ class Device:
     bfloat16: bool
 
 
-def this_device(device_type: str) -> Device:
+def this_device(device_type: str) -> ComputeDevice:
     """The GPU or the CPU of this process."""
     name = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"
-    return Device(device_type, name, has_bfloat16(device_type))
+    return ComputeDevice(device_type, name, has_bfloat16(device_type))
 
 
-def any_of(devices: Sequence[Device]) -> Device:
+def any_of(devices: Sequence[ComputeDevice]) -> ComputeDevice:
     """What can be said of all `devices`, of one type, where a trial may get any of them."""
     names = sorted({device.name for device in devices})
-    return Device(devices[0].type, " or ".join(names), all(d.bfloat16 for d in devices))
+    return ComputeDevice(devices[0].type, " or ".join(names), all(d.bfloat16 for d in devices))
 
 
-def settle_precision(config: TrialConfig, device: Device) -> TrialConfig:
+def settle_precision(config: TrialConfig, device: ComputeDevice) -> TrialConfig:
     """`config` with `precision: auto` replaced by what the device has, so that it is recorded."""
     if config.precision != "auto":
         return config

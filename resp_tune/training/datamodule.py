@@ -17,12 +17,12 @@ import torch
 from resp_tune.common.paths import cache_folder, cache_limit_bytes
 from resp_tune.config import FrontEnd
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.split import Sides, clips_of
+from resp_tune.data.split import Split, clips_of
 from resp_tune.data.tasks import Clips
 from resp_tune.data.waveforms import AudioError, load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
-from resp_tune.features.cache import Filled, Progress, Source, fill, open_store, store_key
+from resp_tune.features.cache import AudioSource, FillResult, Progress, fill, open_store, store_key
 from resp_tune.features.frames import Frames
 from resp_tune.training.loop import Side, TrainingData
 from resp_tune.training.metrics import Probabilities
@@ -34,7 +34,7 @@ FILLED_FIRST = 12  # front ends; of a space with more, each is filled when a tri
 
 
 @dataclass(frozen=True)
-class ClipTable:
+class ClipLabels:
     """Clips of a side as plain arrays `[clips]`, small enough to send to every trial.
 
     `recording` is an index into the recordings of a feature store; `start` and `end` are seconds.
@@ -60,8 +60,8 @@ class ClipTable:
 class FoldTables:
     """The clips of one inner fold."""
 
-    train: ClipTable
-    validation: ClipTable
+    train: ClipLabels
+    validation: ClipLabels
     classes: tuple[str, ...]
 
     def tensors(self, frames: Frames, front_end: FrontEnd) -> TrainingData:
@@ -71,12 +71,12 @@ class FoldTables:
 
 
 @dataclass(frozen=True)
-class Problem:
+class DataModule:
     """A data set, the clips of a task and their sides."""
 
     dataset: Dataset
     clips: Clips
-    sides: Sides
+    sides: Split
 
     @cached_property
     def search_stems(self) -> tuple[str, ...]:
@@ -96,12 +96,12 @@ class Problem:
             for fold in self.sides.folds
         )
 
-    def table(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipTable:
+    def table(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipLabels:
         """The clips of recordings `stems`, over a store that holds `store_stems`."""
         row = {stem: i for i, stem in enumerate(store_stems)}
         chosen = clips_of(self.dataset, self.clips, self.sides, stems)
         of_clip = [self.dataset.recordings[c.recording] for c in chosen]
-        return ClipTable(
+        return ClipLabels(
             np.array([row[r.stem] for r in of_clip], dtype=np.int64),
             np.array([c.start for c in chosen], dtype=np.float64),
             np.array([c.end for c in chosen], dtype=np.float64),
@@ -111,13 +111,13 @@ class Problem:
             np.array([r.device for r in of_clip], dtype=np.str_),
         )
 
-    def sources(self, stems: Sequence[str], workers: int) -> list[Source]:
+    def sources(self, stems: Sequence[str], workers: int) -> list[AudioSource]:
         """The recordings `stems` for the feature store, each with a hash of its file."""
         paths = {r.stem: r.path for r in self.dataset.recordings}
         with ThreadPoolExecutor(workers) as pool:
             digests = list(pool.map(_file_digest, (paths[s] for s in stems)))
         return [
-            Source(stem, digest, partial(load_unchanged, paths[stem], digest))
+            AudioSource(stem, digest, partial(load_unchanged, paths[stem], digest))
             for stem, digest in zip(stems, digests, strict=True)
         ]
 
@@ -126,7 +126,7 @@ _OPENED: set[Path] = set()  # stores that this process has filled or checked
 
 
 @dataclass(frozen=True)
-class Stores:
+class FeatureCaches:
     """The feature stores of some recordings in this machine's cache folder.
 
     Small enough to send to every trial: whoever needs a store that is not there makes it, and
@@ -135,7 +135,7 @@ class Stores:
     """
 
     root: Path | None
-    sources: tuple[Source, ...]
+    sources: tuple[AudioSource, ...]
     limit_bytes: int
     sound: frozenset[FrontEnd] = frozenset()
 
@@ -145,7 +145,7 @@ class Stores:
 
     def fill(
         self, front_ends: Sequence[FrontEnd], *, workers: int, progress: Progress | None = None
-    ) -> Filled:
+    ) -> FillResult:
         """Make the stores of `front_ends`, those that share an STFT in one pass."""
         return fill(
             self._root,
@@ -165,14 +165,14 @@ class Stores:
         return open_store(folder)
 
 
-def stores_of(problem: Problem, stems: Sequence[str], workers: int) -> Stores:
+def stores_of(problem: DataModule, stems: Sequence[str], workers: int) -> FeatureCaches:
     """The stores of recordings `stems`, whose files are hashed here; none is filled yet."""
     sources = tuple(problem.sources(stems, workers))
-    return Stores(None, sources, cache_limit_bytes())
+    return FeatureCaches(None, sources, cache_limit_bytes())
 
 
 def predictions(
-    side: str, table: ClipTable, classes: Sequence[str], probabilities: Probabilities
+    side: str, table: ClipLabels, classes: Sequence[str], probabilities: Probabilities
 ) -> pd.DataFrame:
     """One row a clip: side, recording, start (s), patient, device, label, predicted, p_<class>…
 

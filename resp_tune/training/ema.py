@@ -11,7 +11,7 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-class Average(Generic[M]):
+class ModelAverage(Generic[M]):
     """`network` holds `decay · itself + (1 − decay) · the trained one`, after every step.
 
     In early steps the decay is smaller, `(1 + step) / (10 + step)`, or the random weights of the

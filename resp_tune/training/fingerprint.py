@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from resp_tune.common.paths import write_atomically
-from resp_tune.features.cache import Source
-from resp_tune.training.datamodule import Problem
+from resp_tune.features.cache import AudioSource
+from resp_tune.training.datamodule import DataModule
 
 KEPT = "recordings.json"  # in a search's folder: what it trains and validates on
 TEST_KEPT = "test_recordings.json"  # what its test side was when that was first read
@@ -19,7 +19,7 @@ NAMED = 5  # of a kind; a moved data set has hundreds
 Contents = Mapping[str, Sequence[str]]  # hashes of the audio and of its labels, by stem
 
 
-def data_digest(problem: Problem, sources: Sequence[Source]) -> str:
+def data_digest(problem: DataModule, sources: Sequence[AudioSource]) -> str:
     """A hash of every recording that the search reads: names, bytes, and labelled clips."""
     named = [[s.stem, s.digest] for s in sources]
     searched = {s.stem for s in sources}
@@ -27,7 +27,7 @@ def data_digest(problem: Problem, sources: Sequence[Source]) -> str:
     return _hash([named, clips])
 
 
-def contents(problem: Problem, sources: Sequence[Source]) -> Contents:
+def contents(problem: DataModule, sources: Sequence[AudioSource]) -> Contents:
     """The same by recording, so that a difference can be named."""
     clips: dict[str, list[object]] = {s.stem: [] for s in sources}
     for stem, clip in _clips(problem):
@@ -63,7 +63,7 @@ def listed(stems: set[str]) -> str:
     return ", ".join(sorted(stems)[:NAMED]) + more
 
 
-def _clips(problem: Problem) -> list[tuple[str, tuple[float, float, int]]]:
+def _clips(problem: DataModule) -> list[tuple[str, tuple[float, float, int]]]:
     recordings = problem.dataset.recordings
     return [(recordings[c.recording].stem, (c.start, c.end, c.label)) for c in problem.clips.clips]
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from resp_tune.config import TrialConfig
-from resp_tune.features.augment import Draws, draw_augmented, draw_plain
-from resp_tune.features.batches import ClipFrames, make_batch
+from resp_tune.features.augment import AugmentParams, draw_augmented, draw_plain
+from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.frames import Frames
-from resp_tune.training.ema import Average
+from resp_tune.training.ema import ModelAverage
 from resp_tune.training.losses import make_loss
 from resp_tune.training.metrics import all_metrics
 from resp_tune.training.mixup import blend, blended_loss, draw_weights
@@ -32,7 +32,7 @@ EVALUATION_BATCH = 64
 class Side:
     """Clips of one side: their frames, and their labels as int64 `[clips]` on the CPU."""
 
-    clips: ClipFrames
+    clips: ClipIndex
     labels: torch.Tensor
 
 
@@ -203,7 +203,7 @@ class _FoldRun:
         if network.bands is not None:
             network.bands.fit(*band_statistics(data.train.clips, config.top_db))
         self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.average = Average(self.network, config.ema) if config.ema else None
+        self.average = ModelAverage(self.network, config.ema) if config.ema else None
         self.loss = make_loss(config, self.device_labels, len(data.classes))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
@@ -247,7 +247,7 @@ class _FoldRun:
                 self.average.update(self.schedule.last_epoch)
         return float(total) / self.batches[-1][1]
 
-    def _step(self, draws: Draws, mix: torch.Tensor | None) -> torch.Tensor:
+    def _step(self, draws: AugmentParams, mix: torch.Tensor | None) -> torch.Tensor:
         """One optimiser step, in micro-batches whose gradients add up; the summed loss."""
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.micro_batch or len(draws)
@@ -259,7 +259,7 @@ class _FoldRun:
         self.optimizer.step()
         return total
 
-    def _losses(self, draws: Draws, mix: torch.Tensor | None) -> torch.Tensor:
+    def _losses(self, draws: AugmentParams, mix: torch.Tensor | None) -> torch.Tensor:
         """The loss of each item, `[items]`; with `mix` of each item blended with its neighbour."""
         x, labels = make_batch(self.clips[0], draws, self.config), self.device_labels[draws.clip]
         with autocast(self.config, self.device):
@@ -322,7 +322,7 @@ def draw_mix(
     return None if mix is None else mix.to(device)
 
 
-def band_statistics(clips: ClipFrames, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
+def band_statistics(clips: ClipIndex, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each band over all frames of `clips`, float32 `[n_mels]`.
 
     Each clip is first clamped to `top_db` below its loudest bin, as in a batch.
@@ -338,7 +338,7 @@ def band_statistics(clips: ClipFrames, top_db: float) -> tuple[torch.Tensor, tor
 
 
 def predict(
-    network: nn.Module, clips: ClipFrames, draws: Draws, config: TrialConfig
+    network: nn.Module, clips: ClipIndex, draws: AugmentParams, config: TrialConfig
 ) -> npt.NDArray[np.float32]:
     """Class probabilities `[clips, classes]`: the mean over each clip's items in `draws`."""
     network.eval()

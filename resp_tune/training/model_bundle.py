@@ -21,7 +21,7 @@ from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.features.augment import draw_plain
-from resp_tune.features.batches import ClipFrames, cut_clips
+from resp_tune.features.batches import ClipIndex, cut_clips
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels, silence
 from resp_tune.training.loop import build_network, predict
@@ -62,12 +62,12 @@ class Bundle:
             first = torch.zeros(len(spans), dtype=torch.int64)
             return self.predict_clips(cut_clips(frames, front_end, first, start, end))
 
-    def predict_clips(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
+    def predict_clips(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
         """Class probabilities `[clips, classes]`, never augmented."""
         mean: npt.NDArray[np.float32] = self.predict_each(clips).mean(axis=0)
         return mean
 
-    def predict_each(self, clips: ClipFrames) -> npt.NDArray[np.float32]:
+    def predict_each(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
         """What every network says by itself, `[networks, clips, classes]`."""
         draws, prepared = draw_plain(clips.count, self.config), clips.prepared(self.config)
         return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])

@@ -31,7 +31,7 @@ class SoundNet(nn.Module):
         bands: int | None = None,
     ) -> None:
         super().__init__()
-        self.bands = None if bands is None else Standardise(bands)
+        self.bands = None if bands is None else Standardize(bands)
         sizes = [channels, *(width * min(2**block, 8) for block in range(depth))]
         self.blocks = nn.Sequential(
             *(
@@ -121,7 +121,7 @@ def _conv(c_in: int, c_out: int) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Bands `[…, bands]` to zero mean and unit deviation by statistics that are kept as buffers."""
 
     mean: torch.Tensor

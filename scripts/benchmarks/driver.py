@@ -10,18 +10,17 @@ from pathlib import Path
 
 from benchmarks.simulated import TOGETHER, Instant
 from benchmarks.workplace import Workplace
-from resp_tune.cli import say
 from resp_tune.cluster.local import local_ray
-from resp_tune.cluster.resources import Slots
+from resp_tune.cluster.resources import TrialResources
 from resp_tune.errors import RunError
 from resp_tune.execution.schedulers import make_scheduler
-from resp_tune.execution.trainable import Work
+from resp_tune.execution.trainable import TrialContext
 from resp_tune.execution.tuner import run_trials
-from resp_tune.harness.tracking_listener import TrackedTrials
+from resp_tune.harness.tracking_listener import TrackingListener
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import State, TrialRecord, open_study
-from resp_tune.study.trial_queue import Recorder
+from resp_tune.study.trial_queue import TrialQueue
 from resp_tune.tracking.search_run import SearchRuns
 
 METRIC = "macro_f1"
@@ -77,7 +76,7 @@ def drive(
     *,
     trials: int,
     epochs: int,
-    slots: Slots,
+    slots: TrialResources,
     together: bool = False,
 ) -> Driven:
     """Run a search of `trials` simulated trials, with a study and an MLflow store of its own.
@@ -100,7 +99,7 @@ def drive(
         params={},
         tags={},
     )
-    recorder = Recorder(
+    recorder = TrialQueue(
         study,
         space,
         metric=METRIC,
@@ -108,14 +107,14 @@ def drive(
         seed=0,
         budget=trials,
         deadline=None,
-        listeners=[TrackedTrials(runs, METRIC, {}), clock],
+        listeners=[TrackingListener(runs, METRIC, {}), clock],
     )
     before = time.monotonic()
     with local_ray(machine, round(slots.concurrency * slots.gpus)):
         ready = time.monotonic()
         scheduler = make_scheduler("none", epochs=epochs, metric=METRIC, past=())
         work = _work(folder / "trials", slots.threads)
-        run_trials(recorder, work, slots, scheduler, say, trainable=trainable)
+        run_trials(recorder, work, slots, scheduler, trainable=trainable)
         runs.close("FINISHED", seconds=600)
         done = time.monotonic()
     if clock.states != ["finished"] * trials:
@@ -132,9 +131,9 @@ def drive(
     )
 
 
-def _work(trials_folder: Path, threads: int) -> Work:
+def _work(trials_folder: Path, threads: int) -> TrialContext:
     """Only a folder: simulated trials read nothing else."""
-    return Work(
+    return TrialContext(
         folds=(),
         stores=None,  # type: ignore[arg-type]  # would bring torch into the workers
         trials_folder=trials_folder,

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from benchmarks.driver import Driven, drive
 from benchmarks.simulated import Instant, Tenth
 from benchmarks.workplace import Findings, Workplace
-from resp_tune.cluster.resources import Slots
+from resp_tune.cluster.resources import TrialResources
 
 OVERHEAD_ROWS = ("overhead_per_trial_s", "overhead_per_epoch_ms")
 GROWTH_ROWS = ("growth_1000",)
 AT_ONCE = 2
-SINGLE = Slots(concurrency=1, cpus=1.0, gpus=0.0, threads=1)
+SINGLE = TrialResources(concurrency=1, cpus=1.0, gpus=0.0, threads=1)
 
 
 def overheads(place: Workplace) -> Findings:
@@ -76,6 +76,6 @@ def _by_hundred(ended: Sequence[float]) -> list[float]:
     return [round(1000 * (b - a) / 100, 2) for a, b in itertools.pairwise(ends)]
 
 
-def _pair(place: Workplace) -> Slots:
+def _pair(place: Workplace) -> TrialResources:
     share = min(1.0, place.machine.cpus / AT_ONCE)
-    return Slots(concurrency=AT_ONCE, cpus=share, gpus=0.0, threads=1)
+    return TrialResources(concurrency=AT_ONCE, cpus=share, gpus=0.0, threads=1)

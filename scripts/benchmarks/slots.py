@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks.driver import Step, drive
 from benchmarks.simulated import Second
 from benchmarks.workplace import Findings, Workplace
-from resp_tune.cluster.resources import Slots
+from resp_tune.cluster.resources import TrialResources
 
 ROWS = ("slots_busy",)
 LEAST_SLOTS = 16
@@ -26,7 +26,7 @@ def measure(place: Workplace) -> Findings:
         Second,
         trials=count * sizes.trials_a_slot,
         epochs=sizes.epochs_a_slot_trial,
-        slots=Slots(concurrency=count, cpus=cpus, gpus=1.0, threads=1),
+        slots=TrialResources(concurrency=count, cpus=cpus, gpus=1.0, threads=1),
     )
     steps = [step for worker in driven.workers for step in worker]
     # Ray starts as many processes at once as there are cores: the other slots wait for theirs.

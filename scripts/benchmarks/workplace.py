@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,14 +12,15 @@ from typing import Any
 from benchmarks.notebook import Items
 from benchmarks.recordings import make_recordings
 from benchmarks.sizes import Sizes
-from resp_tune.cli import say
 from resp_tune.cluster.resources import Machine, this_machine
 from resp_tune.config import FrontEnd, TrialConfig, preset
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.protocols import make_sides
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.features.cache import fill
-from resp_tune.training.datamodule import FoldTables, Problem
+from resp_tune.training.datamodule import DataModule, FoldTables
+
+log = logging.getLogger("resp_tune")
 
 TASK, PROTOCOL = "diagnosis", "recording"  # the notebook's 80/20 by recording
 PLENTY = 10**13  # bytes; nothing is evicted
@@ -50,15 +52,19 @@ class Workplace:
         """The folder of the recordings."""
         started = time.perf_counter()
         make_recordings(self.folder / "data", self.sizes.recordings)
-        say(f"made {self.sizes.recordings} recordings in {time.perf_counter() - started:.0f} s")
+        log.info(
+            f"made {self.sizes.recordings} recordings in {time.perf_counter() - started:.0f} s"
+        )
         return self.folder / "data"
 
     @cached_property
-    def problem(self) -> Problem:
+    def problem(self) -> DataModule:
         """The recordings with the sides that every row uses."""
         dataset = load_dataset(self.data)
         clips = make_clips(get_task(TASK), dataset)
-        return Problem(dataset, clips, make_sides(dataset, clips, PROTOCOL, split_seed=0, folds=1))
+        return DataModule(
+            dataset, clips, make_sides(dataset, clips, PROTOCOL, split_seed=0, folds=1)
+        )
 
     @property
     def tables(self) -> FoldTables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import psutil
@@ -11,9 +12,10 @@ from benchmarks.simulated import Instant, Second
 from benchmarks.slots import SLOT_MEMORY, busy_share
 from benchmarks.workplace import Workplace
 
-from resp_tune.cli import say
-from resp_tune.cluster.resources import Slots
+from resp_tune.cluster.resources import TrialResources
 from scaling.sizes import Sizes
+
+log = logging.getLogger("resp_tune")
 
 USABLE = 0.8  # of the free memory: Ray's own processes live there too
 
@@ -65,10 +67,10 @@ def round_trip(place: Workplace, sizes: Sizes) -> float:
 
 def _loop(place: Workplace, sizes: Sizes, count: int) -> Loop:
     cpus = int(1000 * place.machine.cpus / count) / 1000
-    slots = Slots(concurrency=count, cpus=min(1.0, cpus), gpus=1.0, threads=1)
+    slots = TrialResources(concurrency=count, cpus=min(1.0, cpus), gpus=1.0, threads=1)
 
     def run(what: str, trainable: type[Instant], trials: int, epochs: int) -> Seen:
-        say(f"{count} slots: {trials} trials of {epochs} {what} epochs")
+        log.info(f"{count} slots: {trials} trials of {epochs} {what} epochs")
         driven = drive(place, trainable, trials=trials, epochs=epochs, slots=slots, together=True)
         return _seen(driven, count)
 

@@ -52,7 +52,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """What is to be trained. A share `pruned` of the trials ends at epoch `rung`.
 
     `spread`: trials differ in the seconds of their epochs, evenly by ± this share.
@@ -97,7 +97,7 @@ class Chunk:
     last: bool
 
 
-def chunks(load: Load, epoch_seconds: float, *, pruned: bool) -> Iterator[Chunk]:
+def chunks(load: Workload, epoch_seconds: float, *, pruned: bool) -> Iterator[Chunk]:
     """A trial as its worker runs it: a report a second at most, one at the rung, one at the end."""
     each = max(1, math.ceil(load.report_seconds / epoch_seconds - 1e-9))
     epoch, unsaved = 0, 0.0
@@ -136,7 +136,7 @@ class _Server:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Reported:
     """A report, as the writer to MLflow gets it."""
 
     when: float
@@ -145,9 +145,9 @@ class _Told:
     last: bool
 
 
-def _written(told: Sequence[_Told], tracker: Tracker) -> list[Span]:
+def _written(told: Sequence[_Reported], tracker: Tracker) -> list[Span]:
     """When the writer is at work: in order, each batch with all that its trial has told by then."""
-    waiting: dict[int, list[_Told]] = {}
+    waiting: dict[int, list[_Reported]] = {}
     spans: list[Span] = []
     free, come = 0.0, 0
     for report in told:
@@ -164,13 +164,13 @@ def _written(told: Sequence[_Told], tracker: Tracker) -> list[Span]:
     return spans
 
 
-def simulate(load: Load, costs: Costs, seed: int = 0) -> Outcome:
+def simulate(load: Workload, costs: Costs, seed: int = 0) -> Outcome:
     """Run the trials of `load`; the same seed gives the same."""
     if load.trials <= load.slots:
         raise ValueError(f"{load.trials} trials on {load.slots} slots: none would be handed on")
     rng = random.Random(seed)  # noqa: S311  # which trial is pruned is no secret
     driver, storage = _Server(), _Server()
-    told: list[_Told] = []
+    told: list[_Reported] = []
     trained: list[Span] = []
     handed: list[float] = []
     events: list[tuple[float, int, _Trial, Chunk | None]] = []
@@ -201,7 +201,7 @@ def simulate(load: Load, costs: Costs, seed: int = 0) -> Outcome:
         else:
             hold = costs.report + (ran.epochs - 1) * costs.epoch
             done = driver.serve(now, hold + (costs.trial(len(handed)) if ran.last else 0.0))
-            told.append(_Told(done, trial.number, ran.epochs, ran.last))
+            told.append(_Reported(done, trial.number, ran.epochs, ran.last))
             if not ran.last:
                 wait(done + costs.report_delay, trial, None)
             elif len(handed) < load.trials:
@@ -213,10 +213,10 @@ def simulate(load: Load, costs: Costs, seed: int = 0) -> Outcome:
 
 
 def _outcome(
-    load: Load,
+    load: Workload,
     handed: Sequence[float],
     trained: Sequence[Span],
-    told: Sequence[_Told],
+    told: Sequence[_Reported],
     held: Mapping[str, Sequence[Span]],
     written: Mapping[str, Sequence[Span]],
 ) -> Outcome:
@@ -242,7 +242,7 @@ def _inside(spans: Sequence[Span], start: float, end: float) -> float:
     return sum(max(0.0, min(b, end) - max(a, start)) for a, b in spans)
 
 
-def demands(load: Load, costs: Costs) -> tuple[dict[str, float], float]:
+def demands(load: Workload, costs: Costs) -> tuple[dict[str, float], float]:
     """Seconds that a trial needs of each part, and its own where nobody is before it; means."""
     needs = dict.fromkeys((DRIVER, STORAGE, *costs.trackers), 0.0)
     alone = 0.0
@@ -267,7 +267,9 @@ def demands(load: Load, costs: Costs) -> tuple[dict[str, float], float]:
     return needs, alone
 
 
-def saturation(load_at: Callable[[int], Load], costs_at: Callable[[int], Costs]) -> dict[str, int]:
+def saturation(
+    load_at: Callable[[int], Workload], costs_at: Callable[[int], Costs]
+) -> dict[str, int]:
     """The slots from which on each part has no second to spare; `MOST` where it has."""
 
     def full(name: str, slots: int) -> bool:

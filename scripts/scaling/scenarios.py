@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from resp_tune.execution.schedulers import grace_period
 from resp_tune.execution.trainable import CHECKPOINT_SECONDS, REPORT_SECONDS
 from scaling.drivers import Loop
-from scaling.events import Load, Outcome, saturation, simulate
+from scaling.events import Outcome, Workload, saturation, simulate
 from scaling.measured import Measured
 from scaling.sizes import Sizes
 
@@ -27,9 +27,9 @@ class Scenario:
     def __str__(self) -> str:
         return f"{self.epochs} epochs of {self.epoch_seconds:g} s"
 
-    def load(self, slots: int, sizes: Sizes, report_seconds: float = REPORT_SECONDS) -> Load:
+    def load(self, slots: int, sizes: Sizes, report_seconds: float = REPORT_SECONDS) -> Workload:
         """As a search on `slots` GPUs, one trial a GPU."""
-        return Load(
+        return Workload(
             slots=slots,
             trials=max(sizes.simulated_trials, sizes.simulated_a_slot * slots),
             epochs=self.epochs,
@@ -73,7 +73,7 @@ class Checked:
 def scale(measured: Measured, scenario: Scenario, sizes: Sizes, seed: int) -> Scaled:
     """Simulate `scenario`."""
 
-    def at(slots: int) -> Load:
+    def at(slots: int) -> Workload:
         return scenario.load(slots, sizes)
 
     most = max(GPUS)
@@ -91,7 +91,7 @@ def scale(measured: Measured, scenario: Scenario, sizes: Sizes, seed: int) -> Sc
 
 def check(measured: Measured, loop: Loop, sizes: Sizes, seed: int) -> Checked:
     """The run of 1 s epochs with these slots, simulated from the runs of instant ones."""
-    load = Load(
+    load = Workload(
         slots=loop.slots,
         trials=sizes.paced_trials * loop.slots,
         epochs=sizes.paced_epochs,

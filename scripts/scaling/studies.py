@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import statistics
 import tempfile
 import time
@@ -12,12 +13,13 @@ from pathlib import Path
 import optuna
 from benchmarks.simulated import METRICS
 
-from resp_tune.cli import say
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import open_study
-from resp_tune.study.trial_queue import Recorder
+from resp_tune.study.trial_queue import TrialQueue
 from scaling.sizes import Sizes
+
+log = logging.getLogger("resp_tune")
 
 METRIC = "macro_f1"
 ALONE, TOGETHER = 10, 12  # epochs: as many reports of one, then one report of so many
@@ -45,7 +47,7 @@ def measure(folder: Path, sizes: Sizes) -> list[StudyCost]:
     study = open_study(place / "study.db", "grown", METRIC, make_sampler("tpe", 0))
     found = []
     for size in sizes.study:
-        say(f"the study at {size} trials")
+        log.info(f"the study at {size} trials")
         _fill(study, size)
         found.append(_take(study, size, sizes.study_trials))
     return found
@@ -70,7 +72,7 @@ def _further(parts: list[float]) -> float:
 
 
 def _one(
-    recorder: Recorder, alone: int = ALONE, together: int = TOGETHER
+    recorder: TrialQueue, alone: int = ALONE, together: int = TOGETHER
 ) -> tuple[list[float], list[float]]:
     """A whole trial: its start, its reports of one epoch, its last one, its end.
 
@@ -110,8 +112,8 @@ def _fill(study: optuna.Study, size: int) -> None:
     study.add_trials(drawn.get_trials(deepcopy=False))
 
 
-def _recorder(study: optuna.Study) -> Recorder:
-    return Recorder(
+def _recorder(study: optuna.Study) -> TrialQueue:
+    return TrialQueue(
         study,
         load_space("search_spaces/notebook.yaml"),
         metric=METRIC,

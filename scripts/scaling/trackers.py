@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -14,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from resp_tune.cli import say
 from resp_tune.config import preset
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.search_run import SearchRuns
@@ -23,6 +23,8 @@ from resp_tune.tracking.uri import redact, root_cause
 from scaling.events import Tracker
 from scaling.sizes import Sizes
 from scaling.studies import METRIC, row
+
+log = logging.getLogger("resp_tune")
 
 SQLITE, SERVER = "MLflow on sqlite", "MLflow server on PostgreSQL"
 PATIENCE = 600.0
@@ -37,7 +39,7 @@ def measure(folder: Path, sizes: Sizes, postgres: str | None) -> tuple[dict[str,
         return found, "the server on PostgreSQL was left out (--postgres none)"
     try:
         with _database(postgres) as (name, address), _server(address, place) as uri:
-            say(f"MLflow's server on the database {name}")
+            log.info(f"MLflow's server on the database {name}")
             found[SERVER] = _costs(uri, place, sizes)
     except UserError as error:
         return found, f"the server on PostgreSQL was left out: {error}"

@@ -29,7 +29,7 @@ _PATIENT, _BREATHS, _SOUND = 2, 3, 4  # streams of random numbers; the cohort's 
 
 
 @dataclass(frozen=True)
-class Cycle:
+class SyntheticCycle:
     """A breathing cycle in seconds from the start, with the flags of its annotation."""
 
     start: float
@@ -60,7 +60,7 @@ class Chest:
 
 def make_recording(
     plan: RecordingPlan, seed: int, seconds: float
-) -> tuple[NDArray[np.float32], list[Cycle]]:
+) -> tuple[NDArray[np.float32], list[SyntheticCycle]]:
     """The waveform `[round(seconds · rate)]` at the device's rate, and its annotated cycles.
 
     Files of a simultaneous (mc) session hold the same breaths; only the place, the chest wall's
@@ -97,9 +97,9 @@ def make_chest(patient: Patient, seed: int) -> Chest:
 
 def _breathe(
     rng: np.random.Generator, chest: Chest, profile: Profile, seconds: float
-) -> list[Cycle]:
+) -> list[SyntheticCycle]:
     """Cycles until the recording is full; a cycle that does not end in it carries no sounds."""
-    cycles: list[Cycle] = []
+    cycles: list[SyntheticCycle] = []
     start = round(float(rng.uniform(0.03, 0.12)), 3)
     crackles, wheezes = (_rate(p, chest) for p in (profile.crackle, profile.wheeze))
     while start < seconds:
@@ -113,7 +113,7 @@ def _breathe(
         end = math.floor((start + length) * 1000) / 1000
         flags &= end <= seconds
         turn = start + inspired
-        cycles.append(Cycle(start, turn, turn + gap, end, bool(flags[0]), bool(flags[1])))
+        cycles.append(SyntheticCycle(start, turn, turn + gap, end, bool(flags[0]), bool(flags[1])))
         start = end
     return cycles
 
@@ -126,7 +126,7 @@ def _rate(probability: float, chest: Chest) -> float:
 def _lungs(
     breaths: np.random.Generator,
     rng: np.random.Generator,
-    cycles: list[Cycle],
+    cycles: list[SyntheticCycle],
     chest: Chest,
     plan: RecordingPlan,
     samples: int,
@@ -168,7 +168,11 @@ def _band(frequencies: Floats, low: float, high: float) -> Floats:
 
 
 def _adventitious(
-    rng: np.random.Generator, out: Floats, cycles: list[Cycle], chest: Chest, profile: Profile
+    rng: np.random.Generator,
+    out: Floats,
+    cycles: list[SyntheticCycle],
+    chest: Chest,
+    profile: Profile,
 ) -> None:
     """Add the crackles and wheezes that the cycles' flags promise."""
     fine = profile.texture == "fine"
@@ -189,7 +193,7 @@ def _adventitious(
 def _one_crackle(
     rng: np.random.Generator,
     out: Floats,
-    cycle: Cycle,
+    cycle: SyntheticCycle,
     expiration: bool,
     habit: float,
     fine: bool,
@@ -205,7 +209,7 @@ def _one_crackle(
 
 
 def _one_wheeze(
-    rng: np.random.Generator, out: Floats, cycle: Cycle, pitch: float, profile: Profile
+    rng: np.random.Generator, out: Floats, cycle: SyntheticCycle, pitch: float, profile: Profile
 ) -> None:
     start, end = cycle.phase(expiration=bool(rng.random() < 0.75))
     seconds = max((end - start) * float(rng.uniform(0.45, 0.8)), 0.1)

@@ -13,7 +13,7 @@ Subtype = Literal["PCM_16", "PCM_24", "PCM_32"]
 
 
 @dataclass(frozen=True)
-class Device:
+class Stethoscope:
     """One stethoscope.
 
     `response` are (Hz, dB) knots, straight lines over octaves. `noise`: dB of the recorder's white
@@ -37,20 +37,20 @@ class Device:
         return np.asarray(10 ** (np.interp(octave, np.log2(hz), db) / 20))
 
 
-DEVICES: dict[str, Device] = {
-    "AKGC417L": Device(
+DEVICES: dict[str, Stethoscope] = {
+    "AKGC417L": Stethoscope(
         44_100,
         "mc",
         ((5, -40), (20, -14), (60, -6), (150, 0), (1000, 0), (3000, 4), (12_000, 2)),
         noise=-66,
     ),
-    "LittC2SE": Device(
+    "LittC2SE": Stethoscope(
         44_100,
         "mc",
         ((5, -40), (20, -12), (60, -3), (110, 5), (220, 8), (420, 5), (800, -3), (3000, -12)),
         noise=-70,
     ),
-    "Litt3200": Device(
+    "Litt3200": Stethoscope(
         4_000,
         "sc",
         ((5, -40), (20, -12), (80, -2), (150, 0), (1000, 0), (1200, -3), (1500, -24), (2000, -48)),
@@ -60,7 +60,7 @@ DEVICES: dict[str, Device] = {
         offset=0.006,
         bursts=6.0,
     ),
-    "Meditron": Device(
+    "Meditron": Stethoscope(
         44_100,
         "sc",
         ((5, -20), (20, 4), (60, 3), (150, 0), (1000, -1), (3000, -4), (12_000, -8)),

@@ -18,7 +18,7 @@ import filelock
 import soundfile
 
 from resp_tune.data.synthetic.cohort import RecordingPlan, make_cohort, patients_of
-from resp_tune.data.synthetic.render import Cycle, make_recording
+from resp_tune.data.synthetic.render import SyntheticCycle, make_recording
 from resp_tune.data.synthetic.settings import GENERATOR_VERSION, SynthSettings
 from resp_tune.data.synthetic.stethoscopes import DEVICES
 from resp_tune.errors import UserError
@@ -117,7 +117,7 @@ def _write(
         _write_text(folder / name, text)
 
 
-def _annotation(cycles: Iterable[Cycle]) -> str:
+def _annotation(cycles: Iterable[SyntheticCycle]) -> str:
     return "".join(
         f"{c.start:.3f}\t{c.end:.3f}\t{int(c.crackle)}\t{int(c.wheeze)}\n" for c in cycles
     )

@@ -1,0 +1,39 @@
+"""Send the messages of the logger `resp_tune` to stderr, so that stdout holds results only."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+LOGGER = "resp_tune"
+
+
+class _Formatter(logging.Formatter):
+    """Print information as it is, and everything above with its level in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        if record.levelno <= logging.INFO:
+            return message
+        return f"{record.levelname.lower()}: {message}"
+
+
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in its stub
+    """Write to what `sys.stderr` is at the moment, which tests and notebooks replace."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(_Formatter())
+
+    @property
+    def stream(self) -> object:
+        return sys.stderr
+
+
+def configure(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Print messages of `resp_tune` on stderr: warnings and above if `quiet`, all if `verbose`."""
+    logger = logging.getLogger(LOGGER)
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+    logger.propagate = False  # libraries add handlers to the root logger
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
