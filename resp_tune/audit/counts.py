@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from resp_tune.data.dataset import Cycle, Dataset, Recording
+from resp_tune.data.annotations import Cycle
+from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.training.metrics import CYCLE_CLASSES
 
 # Lower bounds in years, inclusive; each group ends where the next begins.

@@ -7,7 +7,7 @@ from typing import Any
 
 from resp_tune.common.text import amount, count, listed
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.protocols import OUTER_FOLDS, make_sides
+from resp_tune.data.protocols import OUTER_FOLDS, make_split
 from resp_tune.data.split import Split
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError
@@ -46,23 +46,23 @@ def defects(dataset: Dataset) -> list[str]:
 
 def _leaks(dataset: Dataset, protocol: str, task: str, **options: Any) -> dict[str, Any]:
     try:
-        sides = make_sides(dataset, make_clips(get_task(task), dataset), protocol, **options)
+        split = make_split(dataset, make_clips(get_task(task), dataset), protocol, **options)
     except UserError as error:
         return {"patients": None, "sessions": None, "recording_share": None, "reason": str(error)}
-    leaks = sides.leaks(dataset)
+    leaks = split.leaks(dataset)
     return {
         "patients": leaks.patients,
         "sessions": leaks.sessions,
         "recording_share": leaks.recording_share,
         "task": task,
-        "recordings": _sizes(sides),
-        "classes": list(sides.classes),
+        "recordings": _sizes(split),
+        "classes": list(split.classes),
     }
 
 
-def _sizes(sides: Split) -> dict[str, int]:
-    fold = sides.folds[0]
-    test = {} if sides.test is None else {"test": len(sides.test)}
+def _sizes(split: Split) -> dict[str, int]:
+    fold = split.folds[0]
+    test = {} if split.test is None else {"test": len(split.test)}
     return {"train": len(fold.train), "validation": len(fold.validation), **test}
 
 

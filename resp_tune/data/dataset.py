@@ -22,8 +22,6 @@ from resp_tune.errors import UserError
 if TYPE_CHECKING:  # a command that only lists what is there should not wait for pandas
     import pandas as pd
 
-__all__ = ["Cycle", "Dataset", "Recording", "load_dataset"]
-
 LOCATIONS = ("Tc", "Al", "Ar", "Pl", "Pr", "Ll", "Lr")
 MODES = ("sc", "mc")
 DEVICES = ("AKGC417L", "LittC2SE", "Litt3200", "Meditron")

@@ -14,20 +14,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from resp_tune.common.text import amount, listed
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.split import Fold, Leaks, Split, clips_of, load_sides, save_sides
+from resp_tune.data.split import Fold, Split
 from resp_tune.data.tasks import Clips, Task
 from resp_tune.errors import UserError, nearest
-
-__all__ = [
-    "PROTOCOLS",
-    "Fold",
-    "Leaks",
-    "Split",
-    "clips_of",
-    "load_sides",
-    "make_sides",
-    "save_sides",
-]
 
 PROTOCOLS = ("patient", "official", "recording", "device")
 OUTER_FOLDS = 5
@@ -35,7 +24,7 @@ INNER_FOLDS = 4
 _RANDOM_STATES = 200
 
 
-def make_sides(
+def make_split(
     dataset: Dataset,
     clips: Clips,
     protocol: str,

@@ -86,9 +86,9 @@ class Split:
         sessions: set[str] = set()
         shares = []
         for fold in self.folds:
-            sides = (fold.train, fold.validation, self.test or ())
-            patients |= _on_two({known[s].patient for s in side} for side in sides)
-            sessions |= _on_two({known[s].session for s in side} for side in sides)
+            parts = (fold.train, fold.validation, self.test or ())
+            patients |= _on_two({known[s].patient for s in part} for part in parts)
+            sessions |= _on_two({known[s].session for s in part} for part in parts)
             trained = {known[s].patient for s in fold.train}
             held_out = [*fold.validation, *(self.test or ())]
             shares.append(sum(known[s].patient in trained for s in held_out) / len(held_out))
@@ -96,14 +96,14 @@ class Split:
 
 
 def clips_of(
-    dataset: Dataset, clips: Clips, sides: Split, stems: Iterable[str]
+    dataset: Dataset, clips: Clips, split: Split, stems: Iterable[str]
 ) -> tuple[Clip, ...]:
-    """The clips of the recordings `stems` that can be scored, labels as indices of `sides.classes`.
+    """The clips of the recordings `stems` that can be scored, labels as indices of `split.classes`.
 
     In the order of `clips`.
     """
     wanted = set(stems)
-    index = {clips.task.classes.index(name): i for i, name in enumerate(sides.classes)}
+    index = {clips.task.classes.index(name): i for i, name in enumerate(split.classes)}
     return tuple(
         Clip(clip.recording, clip.start, clip.end, index[clip.label])
         for clip in clips.clips
@@ -111,17 +111,17 @@ def clips_of(
     )
 
 
-def save_sides(sides: Split, path: str | Path) -> None:
-    """Write `sides` as JSON, in one piece or not at all."""
-    content = {**_content(sides), "notes": list(sides.notes), "digest": sides.digest}
+def save_split(split: Split, path: str | Path) -> None:
+    """Write `split` as JSON, in one piece or not at all."""
+    content = {**_content(split), "notes": list(split.notes), "digest": split.digest}
     write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
-def load_sides(path: str | Path) -> Split:
-    """Read what `save_sides` wrote; raises `UserError` when it is missing, damaged or changed."""
+def load_split(path: str | Path) -> Split:
+    """Read what `save_split` wrote; raises `UserError` when it is missing, damaged or changed."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        sides = Split(
+        split = Split(
             protocol=_text(content["protocol"]),
             task=_text(content["task"]),
             split_seed=int(content["split_seed"]),
@@ -141,30 +141,30 @@ def load_sides(path: str | Path) -> Split:
         raise UserError(
             f"'{path}' is damaged: it is not a division into sides; restore it from a copy"
         ) from error
-    if digest != sides.digest:
+    if digest != split.digest:
         raise UserError(
             f"'{path}' was changed or damaged: its digest does not match; restore it from a copy"
         )
-    return sides
+    return split
 
 
-def _on_two(sides: Iterable[set[str]]) -> set[str]:
+def _on_two(split: Iterable[set[str]]) -> set[str]:
     seen: set[str] = set()
     twice: set[str] = set()
-    for side in sides:
+    for side in split:
         twice |= seen & side
         seen |= side
     return twice
 
 
-def _content(sides: Split) -> dict[str, Any]:
+def _content(split: Split) -> dict[str, Any]:
     return {
-        "protocol": sides.protocol,
-        "task": sides.task,
-        "split_seed": sides.split_seed,
-        "folds": [{"train": list(f.train), "validation": list(f.validation)} for f in sides.folds],
-        "test": None if sides.test is None else list(sides.test),
-        "classes": list(sides.classes),
+        "protocol": split.protocol,
+        "task": split.task,
+        "split_seed": split.split_seed,
+        "folds": [{"train": list(f.train), "validation": list(f.validation)} for f in split.folds],
+        "test": None if split.test is None else list(split.test),
+        "classes": list(split.classes),
     }
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resp_tune.common.text import amount, shorten
-from resp_tune.data.dataset import Cycle, Dataset
+from resp_tune.data.annotations import Cycle
+from resp_tune.data.dataset import Dataset
 from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.errors import UserError, nearest
 

@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 import torchaudio
 
-from resp_tune.data.audio_files import AudioError, read_audio
-
-__all__ = ["AudioError", "load_waveform", "read_audio", "resampler"]
+from resp_tune.data.audio_files import read_audio
 
 _KERNEL_SIZE = 1_000_000  # filters × their stride, in samples; 44.1 kHz → 4 kHz needs 17 640
 

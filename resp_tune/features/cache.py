@@ -273,9 +273,9 @@ def _evict(root: Path, limit_bytes: int, keep: set[Path]) -> None:
         with _claimed(part) as free:
             if free:
                 shutil.rmtree(part, ignore_errors=True)
-    stores = _by_last_use(root)
-    total = sum(size for _, size, _ in stores)
-    for _, size, folder in stores:
+    caches = _by_last_use(root)
+    total = sum(size for _, size, _ in caches)
+    for _, size, folder in caches:
         if total <= limit_bytes:
             return
         if folder in keep:

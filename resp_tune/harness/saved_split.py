@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.protocols import make_sides
-from resp_tune.data.split import Split, load_sides
+from resp_tune.data.protocols import make_split
+from resp_tune.data.split import Split, load_split
 from resp_tune.data.tasks import Task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.harness.options import SearchOptions
@@ -17,7 +17,7 @@ from resp_tune.training.fingerprint import listed
 def make_problem(
     dataset: Dataset,
     task: Task,
-    settings: SearchOptions,
+    options: SearchOptions,
     saved: Path | None,
     known: str | None = None,
 ) -> DataModule:
@@ -26,23 +26,23 @@ def make_problem(
     Where that file is damaged, sides of the digest `known` are what it held.
     """
     clips = make_clips(task, dataset)
-    sides = make_sides(
+    split = make_split(
         dataset,
         clips,
-        settings.protocol,
-        split_seed=settings.split_seed,
-        folds=settings.folds,
-        hold_out_device=settings.hold_out_device,
-        drop_shared_patients=settings.drop_shared_patients,
+        options.protocol,
+        split_seed=options.split_seed,
+        folds=options.folds,
+        hold_out_device=options.hold_out_device,
+        drop_shared_patients=options.drop_shared_patients,
     )
     if saved is not None and saved.exists():
-        sides = _same_sides(_saved_sides(saved, sides, known), sides, saved)
-    return DataModule(dataset, clips, sides)
+        split = _same_sides(_saved_sides(saved, split, known), split, saved)
+    return DataModule(dataset, clips, split)
 
 
 def _saved_sides(path: Path, now: Split, known: str | None) -> Split:
     try:
-        return load_sides(path)
+        return load_split(path)
     except UserError:
         if now.digest != known or not path.is_file():
             raise

@@ -16,10 +16,11 @@ import torch
 
 from resp_tune.common.paths import cache_folder, cache_limit_bytes
 from resp_tune.config import FrontEnd
+from resp_tune.data.audio_files import AudioError
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.split import Split, clips_of
 from resp_tune.data.tasks import Clips
-from resp_tune.data.waveforms import AudioError, load_waveform
+from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
 from resp_tune.features.cache import AudioSource, FillResult, Progress, fill, open_store, store_key
@@ -76,12 +77,12 @@ class DataModule:
 
     dataset: Dataset
     clips: Clips
-    sides: Split
+    split: Split
 
     @cached_property
     def search_stems(self) -> tuple[str, ...]:
         """Recordings that a search may look at: training and validation of every fold, sorted."""
-        folds = self.sides.folds
+        folds = self.split.folds
         return tuple(sorted({s for fold in folds for s in (*fold.train, *fold.validation)}))
 
     def folds(self) -> tuple[FoldTables, ...]:
@@ -91,15 +92,15 @@ class DataModule:
             FoldTables(
                 self.table(fold.train, stems),
                 self.table(fold.validation, stems),
-                self.sides.classes,
+                self.split.classes,
             )
-            for fold in self.sides.folds
+            for fold in self.split.folds
         )
 
     def table(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipLabels:
         """The clips of recordings `stems`, over a store that holds `store_stems`."""
         row = {stem: i for i, stem in enumerate(store_stems)}
-        chosen = clips_of(self.dataset, self.clips, self.sides, stems)
+        chosen = clips_of(self.dataset, self.clips, self.split, stems)
         of_clip = [self.dataset.recordings[c.recording] for c in chosen]
         return ClipLabels(
             np.array([row[r.stem] for r in of_clip], dtype=np.int64),
@@ -165,13 +166,15 @@ class FeatureCaches:
         return open_store(folder)
 
 
-def stores_of(problem: DataModule, stems: Sequence[str], workers: int) -> FeatureCaches:
+def make_feature_caches(
+    datamodule: DataModule, stems: Sequence[str], workers: int
+) -> FeatureCaches:
     """The stores of recordings `stems`, whose files are hashed here; none is filled yet."""
-    sources = tuple(problem.sources(stems, workers))
+    sources = tuple(datamodule.sources(stems, workers))
     return FeatureCaches(None, sources, cache_limit_bytes())
 
 
-def predictions(
+def make_prediction_table(
     side: str, table: ClipLabels, classes: Sequence[str], probabilities: Probabilities
 ) -> pd.DataFrame:
     """One row a clip: side, recording, start (s), patient, device, label, predicted, p_<class>…
