@@ -129,10 +129,10 @@ def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> di
         from resp_tune.evaluation.open_winner import open_winner
 
         bundle = open_winner(winner, tracking_uri)
-        problem = sides_of(bundle, dataset)
+        datamodule = sides_of(bundle, dataset)
         model["model"] = audit_model(
             bundle,
-            problem,
+            datamodule,
             workers=this_machine().cpus,
             record=lambda reading: _record(winner, tracking_uri, bundle, reading),
         )
@@ -145,13 +145,15 @@ def _record(
 ) -> tuple[Mapping[str, Any], object]:
     """Put a reading of the test side on record, with whatever the winner came from."""
     if not winner.startswith("models:/"):
-        from resp_tune.harness.test_access_log import record_reading as record_in_folder
+        from resp_tune.harness.test_access_log import record_test_access as record_in_folder
 
         return record_in_folder(user_path(winner), bundle, reading)
-    from resp_tune.tracking.test_access_tags import record_reading
+    from resp_tune.tracking.test_access_tags import record_test_access
     from resp_tune.tracking.uri import resolve_uri
 
-    return record_reading(winner, resolve_uri(tracking_uri, Path("results").absolute()), reading)
+    return record_test_access(
+        winner, resolve_uri(tracking_uri, Path("results").absolute()), reading
+    )
 
 
 def _write(folder: Path, text: str, found: dict[str, Any]) -> Path:

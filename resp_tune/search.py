@@ -198,7 +198,7 @@ def _one_of(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def read_settings(argv: Sequence[str] | None) -> SearchOptions:
+def read_options(argv: Sequence[str] | None) -> SearchOptions:
     """Settings from flags, over those of `--config`; raises `UserError` for what is wrong."""
     p = parser()
     given = list(sys.argv[1:] if argv is None else argv)
@@ -236,40 +236,40 @@ def _flags_of(path: str, names: set[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a search; the last line on stdout is the path of its `summary.json`."""
-    settings = read_settings(argv)
+    options = read_options(argv)
     from rich.console import Console
 
     from resp_tune.harness.console import show_plan, show_result
-    from resp_tune.harness.validate import prepare
+    from resp_tune.harness.validate import validate
 
     with ExitStack() as joining:
         join = None
-        if settings.address != "local":
+        if options.address != "local":
             from resp_tune.cluster.connect import joined
 
             def join(address: str) -> Cluster:
                 return joining.enter_context(joined(address))
 
-        prepared = prepare(settings, sys.argv[1:] if argv is None else argv, join)
+        spec = validate(options, sys.argv[1:] if argv is None else argv, join)
         # The plan is what a dry run is for; else it is a message, as stdout is for results.
-        console = Console(stderr=not settings.dry_run)
-        show_plan(prepared, console)
+        console = Console(stderr=not options.dry_run)
+        show_plan(spec, console)
         if join is not None:
-            from resp_tune.harness.preflight import inspected
+            from resp_tune.harness.preflight import check_nodes
 
-            prepared = inspected(prepared, console)
-        if settings.dry_run:
+            spec = check_nodes(spec, console)
+        if options.dry_run:
             return
         from resp_tune.harness.run import run_search
-        from resp_tune.harness.signals import interruptible
+        from resp_tune.harness.signals import handle_interrupts
 
-        go_on = f"everything is kept; to go on: the same command with --name {prepared.name}"
+        go_on = f"everything is kept; to go on: the same command with --name {spec.name}"
         # Most writers name their file; what is left does not say where there was no room.
         room = full_disk_in_one_line(
-            prepared.folder, ", there, in $TMPDIR and in the cache folder, whichever is full"
+            spec.folder, ", there, in $TMPDIR and in the cache folder, whichever is full"
         )
-        with interruptible(go_on), room:
-            summary = run_search(prepared, console)
+        with handle_interrupts(go_on), room:
+            summary = run_search(spec, console)
     show_result(summary)
 
 

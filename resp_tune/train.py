@@ -88,38 +88,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; with `--out` the last line on stdout is the bundle."""
     args = parser().parse(argv)
     from resp_tune.data.dataset import load_dataset
-    from resp_tune.harness.saved_split import make_problem
+    from resp_tune.harness.saved_split import make_datamodule
     from resp_tune.harness.validate import data_folder
 
     asked = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
     dataset = load_dataset(data_folder(args.data))
-    problem = make_problem(dataset, asked.task, asked.settings, None)
-    if asked.split_sha256 not in (None, problem.sides.digest):
+    datamodule = make_datamodule(dataset, asked.task, asked.options, None)
+    if asked.split_sha256 not in (None, datamodule.split.digest):
         raise UserError(
             f"--run {args.run}: this data does not give the sides that the trial had: give the "
             "--data of its search, and no other task, protocol or --split-seed"
         )
-    for note in (*dataset.problems, *problem.clips.dropped, *problem.sides.notes):
+    for note in (*dataset.problems, *datamodule.clips.dropped, *datamodule.split.notes):
         log.info(f"note: {note}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # where it cannot be, before the training
-    training = _train(asked, problem)
-    _print_result(training, problem)
+    training = _train(asked, datamodule)
+    _print_result(training, datamodule)
     if out is not None:
-        print(_save(out, training, problem, asked.settings))
+        print(_save(out, training, datamodule, asked.options))
 
 
 @dataclass(frozen=True)
 class TrainRequest:
     """What to train on which sides; `threads` None: all cores. A repeated trial knows its sides.
 
-    `settings` give the sides; the task, which a repeated trial has without its file, stands beside.
+    `options` give the sides; the task, which a repeated trial has without its file, stands beside.
     """
 
     config: TrialConfig
     task: Task
-    settings: SearchOptions
+    options: SearchOptions
     threads: int | None
     split_sha256: str | None = None
     on_cpu: bool = False
@@ -187,13 +187,13 @@ def _empty_folder(given: str) -> Path:
     return folder
 
 
-def _train(asked: TrainRequest, problem: DataModule) -> Training:
+def _train(asked: TrainRequest, datamodule: DataModule) -> Training:
     import torch
 
     from resp_tune.cluster.resources import this_machine
     from resp_tune.features.logmel import check_filters
-    from resp_tune.training.compute_device import settle_precision, this_device
-    from resp_tune.training.datamodule import stores_of
+    from resp_tune.training.compute_device import resolve_precision, detect_compute_device
+    from resp_tune.training.datamodule import make_feature_caches
     from resp_tune.training.loop import Training
     from resp_tune.training.memory import keep_freed_memory
 
@@ -201,13 +201,13 @@ def _train(asked: TrainRequest, problem: DataModule) -> Training:
     check_filters(front_end)
     device = "cuda" if torch.cuda.is_available() and not asked.on_cpu else "cpu"
     workers = this_machine().cpus
-    stores = stores_of(problem, problem.search_stems, workers)
-    frames = stores.frames(front_end, workers=workers)
+    caches = make_feature_caches(datamodule, datamodule.search_stems, workers)
+    frames = caches.frames(front_end, workers=workers)
     torch.set_num_threads(asked.threads or workers)
     keep_freed_memory()
-    config = settle_precision(config, this_device(device))
+    config = resolve_precision(config, detect_compute_device(device))
     log.info(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
-    training = Training(config, [f.tensors(frames, front_end) for f in problem.folds()], device)
+    training = Training(config, [f.tensors(frames, front_end) for f in datamodule.folds()], device)
     print("epoch", *COLUMNS, "seconds", sep="\t")
     while not training.done:
         _print_epoch(training.run_epoch())
@@ -222,42 +222,42 @@ def _print_epoch(epoch: EpochResult) -> None:
     print(epoch.epoch, *values, f"{epoch.seconds:.2f}", sep="\t", flush=True)
 
 
-def _print_result(training: Training, problem: DataModule) -> None:
+def _print_result(training: Training, datamodule: DataModule) -> None:
     from resp_tune.training.metrics import majority_accuracy
 
     last = training.history[-1].metrics
-    rates = [majority_accuracy(f.validation.label) for f in problem.folds()]
+    rates = [majority_accuracy(f.validation.label) for f in datamodule.folds()]
     print(
         f"validation after epoch {len(training.history)}: accuracy {last['accuracy']:.4f} beside a "
         f"majority rate of {sum(rates) / len(rates):.4f}, balanced accuracy "
         f"{last['balanced_accuracy']:.4f}, macro_f1 {last['macro_f1']:.4f}"
     )
-    if line := problem.sides.leaks(problem.dataset).line:
+    if line := datamodule.split.leaks(datamodule.dataset).line:
         print(line)
-    if problem.dataset.synthetic:
+    if datamodule.dataset.synthetic:
         print("the data is SYNTHETIC: these figures say nothing about patients")
 
 
-def _save(folder: Path, training: Training, problem: DataModule, settings: SearchOptions) -> Path:
+def _save(folder: Path, training: Training, datamodule: DataModule, options: SearchOptions) -> Path:
     import pandas as pd
 
     from resp_tune.harness.result_files import versions, write_csv
     from resp_tune.training.model_bundle import save_bundle
 
     details: Mapping[str, Any] = {
-        "task": problem.clips.task.name,
-        "task_classes": problem.clips.task.grouping,
-        "protocol": settings.protocol,
+        "task": datamodule.clips.task.name,
+        "task_classes": datamodule.clips.task.grouping,
+        "protocol": options.protocol,
         "provenance": {
-            "data": problem.dataset.root.name,
-            "synthetic": problem.dataset.synthetic,
-            **settings.sides(),
-            "split_sha256": problem.sides.digest,
+            "data": datamodule.dataset.root.name,
+            "synthetic": datamodule.dataset.synthetic,
+            **options.split(),
+            "split_sha256": datamodule.split.digest,
             "validation": training.history[-1].metrics,
             "versions": versions(),
         },
     }
-    save_bundle(folder, training.config, problem.sides.classes, training.networks(), details)
+    save_bundle(folder, training.config, datamodule.split.classes, training.networks(), details)
     write_csv(folder / "epochs.csv", pd.DataFrame([e.row() for e in training.history]))
     return folder
 

@@ -12,27 +12,27 @@ from typing import Any
 
 import optuna
 import pytest
-from audits import few_trees, make_sets, trained
 from mlflow import MlflowClient
-from searches import files_below
+from support.audits import few_trees, make_sets, trained
+from support.searches import files_below
 
 from resp_tune import evaluate
 from resp_tune.cli import run
 from resp_tune.errors import UserError
-from resp_tune.harness.lock import held
+from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.test_access_log import (
-    on_record,
-    reading_of,
-    record_reading,
-    this_reading,
-    with_reading,
+    first_access,
+    access_entry,
+    record_test_access,
+    access_by,
+    add_access,
 )
 from resp_tune.study.study import READINGS, open_study
 from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import WEIGHTS
 from resp_tune.tracking.test_access_tags import READING
-from resp_tune.tracking.test_access_tags import record_reading as record_with_model
+from resp_tune.tracking.test_access_tags import record_test_access as record_with_model
 from resp_tune.training.model_bundle import Bundle, load_bundle
 
 OTHER = {"time": "2025-01-01T00:00:00Z", "winner_number": 1, "weights_sha256": "0" * 64}
@@ -77,7 +77,7 @@ def readings_of(folder: Path) -> list[dict[str, Any]]:
 
 def opened(folder: Path) -> tuple[Bundle, dict[str, Any]]:
     bundle = load_bundle(folder)
-    return bundle, this_reading(bundle)
+    return bundle, access_by(bundle)
 
 
 def test_a_winner_in_its_search(
@@ -92,7 +92,7 @@ def test_a_winner_in_its_search(
     assert reading["winner_number"] == 4
     assert reading["weights_sha256"] == load_bundle(winner).details["weights_sha256"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", reading["time"])
-    record_reading(winner, load_bundle(winner), {**reading, "time": "later"})
+    record_test_access(winner, load_bundle(winner), {**reading, "time": "later"})
     summary = json.loads((searched / "summary.json").read_text())
     assert summary["test_readings"] == readings_of(searched) == [OTHER, reading]
     assert summary["winner"] == {"number": 4}
@@ -102,26 +102,29 @@ def test_a_winner_in_its_search(
 
 
 def test_weights_are_read_once() -> None:
-    first, second = reading_of(3, "a" * 64), reading_of(None, "b" * 64)
-    assert with_reading([], first) == [first]
-    assert with_reading([OTHER, first], second) == [OTHER, first, second]
-    assert with_reading([OTHER, first], {**first, "time": "later"}) == [OTHER, first]
+    first, second = access_entry(3, "a" * 64), access_entry(None, "b" * 64)
+    assert add_access([], first) == [first]
+    assert add_access([OTHER, first], second) == [OTHER, first, second]
+    assert add_access([OTHER, first], {**first, "time": "later"}) == [OTHER, first]
 
 
 def test_the_same_weights_on_changed_recordings_are_another_reading() -> None:
-    first, later = reading_of(3, "a" * 64, "1" * 64), reading_of(3, "a" * 64, "2" * 64)
-    assert with_reading([first], later) == [first, later]
-    assert with_reading([first, later], {**first, "time": "later"}) == [first, later]
-    assert on_record([first, later], {**later, "time": "later"}) == later
-    old = reading_of(3, "a" * 64)  # of release 0.1.0, which did not note them
-    assert with_reading([old], later) == [old]
+    first, later = access_entry(3, "a" * 64, "1" * 64), access_entry(3, "a" * 64, "2" * 64)
+    assert add_access([first], later) == [first, later]
+    assert add_access([first, later], {**first, "time": "later"}) == [first, later]
+    assert first_access([first, later], {**later, "time": "later"}) == later
+    old = access_entry(3, "a" * 64)  # of release 0.1.0, which did not note them
+    assert add_access([old], later) == [old]
 
 
 def test_a_link_to_a_winner_and_a_search_without_a_summary(searched: Path, tmp_path: Path) -> None:
     (searched / "summary.json").unlink()
     (tmp_path / "best").symlink_to(searched / "winner")
     bundle, reading = opened(tmp_path / "best")
-    assert record_reading(tmp_path / "best", bundle, reading) == (reading, searched / "study.db")
+    assert record_test_access(tmp_path / "best", bundle, reading) == (
+        reading,
+        searched / "study.db",
+    )
     assert readings_of(searched) == [OTHER, reading]
     assert not (searched / "summary.json").exists()
 
@@ -132,12 +135,12 @@ def test_a_bundle_that_stands_alone(bundle: Path, searched: Path, tmp_path: Path
         moved = shutil.copytree(folder, tmp_path / f"moved{number}")
         loaded, reading = opened(moved)
         for later in ({}, {"time": "later"}):  # the first reading stands
-            stands, where = record_reading(moved, loaded, {**reading, **later})
+            stands, where = record_test_access(moved, loaded, {**reading, **later})
             assert (stands, where) == (reading, moved / "test_readings.json")
             assert json.loads((moved / "test_readings.json").read_text()) == [reading]
         assert reading["winner_number"] == number
         (moved / "test_readings.json").write_text(json.dumps([OTHER]))
-        record_reading(moved, loaded, reading)
+        record_test_access(moved, loaded, reading)
         assert json.loads((moved / "test_readings.json").read_text()) == [OTHER, reading]
         load_bundle(moved)  # is none the worse for it
 
@@ -145,7 +148,7 @@ def test_a_bundle_that_stands_alone(bundle: Path, searched: Path, tmp_path: Path
 def test_a_search_that_is_running(
     searched: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with held(searched):
+    with exclusive_lock(searched):
         arguments = ["--data", f"{data}", "--winner", f"{searched}/winner"]
         assert run(evaluate.main, arguments) == 2
     printed = capsys.readouterr()
@@ -168,7 +171,7 @@ def test_what_cannot_be_recorded_in_a_search(damage: Any, words: str, searched: 
     damage(searched)
     before = (searched / "summary.json").read_bytes()
     with pytest.raises(UserError, match=words):
-        record_reading(searched / "winner", *opened(searched / "winner"))
+        record_test_access(searched / "winner", *opened(searched / "winner"))
     assert (searched / "summary.json").read_bytes() == before
     if "study" not in words:
         assert readings_of(searched) == [OTHER]
@@ -179,7 +182,7 @@ def test_a_study_that_another_process_writes(searched: Path) -> None:
     other = sqlite3.connect(searched / "study.db")
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(UserError, match=r"cannot be recorded in .* \(database is locked\)"):
-        record_reading(searched / "winner", *opened(searched / "winner"))
+        record_test_access(searched / "winner", *opened(searched / "winner"))
     other.close()
     assert readings_of(searched) == [OTHER]
     assert json.loads((searched / "summary.json").read_text())["test_readings"] == [OTHER]
@@ -191,13 +194,13 @@ def test_what_cannot_be_recorded_beside_a_bundle(bundle: Path, tmp_path: Path, d
     for text in ("{", "[1]", "{}x", '[{"time": 1}]'):
         kept.write_text(text)
         with pytest.raises(UserError, match="not a list of readings"):
-            record_reading(moved, *opened(moved))
+            record_test_access(moved, *opened(moved))
         assert kept.read_text() == text
     kept.unlink()
     kept.mkdir()
     before = files_below(moved)
     with pytest.raises(UserError, match="so it is not read"):
-        record_reading(moved, *opened(moved))
+        record_test_access(moved, *opened(moved))
     assert run(evaluate.main, ["--data", str(data), "--winner", str(moved)]) == 2
     assert files_below(moved) == before
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from object_store import BUCKET, ENVIRONMENT, ObjectStore, object_store
-from searches import command
+from support.object_store import BUCKET, ENVIRONMENT, ObjectStore, object_store
+from support.searches import command
 
 from resp_tune.cluster import node_probe
 from resp_tune.errors import UserError
 from resp_tune.execution.trial_artifacts import TrialArtifacts
-from resp_tune.harness.reconcile import bring, current
+from resp_tune.harness.reconcile import bring, search_state
 from resp_tune.storage import lease as leases
 from resp_tune.storage.lease import LEASE, Lease, LeaseLostError
 from resp_tune.storage.object_store import ObjectPath, StorageError
@@ -344,7 +344,7 @@ def test_which_copy_goes_on(
     (folder / "study.db-journal").write_bytes(b"")
     (folder / "trials").mkdir()
     there(place, folder, remote, readings=1)
-    with current(place, folder) as found:
+    with search_state(place, folder) as found:
         assert (found == folder) == stays
         assert drivers_of(found) == (here if stays else remote)
     assert drivers_of(folder) == here
@@ -400,7 +400,7 @@ def test_a_damaged_study_there_is_one_line(place: ObjectPath, tmp_path: Path) ->
 def test_the_newest_checkpoint_of_the_same_trial_is_taken(
     place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from toy import toy_config, toy_folds
+    from support.toy import toy_config, toy_folds
 
     from resp_tune.training.checkpoint import epochs_in, save_checkpoint
     from resp_tune.training.loop import Training

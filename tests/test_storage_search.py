@@ -16,15 +16,15 @@ from typing import Any
 
 import mlflow
 import pytest
-from gates import allow, epochs_done, gated
-from object_store import ObjectStore, WiredStore
 from optuna.trial import TrialState
-from searches import Outcome, command, files_below, start, study, trials, wait_for
+from support.gates import allow, epochs_done, gated
+from support.object_store import ObjectStore, WiredStore
+from support.searches import Outcome, command, files_below, start, study, trials, wait_for
 
 from resp_tune.cli import run
 from resp_tune.errors import RunError
 from resp_tune.harness import remote_sync as mirrors
-from resp_tune.harness.remote_sync import mirrored
+from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.search import main
 from resp_tune.storage.lease import LEASE
 from resp_tune.study.samplers import make_sampler
@@ -194,29 +194,29 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
     monkeypatch.setattr(mirrors, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(mirrors, "LEAVING_SECONDS", 1.0)
     place = store.place / tmp_path.name / "late"
-    prepared: Any = SimpleNamespace(remote=place, folder=tmp_path / "late")
-    prepared.folder.mkdir()
-    made = open_study(prepared.folder / "study.db", "late", "macro_f1", make_sampler("random", 0))
-    (prepared.folder / "winner").mkdir()
-    (prepared.folder / "winner" / "config.json").write_text("{}")
-    with mirrored(prepared) as mirror:
-        mirror.opened(made)
-        mirror.record("the test side is read")
+    spec: Any = SimpleNamespace(remote=place, folder=tmp_path / "late")
+    spec.folder.mkdir()
+    made = open_study(spec.folder / "study.db", "late", "macro_f1", make_sampler("random", 0))
+    (spec.folder / "winner").mkdir()
+    (spec.folder / "winner" / "config.json").write_text("{}")
+    with synchronize_storage(spec) as sync:
+        sync.opened(made)
+        sync.record("the test side is read")
         store.wire.cut()
         try:
             with pytest.raises(RunError, match="nothing goes on record before the test side"):
-                mirror.record("the test side is read")
+                sync.record("the test side is read")
             with pytest.raises(RunError, match="it sends the rest"):
-                mirror.complete()
+                sync.complete()
         finally:
             store.wire.mend()
         assert (place / "winner").sizes() == {}
-    with mirrored(prepared) as mirror:
-        mirror.opened(made)
-        mirror.complete()
+    with synchronize_storage(spec) as sync:
+        sync.opened(made)
+        sync.complete()
         assert set(place.sizes()) == {"study.db", "winner/config.json", ".lease"}
     assert set(place.sizes()) == {"study.db", "winner/config.json"}
-    assert f"everything is at {place}, and on this machine in {prepared.folder}" in said
+    assert f"everything is at {place}, and on this machine in {spec.folder}" in said
 
 
 _HOLDS = """
@@ -224,15 +224,15 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from resp_tune import cli
-from resp_tune.harness.signals import interruptible
-from resp_tune.harness.remote_sync import mirrored
+from resp_tune.harness.signals import handle_interrupts
+from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.storage import lease
 from resp_tune.storage.object_store import ObjectPath
 lease.BEAT_SECONDS = lease.SETTLE_SECONDS = 0.5
 uri, below, folder = sys.argv[1:]
 def body(_):
     search = SimpleNamespace(remote=ObjectPath(uri, below), folder=Path(folder))
-    with interruptible("type it again"), mirrored(search):
+    with handle_interrupts("type it again"), synchronize_storage(search):
         print("holds", flush=True)
         time.sleep(120)
 sys.exit(cli.run(body, []))

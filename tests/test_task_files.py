@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from searches import command
-from small_sets import imagined
+from support.searches import command
+from support.small_sets import imagined
 
 from resp_tune.cli import run
 from resp_tune.data.metadata import DIAGNOSES
@@ -16,9 +16,9 @@ from resp_tune.data.task_files import find_task, load_task, task_from_classes
 from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.harness.options import SearchOptions
-from resp_tune.harness.validate import prepare
+from resp_tune.harness.validate import validate
 from resp_tune.search import main as search_main
-from resp_tune.search import read_settings
+from resp_tune.search import read_options
 from resp_tune.train import parser, read_arguments
 
 CLASSES = "classes:\n  healthy: [Healthy]\n  infection: [URTI, lrti, Pneumonia, Bronchiolitis]\n"
@@ -48,7 +48,7 @@ def labels(task: Task, pairs: list[tuple[str, str]]) -> dict[str, str]:
 def test_a_file_is_a_task(tmp_path: Path, ending: str) -> None:
     given = write(tmp_path / f"any.{ending}")
     assert find_task(given) == INFECTION
-    assert read_settings(["--task", given]).task == given
+    assert read_options(["--task", given]).task == given
 
 
 def test_whom_a_task_leaves_out_is_said(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_an_unknown_name_may_have_meant_a_file(
 
 def test_the_challenges_score_needs_cycles(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs --task cycles"):
-        read_settings(["--metric", "icbhi_score", "--task", write(tmp_path / "t.yaml")])
+        read_options(["--metric", "icbhi_score", "--task", write(tmp_path / "t.yaml")])
 
 
 @pytest.mark.parametrize("task", [INFECTION, *TASKS.values()], ids=lambda task: task.name)
@@ -196,25 +196,25 @@ def test_an_edited_file_is_refused_with_the_difference(tmp_path: Path) -> None:
         name="mine",
         storage=str(tmp_path),
     )
-    first = prepare(settings)
-    assert first.problem.sides.task == "infection"
+    first = validate(settings)
+    assert first.datamodule.split.task == "infection"
     first.folder.mkdir()
     study = open_study(first.folder / "study.db", "mine", "macro_f1", make_sampler("random", 0))
     bind_settings(study, first.meaning())
     moved = write(tmp_path / "moved.yaml", CLASSES.replace("URTI, lrti", "LRTI, URTI"))
-    same = prepare(replace(settings, task=moved))
+    same = validate(replace(settings, task=moved))
     assert same.meaning() == first.meaning()
     write(path, CLASSES.replace("lrti", "Asthma"))
     with pytest.raises(UserError, match=r"task classes was .* LRTI, .*now .*: Asthma, ") as caught:
-        prepare(settings)
+        validate(settings)
     assert "another --name" in str(caught.value)
     write(
         path, "classes:\n  infection: [URTI, LRTI, Pneumonia, Bronchiolitis]\n  healthy: [Healthy]"
     )
     with pytest.raises(UserError, match="task classes was"):
-        prepare(settings)
+        validate(settings)
     with pytest.raises(UserError, match="task was 'infection', now 'copd'"):
-        prepare(replace(settings, task="copd"))
+        validate(replace(settings, task="copd"))
 
 
 def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
     runs.close("FINISHED")
     asked = read_arguments(parser().parse(given))
     assert asked.task == replace(INFECTION, description="")
-    assert (asked.settings.folds, asked.settings.split_seed) == (2, 3)
+    assert (asked.options.folds, asked.options.split_seed) == (2, 3)
     assert read_arguments(parser().parse([*given, "--task", "copd"])).task == TASKS["copd"]
 
 

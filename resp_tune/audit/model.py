@@ -8,16 +8,16 @@ from typing import Any
 
 from resp_tune.common.text import amount
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.protocols import make_sides
+from resp_tune.data.protocols import make_split
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import make_clips
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baseline_cache import answers_of
-from resp_tune.evaluation.baseline_difference import against
-from resp_tune.evaluation.group_metrics import figures, side_figures
-from resp_tune.evaluation.score import score_test
-from resp_tune.harness.test_access_log import this_reading
-from resp_tune.training.datamodule import DataModule, stores_of
+from resp_tune.evaluation.baseline_cache import load_baseline_predictions
+from resp_tune.evaluation.baseline_difference import baseline_differences
+from resp_tune.evaluation.group_metrics import metrics_with_intervals, group_metrics
+from resp_tune.evaluation.score import score_test_split
+from resp_tune.harness.test_access_log import access_by
+from resp_tune.training.datamodule import DataModule, make_feature_caches
 from resp_tune.training.fingerprint import data_digest
 from resp_tune.training.model_bundle import Bundle
 
@@ -52,7 +52,7 @@ def sides_of(bundle: Bundle, dataset: Dataset) -> DataModule:
         )
     clips = make_clips(task_from_classes(details["task"], details.get("task_classes")), dataset)
     try:
-        sides = make_sides(
+        split = make_split(
             dataset,
             clips,
             details["protocol"],
@@ -63,58 +63,58 @@ def sides_of(bundle: Bundle, dataset: Dataset) -> DataModule:
         )
     except (UserError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{OTHER_SIDES} ({error}): give the data set of its search") from error
-    if sides.digest != provenance["split_sha256"] or sides.classes != bundle.classes:
+    if split.digest != provenance["split_sha256"] or split.classes != bundle.classes:
         trained = provenance.get("data")
         of = f"its search had --data {trained}" if trained else "give the data set of its search"
         raise UserError(f"'{dataset.root}': {OTHER_SIDES}; {of}")
-    return DataModule(dataset, clips, sides)
+    return DataModule(dataset, clips, split)
 
 
 def audit_model(
-    bundle: Bundle, problem: DataModule, *, workers: int, record: Record
+    bundle: Bundle, datamodule: DataModule, *, workers: int, record: Record
 ) -> dict[str, Any]:
-    """Figures of the model on the test side of `problem`, which comes from `sides_of`.
+    """Figures of the model on the test side of `datamodule`, which comes from `sides_of`.
 
     Each reading of a test side is put on record and said before the side is opened, and kept under
     `reading`; `record` raises `UserError` where it cannot. A protocol without a test side gives
     None for `test` and `reading`.
     """
-    sides, details = problem.sides, bundle.details
+    split, details = datamodule.split, bundle.details
     provenance = details["provenance"]
     found: dict[str, Any] = {
-        "task": sides.task,
-        "protocol": sides.protocol,
-        "classes": list(sides.classes),
+        "task": split.task,
+        "protocol": split.protocol,
+        "classes": list(split.classes),
         "search": provenance.get("search"),
         "trial": provenance.get("trial"),
-        "split_seed": sides.split_seed,
-        "split_sha256": sides.digest,
+        "split_seed": split.split_seed,
+        "split_sha256": split.digest,
         "weights_sha256": details["weights_sha256"],
-        "notes": list(sides.notes),
+        "notes": list(split.notes),
         "reading": None,
         "test": None,
     }
-    if sides.test is None:
-        found["reason"] = f"the protocol '{sides.protocol}' has no test side: nothing is scored"
+    if split.test is None:
+        found["reason"] = f"the protocol '{split.protocol}' has no test side: nothing is scored"
         return found
-    stores = stores_of(problem, sides.test, workers)
-    reading = this_reading(bundle, data_digest(problem, stores.sources))
+    caches = make_feature_caches(datamodule, split.test, workers)
+    reading = access_by(bundle, data_digest(datamodule, caches.sources))
     found["reading"], where = record(reading)
-    patients = {r.patient for r in problem.dataset.recordings if r.stem in set(sides.test)}
-    size = amount(len(sides.test), "recording", len(patients))
+    patients = {r.patient for r in datamodule.dataset.recordings if r.stem in set(split.test)}
+    size = amount(len(split.test), "recording", len(patients))
     since, again = found["reading"].get("time"), found["reading"] != reading
     log.info(
         f"the test side is read {'again' if again else 'now'}: {size}, by weights "
         f"{details['weights_sha256'][:12]}, on record in {where} since {since}. "
         "A model chosen after seeing these figures needs another test side"
     )
-    frame = score_test(bundle, problem, sides.test, stores, workers=workers).predictions
+    frame = score_test_split(bundle, datamodule, split.test, caches, workers=workers).predictions
     found["test"] = {
         "clips": len(frame),
         "patients": frame["patient"].nunique(),
-        "by_clip": figures(frame, sides.classes),
-        **side_figures(frame, problem),
-        "against": against(frame, problem),
-        "baselines": answers_of(problem).scores(),
+        "by_clip": metrics_with_intervals(frame, split.classes),
+        **group_metrics(frame, datamodule),
+        "against": baseline_differences(frame, datamodule),
+        "baselines": load_baseline_predictions(datamodule).scores(),
     }
     return found

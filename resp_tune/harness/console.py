@@ -23,55 +23,55 @@ SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 _COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
 
 
-def show_plan(prepared: SearchSpec, console: Console) -> None:
+def show_plan(spec: SearchSpec, console: Console) -> None:
     """The plan in a few lines, on the console."""
-    for name, text in plan_lines(prepared):
+    for name, text in describe_plan(spec):
         line = f"[bold]{name:<9}[/]{escape(text)}"
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def plan_lines(prepared: SearchSpec) -> list[tuple[str, str]]:
+def describe_plan(spec: SearchSpec) -> list[tuple[str, str]]:
     """Topics and what the plan says of each."""
-    s, problem = prepared.settings, prepared.problem
-    data, sides = problem.dataset, problem.sides
+    s, datamodule = spec.options, spec.datamodule
+    data, split = datamodule.dataset, datamodule.split
     patients = len({r.patient for r in data.recordings})
     kind = "SYNTHETIC recordings" if data.synthetic else "recordings"
-    fold = sides.folds[0]
-    test = "no test side" if sides.test is None else f"{len(sides.test)} test (the winner's alone)"
+    fold = split.folds[0]
+    test = "no test side" if split.test is None else f"{len(split.test)} test (the winner's alone)"
     budget = "trials until the time is up" if s.budget is None else f"{s.budget} trials"
     lines = [
-        ("search", f"{prepared.name} → {_where(prepared)}"),
+        ("search", f"{spec.name} → {_where(spec)}"),
         ("data", f"{data.root}: {len(data.recordings)} {kind} of {patients} patients"),
-        ("task", f"{sides.task}: {', '.join(sides.classes)}"),
+        ("task", f"{split.task}: {', '.join(split.classes)}"),
         (
             "protocol",
-            f"{s.protocol}, {len(sides.folds)} inner fold{'s' * (len(sides.folds) > 1)}: "
+            f"{s.protocol}, {len(split.folds)} inner fold{'s' * (len(split.folds) > 1)}: "
             f"{len(fold.train)} recordings train, {len(fold.validation)} validation, {test}",
         ),
         (
             "space",
-            f"{s.space}: {', '.join(prepared.space.parameters)}; {_front_ends(prepared)}",
+            f"{s.space}: {', '.join(spec.space.parameters)}; {_front_ends(spec)}",
         ),
         (
             "budget",
-            f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {prepared.slots}"
+            f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {spec.slots}"
             + (f"; then the best {CANDIDATES} on {s.replicates} seeds" * (s.replicates > 1)),
         ),
         ("metric", f"{s.metric} on validation"),
-        ("tracking", _tracking(prepared)),
+        ("tracking", _tracking(spec)),
     ]
-    if prepared.cluster is not None:
-        nodes = len(prepared.cluster.nodes)
+    if spec.cluster is not None:
+        nodes = len(spec.cluster.nodes)
         auto = ", that this job is in" if in_a_job() and s.address == AUTO else ""
-        where = f"{prepared.cluster}{auto}: {nodes} node{'s' * (nodes > 1)}"
+        where = f"{spec.cluster}{auto}: {nodes} node{'s' * (nodes > 1)}"
         lines.append(("cluster", where))
-    preset, first = (c.as_dict() for c in (prepared.space.base, prepared.space.baseline()))
+    preset, first = (c.as_dict() for c in (spec.space.base, spec.space.baseline()))
     moved = [
         f"{name} {preset[name]} → {first[name]}" for name in preset if preset[name] != first[name]
     ]
     if moved:
         lines.append(("note", f"trial 0, the preset, is moved into the space: {'; '.join(moved)}"))
-    if blind := blind_to(s.sampler, prepared.space):
+    if blind := blind_to(s.sampler, spec.space):
         lines.append(
             (
                 "note",
@@ -79,26 +79,26 @@ def plan_lines(prepared: SearchSpec) -> list[tuple[str, str]]:
                 "every trial",
             )
         )
-    leak = sides.leaks(data).line
-    notes = [*data.problems, *problem.clips.dropped, *sides.notes, *([leak] if leak else [])]
+    leak = split.leaks(data).line
+    notes = [*data.problems, *datamodule.clips.dropped, *split.notes, *([leak] if leak else [])]
     return [*lines, *(("note", note) for note in notes)]
 
 
-def _tracking(prepared: SearchSpec) -> str:
-    uri = redact(prepared.tracking_uri)
-    if prepared.cluster is None or sqlite_file(prepared.tracking_uri) is None:
+def _tracking(spec: SearchSpec) -> str:
+    uri = redact(spec.tracking_uri)
+    if spec.cluster is None or sqlite_file(spec.tracking_uri) is None:
         return uri
     return f"{uri} on {socket.gethostname()}, where this driver alone writes to it"
 
 
-def _where(prepared: SearchSpec) -> str:
-    if prepared.remote is None:
-        return str(prepared.folder)
-    return f"{prepared.remote}, with a copy on this machine in {prepared.folder}"
+def _where(spec: SearchSpec) -> str:
+    if spec.remote is None:
+        return str(spec.folder)
+    return f"{spec.remote}, with a copy on this machine in {spec.folder}"
 
 
-def _front_ends(prepared: SearchSpec) -> str:
-    count = len(prepared.front_ends)
+def _front_ends(spec: SearchSpec) -> str:
+    count = len(spec.front_ends)
     when = "filled before the search" if count <= FILLED_FIRST else "each filled when first wanted"
     return f"{count} front end{'s' * (count > 1)}, {when}"
 

@@ -15,8 +15,8 @@ import pandas as pd
 from resp_tune.errors import RunError
 from resp_tune.evaluation.score import (
     TestScore,
-    score_test,
-    score_validation,
+    score_test_split,
+    predict_validation_split,
     write_bundle,
 )
 from resp_tune.harness import result_files
@@ -24,7 +24,7 @@ from resp_tune.harness.remote_sync import NullSync
 from resp_tune.harness.select_winner import Winner, choose_winner, trained_networks
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.summary import summarise
-from resp_tune.harness.test_access_log import reading_of, with_reading
+from resp_tune.harness.test_access_log import access_entry, add_access
 from resp_tune.reporting.report_page import render
 from resp_tune.study.replicates import replicates
 from resp_tune.study.study import READINGS, SECONDS, STUDY_ID, TrialRecord, ranked, records
@@ -32,13 +32,13 @@ from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact
-from resp_tune.training.datamodule import FeatureCaches, stores_of
+from resp_tune.training.datamodule import FeatureCaches, make_feature_caches
 from resp_tune.training.fingerprint import (
     TEST_KEPT,
-    changes,
-    contents,
+    changed_recordings,
+    recording_hashes,
     data_digest,
-    save_contents,
+    save_recording_hashes,
 )
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.model_bundle import Bundle
@@ -49,111 +49,111 @@ FLOAT32 = 9  # digits that tell any two of its numbers apart
 COMPARED = 3  # runs that the link to MLflow's comparison opens
 
 
-def finish(
-    prepared: SearchSpec,
+def finalize(
+    spec: SearchSpec,
     study: optuna.Study,
-    mirror: NullSync,
+    sync: NullSync,
     runs: SearchRuns,
-    stores: FeatureCaches,
+    caches: FeatureCaches,
     baselines: Mapping[str, Any],
 ) -> Path:
     """Everything that follows the last trial; the path of `summary.json`."""
-    trials = records(study, prepared.space)
-    winner = choose_winner(prepared, study, trials)
-    folder, problem = prepared.folder / "winner", prepared.problem
-    networks = trained_networks(prepared, study.user_attrs[STUDY_ID], winner.runs, stores)
-    bundle = write_bundle(folder, winner.runs[0], networks, problem, _details(prepared, winner))
-    predictions = [score_validation(bundle, problem, stores)]
-    side = None if problem.sides.test is None else _test_side(prepared)
-    scored, readings = _read_test(prepared, study, mirror, winner, bundle, side)
+    trials = records(study, spec.space)
+    winner = choose_winner(spec, study, trials)
+    folder, datamodule = spec.folder / "winner", spec.datamodule
+    networks = trained_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
+    bundle = write_bundle(folder, winner.runs[0], networks, datamodule, _details(spec, winner))
+    predictions = [predict_validation_split(bundle, datamodule, caches)]
+    side = None if datamodule.split.test is None else _test_side(spec)
+    scored, readings = _read_test(spec, study, sync, winner, bundle, side)
     if scored is not None:
         predictions.append(scored.predictions)
     every = pd.concat(predictions, ignore_index=True)
     result_files.write_csv(folder / "predictions.csv", every, digits=FLOAT32)
     everything = [*trials, *replicates(study, trials)]
     summary = {
-        **summarise(prepared, trials, winner, scored),
+        **summarise(spec, trials, winner, scored),
         "test_readings": readings,
         "baselines": dict(baselines),
         "seconds": result_files.seconds_spent(everything, study.user_attrs[SECONDS]),
-        "mlflow": _into_mlflow(prepared, study, runs, winner, scored, bundle, trials),
+        "mlflow": _into_mlflow(spec, study, runs, winner, scored, bundle, trials),
         "versions": result_files.versions(),
     }
-    path = prepared.folder / "summary.json"
+    path = spec.folder / "summary.json"
     result_files.write_summary(path, summary)
-    render(prepared.folder)
+    render(spec.folder)
     return path
 
 
-def _details(prepared: SearchSpec, winner: Winner) -> dict[str, Any]:
+def _details(spec: SearchSpec, winner: Winner) -> dict[str, Any]:
     """What `config.json` says of where the model comes from."""
-    settings, problem = prepared.settings, prepared.problem
-    task = problem.clips.task
+    options, datamodule = spec.options, spec.datamodule
+    task = datamodule.clips.task
     score = winner.trial.score if winner.chosen is None else winner.chosen.mean
     return {
         "task": task.name,
         **({"task_classes": task.grouping} if task.grouping else {}),
-        "protocol": settings.protocol,
+        "protocol": options.protocol,
         "provenance": {
-            "search": prepared.name,
+            "search": spec.name,
             "trial": winner.trial.number,
             "seeds": winner.seeds,
-            "score": {settings.metric: score},
-            "data": prepared.data_name,
-            "synthetic": problem.dataset.synthetic,
-            **settings.sides(),
-            "split_sha256": problem.sides.digest,
-            "command": command(prepared),
+            "score": {options.metric: score},
+            "data": spec.data_name,
+            "synthetic": datamodule.dataset.synthetic,
+            **options.split(),
+            "split_sha256": datamodule.split.digest,
+            "command": command(spec),
             "versions": result_files.versions(),
         },
     }
 
 
-def command(prepared: SearchSpec) -> str:
+def command(spec: SearchSpec) -> str:
     """The command that was typed, with the data it found and without what may hold a password."""
-    shown = [redact(a) for a in prepared.arguments]
-    if prepared.settings.data is None and (found := os.environ.get("RESP_TUNE_DATA")):
+    shown = [redact(a) for a in spec.arguments]
+    if spec.options.data is None and (found := os.environ.get("RESP_TUNE_DATA")):
         shown += ["--data", found]
     return shlex.join(["python", "-m", "resp_tune.search", *shown])
 
 
-def _test_side(prepared: SearchSpec) -> FeatureCaches:
+def _test_side(spec: SearchSpec) -> FeatureCaches:
     """The recordings of the test side, hashed and not yet read; what has changed is said."""
-    folder, problem = prepared.folder, prepared.problem
-    stores = stores_of(problem, problem.sides.test or (), prepared.machine.cpus)
-    now = contents(problem, stores.sources)
-    save_contents(folder, now, TEST_KEPT)
-    if changed := changes(folder, now, TEST_KEPT):
+    folder, datamodule = spec.folder, spec.datamodule
+    caches = make_feature_caches(datamodule, datamodule.split.test or (), spec.machine.cpus)
+    now = recording_hashes(datamodule, caches.sources)
+    save_recording_hashes(folder, now, TEST_KEPT)
+    if changed := changed_recordings(folder, now, TEST_KEPT):
         log.warning(
             f"the test side has changed since it was first read ({changed}): this is "
             "another reading, on record beside the first"
         )
-    return stores
+    return caches
 
 
 def _read_test(
-    prepared: SearchSpec,
+    spec: SearchSpec,
     study: optuna.Study,
-    mirror: NullSync,
+    sync: NullSync,
     winner: Winner,
     bundle: Bundle,
     side: FeatureCaches | None,
 ) -> tuple[TestScore | None, list[dict[str, Any]]]:
     """The winner on the test `side`. The reading is in the study before the side is opened."""
     readings = study.user_attrs.get(READINGS, [])
-    problem, test = prepared.problem, prepared.problem.sides.test
+    datamodule, test = spec.datamodule, spec.datamodule.split.test
     if test is None or side is None:
         return None, readings
-    recordings = data_digest(problem, side.sources)
-    reading = reading_of(winner.trial.number, bundle.details["weights_sha256"], recordings)
-    readings = with_reading(readings, reading)
+    recordings = data_digest(datamodule, side.sources)
+    reading = access_entry(winner.trial.number, bundle.details["weights_sha256"], recordings)
+    readings = add_access(readings, reading)
     study.set_user_attr(READINGS, readings)
-    mirror.record("the test side is read")
-    return score_test(bundle, problem, test, side, workers=prepared.machine.cpus), readings
+    sync.record("the test side is read")
+    return score_test_split(bundle, datamodule, test, side, workers=spec.machine.cpus), readings
 
 
 def _into_mlflow(
-    prepared: SearchSpec,
+    spec: SearchSpec,
     study: optuna.Study,
     runs: SearchRuns,
     winner: Winner,
@@ -176,30 +176,30 @@ def _into_mlflow(
     )
     if run_id is None:
         raise RunError(
-            f"the MLflow store '{redact(prepared.tracking_uri)}' is away: the winner is "
-            f"{prepared.folder / 'winner'}; the same command with --name {prepared.name} "
+            f"the MLflow store '{redact(spec.tracking_uri)}' is away: the winner is "
+            f"{spec.folder / 'winner'}; the same command with --name {spec.name} "
             "registers it"
         )
     model = register_winner(
-        prepared.tracking_uri,
-        prepared.folder.parent,
+        spec.tracking_uri,
+        spec.folder.parent,
         run_id=run_id,
-        bundle=prepared.folder / "winner",
-        tags={"resp_tune.search": prepared.name},
+        bundle=spec.folder / "winner",
+        tags={"resp_tune.search": spec.name},
     )
-    settings, run_ids = prepared.settings, runs.run_ids()
-    best = ranked(trials, settings.metric)
+    options, run_ids = spec.options, runs.run_ids()
+    best = ranked(trials, options.metric)
     links = search_links(
-        prepared.tracking_uri,
+        spec.tracking_uri,
         runs.experiment_id,
-        prepared.name,
-        settings.metric,
-        METRICS[settings.metric].mode,
+        spec.name,
+        options.metric,
+        METRICS[options.metric].mode,
         [run_ids[t.number] for t in best[:COMPARED] if t.number in run_ids],
         study_id=study.user_attrs[STUDY_ID],
     )
     return {
-        "tracking_uri": redact(prepared.tracking_uri),
+        "tracking_uri": redact(spec.tracking_uri),
         "experiment_id": runs.experiment_id,
         "parent_run_id": runs.parent_run_id,
         "model": model.name,

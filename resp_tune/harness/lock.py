@@ -16,7 +16,7 @@ HELD_BY = ".held_by"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Hold `folder`; `UserError` says who else does. A dead holder's lock is gone with it."""
     lock, holder = FileLock(folder / ".lock", timeout=0), folder / HELD_BY
     try:

@@ -118,7 +118,7 @@ class SearchOptions:
             return 20
         return self.trials
 
-    def sides(self) -> dict[str, Any]:
+    def split(self) -> dict[str, Any]:
         """What the sides of this data follow from, beside task and protocol."""
         names = ("split_seed", "folds", "hold_out_device", "drop_shared_patients")
         return {name: getattr(self, name) for name in names}

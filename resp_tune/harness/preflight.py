@@ -52,17 +52,17 @@ class NodeReport:
         return next((reason for reason in found if reason), None)
 
 
-def inspected(prepared: SearchSpec, console: Console) -> SearchSpec:
+def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
     """The search, knowing what its trials compute on; prints a table of the nodes.
 
     Raises `UserError` where a node that trials would run on has other versions or cannot reach the
     storage. Leaves nothing behind. Without a cluster there is nothing to do.
     """
-    cluster, place = prepared.cluster, prepared.remote
+    cluster, place = spec.cluster, spec.remote
     if cluster is None:
-        return prepared
-    with _token(prepared.folder.parent) if place is None else _object(place) as token:
-        answers = ask(cluster.nodes, _questions(prepared, token))
+        return spec
+    with _token(spec.folder.parent) if place is None else _object(place) as token:
+        answers = ask(cluster.nodes, _questions(spec, token))
         answered = {
             id_ for id_, a in answers.items() if isinstance(a, ProbeResult) and not a.storage
         }
@@ -72,29 +72,29 @@ def inspected(prepared: SearchSpec, console: Console) -> SearchSpec:
     reports = [
         NodeReport(
             node,
-            room_for(prepared.slots, [node.machine]),
+            room_for(spec.slots, [node.machine]),
             _reasons(answers[node.id], here, hidden=node.id in unseen),
         )
         for node in cluster.nodes
     ]
-    console.print(_table(reports, prepared))
-    _check(reports, prepared)
+    console.print(_table(reports, spec))
+    _check(reports, spec)
     used = [r.node for r in reports if r.trials]
     return dataclasses.replace(
-        prepared,
-        nodes_device=device_of(used, prepared.device_type, prepared.slots.gpus),
+        spec,
+        nodes_device=device_of(used, spec.device_type, spec.slots.gpus),
     )
 
 
-def _questions(prepared: SearchSpec, token: Path | ObjectPath) -> ProbeRequest:
-    digests = {s.stem: s.digest for s in prepared.sources}
-    read = prepared.paths
+def _questions(spec: SearchSpec, token: Path | ObjectPath) -> ProbeRequest:
+    digests = {s.stem: s.digest for s in spec.sources}
+    read = spec.paths
     tried = sorted(digests)[:: max(1, len(digests) // TRIED)][:TRIED]
     return ProbeRequest(
         token=token,
         sizes={path: path.stat().st_size for path in read.values()},
         digests={read[stem]: digests[stem] for stem in tried},
-        tracking=_server(prepared.tracking_uri),
+        tracking=_server(spec.tracking_uri),
     )
 
 
@@ -168,8 +168,8 @@ def _reasons(
     }
 
 
-def _table(reports: Sequence[NodeReport], prepared: SearchSpec) -> Table:
-    table = Table(title=f"nodes of {prepared.cluster}", title_justify="left", box=None)
+def _table(reports: Sequence[NodeReport], spec: SearchSpec) -> Table:
+    table = Table(title=f"nodes of {spec.cluster}", title_justify="left", box=None)
     for name in ("node", "CPU", "GPU", "trials", *COLUMNS):
         table.add_column(name, overflow="fold")
     for report in reports:
@@ -179,7 +179,7 @@ def _table(reports: Sequence[NodeReport], prepared: SearchSpec) -> Table:
             told[2] += ": lent through Ray" if report.trials else ""
         if report.reasons["tracking"]:
             told[3] += ": only the driver writes to it"
-        if _server(prepared.tracking_uri) is None:
+        if _server(spec.tracking_uri) is None:
             told[3] = "the driver's"
         machine = report.node.machine
         counts = (str(n) if n else "–" for n in (machine.cpus, machine.gpus, report.trials))
@@ -187,7 +187,7 @@ def _table(reports: Sequence[NodeReport], prepared: SearchSpec) -> Table:
     return table
 
 
-def _check(reports: Sequence[NodeReport], prepared: SearchSpec) -> None:
+def _check(reports: Sequence[NodeReport], spec: SearchSpec) -> None:
     bad = [r for r in reports if r.fatal]
     if not bad:
         return
@@ -198,12 +198,12 @@ def _check(reports: Sequence[NodeReport], prepared: SearchSpec) -> None:
             f"node {first.node} cannot run trials: {first.fatal}{more}: install there what is "
             "installed here, or take the node out of the cluster"
         )
-    if prepared.remote is not None:
+    if spec.remote is not None:
         raise UserError(
-            f"--storage '{prepared.remote}' on node {first.node} {first.fatal}{more}: give that "
+            f"--storage '{spec.remote}' on node {first.node} {first.fatal}{more}: give that "
             "node's Ray the store's credentials in its environment, and a way to the store"
         )
     raise UserError(
-        f"--storage '{prepared.folder.parent}' on node {first.node} {first.fatal}{more}: give a "
+        f"--storage '{spec.folder.parent}' on node {first.node} {first.fatal}{more}: give a "
         "folder that all nodes share (NFS and the like), or an object store such as s3://BUCKET"
     )

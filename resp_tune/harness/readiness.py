@@ -13,20 +13,20 @@ from resp_tune.training.datamodule import FILLED_FIRST, FeatureCaches
 log = logging.getLogger(__name__)
 
 
-def made_ready(prepared: SearchSpec, cluster: Cluster, stores: FeatureCaches) -> FeatureCaches:
+def warm_up_nodes(spec: SearchSpec, cluster: Cluster, caches: FeatureCaches) -> FeatureCaches:
     """The stores as trials on any node can use them, those of today's nodes filled; says how long.
 
     A node that joins later borrows and computes what its first trial wants.
     """
-    recordings = {s.digest: prepared.paths[s.stem] for s in prepared.sources}
+    recordings = {s.digest: spec.paths[s.stem] for s in spec.sources}
     library = RecordingServer(recordings)
-    stores = library.lending(stores, recordings)
-    if len(prepared.front_ends) > FILLED_FIRST:
-        return stores
-    nodes = [n for n in cluster.nodes if room_for(prepared.slots, [n.machine])]
-    for done in fill_caches(nodes, stores, prepared.front_ends):
+    caches = library.lending(caches, recordings)
+    if len(spec.front_ends) > FILLED_FIRST:
+        return caches
+    nodes = [n for n in cluster.nodes if room_for(spec.slots, [n.machine])]
+    for done in fill_caches(nodes, caches, spec.front_ends):
         what = f"{done.computed} front ends computed" if done.computed else "was full"
         log.info(f"cache of {done.node}: {what}, {done.seconds:.1f} s")
     if lent := library.lent():
         log.info(f"recordings: {lent / 1e6:,.1f} MB lent to nodes that do not see them")
-    return stores
+    return caches

@@ -18,7 +18,7 @@ from typing import Any
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.errors import UserError
-from resp_tune.harness.test_access_log import with_reading
+from resp_tune.harness.test_access_log import add_access
 from resp_tune.storage.object_store import LARGEST, ObjectPath, StorageError
 from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
 
@@ -31,7 +31,7 @@ REPLACED = ".replaced"  # beside the searches' folders: copies that gave way
 
 
 @contextmanager
-def current(remote: ObjectPath | None, folder: Path) -> Iterator[Path]:
+def search_state(remote: ObjectPath | None, folder: Path) -> Iterator[Path]:
     """A folder with the files that a search is checked by, as they stand now; changes nothing.
 
     `folder` itself, or one for the moment.
@@ -43,7 +43,7 @@ def current(remote: ObjectPath | None, folder: Path) -> Iterator[Path]:
         yield fetched if fetched is not None and _gives_way(folder, fetched) else folder
 
 
-def bring(remote: ObjectPath, folder: Path) -> None:
+def download_search(remote: ObjectPath, folder: Path) -> None:
     """Let `folder` be the search as it stands; the caller holds its lock, and the lease.
 
     Trials' own files stay where they are; each is fetched when it is wanted.
@@ -72,7 +72,7 @@ def _replace(remote: ObjectPath, folder: Path, fetched: Path) -> None:
         log.info(
             f"this machine's copy is not of the search at '{remote}': it was moved to '{kept}'"
         )
-    with in_one_line(remote):
+    with report_storage_errors(remote):
         for name in filter(_belongs, remote.sizes()):
             remote.fetch(name, folder / name, LARGEST)
     for journal in folder.glob(f"{STUDY}-*"):  # of the study that was here; it would be applied
@@ -112,7 +112,7 @@ def _keep_readings(of: Path, into: Path) -> None:
     readings = _attributes(into).get(READINGS, [])
     known = readings
     for reading in _attributes(of).get(READINGS, []):
-        known = with_reading(known, reading)
+        known = add_access(known, reading)
     if known != readings:
         read_study(into / STUDY, into.name).set_user_attr(READINGS, known)
 
@@ -135,7 +135,7 @@ def _fetched(remote: ObjectPath, name: str, files: tuple[str, ...]) -> Iterator[
     """A folder with `files` of the store, for the moment; None where it has no study."""
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch) / name
-        with in_one_line(remote):
+        with report_storage_errors(remote):
             found = [remote.fetch(file, folder / file, LARGEST) for file in files]
         if not found[0]:
             yield None
@@ -148,7 +148,7 @@ def _fetched(remote: ObjectPath, name: str, files: tuple[str, ...]) -> Iterator[
 
 
 @contextmanager
-def in_one_line(remote: ObjectPath) -> Iterator[None]:
+def report_storage_errors(remote: ObjectPath) -> Iterator[None]:
     """Inside, a store that does not answer is a `UserError`."""
     try:
         yield

@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 import optuna
 
 from resp_tune.errors import RunError, UserError
-from resp_tune.harness.reconcile import STUDY, bring
+from resp_tune.harness.reconcile import STUDY, download_search
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.storage.lease import Lease
 from resp_tune.storage.object_store import StorageError
@@ -62,10 +62,10 @@ class NullSync:
 class RemoteSync(NullSync):
     """Sends a search's files from its folder to its place in the object store."""
 
-    def __init__(self, prepared: SearchSpec, lease: Lease) -> None:
-        if prepared.remote is None:
+    def __init__(self, spec: SearchSpec, lease: Lease) -> None:
+        if spec.remote is None:
             raise ValueError("a search in a folder has no mirror")
-        self.place, self.folder, self.lease = prepared.remote, prepared.folder, lease
+        self.place, self.folder, self.lease = spec.remote, spec.folder, lease
         self.uploads = Uploader(self.place, outage=self._outage, back=self._back)
 
     def _outage(self, reason: str) -> None:
@@ -163,43 +163,43 @@ class RemoteSync(NullSync):
 
 
 @contextmanager
-def mirrored(prepared: SearchSpec) -> Iterator[NullSync]:
+def synchronize_storage(spec: SearchSpec) -> Iterator[NullSync]:
     """The search in its folder as it stands in its storage, and nobody else's while this lasts.
 
     The caller holds the folder's lock. `UserError` says who else runs the search. Where somebody
     takes it over in the end (we must have been silent for a minute), this process is interrupted.
     """
-    if prepared.remote is None:
+    if spec.remote is None:
         yield NullSync()
         return
     lost = threading.Event()
-    mirror: RemoteSync | None = None
+    sync: RemoteSync | None = None
 
     def lose(holder: str) -> None:
         lost.set()
-        if mirror is not None:
-            mirror.uploads.close()
-        log.info(f"search '{prepared.remote}' was taken over by {holder} while it was silent here")
+        if sync is not None:
+            sync.uploads.close()
+        log.info(f"search '{spec.remote}' was taken over by {holder} while it was silent here")
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGTERM)
 
-    lease = Lease(prepared.remote, prepared.folder, lose)
+    lease = Lease(spec.remote, spec.folder, lose)
     try:
         lease.take()
     except StorageError as error:
-        raise UserError(f"--storage '{prepared.remote}' cannot be used ({error})") from error
+        raise UserError(f"--storage '{spec.remote}' cannot be used ({error})") from error
     try:
-        bring(prepared.remote, prepared.folder)
-        mirror = RemoteSync(prepared, lease)
-        yield mirror
+        download_search(spec.remote, spec.folder)
+        sync = RemoteSync(spec, lease)
+        yield sync
     except StorageUnreachableError:
         raise
     except BaseException:
-        if mirror is not None and not lost.is_set() and (prepared.folder / STUDY).exists():
-            mirror.leave()
+        if sync is not None and not lost.is_set() and (spec.folder / STUDY).exists():
+            sync.leave()
         raise
     finally:
-        if mirror is not None:
-            mirror.uploads.close()
+        if sync is not None:
+            sync.uploads.close()
         lease.release()

@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from resp_tune.common.paths import cache_limit_bytes, remove_parts
-from resp_tune.data.split import load_sides, save_sides
+from resp_tune.data.split import load_split, save_split
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baseline_cache import baselines_of
+from resp_tune.evaluation.baseline_cache import load_baselines
 from resp_tune.execution.tuner import check_some_finished
 from resp_tune.harness import result_files
-from resp_tune.harness.auto_packing import packed
-from resp_tune.harness.finalize import finish
-from resp_tune.harness.lock import held
-from resp_tune.harness.remote_sync import mirrored
+from resp_tune.harness.auto_packing import choose_trials_per_gpu
+from resp_tune.harness.finalize import finalize
+from resp_tune.harness.lock import exclusive_lock
+from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.stages import run_rounds, wants_trials
 from resp_tune.harness.tracking_listener import TrackingListener
@@ -46,7 +46,7 @@ from resp_tune.study.study import (
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.uri import root_cause
 from resp_tune.training.datamodule import FILLED_FIRST, FeatureCaches
-from resp_tune.training.fingerprint import contents, save_contents
+from resp_tune.training.fingerprint import recording_hashes, save_recording_hashes
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
@@ -67,43 +67,43 @@ RECORDED = (
 )
 
 
-def run_search(prepared: SearchSpec, console: Console) -> Path:
+def run_search(spec: SearchSpec, console: Console) -> Path:
     """Run, continue or extend a search; the path of its `summary.json`."""
     clock = time.monotonic()
-    prepared.folder.mkdir(parents=True, exist_ok=True)
-    database = prepared.folder / "study.db"
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    database = spec.folder / "study.db"
     with (
-        held(prepared.folder),
-        mirrored(prepared) as mirror,
+        exclusive_lock(spec.folder),
+        synchronize_storage(spec) as sync,
         study_in_one_line(database),
         ThreadPoolExecutor(4) as pool,
         _event() as ended,
     ):
-        remove_parts(prepared.folder)
-        study = _open(prepared, database)
-        mirror.opened(study)
-        before = records(study, prepared.space)
+        remove_parts(spec.folder)
+        study = _open(spec, database)
+        sync.opened(study)
+        before = records(study, spec.space)
         rerun = replicates(study, before)
         _say_continuing(before, rerun)
-        if wants_trials(study, prepared):
-            prepared = packed(prepared)
+        if wants_trials(study, spec):
+            spec = choose_trials_per_gpu(spec)
         # Recordings, MLflow's database and Ray keep one waiting in different ways: all at once.
-        filling = pool.submit(_fill, prepared, console, ended)
-        baselines = pool.submit(baselines_of, prepared.problem, prepared.machine.cpus)
-        with _tracked(prepared, study, [*before, *rerun], pool) as tracked:
-            run_rounds(prepared, study, mirror, tracked, filling, console)
+        filling = pool.submit(_fill, spec, console, ended)
+        baselines = pool.submit(load_baselines, spec.datamodule, spec.machine.cpus)
+        with _tracked(spec, study, [*before, *rerun], pool) as tracked:
+            run_rounds(spec, study, sync, tracked, filling, console)
             runs = tracked.result().runs
-            trials = records(study, prepared.space)
+            trials = records(study, spec.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - clock
             study.set_user_attr(SECONDS, seconds)
-            result_files.write_trials(prepared.folder / "trials.csv", trials, runs.run_ids())
-            result_files.write_epochs(prepared.folder / "epochs.csv", trials)
+            result_files.write_trials(spec.folder / "trials.csv", trials, runs.run_ids())
+            result_files.write_epochs(spec.folder / "epochs.csv", trials)
             result_files.write_replicates(
-                prepared.folder / "replicates.csv", replicates(study, trials), runs.replicate_ids()
+                spec.folder / "replicates.csv", replicates(study, trials), runs.replicate_ids()
             )
             check_some_finished(trials)
-            path = finish(prepared, study, mirror, runs, filling.result(), baselines.result())
-        mirror.complete()
+            path = finalize(spec, study, sync, runs, filling.result(), baselines.result())
+        sync.complete()
         return path
 
 
@@ -117,34 +117,34 @@ def _event() -> Iterator[threading.Event]:
         event.set()
 
 
-def _open(prepared: SearchSpec, path: Path) -> optuna.Study:
+def _open(spec: SearchSpec, path: Path) -> optuna.Study:
     """The search's study and sides on disk, bound to what its trials mean."""
-    settings = prepared.settings
-    study = open_study(path, prepared.name, settings.metric, make_sampler(settings.sampler, 0))
-    bind_settings(study, prepared.meaning())
+    options = spec.options
+    study = open_study(path, spec.name, options.metric, make_sampler(options.sampler, 0))
+    bind_settings(study, spec.meaning())
     trials = study.get_trials(deepcopy=False)
     # A sampler that was seeded alike would suggest to a continued search what it did at first.
-    seed = mix_seed(settings.seed, len(trials)) % 2**32
-    study.sampler = make_sampler(settings.sampler, seed)
+    seed = mix_seed(options.seed, len(trials)) % 2**32
+    study.sampler = make_sampler(options.sampler, seed)
     if STUDY_ID not in study.user_attrs:
         study.set_user_attr(STUDY_ID, uuid.uuid4().hex)
-    save_contents(prepared.folder, contents(prepared.problem, prepared.sources))
+    save_recording_hashes(spec.folder, recording_hashes(spec.datamodule, spec.sources))
     if SPLIT not in study.user_attrs:
-        study.set_user_attr(SPLIT, prepared.problem.sides.digest)
-    _keep_sides(prepared)
+        study.set_user_attr(SPLIT, spec.datamodule.split.digest)
+    _keep_sides(spec)
     return study
 
 
-def _keep_sides(prepared: SearchSpec) -> None:
-    path = prepared.folder / "split.json"
+def _keep_sides(spec: SearchSpec) -> None:
+    path = spec.folder / "split.json"
     if path.exists():
         try:
-            load_sides(path)
-        except UserError:  # `prepare` has found that these sides are what it held
+            load_split(path)
+        except UserError:  # `validate` has found that these sides are what it held
             log.info(f"'{path}' was damaged and is made again")
         else:
             return
-    save_sides(prepared.problem.sides, path)
+    save_split(spec.datamodule.split, path)
 
 
 def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord]) -> None:
@@ -160,7 +160,7 @@ def _say_continuing(before: Sequence[TrialRecord], rerun: Sequence[TrialRecord])
 
 @contextmanager
 def _tracked(
-    prepared: SearchSpec,
+    spec: SearchSpec,
     study: optuna.Study,
     past: Sequence[TrialRecord],
     pool: ThreadPoolExecutor,
@@ -172,8 +172,8 @@ def _tracked(
     """
 
     def begin() -> TrackingListener:
-        runs = _open_runs(prepared, study)
-        tracked = TrackingListener(runs, prepared.settings.metric, prepared.trial_tags)
+        runs = _open_runs(spec, study)
+        tracked = TrackingListener(runs, spec.options.metric, spec.trial_tags)
         tracked.replay(past)
         return tracked
 
@@ -194,42 +194,42 @@ def _tracked(
         if unopened is None:
             opening.result().runs.close(status)
         elif unopened is not failure:
-            cause = root_cause(unopened, prepared.tracking_uri)
+            cause = root_cause(unopened, spec.tracking_uri)
             log.warning(f"MLflow's runs could not be opened either: {cause}")
 
 
-def _open_runs(prepared: SearchSpec, study: optuna.Study) -> SearchRuns:
-    settings, task = prepared.settings, prepared.problem.clips.task
+def _open_runs(spec: SearchSpec, study: optuna.Study) -> SearchRuns:
+    options, task = spec.options, spec.datamodule.clips.task
     return SearchRuns(
-        prepared.tracking_uri,
-        prepared.folder.parent,
-        prepared.name,
-        metric=settings.metric,
-        mode=METRICS[settings.metric].mode,
+        spec.tracking_uri,
+        spec.folder.parent,
+        spec.name,
+        metric=options.metric,
+        mode=METRICS[options.metric].mode,
         params={
             "task": task.name,
             "task_classes": json.dumps(task.grouping, ensure_ascii=False),
-            **{k: getattr(settings, k) for k in RECORDED},
-            "space": prepared.space.name,
-            "split_sha256": prepared.problem.sides.digest,
-            "data": prepared.problem.dataset.root,
-            "synthetic": prepared.problem.dataset.synthetic,
+            **{k: getattr(options, k) for k in RECORDED},
+            "space": spec.space.name,
+            "split_sha256": spec.datamodule.split.digest,
+            "data": spec.datamodule.dataset.root,
+            "synthetic": spec.datamodule.dataset.synthetic,
         },
         tags={},
         study_id=study.user_attrs[STUDY_ID],
-        columns=list(prepared.space.parameters),
+        columns=list(spec.space.parameters),
     )
 
 
-def _fill(prepared: SearchSpec, console: Console, ended: threading.Event) -> FeatureCaches:
+def _fill(spec: SearchSpec, console: Console, ended: threading.Event) -> FeatureCaches:
     """The feature stores of the search's recordings, filled where the space has few front ends.
 
     Given up once the search has `ended`. A cluster's nodes are filled once Ray runs.
     """
-    workers, front_ends = prepared.machine.cpus, prepared.front_ends
-    stores = FeatureCaches(None, prepared.sources, cache_limit_bytes())
-    if len(front_ends) > FILLED_FIRST or prepared.cluster is not None:
-        return stores
+    workers, front_ends = spec.machine.cpus, spec.front_ends
+    caches = FeatureCaches(None, spec.sources, cache_limit_bytes())
+    if len(front_ends) > FILLED_FIRST or spec.cluster is not None:
+        return caches
     columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
@@ -241,5 +241,5 @@ def _fill(prepared: SearchSpec, console: Console, ended: threading.Event) -> Fea
                 raise CancelledError
             bar.update(task, completed=done, total=total, visible=True)
 
-        stores.fill(front_ends, workers=workers, progress=progress)
-    return dataclasses.replace(stores, sound=frozenset(front_ends))
+        caches.fill(front_ends, workers=workers, progress=progress)
+    return dataclasses.replace(caches, sound=frozenset(front_ends))

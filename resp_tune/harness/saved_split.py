@@ -14,7 +14,7 @@ from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import listed
 
 
-def make_problem(
+def make_datamodule(
     dataset: Dataset,
     task: Task,
     options: SearchOptions,

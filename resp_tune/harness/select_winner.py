@@ -55,15 +55,13 @@ class Winner:
         }
 
 
-def choose_winner(
-    prepared: SearchSpec, study: optuna.Study, trials: Sequence[TrialRecord]
-) -> Winner:
+def choose_winner(spec: SearchSpec, study: optuna.Study, trials: Sequence[TrialRecord]) -> Winner:
     """The best bound over seeds with replicates, else the best score of the search.
 
     Raises `RunError` where no candidate has all its seeds: a winner by one lucky score would read
     the test side before the one that was asked for.
     """
-    metric, count = prepared.settings.metric, prepared.settings.replicates
+    metric, count = spec.options.metric, spec.options.replicates
     if count == 1:
         best = best_of(trials, metric)
         if best is None:
@@ -86,13 +84,13 @@ def choose_winner(
 
 
 def trained_networks(
-    prepared: SearchSpec, study: str, runs: Sequence[TrialRecord], stores: FeatureCaches
+    spec: SearchSpec, study: str, runs: Sequence[TrialRecord], caches: FeatureCaches
 ) -> list[SoundNet]:
     """The networks of finished runs of a study: those of a run's folds, then those of the next run.
 
     A run whose checkpoint is gone or damaged is trained again, here.
     """
-    networks, files = [], prepared.trials
+    networks, files = [], spec.trials
     for run in runs:
         if away := files.newest_checkpoint(run.folder, run.config, study):
             log.info(
@@ -100,16 +98,16 @@ def trained_networks(
             )
         path = files.here / run.folder / CHECKPOINT
         front_end = run.config.front_end
-        frames = stores.frames(front_end, workers=prepared.machine.cpus)
-        folds = [fold.tensors(frames, front_end) for fold in prepared.problem.folds()]
-        training, damage = resume(run.config, folds, prepared.own_device, path, study)
+        frames = caches.frames(front_end, workers=spec.machine.cpus)
+        folds = [fold.tensors(frames, front_end) for fold in spec.datamodule.folds()]
+        training, damage = resume(run.config, folds, spec.own_device, path, study)
         if not training.done:
             log.info(
                 f"'{path}' {damage or 'is not there or too old'}: "
                 f"trial {run.label} is trained again"
             )
             threads = torch.get_num_threads()
-            torch.set_num_threads(prepared.slots.threads)  # as it was trained: the same bits
+            torch.set_num_threads(spec.slots.threads)  # as it was trained: the same bits
             while not training.done:
                 training.run_epoch()
             torch.set_num_threads(threads)

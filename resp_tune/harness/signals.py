@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def interruptible(how_to_go_on: str) -> Iterator[None]:
+def handle_interrupts(how_to_go_on: str) -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM raises `KeyboardInterrupt`, and the second ends at once.
 
     At once is: this process and all that it has started are killed, as by a power cut, which a

@@ -21,7 +21,7 @@ from resp_tune.space.search_space import SearchSpace
 from resp_tune.storage.object_store import ObjectPath
 from resp_tune.study.study import RECORDINGS
 from resp_tune.tracking.load_trial import DEVICE, THREADS
-from resp_tune.training.compute_device import ComputeDevice, this_device
+from resp_tune.training.compute_device import ComputeDevice, detect_compute_device
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import data_digest
 
@@ -30,14 +30,14 @@ from resp_tune.training.fingerprint import data_digest
 class SearchSpec:
     """A search that can start."""
 
-    settings: SearchOptions
+    options: SearchOptions
     name: str
     folder: Path
     remote: (
         ObjectPath | None
     )  # what `folder` is this machine's copy of, where that is an object store
     tracking_uri: str
-    problem: DataModule
+    datamodule: DataModule
     space: SearchSpace
     front_ends: tuple[FrontEnd, ...]
     machine: Machine  # the driver's own
@@ -57,27 +57,27 @@ class SearchSpec:
     @cached_property
     def paths(self) -> dict[str, Path]:
         """Where the recordings that the search reads lie, by stem."""
-        everywhere = {r.stem: r.path.absolute() for r in self.problem.dataset.recordings}
+        everywhere = {r.stem: r.path.absolute() for r in self.datamodule.dataset.recordings}
         return {source.stem: everywhere[source.stem] for source in self.sources}
 
     @property
     def gpus(self) -> int:
         """GPUs that a Ray of our own is started with."""
-        asked = self.settings.gpus
+        asked = self.options.gpus
         return self.machine.gpus if asked is None else asked
 
     @property
     def most_at_once(self) -> int | None:
         """Trials that may run at once, however large a cluster grows; None: as many as it holds."""
-        asked = [] if self.settings.concurrency is None else [self.settings.concurrency]
-        if self.settings.gpus:
-            asked.append(round(self.settings.gpus / self.slots.gpus))
+        asked = [] if self.options.concurrency is None else [self.options.concurrency]
+        if self.options.gpus:
+            asked.append(round(self.options.gpus / self.slots.gpus))
         return min(asked, default=None)
 
     @property
     def data_name(self) -> str:
         """What files call the data: not its path, which says whose machine it was."""
-        root = self.problem.dataset.root.absolute()
+        root = self.datamodule.dataset.root.absolute()
         built_in = root.is_relative_to(cache_folder() / "synthetic")
         return "built-in synthetic set" if built_in else root.name
 
@@ -90,7 +90,7 @@ class SearchSpec:
     @cached_property
     def device(self) -> ComputeDevice:
         """What trials compute on."""
-        return self.nodes_device or this_device(self.device_type)
+        return self.nodes_device or detect_compute_device(self.device_type)
 
     @property
     def own_device(self) -> str:
@@ -110,11 +110,14 @@ class SearchSpec:
 
     def meaning(self) -> dict[str, Any]:
         """What makes a trial of this search comparable with another: bound to its study."""
-        return meaning_of(self.settings, self.space, self.problem, self.sources)
+        return trial_identity(self.options, self.space, self.datamodule, self.sources)
 
 
-def meaning_of(
-    settings: SearchOptions, space: SearchSpace, problem: DataModule, sources: Sequence[AudioSource]
+def trial_identity(
+    options: SearchOptions,
+    space: SearchSpace,
+    datamodule: DataModule,
+    sources: Sequence[AudioSource],
 ) -> dict[str, Any]:
     """The base config's fields stand by name, so that a difference can be named."""
     fixed = {
@@ -124,21 +127,21 @@ def meaning_of(
     }
     ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
     return {
-        **task_meaning(problem.clips.task),
-        "protocol": settings.protocol,
-        "metric": settings.metric,
-        "folds": settings.folds,
-        "split seed": settings.split_seed,
-        "epochs": settings.epochs,
-        "seed": settings.seed,
-        RECORDINGS: data_digest(problem, sources),
+        **task_identity(datamodule.clips.task),
+        "protocol": options.protocol,
+        "metric": options.metric,
+        "folds": options.folds,
+        "split seed": options.split_seed,
+        "epochs": options.epochs,
+        "seed": options.seed,
+        RECORDINGS: data_digest(datamodule, sources),
         "searched fields": sorted(space.parameters),
         **ranges,
         **fixed,
     }
 
 
-def task_meaning(task: Task) -> dict[str, Any]:
+def task_identity(task: Task) -> dict[str, Any]:
     """What binds a study to a task: of one from a file, which may be edited, also its classes."""
     if task.name in TASKS:
         return {"task": task.name}

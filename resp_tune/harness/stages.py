@@ -24,7 +24,7 @@ from resp_tune.execution.trainable import TrialContext
 from resp_tune.execution.tuner import run_trials
 from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
-from resp_tune.harness.readiness import made_ready
+from resp_tune.harness.readiness import warm_up_nodes
 from resp_tune.harness.remote_sync import NullSync
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.tracking_listener import TrackingListener
@@ -32,49 +32,49 @@ from resp_tune.study.replicate_queue import ReplicateQueue
 from resp_tune.study.replicates import replicates
 from resp_tune.study.study import STUDY_ID, records
 from resp_tune.study.trial_queue import Listener, TrialQueue
-from resp_tune.training.compute_device import settle_precision
+from resp_tune.training.compute_device import resolve_precision
 from resp_tune.training.datamodule import FeatureCaches
 
 log = logging.getLogger(__name__)
 
 
 def run_rounds(
-    prepared: SearchSpec,
+    spec: SearchSpec,
     study: optuna.Study,
-    mirror: NullSync,
+    sync: NullSync,
     tracking: Future[TrackingListener],
     filling: Future[FeatureCaches],
     console: Console,
 ) -> None:
     """Run what the study still lacks; without anything to run, Ray is not started."""
-    new_trials = wants_trials(study, prepared)
-    if not new_trials and not _replicates(prepared, study).left():
+    new_trials = wants_trials(study, spec)
+    if not new_trials and not _replicates(spec, study).left():
         return
-    settings = prepared.settings
-    cluster = prepared.cluster
-    with local_ray(prepared.machine, prepared.gpus) if cluster is None else nullcontext():
-        stores, tracked = filling.result(), tracking.result()
+    options = spec.options
+    cluster = spec.cluster
+    with local_ray(spec.machine, spec.gpus) if cluster is None else nullcontext():
+        caches, tracked = filling.result(), tracking.result()
         if cluster is not None:
-            stores = made_ready(prepared, cluster, stores)
+            caches = warm_up_nodes(spec, cluster, caches)
         work = TrialContext(
-            folds=prepared.problem.folds(),
-            stores=stores,
-            trials_folder=prepared.trials.folder,
-            remote=prepared.trials.remote,
+            folds=spec.datamodule.folds(),
+            caches=caches,
+            trials_folder=spec.trials.folder,
+            remote=spec.trials.remote,
             study=study.user_attrs[STUDY_ID],
-            metric=settings.metric,
-            milestones=milestones(settings.scheduler, settings.epochs),
-            threads=prepared.slots.threads,
-            gpus=prepared.slots.gpus,
-            timeout=settings.trial_timeout,
-            membership=None if cluster is None else _membership(prepared),
+            metric=options.metric,
+            milestones=milestones(options.scheduler, options.epochs),
+            threads=spec.slots.threads,
+            gpus=spec.slots.gpus,
+            timeout=options.trial_timeout,
+            membership=None if cluster is None else _membership(spec),
         )
-        baseline = settle_precision(prepared.space.baseline(), prepared.device)
-        check_baseline(work, prepared.slots, baseline, prepared.folder, here=cluster is None)
-        room, limit = _room(prepared), settings.time_budget
+        baseline = resolve_precision(spec.space.baseline(), spec.device)
+        check_baseline(work, spec.slots, baseline, spec.folder, here=cluster is None)
+        room, limit = _room(spec), options.time_budget
         deadline = None if limit is None else time.monotonic() + limit
-        listeners: list[Listener] = [mirror, tracked]
-        given = (prepared, study, work, room, listeners, console)
+        listeners: list[Listener] = [sync, tracked]
+        given = (spec, study, work, room, listeners, console)
         if new_trials:
             _to_the_end(partial(_run_trials, *given, deadline=deadline))
         _to_the_end(partial(_run_replicates, *given))
@@ -89,23 +89,23 @@ def _to_the_end(run: Callable[[], None]) -> None:
             log.info(str(cause))
 
 
-def _membership(prepared: SearchSpec) -> NodeRequirements:
-    shared = None if prepared.remote is not None else prepared.folder / HELD_BY
+def _membership(spec: SearchSpec) -> NodeRequirements:
+    shared = None if spec.remote is not None else spec.folder / HELD_BY
     return NodeRequirements.of_driver(shared)
 
 
-def wants_trials(study: optuna.Study, prepared: SearchSpec) -> bool:
+def wants_trials(study: optuna.Study, spec: SearchSpec) -> bool:
     """Whether a trial was cut off, or the budget is not met."""
     trials = study.get_trials(deepcopy=False)
     if any(t.state == TrialState.RUNNING for t in trials):
         return True
     handed_out = sum(t.state != TrialState.WAITING for t in trials)
-    budget = prepared.settings.budget
+    budget = spec.options.budget
     return budget is None or handed_out < budget
 
 
 def _run_trials(
-    prepared: SearchSpec,
+    spec: SearchSpec,
     study: optuna.Study,
     work: TrialContext,
     room: ClusterCapacity | TypedRoom | None,
@@ -114,29 +114,29 @@ def _run_trials(
     *,
     deadline: float | None,
 ) -> None:
-    settings, before = prepared.settings, records(study, prepared.space)
-    table = LiveTable(console, settings.metric, settings.epochs, settings.budget)
+    options, before = spec.options, records(study, spec.space)
+    table = LiveTable(console, options.metric, options.epochs, options.budget)
     table.seed(before)
     recorder = TrialQueue(
         study,
-        prepared.space,
-        metric=settings.metric,
-        epochs=settings.epochs,
-        seed=settings.seed,
-        budget=settings.budget,
+        spec.space,
+        metric=options.metric,
+        epochs=options.epochs,
+        seed=options.seed,
+        budget=options.budget,
         deadline=deadline,
         listeners=[*listeners, table],
-        settle=lambda config: settle_precision(config, prepared.device),
+        settle=lambda config: resolve_precision(config, spec.device),
     )
     scheduler = make_scheduler(
-        settings.scheduler, epochs=settings.epochs, metric=settings.metric, past=before
+        options.scheduler, epochs=options.epochs, metric=options.metric, past=before
     )
     with table:
-        run_trials(recorder, work, prepared.slots, scheduler, room=room)
+        run_trials(recorder, work, spec.slots, scheduler, room=room)
 
 
 def _run_replicates(
-    prepared: SearchSpec,
+    spec: SearchSpec,
     study: optuna.Study,
     work: TrialContext,
     room: ClusterCapacity | TypedRoom | None,
@@ -144,41 +144,37 @@ def _run_replicates(
     console: Console,
 ) -> None:
     """The time budget is for the trials: a winner is chosen when all rivals have their seeds."""
-    recorder = _replicates(prepared, study)
+    recorder = _replicates(spec, study)
     if not (left := recorder.left()):
         return
-    settings = prepared.settings
+    options = spec.options
     done = [r for r in replicates(study, recorder.trials) if r.state is not None]
     total = len(done) + len(left)
-    table = LiveTable(console, settings.metric, settings.epochs, total, what="replicates")
+    table = LiveTable(console, options.metric, options.epochs, total, what="replicates")
     table.seed(done)
     recorder.listeners += [*listeners, table]
     # Nobody compares replicates halfway, so nothing needs reports at milestones.
-    scheduler = make_scheduler("none", epochs=settings.epochs, metric=settings.metric, past=())
+    scheduler = make_scheduler("none", epochs=options.epochs, metric=options.metric, past=())
     work = dataclasses.replace(work, milestones=())
     with table:
-        run_trials(recorder, work, prepared.slots, scheduler, room=room)
+        run_trials(recorder, work, spec.slots, scheduler, room=room)
 
 
-def _room(prepared: SearchSpec) -> ClusterCapacity | TypedRoom | None:
+def _room(spec: SearchSpec) -> ClusterCapacity | TypedRoom | None:
     """How many trials a cluster has room for, which changes; None where that is known."""
-    if prepared.typed is not None:
-        settings = prepared.settings
-        return TypedRoom(
-            prepared.typed, prepared.slots, gpus=settings.gpus, most=settings.concurrency
-        )
-    return (
-        None if prepared.cluster is None else ClusterCapacity(prepared.slots, prepared.most_at_once)
-    )
+    if spec.typed is not None:
+        options = spec.options
+        return TypedRoom(spec.typed, spec.slots, gpus=options.gpus, most=options.concurrency)
+    return None if spec.cluster is None else ClusterCapacity(spec.slots, spec.most_at_once)
 
 
-def _replicates(prepared: SearchSpec, study: optuna.Study) -> ReplicateQueue:
-    settings = prepared.settings
+def _replicates(spec: SearchSpec, study: optuna.Study) -> ReplicateQueue:
+    options = spec.options
     return ReplicateQueue(
         study,
-        records(study, prepared.space),
-        metric=settings.metric,
-        epochs=settings.epochs,
-        seed=settings.seed,
-        count=settings.replicates,
+        records(study, spec.space),
+        metric=options.metric,
+        epochs=options.epochs,
+        seed=options.seed,
+        count=options.replicates,
     )

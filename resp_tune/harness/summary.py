@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from resp_tune.evaluation.baseline_difference import against
-from resp_tune.evaluation.group_metrics import side_figures
+from resp_tune.evaluation.baseline_difference import baseline_differences
+from resp_tune.evaluation.group_metrics import group_metrics
 from resp_tune.evaluation.score import TestScore
 from resp_tune.harness import result_files
 from resp_tune.harness.select_winner import Winner
@@ -18,25 +18,29 @@ from resp_tune.training.metrics import METRICS
 
 
 def summarise(
-    prepared: SearchSpec, trials: Sequence[TrialRecord], winner: Winner, scored: TestScore | None
+    spec: SearchSpec, trials: Sequence[TrialRecord], winner: Winner, scored: TestScore | None
 ) -> dict[str, Any]:
     """The search's part of the summary; JSON values, `None` where there is nothing to say."""
-    settings, problem = prepared.settings, prepared.problem
-    test = None if scored is None else _test(prepared, scored, winner)
-    price = None if scored is None else _price(trials, scored, settings.metric)
-    leaks = problem.sides.leaks(problem.dataset)
+    options, datamodule = spec.options, spec.datamodule
+    test = None if scored is None else _test(spec, scored, winner)
+    price = None if scored is None else _price(trials, scored, options.metric)
+    leaks = datamodule.split.leaks(datamodule.dataset)
     return {
-        "name": prepared.name,
-        "task": problem.clips.task.name,
-        "protocol": settings.protocol,
-        "metric": settings.metric,
+        "name": spec.name,
+        "task": datamodule.clips.task.name,
+        "protocol": options.protocol,
+        "metric": options.metric,
         "data": {
-            "name": prepared.data_name,
-            "synthetic": problem.dataset.synthetic,
-            "recordings": len(problem.dataset.recordings),
-            "notes": [*problem.dataset.problems, *problem.clips.dropped, *problem.sides.notes],
+            "name": spec.data_name,
+            "synthetic": datamodule.dataset.synthetic,
+            "recordings": len(datamodule.dataset.recordings),
+            "notes": [
+                *datamodule.dataset.problems,
+                *datamodule.clips.dropped,
+                *datamodule.split.notes,
+            ],
         },
-        "classes": list(problem.sides.classes),
+        "classes": list(datamodule.split.classes),
         "trials": result_files.count_states(trials),
         "winner": {
             "number": winner.trial.number,
@@ -76,15 +80,15 @@ def _price(
     return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
 
 
-def _test(prepared: SearchSpec, scored: TestScore, winner: Winner) -> dict[str, Any]:
-    problem = prepared.problem
+def _test(spec: SearchSpec, scored: TestScore, winner: Winner) -> dict[str, Any]:
+    datamodule = spec.datamodule
     return {
         **scored.metrics,
         "majority_accuracy": scored.majority,
         "intervals": {k: list(v) for k, v in scored.intervals.items()},
         "by_seed": _by_seed(scored.by_seed) if len(winner.runs) > 1 else None,
-        **side_figures(scored.predictions, problem),
-        "against": against(scored.predictions, problem),
+        **group_metrics(scored.predictions, datamodule),
+        "against": baseline_differences(scored.predictions, datamodule),
     }
 
 

@@ -15,18 +15,18 @@ from typing import Any
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.errors import UserError
-from resp_tune.harness.lock import held
+from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.result_files import write_summary
 from resp_tune.reporting.report_page import render
 from resp_tune.study.study import READINGS, read_study
-from resp_tune.tracking.test_access_tags import same_reading
+from resp_tune.tracking.test_access_tags import same_access
 from resp_tune.tracking.uri import root_cause
 from resp_tune.training.model_bundle import Bundle
 
 KEPT = "test_readings.json"
 
 
-def reading_of(
+def access_entry(
     number: int | None, weights_sha256: str, recordings_sha256: str | None = None
 ) -> dict[str, Any]:
     """`{time, winner_number, weights_sha256, recordings_sha256}` of now.
@@ -38,27 +38,27 @@ def reading_of(
     return known | ({"recordings_sha256": recordings_sha256} if recordings_sha256 else {})
 
 
-def with_reading(
+def add_access(
     known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """`known` with `reading` added, unless the same weights read the same recordings before."""
-    new = not any(same_reading(old, reading) for old in known)
+    new = not any(same_access(old, reading) for old in known)
     return [dict(one) for one in (*known, *([reading] if new else []))]
 
 
-def this_reading(bundle: Bundle, recordings_sha256: str | None = None) -> dict[str, Any]:
+def access_by(bundle: Bundle, recordings_sha256: str | None = None) -> dict[str, Any]:
     """The reading of now by the weights of `bundle`."""
     details = bundle.details
     number = details["provenance"].get("trial")
-    return reading_of(number, details["weights_sha256"], recordings_sha256)
+    return access_entry(number, details["weights_sha256"], recordings_sha256)
 
 
-def on_record(known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]) -> dict[str, Any]:
+def first_access(known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]) -> dict[str, Any]:
     """The same reading among `known`: the first one stands."""
-    return dict(next((old for old in known if same_reading(old, reading)), reading))
+    return dict(next((old for old in known if same_access(old, reading)), reading))
 
 
-def record_reading(
+def record_test_access(
     folder: Path, bundle: Bundle, reading: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Path]:
     """Put the reading on record, unless the same one is; the one that stands, and where.
@@ -73,17 +73,17 @@ def record_reading(
         name, path = None, folder / KEPT
     try:
         if name is None:
-            known = with_reading(_kept(path), reading)
+            known = add_access(_kept(path), reading)
             write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
         else:
-            with held(folder.parent):
+            with exclusive_lock(folder.parent):
                 known = _into_search(folder.parent, name, reading)
     except OSError as error:
         raise UserError(
             f"the reading of the test side cannot be recorded in '{path}' ({error.strerror}), so "
             "it is not read: copy the folder to where it can be written"
         ) from error
-    return on_record(known, reading), path
+    return first_access(known, reading), path
 
 
 def _into_search(folder: Path, name: str, reading: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def _into_search(folder: Path, name: str, reading: Mapping[str, Any]) -> list[di
                 f"'{path}' is damaged: the command of search '{name}', typed again, makes it anew"
             ) from error
     study = read_study(folder / "study.db", name)
-    known = with_reading(study.user_attrs.get(READINGS, []), reading)
+    known = add_access(study.user_attrs.get(READINGS, []), reading)
     try:
         study.set_user_attr(READINGS, known)
     except Exception as error:  # sqlalchemy, sqlite and optuna each have their own

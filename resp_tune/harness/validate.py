@@ -28,9 +28,9 @@ from resp_tune.evaluation.baselines import check_enough
 from resp_tune.features.cache import AudioSource
 from resp_tune.features.logmel import check_filters
 from resp_tune.harness.options import SearchOptions
-from resp_tune.harness.reconcile import current
-from resp_tune.harness.saved_split import make_problem
-from resp_tune.harness.spec import SearchSpec, meaning_of, task_meaning
+from resp_tune.harness.reconcile import search_state
+from resp_tune.harness.saved_split import make_datamodule
+from resp_tune.harness.spec import SearchSpec, trial_identity, task_identity
 from resp_tune.space.conditions import APART
 from resp_tune.space.search_space import SearchSpace, load_space
 from resp_tune.storage.object_store import ObjectPath, is_uri
@@ -41,7 +41,7 @@ from resp_tune.study.study import SPLIT, check_settings, read_study
 from resp_tune.tracking.store_probe import probe
 from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
 from resp_tune.training.datamodule import DataModule
-from resp_tune.training.fingerprint import changes, contents
+from resp_tune.training.fingerprint import changed_recordings, recording_hashes
 from resp_tune.training.metrics import are_cycles
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ log = logging.getLogger(__name__)
 Join = Callable[[str], Cluster]
 
 
-def prepare(
-    settings: SearchOptions,
+def validate(
+    options: SearchOptions,
     arguments: Sequence[str] = (),
     join: Join | None = None,
 ) -> SearchSpec:
@@ -60,26 +60,26 @@ def prepare(
     The cluster of the settings is joined, by `join` with its HOST:PORT, when nothing else is
     wrong; without `join` the search is for this machine alone.
     """
-    elsewhere = settled(settings.address) if join is not None else None
-    task = find_task(settings.task)
-    space, front_ends = _space(settings.space)
+    elsewhere = settled(options.address) if join is not None else None
+    task = find_task(options.task)
+    space, front_ends = _space(options.space)
     machine = this_machine()
     if not elsewhere:
-        slots_of(settings, [machine])  # a wish that cannot be met is told at once
-    storage, remote = _storage(settings)
-    tracking_uri = resolve_uri(settings.tracking_uri, storage)
+        slots_of(options, [machine])  # a wish that cannot be met is told at once
+    storage, remote = _storage(options)
+    tracking_uri = resolve_uri(options.tracking_uri, storage)
     probe(tracking_uri)
     if not elsewhere:
         check_closed(rays_folder())
-    dataset = load_dataset(data_folder(settings.data))
-    name = settings.named
+    dataset = load_dataset(data_folder(options.data))
+    name = options.named
     check_name(name, storage, tracking_uri)
-    with current(remote and remote / name, storage / name) as kept:
-        problem, sources = _agreed(kept, settings, space, task, dataset, machine.cpus)
+    with search_state(remote and remote / name, storage / name) as kept:
+        datamodule, sources = _agreed(kept, options, space, task, dataset, machine.cpus)
     cluster: Cluster | None = None
     machines: Sequence[Machine] = [machine]
     if elsewhere and join:
-        cluster = await_gpus(join(elsewhere), settings.gpus, settings.wait_for_gpus)
+        cluster = await_gpus(join(elsewhere), options.gpus, options.wait_for_gpus)
         machines = cluster.machines
     if any(redact(text) != text for text in arguments):
         log.info(
@@ -87,16 +87,16 @@ def prepare(
             "while the search runs; $MLFLOW_TRACKING_URI is not"
         )
     return SearchSpec(
-        settings=settings,
+        options=options,
         name=name,
         folder=storage / name,
         remote=remote and remote / name,
         tracking_uri=tracking_uri,
-        problem=problem,
+        datamodule=datamodule,
         space=space,
         front_ends=front_ends,
         machine=machine,
-        slots=slots_of(settings, machines, str(cluster or THIS_MACHINE)),
+        slots=slots_of(options, machines, str(cluster or THIS_MACHINE)),
         sources=sources,
         arguments=tuple(arguments),
         cluster=cluster,
@@ -116,38 +116,38 @@ def _space(given: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
 
 def _agreed(
     kept: Path,
-    settings: SearchOptions,
+    options: SearchOptions,
     space: SearchSpace,
     task: Task,
     dataset: Dataset,
     processes: int,
 ) -> tuple[DataModule, tuple[AudioSource, ...]]:
     """The problem and its recordings; they are those of the study, where `kept` has one."""
-    study = read_study(kept / "study.db", settings.named) if (kept / "study.db").exists() else None
+    study = read_study(kept / "study.db", options.named) if (kept / "study.db").exists() else None
     if study is not None:  # before the sides: they differ too, and cannot say by what
-        check_settings(study, task_meaning(task))
+        check_settings(study, task_identity(task))
     known = None if study is None else study.user_attrs.get(SPLIT)
-    problem = make_problem(dataset, task, settings, kept / "split.json", known)
-    check_enough(dataset, problem.clips)
-    if settings.metric == "icbhi_score" and not are_cycles(problem.sides.classes):
+    datamodule = make_datamodule(dataset, task, options, kept / "split.json", known)
+    check_enough(dataset, datamodule.clips)
+    if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
         raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
-    sources = tuple(problem.sources(problem.search_stems, processes))
+    sources = tuple(datamodule.sources(datamodule.search_stems, processes))
     if study is not None:
-        changed = changes(kept, contents(problem, sources))
-        check_settings(study, meaning_of(settings, space, problem, sources), changed)
-        check_count(study, settings.replicates)
-    return problem, sources
+        changed = changed_recordings(kept, recording_hashes(datamodule, sources))
+        check_settings(study, trial_identity(options, space, datamodule, sources), changed)
+        check_count(study, options.replicates)
+    return datamodule, sources
 
 
-def _storage(settings: SearchOptions) -> tuple[Path, ObjectPath | None]:
+def _storage(options: SearchOptions) -> tuple[Path, ObjectPath | None]:
     """The folder that searches are kept in, and the place that it is a copy of, if it is one.
 
     A place is tried with a small object that is removed at once.
     """
-    if not is_uri(settings.storage):
-        return folder_to_write("--storage", str(settings.storage)), None
-    place = ObjectPath.parse("--storage", settings.storage)
-    if not (settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+    if not is_uri(options.storage):
+        return folder_to_write("--storage", str(options.storage)), None
+    place = ObjectPath.parse("--storage", options.storage)
+    if not (options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
         raise UserError(
             f"--storage '{place}' has no room for MLflow's database: give --tracking-uri "
             "http://… or postgresql://… (sqlite:///FILE serves while one machine runs the search)"
@@ -158,7 +158,7 @@ def _storage(settings: SearchOptions) -> tuple[Path, ObjectPath | None]:
 
 
 def slots_of(
-    settings: SearchOptions,
+    options: SearchOptions,
     machines: Sequence[Machine],
     where: str = THIS_MACHINE,
     *,
@@ -171,10 +171,10 @@ def slots_of(
     return plan_slots(
         machines,
         where,
-        gpus=settings.gpus,
-        trials_per_gpu=trials_per_gpu or settings.trials_per_gpu or 1,
-        concurrency=settings.concurrency,
-        cpus_per_trial=settings.cpus_per_trial,
+        gpus=options.gpus,
+        trials_per_gpu=trials_per_gpu or options.trials_per_gpu or 1,
+        concurrency=options.concurrency,
+        cpus_per_trial=options.cpus_per_trial,
         logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",
     )
 
