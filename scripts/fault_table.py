@@ -3,7 +3,7 @@
     RESP_TUNE_FAULTS=/tmp/faults.jsonl python -m pytest -m slow tests/test_interruptions.py
     python scripts/fault_table.py /tmp/faults.jsonl
 
-Each line of the files given is one fault that was done and survived (`tests/fault_log.py`); a test
+Each line of the files given is one fault that was done and survived (`tests/support/fault_log.py`); a test
 that fails writes none.
 """
 

@@ -6,11 +6,11 @@ import logging
 import signal
 from collections.abc import Iterator
 
-import bad_inputs
 import pytest
-from fault_log import survived
+from support import bad_inputs
+from support.fault_log import survived
 
-pytest_plugins = ["object_store"]  # the fixture `store`
+pytest_plugins = ["support.object_store"]  # the fixture `store`
 
 _USERS_OWN = (
     "RESP_TUNE_DATA",

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 import torchaudio
-from small_sets import originals, write_audio
+from support.small_sets import originals, write_audio
 
-from resp_tune.data.audio_files import read_header
-from resp_tune.data.waveforms import AudioError, load_waveform, read_audio
+from resp_tune.data.audio_files import AudioError, read_audio, read_header
+from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import UserError
 
 TOLERANCE = {

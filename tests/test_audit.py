@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audits import few_trees, in_memory, make_sets
-from searches import command, files_below
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
-from small_sets import imagined, real_set, write_set
+from support.audits import few_trees, in_memory, make_sets
+from support.searches import command, files_below
+from support.small_sets import imagined, real_set, write_set
 
 from resp_tune import evaluate
 from resp_tune.audit.counts import AGE_GROUPS, age_group, counts, tables

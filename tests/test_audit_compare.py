@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from searches import files_below
+from support.searches import files_below
 
 from resp_tune import evaluate
 from resp_tune.cli import run

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from audits import few_trees, in_memory
-from small_sets import imagined
+from support.audits import few_trees, in_memory
+from support.small_sets import imagined
 
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.protocols import make_sides
+from resp_tune.data.protocols import make_split
 from resp_tune.data.split import clips_of
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import Task, get_task, make_clips
-from resp_tune.evaluation.baseline_cache import answers_of, baselines_of
-from resp_tune.evaluation.baseline_difference import NAMES, against
-from resp_tune.evaluation.baselines import held_out_answers
-from resp_tune.evaluation.group_metrics import figures, side_figures
+from resp_tune.evaluation.baseline_cache import load_baseline_predictions, load_baselines
+from resp_tune.evaluation.baseline_difference import NAMES, baseline_differences
+from resp_tune.evaluation.baselines import predict_baselines
+from resp_tune.evaluation.group_metrics import group_metrics, metrics_with_intervals
 from resp_tune.training.bootstrap import DRAWS
-from resp_tune.training.datamodule import DataModule, predictions
+from resp_tune.training.datamodule import DataModule, prediction_table
 from resp_tune.training.metrics import METRICS, all_metrics
 
 
@@ -35,20 +35,22 @@ def _few_trees() -> Iterator[None]:
 
 def problem_of(dataset: Dataset, task: Task | str = "diagnosis") -> DataModule:
     clips = make_clips(get_task(task) if isinstance(task, str) else task, dataset)
-    return DataModule(dataset, clips, make_sides(dataset, clips, "patient"))
+    return DataModule(dataset, clips, make_split(dataset, clips, "patient"))
 
 
 @pytest.fixture(scope="module")
-def problem() -> DataModule:
+def datamodule() -> DataModule:
     return problem_of(in_memory(SynthSettings(120, 1.0, 0)))
 
 
-def frame_of(problem: DataModule, *, right: float, seed: int = 0) -> pd.DataFrame:
+def frame_of(datamodule: DataModule, *, right: float, seed: int = 0) -> pd.DataFrame:
     """Predictions of the test side, each right with probability `right`."""
     rng = np.random.default_rng(seed)
-    classes = np.array(problem.sides.classes)
-    clips = clips_of(problem.dataset, problem.clips, problem.sides, problem.sides.test or ())
-    recordings = [problem.dataset.recordings[clip.recording] for clip in clips]
+    classes = np.array(datamodule.split.classes)
+    clips = clips_of(
+        datamodule.dataset, datamodule.clips, datamodule.split, datamodule.split.test or ()
+    )
+    recordings = [datamodule.dataset.recordings[clip.recording] for clip in clips]
     labels = np.array([clip.label for clip in clips])
     guess = np.where(
         rng.random(len(clips)) < right, labels, rng.integers(len(classes), size=len(clips))
@@ -67,18 +69,18 @@ def frame_of(problem: DataModule, *, right: float, seed: int = 0) -> pd.DataFram
     )
 
 
-def test_what_no_clip_has_is_left_out_and_missing_from_the_names(problem: DataModule) -> None:
-    frame, classes = frame_of(problem, right=1.0), problem.sides.classes
+def test_what_no_clip_has_is_left_out_and_missing_from_the_names(datamodule: DataModule) -> None:
+    frame, classes = frame_of(datamodule, right=1.0), datamodule.split.classes
     some = frame[frame["label"].isin(classes[:2])]
-    found = figures(some, classes)
+    found = metrics_with_intervals(some, classes)
     assert found["classes"] == list(classes[:2])
     assert found["macro_f1"] == found["balanced_accuracy"] == 1.0
-    assert figures(frame, classes)["classes"] == list(classes)
+    assert metrics_with_intervals(frame, classes)["classes"] == list(classes)
 
 
-def test_a_side_of_recordings(problem: DataModule) -> None:
-    frame = frame_of(problem, right=0.6)
-    found = side_figures(frame, problem)
+def test_a_side_of_recordings(datamodule: DataModule) -> None:
+    frame = frame_of(datamodule, right=0.6)
+    found = group_metrics(frame, datamodule)
     assert found.keys() == {"per_class", "by_patient", "by_device", "controlled"}
     assert found["by_patient"]["clips"] == frame["patient"].nunique()
     assert {name: one["clips"] for name, one in found["by_device"].items()} == dict(
@@ -97,10 +99,10 @@ def test_a_side_of_cycles() -> None:
         (f"{100 + n}_1b1_Al_sc_{'Meditron' if n % 2 else 'Litt3200'}", "COPD") for n in range(30)
     ]
     dataset = imagined(pairs, cycles=[(False, False), (True, False), (False, True), (True, True)])
-    problem = problem_of(dataset, "cycles")
-    frame = frame_of(problem, right=0.5)
+    datamodule = problem_of(dataset, "cycles")
+    frame = frame_of(datamodule, right=0.5)
     frame = frame[(frame["device"] != "Meditron") | (frame["label"] == "normal")]
-    found = side_figures(frame, problem)
+    found = group_metrics(frame, datamodule)
     assert found["by_patient"] is found["controlled"] is None
     assert all("patient_recall" not in row for row in found["per_class"].values())
     normal = found["by_device"]["Meditron"]
@@ -132,9 +134,11 @@ def test_the_healthy_children_are_found_by_their_diagnosis(
     classes: dict[str, list[str]], well: str | None
 ) -> None:
     """Of a data set with a diagnosis of its own, whose children are sick children too."""
-    problem = problem_of(children("Healthy", "URTI", "Cough"), task_from_classes("mine", classes))
-    frame = frame_of(problem, right=0.6)
-    found = side_figures(frame, problem)["controlled"]
+    datamodule = problem_of(
+        children("Healthy", "URTI", "Cough"), task_from_classes("mine", classes)
+    )
+    frame = frame_of(datamodule, right=0.6)
+    found = group_metrics(frame, datamodule)["controlled"]
     if well is None:
         assert found is None
         return
@@ -152,25 +156,25 @@ def test_the_healthy_children_are_found_by_their_diagnosis(
     ],
 )
 def test_diagnoses_of_its_own_have_no_controlled_part(classes: dict[str, list[str]]) -> None:
-    problem = problem_of(children("Fine", "Cough", "Cold"), task_from_classes("mine", classes))
-    assert side_figures(frame_of(problem, right=0.6), problem)["controlled"] is None
+    datamodule = problem_of(children("Fine", "Cough", "Cold"), task_from_classes("mine", classes))
+    assert group_metrics(frame_of(datamodule, right=0.6), datamodule)["controlled"] is None
 
 
-def test_what_is_scored_from_the_frame_is_what_was_predicted(problem: DataModule) -> None:
-    stems, classes = problem.sides.test or (), problem.sides.classes
-    table, rng = problem.table(stems, stems), np.random.default_rng(0)
+def test_what_is_scored_from_the_frame_is_what_was_predicted(datamodule: DataModule) -> None:
+    stems, classes = datamodule.split.test or (), datamodule.split.classes
+    table, rng = datamodule.clip_labels(stems, stems), np.random.default_rng(0)
     p = rng.dirichlet(np.ones(len(classes)), len(table.label)).astype(np.float32)
-    found = figures(predictions("test", table, classes, p), classes)
+    found = metrics_with_intervals(prediction_table("test", table, classes, p), classes)
     for name, value in all_metrics(table.label, p, classes).items():
         assert found[name] == value, name
 
 
-def test_against_the_baselines_of_the_table(problem: DataModule) -> None:
+def test_against_the_baselines_of_the_table(datamodule: DataModule) -> None:
     """Each draw by hand: the winner's figure less the mean of the forests' figures."""
-    frame = frame_of(problem, right=0.6)
-    found = against(frame, problem)
-    table = held_out_answers(problem.dataset, problem.clips, problem.sides).scores()
-    answers = answers_of(problem)
+    frame = frame_of(datamodule, right=0.6)
+    found = baseline_differences(frame, datamodule)
+    table = predict_baselines(datamodule.dataset, datamodule.clips, datamodule.split).scores()
+    answers = load_baseline_predictions(datamodule)
     names = sorted(set(frame["patient"]))
     drawn = np.random.default_rng(0).integers(len(names), size=(DRAWS, len(names)))
     rows = [np.flatnonzero(frame["patient"] == name) for name in names]
@@ -209,33 +213,33 @@ def test_where_the_device_tells_all() -> None:
             ]
         )
     )
-    same = against(frame_of(told, right=1.0), told)["device"]["macro_f1"]
+    same = baseline_differences(frame_of(told, right=1.0), told)["device"]["macro_f1"]
     assert same == {"winner": 1.0, "baseline": 1.0, "difference": 0.0, "interval": [0.0, 0.0]}
-    worse = against(frame_of(told, right=0.0), told)["all"]["balanced_accuracy"]
+    worse = baseline_differences(frame_of(told, right=0.0), told)["all"]["balanced_accuracy"]
     assert worse["interval"][1] < 0
 
 
-def test_other_clips_are_no_test_side(problem: DataModule) -> None:
-    frame = frame_of(problem, right=0.6)
+def test_other_clips_are_no_test_side(datamodule: DataModule) -> None:
+    frame = frame_of(datamodule, right=0.6)
     for wrong in (frame[1:], frame[::-1], frame.assign(label=frame["label"].iloc[0])):
         with pytest.raises(ValueError, match="not the predictions of the test side"):
-            against(wrong, problem)
+            baseline_differences(wrong, datamodule)
 
 
-def test_answers_are_fitted_once(problem: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = baselines_of(problem, 1)
-    answers = held_out_answers(problem.dataset, problem.clips, problem.sides)
+def test_answers_are_fitted_once(datamodule: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_baselines(datamodule, 1)
+    answers = predict_baselines(datamodule.dataset, datamodule.clips, datamodule.split)
     assert found["test_side"] == answers.scores()
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("fitted again")
 
     monkeypatch.setattr("resp_tune.evaluation.baselines._forest", never)
-    assert baselines_of(problem, 1) == found
-    assert answers_of(problem).scores() == found["test_side"]
+    assert load_baselines(datamodule, 1) == found
+    assert load_baseline_predictions(datamodule).scores() == found["test_side"]
     # Other sides of the same clips: what is had over the whole data set stays.
-    sides = make_sides(problem.dataset, problem.clips, "recording", split_seed=5)
-    other = baselines_of(dataclasses.replace(problem, sides=sides), 1)
+    split = make_split(datamodule.dataset, datamodule.clips, "recording", split_seed=5)
+    other = load_baselines(dataclasses.replace(datamodule, split=split), 1)
     assert other == {name: value for name, value in found.items() if name != "test_side"}
 
 
@@ -243,13 +247,13 @@ def test_answers_are_fitted_once(problem: DataModule, monkeypatch: pytest.Monkey
     "damage", ["[]", "{}", "3", "null", '{"device": 1}', "{", '{"stems": "ab"}']
 )
 def test_a_damaged_cache_is_made_anew(
-    problem: DataModule, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    datamodule: DataModule, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path))
-    found = baselines_of(problem, 1)
+    found = load_baselines(datamodule, 1)
     kept = {path: path.read_text() for path in (tmp_path / "baselines").iterdir()}
     assert len(kept) == 2
     for path in kept:
         path.write_text(damage)
-    assert baselines_of(problem, 1) == found
+    assert load_baselines(datamodule, 1) == found
     assert {path: path.read_text() for path in kept} == kept

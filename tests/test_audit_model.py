@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audits import few_trees, make_sets, trained
 from sklearn.metrics import balanced_accuracy_score, f1_score
+from support.audits import few_trees, make_sets, trained
 
 from resp_tune import evaluate
 from resp_tune.audit.model import audit_model, sides_of
 from resp_tune.audit.rows import model_rows
 from resp_tune.cli import run
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.protocols import make_sides
+from resp_tune.data.protocols import make_split
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import UserError
@@ -77,8 +77,8 @@ def test_the_model_through_the_command(
 def test_the_model_s_figures(model: dict[str, Any], bundle: Path, sets: dict[str, Path]) -> None:
     """Against scikit-learn on predictions of single files, as `predict` makes them."""
     loaded, dataset = load_bundle(bundle), load_dataset(sets["none"])
-    sides = make_sides(dataset, make_clips(get_task("diagnosis"), dataset), "patient")
-    asked = [r for r in dataset.recordings if r.stem in set(sides.test or ())]
+    split = make_split(dataset, make_clips(get_task("diagnosis"), dataset), "patient")
+    asked = [r for r in dataset.recordings if r.stem in set(split.test or ())]
     probabilities = np.array(
         [loaded.predict_waveform(load_waveform(r.path, loaded.sample_rate)) for r in asked]
     )
@@ -192,16 +192,16 @@ def test_a_task_of_a_file_that_is_gone(sets: dict[str, Path], tmp_path: Path) ->
     task.write_text("name: mine\nclasses: {well: [Healthy], ill: ['*']}\n")
     loaded = load_bundle(trained(tmp_path, sets["none"], "--task", str(task)))
     task.unlink()
-    problem = sides_of(loaded, load_dataset(sets["none"]))
-    assert problem.sides.classes == ("well", "ill")
-    assert problem.sides.task == "mine"
+    datamodule = sides_of(loaded, load_dataset(sets["none"]))
+    assert datamodule.split.classes == ("well", "ill")
+    assert datamodule.split.task == "mine"
 
 
 def test_a_protocol_without_a_test_side(sets: dict[str, Path], tmp_path: Path) -> None:
     loaded = load_bundle(trained(tmp_path, sets["none"], "--protocol", "recording"))
     done: list[object] = []
-    problem = sides_of(loaded, load_dataset(sets["none"]))
-    found = audit_model(loaded, problem, workers=1, record=lambda r: (r, done.append(r)))
+    datamodule = sides_of(loaded, load_dataset(sets["none"]))
+    found = audit_model(loaded, datamodule, workers=1, record=lambda r: (r, done.append(r)))
     assert (found["test"], found["reading"], done) == (None, None, [])
     assert "no test side" in found["reason"]
 
@@ -212,9 +212,9 @@ def test_no_figures_without_a_record(said: list[str], bundle: Path, sets: dict[s
     def fail(_: object) -> None:
         raise UserError("read-only")
 
-    problem = sides_of(loaded, load_dataset(sets["none"]))
+    datamodule = sides_of(loaded, load_dataset(sets["none"]))
     with pytest.raises(UserError, match="read-only"):
-        audit_model(loaded, problem, workers=1, record=fail)
+        audit_model(loaded, datamodule, workers=1, record=fail)
     assert said == []
 
 

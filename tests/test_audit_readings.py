@@ -21,11 +21,11 @@ from resp_tune.cli import run
 from resp_tune.errors import UserError
 from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.test_access_log import (
-    first_access,
-    access_entry,
-    record_test_access,
     access_by,
+    access_entry,
     add_access,
+    first_access,
+    record_test_access,
 )
 from resp_tune.study.study import READINGS, open_study
 from resp_tune.tracking.registry import register_winner

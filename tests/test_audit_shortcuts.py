@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from audits import few_trees, in_memory, of_devices
 from sklearn.metrics import roc_auc_score
+from support.audits import few_trees, in_memory, of_devices
 
 from resp_tune.audit.shortcuts import age_shortcut, device_shortcut
 from resp_tune.data.synthetic.settings import SynthSettings

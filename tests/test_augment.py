@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchaudio
 from scipy import stats
-from toy import toy_config, toy_frames
+from support.toy import toy_config, toy_frames
 
 from resp_tune.config import TrialConfig, preset
 from resp_tune.features.augment import AugmentParams, draw_augmented, draw_plain

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 import yaml
-from bad_inputs import check, tried
-from fault_log import THOROUGH
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from searches import study
-from small_sets import write_set
-from test_old_release import ARGS, make_recordings
+from support.bad_inputs import check, tried
+from support.fault_log import THOROUGH
+from support.old_release import ARGS, make_recordings
+from support.searches import study
+from support.small_sets import write_set
 
 from resp_tune import evaluate, predict, report, search, synth, train
 from resp_tune.config import FIELDS
-from resp_tune.data.split import load_sides, save_sides
+from resp_tune.data.split import load_split, save_split
 from resp_tune.errors import UserError
 from resp_tune.study.study import SPLIT
 
@@ -370,10 +370,10 @@ def test_saved_sides(content: bytes, cut: int, place: Path) -> None:
         path = place / "split.json"
         path.write_bytes(given_bytes)
         try:
-            found = load_sides(path).digest
+            found = load_split(path).digest
         except UserError as error:
             found = str(error)
-        if found != load_sides(OLD / "split.json").digest:  # notes may differ: they are for readers
+        if found != load_split(OLD / "split.json").digest:  # notes may differ: they are for readers
             assert "\n" not in found
             assert given_bytes.strip() != whole.strip()
             assert str(path) in found
@@ -384,8 +384,8 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A search of an older release in `r/old`, on the recordings in `data`."""
     shutil.copytree(OLD, tmp_path / "r" / "old")
     make_recordings(tmp_path / "data")
-    sides = load_sides(OLD / "split.json")
-    study(tmp_path / "r", "old").set_user_attr(SPLIT, sides.digest)  # as it is written since
+    split = load_split(OLD / "split.json")
+    study(tmp_path / "r", "old").set_user_attr(SPLIT, split.digest)  # as it is written since
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -426,8 +426,8 @@ def a_loop(path: Path) -> None:
 
 def of_other_recordings(path: Path) -> None:
     """Sound in itself, as of another search."""
-    sides = load_sides(path)
-    save_sides(replace(sides, test=sides.folds[0].train), path)
+    split = load_split(path)
+    save_split(replace(split, test=split.folds[0].train), path)
 
 
 @pytest.mark.parametrize("damage", [a_folder, a_loop, of_other_recordings])

@@ -10,19 +10,20 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.model_selection import StratifiedGroupKFold
-from small_sets import imagined, real_set
+from support.small_sets import imagined, real_set
 
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.protocols import clips_of, make_sides
+from resp_tune.data.protocols import make_split
+from resp_tune.data.split import clips_of
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.evaluation import baselines
 from resp_tune.evaluation.baselines import (
     check_enough,
     controlled_clips,
-    held_out_answers,
     no_audio_baselines,
     patient_lookup,
+    predict_baselines,
 )
 
 # majority accuracy, then balanced accuracy and macro-F1 of device only and of all columns
@@ -156,25 +157,25 @@ def test_too_few_for_any_baseline(pairs: list[tuple[str, str]], words: str) -> N
 def test_held_out_is_fitted_on_the_other_sides() -> None:
     dataset = _confounded(confound=True)
     clips = make_clips(get_task("diagnosis"), dataset)
-    sides = make_sides(dataset, clips, "patient")
-    assert sides.test is not None
-    scores = held_out_answers(dataset, clips, sides, seeds=1).scores()
+    split = make_split(dataset, clips, "patient")
+    assert split.test is not None
+    scores = predict_baselines(dataset, clips, split, seeds=1).scores()
     assert scores["device"] == {"balanced_accuracy": 1.0, "macro_f1": 1.0}
     truth = [dataset.recordings[c.recording].diagnosis for c in clips.clips]
     assert truth.count("COPD") > truth.count("Healthy")
-    asked = clips_of(dataset, clips, sides, sides.test)
-    copd = np.mean([sides.classes[clip.label] == "COPD" for clip in asked])
+    asked = clips_of(dataset, clips, split, split.test)
+    copd = np.mean([split.classes[clip.label] == "COPD" for clip in asked])
     assert scores["majority_accuracy"] == pytest.approx(copd)
     # With the test side's devices swapped, what was learnt on the other sides is always wrong.
     other = {"Litt3200": "Meditron", "Meditron": "Litt3200"}
     swapped = dataclasses.replace(
         dataset,
         recordings=tuple(
-            dataclasses.replace(r, device=other[r.device]) if r.stem in sides.test else r
+            dataclasses.replace(r, device=other[r.device]) if r.stem in split.test else r
             for r in dataset.recordings
         ),
     )
-    scores = held_out_answers(swapped, clips, sides, seeds=1).scores()
+    scores = predict_baselines(swapped, clips, split, seeds=1).scores()
     assert scores["device"] == {"balanced_accuracy": 0.0, "macro_f1": 0.0}
 
 
@@ -182,14 +183,14 @@ def test_held_out_is_fitted_on_the_other_sides() -> None:
 def test_held_out_without_a_test_side_uses_validation() -> None:
     dataset = _confounded(confound=True)
     clips = make_clips(get_task("diagnosis"), dataset)
-    sides = make_sides(dataset, clips, "recording", split_seed=1)
-    assert held_out_answers(dataset, clips, sides, seeds=1).scores()["device"]["macro_f1"] == 1.0
+    split = make_split(dataset, clips, "recording", split_seed=1)
+    assert predict_baselines(dataset, clips, split, seeds=1).scores()["device"]["macro_f1"] == 1.0
 
 
 def test_cycles_are_rows_of_their_recording(icbhi: Dataset) -> None:
     clips = make_clips(get_task("cycles"), icbhi)
-    sides = make_sides(icbhi, clips, "official")
-    scores = held_out_answers(icbhi, clips, sides, seeds=1).scores()
+    split = make_split(icbhi, clips, "official")
+    scores = predict_baselines(icbhi, clips, split, seeds=1).scores()
     assert scores["majority_accuracy"] == pytest.approx(1579 / 2756)
     assert 0.2 < scores["all"]["balanced_accuracy"] < 0.45
 

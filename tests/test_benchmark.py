@@ -41,7 +41,7 @@ from resp_tune.features.frames import join_frames  # noqa: E402
 from resp_tune.features.logmel import log_mels  # noqa: E402
 from resp_tune.space.search_space import load_space  # noqa: E402
 from resp_tune.study.trial_queue import TrialQueue  # noqa: E402
-from resp_tune.training.loop import Side, Training, TrainingData, build_network  # noqa: E402
+from resp_tune.training.loop import SplitTensors, Training, TrainingData, build_network  # noqa: E402
 
 NOTEBOOK = preset("notebook")
 
@@ -120,9 +120,9 @@ def small_training(config: TrialConfig) -> Training:
     mels = [-50 + 10 * torch.randn(100, 16, generator=noise) for _ in range(30)]
     frames = join_frames(mels, [str(n) for n in range(30)])
 
-    def side(first: int, last: int) -> Side:
+    def side(first: int, last: int) -> SplitTensors:
         clips = ClipIndex(frames, frames.first[first:last], frames.count[first:last])
-        return Side(clips, torch.arange(last - first) % 2)
+        return SplitTensors(clips, torch.arange(last - first) % 2)
 
     return Training(config, [TrainingData(side(0, 20), side(20, 30), ("a", "b"))])
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from toy import CLASSES, toy_config, toy_folds, toy_side
+from support.toy import CLASSES, toy_config, toy_folds, toy_side
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError

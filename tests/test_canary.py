@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import faults
 import pytest
-from fault_log import survived
-from searches import search, study, trials
-from test_trainable import work
-from toy import toy_config
+from support import faults
+from support.fault_log import survived
+from support.searches import search, study, trials
+from support.toy import toy_config
+from support.toy_trials import work
 
 from resp_tune.cluster.resources import LOGICAL_GPUS, TrialResources
 from resp_tune.errors import RunError

@@ -6,10 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-import faults
 import pytest
-from fault_log import THOROUGH, survived
-from searches import command, search, study, summary, trials
+from support import faults
+from support.fault_log import THOROUGH, survived
+from support.searches import command, search, study, summary, trials
 
 pytestmark = pytest.mark.slow
 ARGS = (

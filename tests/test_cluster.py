@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from gates import allow, epochs_done, gated
-from hosts import AUTH, DASHBOARD_PORT, Host, Network, why_not
-from optuna.trial import TrialState
-from searches import command, files_below, study, summary, trials, wait_for
+from support.clusters import ARGS, EPOCHS, check_whole, command_line, data, end
+from support.gates import allow, epochs_done, gated
+from support.hosts import AUTH, DASHBOARD_PORT, Host, Network, why_not
+from support.searches import files_below, study, wait_for
 
 import resp_tune
 
@@ -27,9 +24,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(UNAVAILABLE is not None, reason=UNAVAILABLE or ""),
 ]
-
-ARGS = ("--space", "search_spaces/smoke.yaml", "--scheduler", "none")
-EPOCHS = 12
+__all__ = ["data"]  # a fixture
 LOST = "its node was lost; it goes on from its checkpoint"
 
 
@@ -52,23 +47,8 @@ def _open(gate: Path) -> Iterator[None]:
     allow(gate)
 
 
-def end(running: subprocess.Popen[bytes]) -> None:
-    """Leave nothing of a failed test to the next one."""
-    with suppress(ProcessLookupError):
-        os.killpg(running.pid, signal.SIGKILL)
-
-
 def wait_for_epochs(gate: Path, count: int) -> None:
     wait_for(lambda: len(epochs_done(gate)) >= count)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set in a folder of its own, which a host may be unable to see."""
-    folder = tmp_path_factory.mktemp("data") / "set"
-    made = command("synth", str(folder), "--recordings", "60", "--seconds", "4")
-    assert made.code == 0, made.err
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +61,9 @@ def net(tmp_path_factory: pytest.TempPathFactory, gate: Path) -> Iterator[Networ
         yield network
 
 
-def command_line(net: Network, storage: Path, data: Path, *args: str) -> list[str]:
-    return [
-        sys.executable, "-m", "resp_tune.search", "--address", net.address,
-        "--storage", str(storage), "--data", str(data), *ARGS, *args,
-    ]  # fmt: skip
-
-
 def errors(text: str) -> list[str]:
     assert "Traceback" not in text, text
     return [line for line in text.splitlines() if line.startswith("error:")]
-
-
-def check_whole(storage: Path, name: str, count: int, epochs: int = EPOCHS) -> None:
-    """Every trial once and finished, each epoch once, in the study and in the tables."""
-    told = study(storage, name).get_trials()
-    assert [t.number for t in told] == list(range(count))
-    assert {t.state for t in told} == {TrialState.COMPLETE}
-    assert [sorted(t.intermediate_values) for t in told] == [list(range(1, epochs + 1))] * count
-    assert list(trials(storage, name)["state"]) == ["finished"] * count
-    assert summary(storage, name)["trials"]["finished"] == count
 
 
 def test_four_gpus_on_two_hosts_run_four_trials_at_once(

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gates import allow, epochs_done, gated
-from hosts import Host, Network, why_not
-from searches import files_below, study, wait_for
-from test_cluster import EPOCHS, check_whole, command_line, data, end
+from support.clusters import EPOCHS, check_whole, command_line, data, end
+from support.gates import allow, epochs_done, gated
+from support.hosts import Host, Network, why_not
+from support.searches import files_below, study, wait_for
 
 UNAVAILABLE = why_not()
 pytestmark = [

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gates import allow, epochs_done, gated
-from hosts import Host, Network, why_not
 from mlflow import MlflowClient
-from object_store import ENVIRONMENT, ObjectStore, object_store
 from optuna.trial import TrialState
-from postgres import PASSWORD, postgres, why_none
-from searches import command, study, summary, wait_for
-from test_tracking import free_port, mlflow_server
+from support.gates import allow, epochs_done, gated
+from support.hosts import Host, Network, why_not
+from support.mlflow_stores import mlflow_server
+from support.object_store import ENVIRONMENT, ObjectStore, object_store
+from support.ports import free_port
+from support.postgres import PASSWORD, postgres, why_none
+from support.searches import command, study, summary, wait_for
 
 from resp_tune.study.study import trial_seed
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import COMMANDS, SNAPSHOT, flags, results
-from searches import search
+from support.contract import COMMANDS, SNAPSHOT, flags, results
+from support.searches import search
 
 PROMISED: dict[str, Any] = json.loads(SNAPSHOT.read_text())
 

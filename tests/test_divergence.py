@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from toy import toy_config, toy_data, toy_folds, trained
+from support.toy import toy_config, toy_data, toy_folds, trained
 
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import Frames

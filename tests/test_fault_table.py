@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from fault_log import survived
+from support.fault_log import survived
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "fault_table.py"
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_log import THOROUGH, survived
-from searches import command, files_below, search, study, trials
+from support.fault_log import THOROUGH, survived
+from support.searches import command, files_below, search, study, trials
 
 ARGS = ("--space", "search_spaces/smoke.yaml", "--scheduler", "none", "--name", "full")
 ROOMY = "300m"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_recorder import recorder_of, study_at
-from test_trainable import trial
+from support.toy_trials import trial
+from support.trial_queues import recorder_of, study_at
 
 from resp_tune.cluster.capacity import ClusterCapacity, TypedRoom
 from resp_tune.cluster.connect import Node

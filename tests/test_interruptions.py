@@ -15,11 +15,11 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-import faults
 import pytest
-from fault_log import survived
 from optuna.trial import TrialState
-from searches import MARK, marked, search, start, study, trials, wait_for
+from support import faults
+from support.fault_log import survived
+from support.searches import MARK, marked, search, start, study, trials, wait_for
 
 ARGS = (
     "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",

@@ -12,12 +12,12 @@ import signal
 import time
 from pathlib import Path
 
-import deadly
 import pytest
-from counted import check_counted_once
-from deadly import Moment
-from fault_log import THOROUGH, survived
-from searches import search, start, study, summary, wait_for
+from support import deadly
+from support.counted import check_counted_once
+from support.deadly import Moment
+from support.fault_log import THOROUGH, survived
+from support.searches import search, start, study, summary, wait_for
 
 EPOCHS = 3
 TRIALS = 6
@@ -31,7 +31,7 @@ MOMENTS: list[Moment] = [
     # start-up
     ("resp_tune.harness.run", "_open", "before", 1),
     ("resp_tune.study.study", "_storage", "after", 1),
-    ("resp_tune.harness.run", "save_sides", "before", 1),
+    ("resp_tune.harness.run", "save_split", "before", 1),
     ("resp_tune.tracking.client", "_opened", "after", 1),
     ("resp_tune.tracking.search_run", "SearchRuns._open_parent", "after", 1),
     # filling the cache
@@ -108,7 +108,7 @@ WORK = """
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_killed_trial_repeats_ten_seconds_at_most(tmp_path: Path) -> None:
-    import faults
+    from support import faults
 
     journal = tmp_path / "epochs"
     env = {**faults.planted(tmp_path, WORK), "EPOCHS_DONE": str(journal)}

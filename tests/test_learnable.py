@@ -9,11 +9,11 @@ import torch
 from resp_tune.common.paths import cache_folder
 from resp_tune.config import preset
 from resp_tune.data.dataset import load_dataset
-from resp_tune.data.protocols import make_sides
+from resp_tune.data.protocols import make_split
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.tasks import get_task, make_clips
-from resp_tune.evaluation.baselines import held_out_answers
-from resp_tune.training.datamodule import DataModule, stores_of
+from resp_tune.evaluation.baselines import predict_baselines
+from resp_tune.training.datamodule import DataModule, make_feature_caches
 from resp_tune.training.loop import Training
 from resp_tune.training.metrics import balanced_accuracy, macro_f1
 from resp_tune.training.model_bundle import Bundle
@@ -22,26 +22,26 @@ from resp_tune.training.model_bundle import Bundle
 def test_a_short_training_beats_the_baselines_on_unseen_patients() -> None:
     dataset = load_dataset(default_synthetic(Path(cache_folder())))
     clips = make_clips(get_task("diagnosis"), dataset)
-    problem = DataModule(dataset, clips, make_sides(dataset, clips, "patient"))
-    assert problem.sides.leaks(dataset).patients == 0
+    datamodule = DataModule(dataset, clips, make_split(dataset, clips, "patient"))
+    assert datamodule.split.leaks(dataset).patients == 0
     config = preset("baseline").replace({"epochs": 15, "precision": "float32"})
-    stems = problem.sides.test
+    stems = datamodule.split.test
     assert stems is not None
     frames, unseen = (
-        stores_of(problem, s, 2).frames(config.front_end, workers=2)
-        for s in (problem.search_stems, stems)
+        make_feature_caches(datamodule, s, 2).frames(config.front_end, workers=2)
+        for s in (datamodule.search_stems, stems)
     )
     torch.set_num_threads(1)
-    training = Training(config, [f.tensors(frames, config.front_end) for f in problem.folds()])
+    training = Training(config, [f.tensors(frames, config.front_end) for f in datamodule.folds()])
     while not training.done:
         training.run_epoch()
-    bundle = Bundle(config, problem.sides.classes, tuple(training.networks()), {})
-    test = problem.table(stems, stems).side(unseen, config.front_end)
+    bundle = Bundle(config, datamodule.split.classes, tuple(training.networks()), {})
+    test = datamodule.clip_labels(stems, stems).tensors(unseen, config.front_end)
     probabilities = bundle.predict_clips(test.clips)
     labels = test.labels.numpy()
-    without_audio = held_out_answers(dataset, clips, problem.sides, seeds=2).scores()
+    without_audio = predict_baselines(dataset, clips, datamodule.split, seeds=2).scores()
     scores = macro_f1(labels, probabilities), balanced_accuracy(labels, probabilities)
     device = without_audio["device"]["macro_f1"], without_audio["device"]["balanced_accuracy"]
-    majority = 1 / len(problem.sides.classes)
+    majority = 1 / len(datamodule.split.classes)
     assert scores[0] > device[0] + 0.1, (scores, device)
     assert scores[1] > max(device[1], majority) + 0.1, (scores, device)

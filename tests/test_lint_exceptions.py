@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_tracking import free_port
+from support.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "audit_dependencies.py"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torchaudio
+from support.front_ends import SMALL, torchaudios
 
 from resp_tune.config import FrontEnd, preset
 from resp_tune.errors import UserError
@@ -21,22 +21,7 @@ from resp_tune.features.logmel import (
     silence,
 )
 
-SMALL = FrontEnd(4000, 256, 128, 48, 50.0, 2000.0)
 NOTEBOOK = preset("notebook").front_end
-
-
-def torchaudios(waveform: torch.Tensor, f: FrontEnd) -> torch.Tensor:
-    """`[frames, n_mels]`, by the transforms that the notebook uses."""
-    mel = torchaudio.transforms.MelSpectrogram(
-        f.sample_rate,
-        f.n_fft,
-        hop_length=f.hop_length,
-        n_mels=f.n_mels,
-        f_min=f.f_min,
-        f_max=f.f_max,
-    )
-    decibels: torch.Tensor = torchaudio.transforms.AmplitudeToDB(top_db=None)(mel(waveform)).T
-    return decibels
 
 
 def breath(samples: int, seed: int = 0) -> torch.Tensor:

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from support.toy import toy_config
 from torch.nn.functional import cross_entropy
-from toy import toy_config
 
 from resp_tune.training.losses import class_weights, make_loss
 

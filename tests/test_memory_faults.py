@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import faults
 import psutil
 import pytest
-from fault_log import survived
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
-from searches import search, study, trials
-from test_recorder import SPACE, finish, next_of, recorder_of, row, study_at
-from test_trainable import rows, run, trial
+from support import faults
+from support.fault_log import survived
+from support.searches import search, study, trials
+from support.toy_trials import rows, run, trial
+from support.trial_queues import SPACE, finish, next_of, recorder_of, row, study_at
 
 from resp_tune.cluster.ray_oom import mend
 from resp_tune.execution.searcher import (

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from support.toy import fingerprint, toy_config, toy_data, trained
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from toy import fingerprint, toy_config, toy_data, trained
 
 from resp_tune.training.ema import ModelAverage
 from resp_tune.training.loop import Training

@@ -7,8 +7,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from support.toy import toy_config, toy_data
 from torch import nn
-from toy import toy_config, toy_data
 
 from resp_tune.training.loop import Training
 from resp_tune.training.network import SoundNet, two_by_two

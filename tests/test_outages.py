@@ -7,13 +7,14 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import faults
 import pytest
-from fault_log import survived
 from mlflow import MlflowClient
-from postgres import PASSWORD, postgres, why_none
-from searches import files_below, search, start, study, summary, trials, wait_for
-from test_tracking import free_port, mlflow_server
+from support import faults
+from support.fault_log import survived
+from support.mlflow_stores import mlflow_server
+from support.ports import free_port
+from support.postgres import PASSWORD, postgres, why_none
+from support.searches import files_below, search, start, study, summary, trials, wait_for
 
 from resp_tune.study import study as studies
 from resp_tune.study.samplers import make_sampler

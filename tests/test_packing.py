@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import toy_config
+from support.toy import toy_config
 
 from resp_tune.cluster.connect import Cluster, Node
 from resp_tune.cluster.resources import Machine, TrialResources
@@ -25,8 +25,8 @@ from resp_tune.execution.trials_per_gpu import (
 from resp_tune.harness import auto_packing as packed_search
 from resp_tune.harness import spec as prepared_search
 from resp_tune.harness import validate as preparing
-from resp_tune.harness.auto_packing import packed
-from resp_tune.search import read_settings
+from resp_tune.harness.auto_packing import choose_trials_per_gpu
+from resp_tune.search import read_options
 from resp_tune.training.compute_device import ComputeDevice
 from resp_tune.training.loop import fit
 
@@ -37,9 +37,9 @@ def test_the_stand_in_has_the_size_of_the_real_thing() -> None:
     config = toy_config(epochs=1)
     folds = stand_in(config, SMALL)
     assert len(folds) == 2
-    sides = (folds[0].train, folds[0].validation)
-    assert [len(side.labels) for side in sides] == [12, 6]
-    assert {int(n) for side in sides for n in side.clips.count} == {config.clip_frames}
+    split = (folds[0].train, folds[0].validation)
+    assert [len(side.labels) for side in split] == [12, 6]
+    assert {int(n) for side in split for n in side.clips.count} == {config.clip_frames}
     assert folds[0].train.clips.frames.values.dtype == torch.float16
     (result,) = fit(config, folds)
     assert result.finite
@@ -75,15 +75,15 @@ def test_as_many_as_pay(rates: list[float], trials: int) -> None:
 
 def prepared_with(folder: Path, *flags: str) -> Any:
     args = ["--trials-per-gpu", "auto", f"--storage={folder}", "--space=search_spaces/smoke.yaml"]
-    return preparing.prepare(read_settings([*args, *flags]))
+    return preparing.validate(read_options([*args, *flags]))
 
 
 def test_auto_without_a_gpu_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_LOGICAL_GPUS", "1")
-    prepared = packed(prepared_with(tmp_path, "--gpus=2"))
-    assert (prepared.slots.concurrency, prepared.slots.gpus) == (2, 1.0)
+    spec = choose_trials_per_gpu(prepared_with(tmp_path, "--gpus=2"))
+    assert (spec.slots.concurrency, spec.slots.gpus) == (2, 1.0)
     assert "trials here run on the CPU" in capsys.readouterr().err
 
 
@@ -111,15 +111,15 @@ def test_auto_with_gpus_takes_what_was_measured(
 ) -> None:
     plain = prepared_with(tmp_path, "--folds=2")
     assert asked == [], "nothing is started before the search holds its name"
-    prepared = packed(plain)
-    assert (prepared.slots.concurrency, prepared.slots.gpus, prepared.slots.cpus) == (4, 0.5, 4.0)
+    spec = choose_trials_per_gpu(plain)
+    assert (spec.slots.concurrency, spec.slots.gpus, spec.slots.cpus) == (4, 0.5, 4.0)
     assert "trials per GPU: 2 (epochs a second" in capsys.readouterr().err
     assert [(device, trials, threads) for _, device, trials, threads in asked] == [
         ("cuda", 1, 8), ("cuda", 2, 4), ("cuda", 4, 2), ("cuda", 8, 1),
     ]  # fmt: skip
     load = asked[0][0]
-    assert (load.folds, load.classes) == (2, len(plain.problem.sides.classes))
-    assert load.train == len(plain.problem.folds()[0].train.label)
+    assert (load.folds, load.classes) == (2, len(plain.datamodule.split.classes))
+    assert load.train == len(plain.datamodule.folds()[0].train.label)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_auto_with_gpus_takes_what_was_measured(
 def test_auto_tries_no_more_than_there_is_room_for(
     tmp_path: Path, asked: list[tuple[Workload, str, int, int]], flag: str, tried: list[int]
 ) -> None:
-    prepared = packed(prepared_with(tmp_path, flag))
+    spec = choose_trials_per_gpu(prepared_with(tmp_path, flag))
     assert [trials for _, _, trials, _ in asked] == tried
-    assert prepared.slots.concurrency <= 4
+    assert spec.slots.concurrency <= 4
 
 
 def test_what_cannot_be_measured_is_a_line(
@@ -142,7 +142,7 @@ def test_what_cannot_be_measured_is_a_line(
 
     monkeypatch.setattr(trials_per_gpu, "measure", fails)
     with pytest.raises(RunError, match="none was started: ZeroDivisionError: a bug in two lines"):
-        packed(prepared_with(tmp_path))
+        choose_trials_per_gpu(prepared_with(tmp_path))
     assert asked == []
 
 
@@ -189,9 +189,9 @@ def test_types_that_bear_the_same_need_no_constraint(
 ) -> None:
     bears |= {H100: 2, T4: 2}
     nodes = (("node:10.0.0.0", HEAD), (H100, BIG), (T4, SMALL_ONE))
-    prepared = packed(on_cluster(tmp_path, *nodes))
-    assert prepared.typed is None
-    assert prepared.slots == TrialResources(8, 1.5, 0.5, 1)
+    spec = choose_trials_per_gpu(on_cluster(tmp_path, *nodes))
+    assert spec.typed is None
+    assert spec.slots == TrialResources(8, 1.5, 0.5, 1)
     assert bears["tried"] == {H100: [1, 2, 4, 8], T4: [1, 2]}, "as far as the cores go"
     said = capsys.readouterr().err
     assert "trials per GPU: 2 on H100 (epochs a second of so many at once: 1: 1.00, 2" in said
@@ -200,23 +200,23 @@ def test_types_that_bear_the_same_need_no_constraint(
 
 def test_types_that_differ_have_slots_of_their_own(tmp_path: Path, bears: dict[str, Any]) -> None:
     bears |= {H100: 8, T4: 2}
-    prepared = packed(on_cluster(tmp_path, (H100, BIG), (H100, BIG), (T4, SMALL_ONE)))
-    assert prepared.typed == {
+    spec = choose_trials_per_gpu(on_cluster(tmp_path, (H100, BIG), (H100, BIG), (T4, SMALL_ONE)))
+    assert spec.typed == {
         H100: TrialResources(32, 2.0, 0.125, 2),
         T4: TrialResources(4, 1.5, 0.5, 1),
     }
-    assert prepared.slots == TrialResources(6, 3.0, 1.0, 1), (
+    assert spec.slots == TrialResources(6, 3.0, 1.0, 1), (
         "a whole GPU for the canary, and all threads"
     )
-    assert prepared.trial_tags["resp_tune.threads"] == "1"
+    assert spec.trial_tags["resp_tune.threads"] == "1"
 
 
 def test_caps_on_a_cluster_are_for_all_types(tmp_path: Path, bears: dict[str, Any]) -> None:
     bears |= {H100: 8, T4: 1}
     flags = ("--gpus=2", "--concurrency=5")
-    prepared = packed(on_cluster(tmp_path, (H100, BIG), (T4, SMALL_ONE), flags=flags))
+    spec = choose_trials_per_gpu(on_cluster(tmp_path, (H100, BIG), (T4, SMALL_ONE), flags=flags))
     assert bears["tried"] == {H100: [1, 2], T4: [1, 2]}, "5 trials on 2 GPUs"
-    assert prepared.typed == {
+    assert spec.typed == {
         H100: TrialResources(4, 8.0, 0.5, 8),
         T4: TrialResources(2, 3.0, 1.0, 3),
     }
@@ -227,5 +227,5 @@ def test_a_cluster_of_logical_gpus_measures_nothing(
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_LOGICAL_GPUS", "1")
     plain = on_cluster(tmp_path, (T4, SMALL_ONE))
-    assert packed(plain) is plain
+    assert choose_trials_per_gpu(plain) is plain
     assert "trials here run on the CPU" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from toy import toy_config, toy_folds
+from support.toy import toy_config, toy_folds
 
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.features.batches import ClipIndex

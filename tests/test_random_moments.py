@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from counted import check_counted_once
-from fault_log import THOROUGH, survived
 from optuna.trial import TrialState
-from searches import MARK, marked, start, study, wait_for
+from support.counted import check_counted_once
+from support.fault_log import THOROUGH, survived
+from support.searches import MARK, marked, start, study, wait_for
 
 TRIALS, EPOCHS = 6, 12
 ARGS = (

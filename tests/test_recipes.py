@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 import pytest
-from recipes import FOLDER, IMAGE, RECIPES, ROOT, calls, commands, header_commands, text
+from support.recipes import FOLDER, IMAGE, RECIPES, ROOT, calls, commands, header_commands, text
 
 from resp_tune import search, synth
 from resp_tune.errors import RespTuneError
@@ -21,7 +21,7 @@ def refused(name: str, content: str) -> list[str]:
     found = []
     searches = calls(SEARCH, lines) + calls("scripts/cluster/slurm.sh", lines)
     for arguments in searches:
-        found += _parse(search.read_settings, [a for a in arguments if a != "--help"])
+        found += _parse(search.read_options, [a for a in arguments if a != "--help"])
     for arguments in calls("python -m resp_tune.synth", lines):
         found += _parse(synth.parser().parse, arguments)
     for program, command in _others().items():

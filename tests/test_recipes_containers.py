@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from recipes import FOLDER, ROOT, calls, commands, text
+from support.recipes import FOLDER, ROOT, calls, commands, text
 
 BIN = Path(sys.executable).parent
 SCHEMA = json.loads(

@@ -14,7 +14,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from recipes import calls, commands, documents, header_commands, text
+from support.recipes import calls, commands, documents, header_commands, text
 
 KUBERNETES = "1.34"
 RAYJOB = Path(__file__).parent / "data" / "kuberay" / "rayjob.schema.yaml"

@@ -16,7 +16,7 @@ from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.local.config import bootstrap_local
 from ray.autoscaler._private.util import prepare_config, validate_config
-from recipes import calls, commands, text
+from support.recipes import calls, commands, text
 
 HOSTS, AWS = "ray-cluster.yaml", "ray-cluster-aws.yaml"
 

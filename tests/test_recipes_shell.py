@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipes import ROOT
+from support.recipes import ROOT
 
 # It follows `source`, beside the script and from the top of the checkout.
 SHELLCHECK = [

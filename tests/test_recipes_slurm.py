@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ray.scripts import scripts as ray
 from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
-from recipes import FOLDER, text
+from support.recipes import FOLDER, text
 
 from resp_tune import search
 

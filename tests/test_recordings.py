@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_sets import originals, real_set, write_audio, write_set
+from support.small_sets import originals, real_set, write_audio, write_set
 
 from resp_tune.data.annotations import parse_cycles
 from resp_tune.data.dataset import Dataset, load_dataset

@@ -11,7 +11,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from searches import Outcome, command, search, start, study, summary, wait_for
+from support.searches import Outcome, command, search, start, study, summary, wait_for
 
 from resp_tune.training.model_bundle import load_bundle
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from test_recorder import Diary, next_of, recorder_of, row, study_at
+from support.trial_queues import Diary, next_of, recorder_of, row, study_at
 
 from resp_tune.errors import UserError
 from resp_tune.space.search_space import load_space

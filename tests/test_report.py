@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report_folders import FILES, HOSTILE, Page, change, judge, make
+from support.report_folders import FILES, HOSTILE, Page, change, judge, make
 
 from resp_tune import report
 from resp_tune.cli import run

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import CLASSES, change, judge, make
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
+from support.report_folders import CLASSES, change, judge, make
 
 from resp_tune.reporting import (
     baseline_comparison,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_folders import HOSTILE, Page, judge, make
-from searches import command
-from test_tracking import free_port
-from toy import CLASSES, toy_config, toy_folds
+from support.ports import free_port
+from support.report_folders import HOSTILE, Page, judge, make
+from support.searches import command
+from support.toy import CLASSES, toy_config, toy_folds
 
 import resp_tune
 from resp_tune import train

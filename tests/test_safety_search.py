@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from searches import command, start, study, summary
-from test_tracking import free_port, mlflow_server
+from support.mlflow_stores import mlflow_server
+from support.ports import free_port
+from support.searches import command, start, study, summary
 
 pytestmark = pytest.mark.slow
 SECRETS = (b"s3cretW", b"W%2Frd", b"W/rd")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from spaces import space_of
+from support.spaces import space_of
 
 from resp_tune.space.search_space import SearchSpace, load_space
 from resp_tune.study.samplers import SAMPLERS, blind_to, make_sampler

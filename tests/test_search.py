@@ -12,9 +12,9 @@ import mlflow
 import numpy as np
 import pytest
 import soundfile
-from fault_log import survived
 from optuna.trial import TrialState
-from searches import command, files_below, search, start, study, summary, trials, wait_for
+from support.fault_log import survived
+from support.searches import command, files_below, search, start, study, summary, trials, wait_for
 
 from resp_tune.cli import run
 from resp_tune.search import main

@@ -13,7 +13,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from spaces import all_configs, new_study, space_of
+from support.spaces import all_configs, new_study, space_of
 
 from resp_tune.common.yaml_files import LARGEST
 from resp_tune.config import Balance, preset

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from spaces import all_configs, new_study, space_of
+from support.spaces import all_configs, new_study, space_of
 
 from resp_tune.errors import UserError
 from resp_tune.space.search_space import SearchSpace, load_space

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from spaces import new_study, space_of
+from support.spaces import new_study, space_of
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError

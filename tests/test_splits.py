@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
-from small_sets import imagined, real_set
+from support.small_sets import imagined, real_set
 
 from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import (
@@ -23,9 +23,9 @@ from resp_tune.data.protocols import (
     Fold,
     Split,
     clips_of,
-    load_sides,
-    make_sides,
-    save_sides,
+    load_split,
+    make_split,
+    save_split,
 )
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
@@ -55,21 +55,21 @@ def clips_for(name: str, dataset: Dataset) -> Clips:
     return make_clips(get_task(name), dataset)
 
 
-def all_sides(sides: Split) -> list[tuple[str, ...]]:
-    both = [side for fold in sides.folds for side in (fold.train, fold.validation)]
-    return both if sides.test is None else [*both, sides.test]
+def all_sides(split: Split) -> list[tuple[str, ...]]:
+    both = [side for fold in split.folds for side in (fold.train, fold.validation)]
+    return both if split.test is None else [*both, split.test]
 
 
-def check_sound(dataset: Dataset, clips: Clips, sides: Split) -> None:
+def check_sound(dataset: Dataset, clips: Clips, split: Split) -> None:
     """What must hold for any protocol: a partition, every class everywhere, nobody twice."""
-    assert sides.folds
-    for fold in sides.folds:
-        parts = [set(fold.train), set(fold.validation), set(sides.test or ())]
+    assert split.folds
+    for fold in split.folds:
+        parts = [set(fold.train), set(fold.validation), set(split.test or ())]
         assert len(set.union(*parts)) == sum(len(part) for part in parts)
-    for side in all_sides(sides):
+    for side in all_sides(split):
         assert side == tuple(sorted(set(side)))
-        labels = {clip.label for clip in clips_of(dataset, clips, sides, side)}
-        assert labels == set(range(len(sides.classes))), (sides.protocol, sides.classes)
+        labels = {clip.label for clip in clips_of(dataset, clips, split, side)}
+        assert labels == set(range(len(split.classes))), (split.protocol, split.classes)
 
 
 # ---- patient
@@ -84,16 +84,16 @@ def test_patient_is_the_documented_split(icbhi: Dataset) -> None:
     for seed in (0, 7):
         outer = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
         rest, test = next(outer.split(labels, labels, patients))
-        sides = make_sides(icbhi, clips, "patient", split_seed=seed, folds=4)
-        assert sides.test == tuple(stems[test])
+        split = make_split(icbhi, clips, "patient", split_seed=seed, folds=4)
+        assert split.test == tuple(stems[test])
         inner = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
         expected = tuple(
             Fold(tuple(stems[rest][a]), tuple(stems[rest][b]))
             for a, b in inner.split(labels[rest], labels[rest], patients[rest])
         )
-        assert sides.folds == expected
-        one = make_sides(icbhi, clips, "patient", split_seed=seed)
-        assert (one.folds, one.test) == (expected[:1], sides.test)
+        assert split.folds == expected
+        one = make_split(icbhi, clips, "patient", split_seed=seed)
+        assert (one.folds, one.test) == (expected[:1], split.test)
 
 
 @pytest.mark.parametrize("task", ["diagnosis", "cycles"])
@@ -102,14 +102,14 @@ def test_patient_on_the_real_set_over_seeds(icbhi: Dataset, task: str) -> None:
     patients = {r.stem: r.patient for r in icbhi.recordings}
     tests = set()
     for seed in range(10):
-        sides = make_sides(icbhi, clips, "patient", split_seed=seed, folds=4)
-        check_sound(icbhi, clips, sides)
-        assert dataclasses.astuple(sides.leaks(icbhi)) == (0, 0, 0.0)
-        assert sides.notes == ()
-        assert len(set().union(*(fold.validation for fold in sides.folds))) == sum(
-            len(fold.validation) for fold in sides.folds
+        split = make_split(icbhi, clips, "patient", split_seed=seed, folds=4)
+        check_sound(icbhi, clips, split)
+        assert dataclasses.astuple(split.leaks(icbhi)) == (0, 0, 0.0)
+        assert split.notes == ()
+        assert len(set().union(*(fold.validation for fold in split.folds))) == sum(
+            len(fold.validation) for fold in split.folds
         )
-        tests.add(tuple(sorted({patients[stem] for stem in sides.test or ()})))
+        tests.add(tuple(sorted({patients[stem] for stem in split.test or ()})))
     overlaps = [len(set(a) & set(b)) / len(set(a) | set(b)) for a, b in combinations(tests, 2)]
     assert len(tests) == 10
     assert np.mean(overlaps) < 0.35  # by chance .11; the patients with most clips rarely move
@@ -117,14 +117,14 @@ def test_patient_on_the_real_set_over_seeds(icbhi: Dataset, task: str) -> None:
 
 def test_patient_leaves_out_what_it_cannot_score(icbhi: Dataset) -> None:
     clips = clips_for("diagnosis-8", icbhi)
-    sides = make_sides(icbhi, clips, "patient")
-    assert sides.classes == SIX
-    assert len(sides.notes) == 1
-    assert "Asthma (1 recording of 1 patient)" in sides.notes[0]
-    assert "LRTI (2 recordings of 2 patients)" in sides.notes[0]
+    split = make_split(icbhi, clips, "patient")
+    assert split.classes == SIX
+    assert len(split.notes) == 1
+    assert "Asthma (1 recording of 1 patient)" in split.notes[0]
+    assert "LRTI (2 recordings of 2 patients)" in split.notes[0]
     diagnoses = {r.stem: r.diagnosis for r in icbhi.recordings}
-    assert {diagnoses[stem] for side in all_sides(sides) for stem in side} == set(SIX)
-    check_sound(icbhi, clips, sides)
+    assert {diagnoses[stem] for side in all_sides(split) for stem in side} == set(SIX)
+    check_sound(icbhi, clips, split)
 
 
 GROUPS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=15, max_size=40)
@@ -145,19 +145,19 @@ def test_no_patient_on_two_sides_whatever_the_groups(
     enough = [label for label in range(3) if sum(g == label for g, _ in groups) >= 5]
     if task == "diagnosis" and len(enough) < 2:
         with pytest.raises(UserError, match="fewer than two classes remain"):
-            make_sides(dataset, clips, "patient", split_seed=seed)
+            make_split(dataset, clips, "patient", split_seed=seed)
         return
     try:
-        sides = make_sides(dataset, clips, "patient", split_seed=seed, folds=4)
+        split = make_split(dataset, clips, "patient", split_seed=seed, folds=4)
     except UserError as error:
         assert "on every side" in str(error)  # noqa: PT017
         return
-    check_sound(dataset, clips, sides)
-    assert dataclasses.astuple(sides.leaks(dataset)) == (0, 0, 0.0)
+    check_sound(dataset, clips, split)
+    assert dataclasses.astuple(split.leaks(dataset)) == (0, 0, 0.0)
     patients = {r.stem: r.patient for r in dataset.recordings}
-    for fold in sides.folds:
+    for fold in split.folds:
         people = [{patients[s] for s in side} for side in (fold.train, fold.validation)]
-        people.append({patients[s] for s in sides.test or ()})
+        people.append({patients[s] for s in split.test or ()})
         assert sum(len(side) for side in people) == len(set.union(*people))
 
 
@@ -166,10 +166,10 @@ def test_smallest_cohort_is_divided_for_any_seed() -> None:
     dataset = cohort({"COPD": 5, "Healthy": 5, "URTI": 5})
     clips = clips_for("diagnosis", dataset)
     for seed in range(20):
-        sides = make_sides(dataset, clips, "patient", split_seed=seed, folds=4)
-        check_sound(dataset, clips, sides)
-        assert sides.classes == ("COPD", "Healthy", "URTI")
-        assert "Bronchiectasis, Bronchiolitis, Pneumonia: none in this data set" in sides.notes
+        split = make_split(dataset, clips, "patient", split_seed=seed, folds=4)
+        check_sound(dataset, clips, split)
+        assert split.classes == ("COPD", "Healthy", "URTI")
+        assert "Bronchiectasis, Bronchiolitis, Pneumonia: none in this data set" in split.notes
 
 
 def rare() -> Dataset:
@@ -187,10 +187,10 @@ def test_a_missing_class_moves_on_to_the_next_state() -> None:
     clips = clips_for("cycles", dataset)
     moved = 0
     for seed in range(10):
-        sides = make_sides(dataset, clips, "patient", split_seed=seed)
-        check_sound(dataset, clips, sides)
-        assert sides == make_sides(dataset, clips, "patient", split_seed=seed)
-        moved += any("random state" in note for note in sides.notes)
+        split = make_split(dataset, clips, "patient", split_seed=seed)
+        check_sound(dataset, clips, split)
+        assert split == make_split(dataset, clips, "patient", split_seed=seed)
+        moved += any("random state" in note for note in split.notes)
     assert moved > 0
 
 
@@ -201,13 +201,13 @@ def test_cycles_of_a_few_recordings() -> None:
     recordings = tuple(recording for part in parts for recording in part.recordings)
     dataset = dataclasses.replace(parts[0], recordings=recordings)
     clips = clips_for("cycles", dataset)
-    check_sound(dataset, clips, make_sides(dataset, clips, "patient", folds=4))
+    check_sound(dataset, clips, make_split(dataset, clips, "patient", folds=4))
 
 
 def test_too_few_patients() -> None:
     dataset = cohort({"COPD": 9, "Healthy": 4})
     with pytest.raises(UserError, match=r"Healthy \(8 recordings of 4 patients\): left out, fewer"):
-        make_sides(dataset, clips_for("diagnosis", dataset), "patient")
+        make_split(dataset, clips_for("diagnosis", dataset), "patient")
 
 
 # ---- official
@@ -216,13 +216,13 @@ def test_too_few_patients() -> None:
 @pytest.mark.parametrize("drop", [False, True])
 def test_official_on_the_real_set(icbhi: Dataset, drop: bool) -> None:
     clips = clips_for("cycles", icbhi)
-    sides = make_sides(icbhi, clips, "official", folds=4, drop_shared_patients=drop)
-    check_sound(icbhi, clips, sides)
-    assert sides.test is not None
-    assert len(sides.test) == 381
-    assert len(clips_of(icbhi, clips, sides, sides.test)) == 2756
-    whole = set(sides.folds[0].train) | set(sides.folds[0].validation)
-    leaks = sides.leaks(icbhi)
+    split = make_split(icbhi, clips, "official", folds=4, drop_shared_patients=drop)
+    check_sound(icbhi, clips, split)
+    assert split.test is not None
+    assert len(split.test) == 381
+    assert len(clips_of(icbhi, clips, split, split.test)) == 2756
+    whole = set(split.folds[0].train) | set(split.folds[0].validation)
+    leaks = split.leaks(icbhi)
     patients = {r.stem: r.patient for r in icbhi.recordings}
     if drop:
         assert len(whole) == 539 - 13
@@ -230,24 +230,24 @@ def test_official_on_the_real_set(icbhi: Dataset, drop: bool) -> None:
         assert not {"156", "218"} & {patients[stem] for stem in whole}
     else:
         assert len(whole) == 539
-        assert len(clips_of(icbhi, clips, sides, whole)) == 4142
+        assert len(clips_of(icbhi, clips, split, whole)) == 4142
         assert (leaks.patients, leaks.sessions) == (2, 5)
         assert leaks.recording_share > 0
-    assert len(sides.notes) == 1
-    assert "patients 156, 218 stand on both sides" in sides.notes[0]
-    for fold in sides.folds:
+    assert len(split.notes) == 1
+    assert "patients 156, 218 stand on both sides" in split.notes[0]
+    for fold in split.folds:
         assert not {patients[s] for s in fold.train} & {patients[s] for s in fold.validation}
 
 
 def test_official_is_for_cycles_only(icbhi: Dataset) -> None:
     with pytest.raises(UserError, match="use --task cycles"):
-        make_sides(icbhi, clips_for("diagnosis", icbhi), "official")
+        make_split(icbhi, clips_for("diagnosis", icbhi), "official")
 
 
 def test_official_needs_the_official_split() -> None:
     dataset = cohort({"COPD": 10})
     with pytest.raises(UserError, match="has no official split"):
-        make_sides(dataset, clips_for("cycles", dataset), "official")
+        make_split(dataset, clips_for("cycles", dataset), "official")
 
 
 # ---- recording
@@ -257,12 +257,12 @@ def test_recording_is_the_notebooks(icbhi: Dataset) -> None:
     clips = clips_for("diagnosis-8", icbhi)
     shares = []
     for seed in range(20):
-        sides = make_sides(icbhi, clips, "recording", split_seed=seed)
-        (fold,) = sides.folds
-        assert (len(fold.train), len(fold.validation), sides.test) == (736, 184, None)
+        split = make_split(icbhi, clips, "recording", split_seed=seed)
+        (fold,) = split.folds
+        assert (len(fold.train), len(fold.validation), split.test) == (736, 184, None)
         assert set(fold.train) | set(fold.validation) == {r.stem for r in icbhi.recordings}
-        assert sides.classes == TASKS["diagnosis-8"].classes
-        leaks = sides.leaks(icbhi)
+        assert split.classes == TASKS["diagnosis-8"].classes
+        leaks = split.leaks(icbhi)
         assert leaks.patients > 50
         assert leaks.sessions > 90
         shares.append(leaks.recording_share)
@@ -270,11 +270,11 @@ def test_recording_is_the_notebooks(icbhi: Dataset) -> None:
 
 
 def test_recording_folds_are_disjoint_and_name_what_is_absent(icbhi: Dataset) -> None:
-    sides = make_sides(icbhi, clips_for("diagnosis-8", icbhi), "recording", folds=4)
-    held_out = [stem for fold in sides.folds for stem in fold.validation]
+    split = make_split(icbhi, clips_for("diagnosis-8", icbhi), "recording", folds=4)
+    held_out = [stem for fold in split.folds for stem in fold.validation]
     assert len(held_out) == len(set(held_out)) == 4 * 184
     # One recording of Asthma: at least three of four validation sides cannot have it.
-    assert sum("Asthma" in note and "validation" in note for note in sides.notes) >= 3
+    assert sum("Asthma" in note and "validation" in note for note in split.notes) >= 3
 
 
 # ---- device
@@ -283,25 +283,25 @@ def test_recording_folds_are_disjoint_and_name_what_is_absent(icbhi: Dataset) ->
 @pytest.mark.parametrize("device", ["AKGC417L", "LittC2SE", "Litt3200", "Meditron"])
 def test_device_holds_out_its_patients(icbhi: Dataset, device: str) -> None:
     clips = clips_for("cycles", icbhi)
-    sides = make_sides(icbhi, clips, "device", hold_out_device=device, folds=4)
-    check_sound(icbhi, clips, sides)
+    split = make_split(icbhi, clips, "device", hold_out_device=device, folds=4)
+    check_sound(icbhi, clips, split)
     devices = {r.stem: r.device for r in icbhi.recordings}
-    assert sides.test == tuple(sorted(s for s, d in devices.items() if d == device))
-    assert dataclasses.astuple(sides.leaks(icbhi)) == (0, 0, 0.0)
-    assert any("the patient is on the test side" in note for note in sides.notes)
+    assert split.test == tuple(sorted(s for s, d in devices.items() if d == device))
+    assert dataclasses.astuple(split.leaks(icbhi)) == (0, 0, 0.0)
+    assert any("the patient is on the test side" in note for note in split.notes)
 
 
 def test_device_that_cannot_be_scored(icbhi: Dataset) -> None:
     with pytest.raises(UserError, match=r"fewer than two classes remain \(Bronchiectasis, .*test"):
-        make_sides(icbhi, clips_for("diagnosis", icbhi), "device", hold_out_device="AKGC417L")
+        make_split(icbhi, clips_for("diagnosis", icbhi), "device", hold_out_device="AKGC417L")
 
 
 def test_device_leaves_out_classes_by_name(icbhi: Dataset) -> None:
     clips = clips_for("chronic", icbhi)
-    sides = make_sides(icbhi, clips, "device", hold_out_device="LittC2SE")
-    assert sides.classes == ("chronic", "non-chronic")
-    assert "healthy: left out, no patient on the test side" in sides.notes
-    check_sound(icbhi, clips, sides)
+    split = make_split(icbhi, clips, "device", hold_out_device="LittC2SE")
+    assert split.classes == ("chronic", "non-chronic")
+    assert "healthy: left out, no patient on the test side" in split.notes
+    check_sound(icbhi, clips, split)
 
 
 # ---- options
@@ -327,7 +327,7 @@ DIAGNOSIS = make_clips(TASKS["diagnosis"], DATASET)
 )
 def test_options_are_checked(protocol: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        make_sides(DATASET, DIAGNOSIS, protocol, **options)  # type: ignore[arg-type]
+        make_split(DATASET, DIAGNOSIS, protocol, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
@@ -335,61 +335,61 @@ def test_options_are_checked(protocol: str, options: dict[str, object], message:
 def test_one_class_is_no_task(protocol: str) -> None:
     dataset = cohort({"COPD": 10})
     with pytest.raises(UserError, match="cannot be scored"):
-        make_sides(dataset, clips_for("diagnosis", dataset), protocol)
+        make_split(dataset, clips_for("diagnosis", dataset), protocol)
 
 
 # ---- the value and its file
 
 
 def test_labels_are_indices_of_the_scored_classes() -> None:
-    sides = make_sides(DATASET, DIAGNOSIS, "patient")
-    assert sides.classes == ("COPD", "Healthy")
-    assert sides.test is not None
-    for clip in clips_of(DATASET, DIAGNOSIS, sides, sides.test):
-        assert sides.classes[clip.label] == DATASET.recordings[clip.recording].diagnosis
+    split = make_split(DATASET, DIAGNOSIS, "patient")
+    assert split.classes == ("COPD", "Healthy")
+    assert split.test is not None
+    for clip in clips_of(DATASET, DIAGNOSIS, split, split.test):
+        assert split.classes[clip.label] == DATASET.recordings[clip.recording].diagnosis
 
 
 def test_leaks_are_counted() -> None:
     stems = ["1_1b1_Al_sc_M", "1_1b1_Ar_sc_M", "1_2b1_Al_sc_M", "2_1b1_Al_sc_M", "3_1b1_Al_sc_M"]
     dataset = imagined([(stem, "COPD") for stem in stems])
     fold = Fold(train=(stems[0],), validation=(stems[1], stems[3]))
-    sides = Split("patient", "copd", 0, (fold,), (stems[2], stems[4]), ("COPD", "other"), ())
-    assert dataclasses.astuple(sides.leaks(dataset)) == (1, 1, 0.5)
-    whole = dataclasses.replace(sides, folds=(Fold((stems[3],), (stems[0],)),), test=(stems[4],))
+    split = Split("patient", "copd", 0, (fold,), (stems[2], stems[4]), ("COPD", "other"), ())
+    assert dataclasses.astuple(split.leaks(dataset)) == (1, 1, 0.5)
+    whole = dataclasses.replace(split, folds=(Fold((stems[3],), (stems[0],)),), test=(stems[4],))
     assert dataclasses.astuple(whole.leaks(dataset)) == (0, 0, 0.0)
     with pytest.raises(UserError, match="not in"):
-        sides.leaks(imagined([(stems[0], "COPD")]))
+        split.leaks(imagined([(stems[0], "COPD")]))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_file_gives_the_sides_back(icbhi: Dataset, protocol: str, tmp_path: Path) -> None:
     device = "Meditron" if protocol == "device" else None
     clips = clips_for("cycles", icbhi)
-    sides = make_sides(icbhi, clips, protocol, hold_out_device=device, folds=2)
-    save_sides(sides, tmp_path / "split.json")
-    assert load_sides(tmp_path / "split.json") == sides
+    split = make_split(icbhi, clips, protocol, hold_out_device=device, folds=2)
+    save_split(split, tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json") == split
     assert [path.name for path in tmp_path.iterdir()] == ["split.json"]
 
 
 def test_digest_names_the_division() -> None:
-    sides = make_sides(DATASET, DIAGNOSIS, "patient")
-    assert sides.digest == make_sides(DATASET, DIAGNOSIS, "patient").digest
-    assert sides.digest == dataclasses.replace(sides, notes=("other words",)).digest
+    split = make_split(DATASET, DIAGNOSIS, "patient")
+    assert split.digest == make_split(DATASET, DIAGNOSIS, "patient").digest
+    assert split.digest == dataclasses.replace(split, notes=("other words",)).digest
     others = [
-        make_sides(DATASET, DIAGNOSIS, "patient", split_seed=1),
-        make_sides(DATASET, DIAGNOSIS, "patient", folds=2),
-        dataclasses.replace(sides, test=None),
-        dataclasses.replace(sides, classes=("COPD",)),
+        make_split(DATASET, DIAGNOSIS, "patient", split_seed=1),
+        make_split(DATASET, DIAGNOSIS, "patient", folds=2),
+        dataclasses.replace(split, test=None),
+        dataclasses.replace(split, classes=("COPD",)),
     ]
-    assert len({sides.digest, *(other.digest for other in others)}) == 5
+    assert len({split.digest, *(other.digest for other in others)}) == 5
 
 
 def test_same_sides_in_another_process() -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[1:];"
-        "from test_splits import DATASET, DIAGNOSIS, make_sides;"
-        "print(make_sides(DATASET, DIAGNOSIS, 'patient', split_seed=3, folds=4).digest,"
-        "      make_sides(DATASET, DIAGNOSIS, 'recording', split_seed=3).digest)"
+        "from test_splits import DATASET, DIAGNOSIS, make_split;"
+        "print(make_split(DATASET, DIAGNOSIS, 'patient', split_seed=3, folds=4).digest,"
+        "      make_split(DATASET, DIAGNOSIS, 'recording', split_seed=3).digest)"
     )
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     answer = subprocess.run(
@@ -400,8 +400,8 @@ def test_same_sides_in_another_process() -> None:
         check=True,
     )
     here = [
-        make_sides(DATASET, DIAGNOSIS, "patient", split_seed=3, folds=4).digest,
-        make_sides(DATASET, DIAGNOSIS, "recording", split_seed=3).digest,
+        make_split(DATASET, DIAGNOSIS, "patient", split_seed=3, folds=4).digest,
+        make_split(DATASET, DIAGNOSIS, "recording", split_seed=3).digest,
     ]
     assert answer.stdout.split() == here
 
@@ -424,16 +424,16 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_files_are_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "split.json"
-    save_sides(make_sides(DATASET, DIAGNOSIS, "patient"), path)
+    save_split(make_split(DATASET, DIAGNOSIS, "patient"), path)
     before = path.read_bytes()
     path.write_bytes(DAMAGE[kind](before))
     assert path.read_bytes() != before
     with pytest.raises(UserError, match="damaged") as caught:
-        load_sides(path)
+        load_split(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        load_sides(tmp_path / "split.json")
+        load_split(tmp_path / "split.json")

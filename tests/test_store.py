@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from small_sets import originals
-from test_logmel import SMALL, torchaudios
-from toy_stores import (
+from support.front_ends import SMALL, torchaudios
+from support.small_sets import originals
+from support.toy_stores import (
     COARSE,
     OTHER_STFT,
     PLENTY,

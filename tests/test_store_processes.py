@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_logmel import SMALL
-from toy_stores import (
+from support.front_ends import SMALL
+from support.toy_stores import (
     COARSE,
     OTHER_STFT,
     PLENTY,

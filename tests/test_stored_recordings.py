@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from object_store import ObjectStore
+from support.object_store import ObjectStore
 
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.synthetic.write import SynthSettings, make_synthetic

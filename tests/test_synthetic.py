@@ -109,11 +109,11 @@ def test_loads_without_defects(loaded: Dataset) -> None:
     assert len(loaded.problems) == 1  # the patient of whom nothing is known, as in the real set
     assert "no age and sex of 1 patient" in loaded.problems[0]
     assert all(r.cycles for r in loaded.recordings)
-    sides = defaultdict(set)
+    split = defaultdict(set)
     for r in loaded.recordings:
-        sides[r.patient].add(r.official)
-    assert all(len(side) == 1 for side in sides.values())
-    assert Counter(next(iter(s)) for s in sides.values()) == {"train": 18, "test": 12}
+        split[r.patient].add(r.official)
+    assert all(len(side) == 1 for side in split.values())
+    assert Counter(next(iter(s)) for s in split.values()) == {"train": 18, "test": 12}
 
 
 @pytest.mark.parametrize("recordings", [30, 31, 119, 240, 1000])

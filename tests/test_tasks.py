@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from small_sets import imagined, real_set
+from support.small_sets import imagined, real_set
 
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.metadata import DIAGNOSES

@@ -6,35 +6,22 @@ import math
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from support.mlflow_stores import PARAMS, all_runs, epoch, mlflow_server, open_search
+from support.ports import free_port
 
 from resp_tune.errors import UserError
 from resp_tune.tracking.list_searches import list_searches
 from resp_tune.tracking.search_run import SearchRuns
-from resp_tune.tracking.store_probe import probe
-
-PARAMS = {"lr": 0.003, "n_mels": 48, "pad": "repeat", "micro_batch": None}
-
-
-def epoch(number: int, value: float) -> dict[str, float]:
-    return {"epoch": number, "train_loss": 1 / number, "val_macro_f1": value, "lr": 1e-3}
-
-
-def open_search(uri: str, storage: Path, name: str = "first", **more: Any) -> SearchRuns:
-    given: dict[str, Any] = {"metric": "macro_f1", "mode": "max", "params": {"trials": 4}}
-    return SearchRuns(uri, storage, name, **{**given, "tags": {"resp_tune.task": "copd"}, **more})
 
 
 def fill(runs: SearchRuns) -> None:
@@ -50,15 +37,6 @@ def fill(runs: SearchRuns) -> None:
         runs.end_trial(number, state, score=score, seconds=2.5, error=error)  # type: ignore[arg-type]  # a literal
     runs.best(0.5, 1)
     runs.best(0.6, 0)
-
-
-def all_runs(uri: str) -> dict[str, Run]:
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("resp_tune")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    assert len({run.info.run_name for run in runs}) == len(runs), "duplicates"
-    return {run.info.run_name: run for run in runs}
 
 
 def contents(uri: str) -> dict[str, list[Any]]:
@@ -79,42 +57,6 @@ def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uri(tmp_path: Path, fresh_store: Path) -> str:
     shutil.copy(fresh_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
-
-
-def free_port() -> int:
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        return int(probe_socket.getsockname()[1])
-
-
-@contextmanager
-def mlflow_server(
-    folder: Path, port: int, host: str = "127.0.0.1", inside: Sequence[str] = (), store: str = ""
-) -> Iterator[str]:
-    """`store`: its database, one in `folder` by default. `inside`: what it is put behind."""
-    command = [*inside, sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-    command += ["--host", host, "--port", str(port), "--allowed-hosts", f"{host}:{port}"]
-    command += ["--backend-store-uri", store or f"sqlite:///{folder}/server.db"]
-    command += ["--artifacts-destination", f"{folder}/artifacts"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-    address = f"http://{host}:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            try:
-                probe(address)
-                break
-            except UserError:
-                time.sleep(0.2)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_states_tags_parameters_and_metrics(uri: str, tmp_path: Path) -> None:
@@ -228,7 +170,7 @@ def test_a_killed_driver_goes_on_in_the_same_runs(uri: str, tmp_path: Path) -> N
     script = f"""
 import os, signal
 from pathlib import Path
-from test_tracking import PARAMS, epoch, open_search
+from support.mlflow_stores import PARAMS, epoch, open_search
 runs = open_search({uri!r}, Path({str(tmp_path)!r}))
 for number in (0, 1):
     runs.start_trial(number, params=PARAMS, seed=10 + number)

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
-from test_tracking import free_port
+from support.ports import free_port
 
 from resp_tune.errors import UserError
 from resp_tune.tracking.store_probe import probe, redact, resolve_uri

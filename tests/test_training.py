@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import toy
+from support import toy
+from support.toy import fingerprint, toy_config, toy_data, toy_folds, toy_side, trained
 from torch import nn
-from toy import fingerprint, toy_config, toy_data, toy_folds, toy_side, trained
 
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.training.loop import (
     EpochResult,
-    Side,
+    SplitTensors,
     Training,
     TrainingData,
     batch_bounds,
@@ -70,7 +70,7 @@ def test_noise_alone_teaches_nothing() -> None:
     data = toy_data(config)
     chance = torch.Generator().manual_seed(1)
     train, validation = (
-        Side(side.clips, side.labels[torch.randperm(len(side.labels), generator=chance)])
+        SplitTensors(side.clips, side.labels[torch.randperm(len(side.labels), generator=chance)])
         for side in (data.train, data.validation)
     )
     *_, last = fit(config, [TrainingData(train, validation, data.classes)])
@@ -209,7 +209,7 @@ def test_train_loss_is_the_mean_over_the_items() -> None:
     side = toy_side(config, 36, 0)
     long = side.clips.count >= config.clip_frames  # the others' place in their padding is drawn
     clips = ClipIndex(side.clips.frames, side.clips.first[long], side.clips.count[long])
-    side = Side(clips, side.labels[long])
+    side = SplitTensors(clips, side.labels[long])
     assert len(side.labels) % 10 > 1
     network = Recorded()
     run = Training(config, [TrainingData(side, side, toy.CLASSES)]).runs[0]

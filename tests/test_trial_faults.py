@@ -9,13 +9,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import faults
 import mlflow
 import pytest
-from fault_log import survived
 from optuna.trial import TrialState
-from searches import command, files_below, search, study, trials
-from test_trainable import rows, run, trial
+from support import faults
+from support.fault_log import survived
+from support.searches import command, files_below, search, study, trials
+from support.toy_trials import rows, run, trial
 
 from resp_tune.execution.watchdog import TRACE, TrialWatchdog
 from resp_tune.tracking.load_trial import trial_run
@@ -211,7 +211,7 @@ def test_memory_that_is_really_short(tmp_path: Path) -> None:
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     import torch
-    from test_trainable import run, trial
+    from support.toy_trials import run, trial
     run(trial(Path(sys.argv[1]) / "first", epochs=1))  # whatever is loaded late is there now
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + 200_000_000,) * 2)
@@ -276,7 +276,7 @@ NO_MLFLOW = """
 
 
 NO_SOUND = """
-    from resp_tune.data.waveforms import AudioError
+    from resp_tune.data.audio_files import AudioError
     from resp_tune.training import datamodule as problem
     def no_sound(*_):
         raise AudioError("planted: no sound")

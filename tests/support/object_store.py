@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 from pyarrow.fs import S3FileSystem
-from test_tracking import free_port
-from wire import Wire
 
 from resp_tune.storage.object_store import ObjectPath
+from support.ports import free_port
+from support.wire import Wire
 
 BUCKET = "sounds"
 ENVIRONMENT = {

@@ -1,6 +1,7 @@
 """Read the public contract of a finished search and of the commands, as plain JSON values.
 
-`python tests/contract.py STORAGE NAME` writes `tests/data/contract.json` from such a search.
+`PYTHONPATH=tests python -m support.contract STORAGE NAME` writes `tests/data/contract.json` from a
+search.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import mlflow
 
 COMMANDS = ("search", "train", "evaluate", "predict", "report", "synth", "ui")
-SNAPSHOT = Path(__file__).parent / "data" / "contract.json"
+SNAPSHOT = Path(__file__).parents[1] / "data" / "contract.json"
 
 
 def flags() -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from resp_tune.config import TrialConfig
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import Frames, join_frames
 from resp_tune.features.logmel import log_mels
-from resp_tune.training.loop import Side, Training, TrainingData
+from resp_tune.training.loop import SplitTensors, Training, TrainingData
 
 TONES = (200.0, 600.0, 1400.0)  # Hz
 CLASSES = ("low", "middle", "high")
@@ -45,11 +45,11 @@ def toy_frames(config: TrialConfig, labels: torch.Tensor, seed: int) -> Frames:
     return join_frames(mels, [f"r{i}" for i in range(len(mels))])
 
 
-def toy_side(config: TrialConfig, clips: int, seed: int) -> Side:
+def toy_side(config: TrialConfig, clips: int, seed: int) -> SplitTensors:
     """Unbalanced: half the clips are of class 0, a third of class 1, a sixth of class 2."""
     labels = torch.tensor([0, 1, 0, 1, 0, 2])[torch.arange(clips) % 6]
     frames = toy_frames(config, labels, seed)
-    return Side(ClipIndex(frames, frames.first, frames.count), labels)
+    return SplitTensors(ClipIndex(frames, frames.first, frames.count), labels)
 
 
 def toy_folds(config: TrialConfig, folds: int) -> list[TrainingData]:
@@ -59,10 +59,10 @@ def toy_folds(config: TrialConfig, folds: int) -> list[TrainingData]:
     """
     whole = toy_side(config, 43 * folds, 0)
 
-    def part(start: int, stop: int) -> Side:
+    def part(start: int, stop: int) -> SplitTensors:
         clips = whole.clips
         chosen = ClipIndex(clips.frames, clips.first[start:stop], clips.count[start:stop])
-        return Side(chosen, whole.labels[start:stop])
+        return SplitTensors(chosen, whole.labels[start:stop])
 
     starts = range(0, 43 * folds, 43)
     return [TrainingData(part(i, i + 25), part(i + 25, i + 43), CLASSES) for i in starts]

@@ -7,7 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 from optuna.trial import TrialState
-from searches import files_below, study, summary, trials
+
+from support.searches import files_below, study, summary, trials
 
 
 def check_counted_once(storage: Path, name: str, wanted: int, epochs: int) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import faults
-
 from resp_tune.common.paths import write_atomically
+from support import faults
 
 _HOOK = """
     import os, time

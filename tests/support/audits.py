@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_sets import imagined
 
 from resp_tune import train
 from resp_tune.audit import shortcuts
@@ -17,6 +16,7 @@ from resp_tune.data.synthetic.cohort import make_cohort
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.synthetic.write import make_synthetic
 from resp_tune.evaluation import baselines
+from support.small_sets import imagined
 
 TINY = {"clip_seconds": 1.0, "n_mels": 16, "width": 4, "epochs": 1, "batch_size": 16}
 

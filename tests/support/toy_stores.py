@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from test_logmel import SMALL
 
 from resp_tune.config import FrontEnd
 from resp_tune.features import cache
 from resp_tune.features.cache import AudioSource, FillResult, fill
 from resp_tune.features.logmel import SILENCE_DB, log_mels
+from support.front_ends import SMALL
 
 COARSE = dataclasses.replace(SMALL, n_mels=16)
 OTHER_STFT = dataclasses.replace(SMALL, n_fft=512)

@@ -1,0 +1,67 @@
+"""Trial queues over small studies, and what a trial reports to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from resp_tune.execution.searcher import TrialSource
+from resp_tune.space.search_space import load_space
+from resp_tune.study.samplers import make_sampler
+from resp_tune.study.study import (
+    TrialRecord,
+    open_study,
+)
+from resp_tune.study.trial_queue import TrialQueue
+
+SPACE = load_space("default.yaml")
+
+
+class Diary:
+    """A listener that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, int, Any]] = []
+
+    def started(self, trial: TrialRecord, seed: int) -> None:
+        self.lines.append(("started", trial.number, seed))
+
+    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+        self.lines.append(("advanced", trial.number, [int(row["epoch"]) for row in epochs]))
+
+    def ended(self, trial: TrialRecord) -> None:
+        self.lines.append(("ended", trial.number, trial.state))
+
+
+def study_at(folder: Path, metric: str = "macro_f1") -> optuna.Study:
+    return open_study(folder / "study.db", "first", metric, make_sampler("random", 0))
+
+
+def recorder_of(study: optuna.Study, diary: Diary | None = None, **more: Any) -> TrialQueue:
+    asked: dict[str, Any] = {
+        "metric": "macro_f1",
+        "epochs": 3,
+        "seed": 5,
+        "budget": 4,
+        "deadline": None,
+        "listeners": [] if diary is None else [diary],
+    }
+    return TrialQueue(study, SPACE, **(asked | more))
+
+
+def row(epoch: int, value: float, metric: str = "macro_f1") -> dict[str, float]:
+    return {"epoch": epoch, "train_loss": 1.0, f"val_{metric}": value, "lr": 1e-3, "seconds": 0.1}
+
+
+def next_of(recorder: TrialSource) -> dict[str, Any]:
+    handed = recorder.next_trial()
+    assert handed is not None
+    return handed
+
+
+def finish(recorder: TrialQueue, number: int, value: float) -> None:
+    recorder.advance(number, [row(e, value * e / 3) for e in (1, 2, 3)])
+    recorder.end(number, "finished")
