@@ -33,8 +33,8 @@ from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
-from resp_tune.training.compute_device import settle_precision, this_device
-from resp_tune.training.loop import Side, Training, TrainingData
+from resp_tune.training.compute_device import resolve_precision, detect_compute_device
+from resp_tune.training.loop import SplitTensors, Training, TrainingData
 from resp_tune.training.memory import keep_freed_memory
 
 CLASSES = ("low", "high", "noise")
@@ -55,8 +55,10 @@ def make_data(config: TrialConfig, recordings: int) -> TrainingData:
     frames = join_frames(mels, [str(n) for n in range(recordings)])
     held_out = torch.arange(recordings) % 5 == 4
 
-    def side(chosen: torch.Tensor) -> Side:
-        return Side(ClipIndex(frames, frames.first[chosen], frames.count[chosen]), labels[chosen])
+    def side(chosen: torch.Tensor) -> SplitTensors:
+        return SplitTensors(
+            ClipIndex(frames, frames.first[chosen], frames.count[chosen]), labels[chosen]
+        )
 
     return TrainingData(side(~held_out), side(held_out), CLASSES)
 
@@ -192,7 +194,7 @@ def main() -> int:
     config = preset("notebook").replace(
         {"epochs": args.epochs, "precision": "auto", "augment_validation": False}
     )
-    config = settle_precision(config, this_device(device.type))
+    config = resolve_precision(config, detect_compute_device(device.type))
     keep_freed_memory()
     started = time.perf_counter()
     data = make_data(config, args.recordings)

@@ -12,7 +12,7 @@ from resp_tune.audit.shortcuts import age_shortcut, device_shortcut
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baseline_cache import scores_of
+from resp_tune.evaluation.baseline_cache import load_baseline_scores
 from resp_tune.evaluation.baselines import controlled_clips, patient_lookup
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _baselines(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, An
     if len(classes) < 2:
         return _no_baselines(f"fewer than two classes are here ({', '.join(classes) or 'none'})")
     try:
-        scores = scores_of(dataset, clips, jobs)
+        scores = load_baseline_scores(dataset, clips, jobs)
     except UserError as error:
         return _no_baselines(str(error))
     return {**scores, "classes": classes, "chance": 1 / len(classes), "clips": len(clips.clips)}

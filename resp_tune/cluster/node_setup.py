@@ -14,7 +14,11 @@ from resp_tune.cluster.connect import Node
 from resp_tune.cluster.received_recordings import keep, kept
 from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
-from resp_tune.training.compute_device import ComputeDevice, any_of, this_device
+from resp_tune.training.compute_device import (
+    ComputeDevice,
+    common_compute_device,
+    detect_compute_device,
+)
 from resp_tune.training.datamodule import load_unchanged
 
 if TYPE_CHECKING:
@@ -46,15 +50,15 @@ class RecordingServer:
         lender = made.options(scheduling_strategy=here, max_concurrency=READ_AT_ONCE)
         self._lender = lender.remote(dict(recordings))
 
-    def lending(self, stores: FeatureCaches, recordings: Mapping[str, Path]) -> FeatureCaches:
-        """`stores`, whose recordings are borrowed where they are not seen."""
+    def lending(self, caches: FeatureCaches, recordings: Mapping[str, Path]) -> FeatureCaches:
+        """`caches`, whose recordings are borrowed where they are not seen."""
         sources = tuple(
             dataclasses.replace(
                 s, load=partial(_load_or_borrow, recordings[s.digest], s.digest, self._lender)
             )
-            for s in stores.sources
+            for s in caches.sources
         )
-        return dataclasses.replace(stores, sources=sources)
+        return dataclasses.replace(caches, sources=sources)
 
     def lent(self) -> int:
         """Bytes that nodes have borrowed up to now."""
@@ -101,13 +105,13 @@ class _NodeAgent:
     """Runs on a node, beside its trials."""
 
     def device(self, device_type: str) -> ComputeDevice:
-        return this_device(device_type)
+        return detect_compute_device(device_type)
 
     def fill(
-        self, stores: FeatureCaches, front_ends: list[FrontEnd], workers: int
+        self, caches: FeatureCaches, front_ends: list[FrontEnd], workers: int
     ) -> tuple[float, int]:
         begun = time.monotonic()
-        computed = stores.fill(front_ends, workers=workers).computed
+        computed = caches.fill(front_ends, workers=workers).computed
         return time.monotonic() - begun, len(computed)
 
 
@@ -119,18 +123,18 @@ def device_of(nodes: Sequence[Node], device_type: str, gpus: float) -> ComputeDe
     found = _get([steward.device.remote(device_type) for steward in stewards])
     for steward in stewards:
         ray.kill(steward)
-    return any_of(found)
+    return common_compute_device(found)
 
 
 def fill_caches(
-    nodes: Sequence[Node], stores: FeatureCaches, front_ends: Sequence[FrontEnd]
+    nodes: Sequence[Node], caches: FeatureCaches, front_ends: Sequence[FrontEnd]
 ) -> list[Filling]:
     """Fill the feature cache of every node, all at once; raises `RunError` where one cannot."""
     import ray
 
     stewards = [_steward(node) for node in nodes]
     asked = [
-        steward.fill.remote(stores, list(front_ends), max(1, node.machine.cpus))
+        steward.fill.remote(caches, list(front_ends), max(1, node.machine.cpus))
         for steward, node in zip(stewards, nodes, strict=True)
     ]
     done = _get(asked)

@@ -18,7 +18,7 @@ from resp_tune.evaluation import baselines
 from resp_tune.evaluation.baselines import (
     COLUMNS,
     BaselinePredictions,
-    held_out_answers,
+    predict_baselines,
     no_audio_baselines,
 )
 from resp_tune.training.datamodule import DataModule
@@ -27,15 +27,15 @@ FORMAT = 2
 Kept = TypeVar("Kept")
 
 
-def baselines_of(problem: DataModule, jobs: int) -> dict[str, Any]:
+def load_baselines(datamodule: DataModule, jobs: int) -> dict[str, Any]:
     """`no_audio_baselines` of the whole data set, and under `test_side` those of the test side."""
-    found = scores_of(problem.dataset, problem.clips, jobs)
-    if problem.sides.test is not None:
-        found["test_side"] = answers_of(problem).scores()
+    found = load_baseline_scores(datamodule.dataset, datamodule.clips, jobs)
+    if datamodule.split.test is not None:
+        found["test_side"] = load_baseline_predictions(datamodule).scores()
     return found
 
 
-def scores_of(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, Any]:
+def load_baseline_scores(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, Any]:
     """`no_audio_baselines` of the clips, by patient in 5 folds."""
     return _kept(
         f"{_key(dataset, clips)}.json",
@@ -44,16 +44,16 @@ def scores_of(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, Any
     )
 
 
-def answers_of(problem: DataModule) -> BaselinePredictions:
-    """`held_out_answers` of the problem."""
+def load_baseline_predictions(datamodule: DataModule) -> BaselinePredictions:
+    """`predict_baselines` of the problem."""
 
     def answer() -> dict[str, Any]:
-        made = held_out_answers(problem.dataset, problem.clips, problem.sides)
+        made = predict_baselines(datamodule.dataset, datamodule.clips, datamodule.split)
         by_columns = {name: rows.tolist() for name, rows in made.by_columns.items()}
         return {**asdict(made), "labels": made.labels.tolist(), "by_columns": by_columns}
 
     return _kept(
-        f"{_key(problem.dataset, problem.clips, problem.sides.digest)}.answers.json",
+        f"{_key(datamodule.dataset, datamodule.clips, datamodule.split.digest)}.answers.json",
         answer,
         _answers,
     )

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resp_tune.evaluation.baseline_cache import answers_of
-from resp_tune.evaluation.group_metrics import arrays
+from resp_tune.evaluation.baseline_cache import load_baseline_predictions
+from resp_tune.evaluation.group_metrics import labels_and_probabilities
 from resp_tune.training.bootstrap import bootstrap, intervals
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import METRICS
@@ -18,7 +18,7 @@ NAMES = ("macro_f1", "balanced_accuracy")
 Against = dict[str, dict[str, dict[str, Any]]]
 
 
-def against(frame: pd.DataFrame, problem: DataModule) -> Against:
+def baseline_differences(frame: pd.DataFrame, datamodule: DataModule) -> Against:
     """`{"device" | "all": {metric: {winner, baseline, difference, interval}}}`.
 
     `frame` holds the predictions of the test side and no other, in the order that a `ClipLabels`
@@ -26,9 +26,9 @@ def against(frame: pd.DataFrame, problem: DataModule) -> Against:
     So each draw of the patients gives the winner's figure minus the mean of theirs, and `interval`
     is the central 95 % of that, [low, high]; None where a single patient leaves nothing to draw.
     """
-    answers = answers_of(problem)
-    classes = problem.sides.classes
-    labels, probabilities = arrays(frame, classes)
+    answers = load_baseline_predictions(datamodule)
+    classes = datamodule.split.classes
+    labels, probabilities = labels_and_probabilities(frame, classes)
     if list(frame["recording"]) != list(answers.stems) or (labels != answers.labels).any():
         raise ValueError("these are not the predictions of the test side's clips, in their order")
     patients = list(frame["patient"])

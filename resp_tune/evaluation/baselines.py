@@ -25,7 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from resp_tune.common.text import count
 from resp_tune.data.dataset import Dataset, Recording
-from resp_tune.data.protocols import make_sides
+from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split, clips_of
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
 from resp_tune.errors import UserError
@@ -129,21 +129,21 @@ class BaselinePredictions:
         }
 
 
-def held_out_answers(
-    dataset: Dataset, clips: Clips, sides: Split, *, seeds: int = 5
+def predict_baselines(
+    dataset: Dataset, clips: Clips, split: Split, *, seeds: int = 5
 ) -> BaselinePredictions:
     """The same forests, fitted on the train and validation side and asked about the test side.
 
     Without a test side they are fitted on train alone and asked about validation, of the first
     fold.
     """
-    fold = sides.folds[0]
-    if sides.test is None:
+    fold = split.folds[0]
+    if split.test is None:
         fitted, held_out = fold.train, fold.validation
     else:
-        fitted, held_out = fold.train + fold.validation, sides.test
-    known = clips_of(dataset, clips, sides, fitted)
-    asked = clips_of(dataset, clips, sides, held_out)
+        fitted, held_out = fold.train + fold.validation, split.test
+    known = clips_of(dataset, clips, split, fitted)
+    asked = clips_of(dataset, clips, split, held_out)
     if not known or not asked:
         raise UserError("the sides hold no clips of this data set: give the set they were made of")
     sheet = _Sheet(dataset, known + asked)
@@ -172,10 +172,10 @@ def patient_lookup(dataset: Dataset, clips: Clips, *, seeds: int = 20) -> dict[s
     """
     by_seed = []
     for seed in range(seeds):
-        sides = make_sides(dataset, clips, "recording", split_seed=seed)
-        fold = sides.folds[0]
-        train = clips_of(dataset, clips, sides, fold.train)
-        asked = clips_of(dataset, clips, sides, fold.validation)
+        split = make_split(dataset, clips, "recording", split_seed=seed)
+        fold = split.folds[0]
+        train = clips_of(dataset, clips, split, fold.train)
+        asked = clips_of(dataset, clips, split, fold.validation)
         labels: dict[str, Counter[int]] = {}
         for clip in train:
             labels.setdefault(_patient(dataset, clip), Counter())[clip.label] += 1

@@ -14,7 +14,7 @@ import pandas as pd
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import count
 from resp_tune.errors import UserError
-from resp_tune.evaluation.group_metrics import arrays
+from resp_tune.evaluation.group_metrics import labels_and_probabilities
 from resp_tune.training.bootstrap import paired
 from resp_tune.training.metrics import all_metrics
 
@@ -124,8 +124,8 @@ def _compare_side(
                 f"the two {side} sides differ in the {name} of {count(int(other.sum()), 'clip')}, "
                 f"e.g. of {a.index[other][0][0]}: {SAME}"
             )
-    labels, of_a = arrays(a, classes)
-    _, of_b = arrays(b, classes)
+    labels, of_a = labels_and_probabilities(a, classes)
+    _, of_b = labels_and_probabilities(b, classes)
     patients = list(a["patient"])
     several = len(set(patients)) > 1
     values = [all_metrics(labels, p, classes) for p in (of_a, of_b)]

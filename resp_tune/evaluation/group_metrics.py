@@ -29,27 +29,27 @@ HEALTHY = "Healthy"
 SUBSET_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", *CYCLE_METRICS)
 
 
-def side_figures(frame: pd.DataFrame, problem: DataModule) -> dict[str, Any]:
-    """`{per_class, by_patient, by_device, controlled}` of one side of `problem`.
+def group_metrics(frame: pd.DataFrame, datamodule: DataModule) -> dict[str, Any]:
+    """`{per_class, by_patient, by_device, controlled}` of one side of `datamodule`.
 
     A cycle's class is not its patient's, so `by_patient` and `controlled` are None for cycles;
     `controlled` also where the side does not hold both healthy and sick of those children.
     """
-    classes = problem.sides.classes
-    by_recording = problem.clips.task.unit == "recording"
+    classes = datamodule.split.classes
+    by_recording = datamodule.clips.task.unit == "recording"
     people = _people(frame, classes) if by_recording else None
     return {
         "per_class": _per_class(frame, people, classes),
-        "by_patient": None if people is None else figures(people, classes),
+        "by_patient": None if people is None else metrics_with_intervals(people, classes),
         "by_device": {
-            str(name): figures(own, classes, SUBSET_METRICS)
+            str(name): metrics_with_intervals(own, classes, SUBSET_METRICS)
             for name, own in frame.groupby("device", sort=True)
         },
-        "controlled": _controlled(frame, problem) if by_recording else None,
+        "controlled": _controlled(frame, datamodule) if by_recording else None,
     }
 
 
-def figures(
+def metrics_with_intervals(
     frame: pd.DataFrame, classes: Sequence[str], names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Metrics of predictions with 95 % patient-bootstrap intervals, beside the majority rate.
@@ -57,7 +57,7 @@ def figures(
     `names` chooses metrics, None: all. `classes` of the answer are those that the clips have; the
     others are left out of the macro averages. One patient alone has no intervals.
     """
-    labels, probabilities = arrays(frame, classes)
+    labels, probabilities = labels_and_probabilities(frame, classes)
     metrics = all_metrics(labels, probabilities, tuple(classes))
     chosen = [name for name in metrics if names is None or name in names]
     patients = list(frame["patient"])
@@ -73,7 +73,9 @@ def figures(
     }
 
 
-def arrays(frame: pd.DataFrame, classes: Sequence[str]) -> tuple[Labels, Probabilities]:
+def labels_and_probabilities(
+    frame: pd.DataFrame, classes: Sequence[str]
+) -> tuple[Labels, Probabilities]:
     """Labels `[clips]` as indices of `classes`, and probabilities `[clips, classes]`."""
     index = {name: i for i, name in enumerate(classes)}
     labels: Labels = np.array([index[name] for name in frame["label"]], dtype=np.int64)
@@ -114,16 +116,16 @@ def _share(hits: pd.Series[bool]) -> float | None:
     return float(hits.mean()) if len(hits) else None
 
 
-def _controlled(frame: pd.DataFrame, problem: DataModule) -> dict[str, Any] | None:
+def _controlled(frame: pd.DataFrame, datamodule: DataModule) -> dict[str, Any] | None:
     """Healthy or sick among the side's children on the Meditron, by the probability of either.
 
     None for a task without a class of the healthy alone, or where the side holds only one of both.
     """
-    grouping = problem.clips.task.grouping
-    well = next((c for c in problem.sides.classes if grouping[c] == [HEALTHY]), None)
+    grouping = datamodule.clips.task.grouping
+    well = next((c for c in datamodule.split.classes if grouping[c] == [HEALTHY]), None)
     if well is None:
         return None
-    children = {r.stem for r in problem.dataset.recordings if is_controlled(r)}
+    children = {r.stem for r in datamodule.dataset.recordings if is_controlled(r)}
     chosen = frame[frame["recording"].isin(children)]
     healthy = chosen["label"] == well
     if not 0 < healthy.sum() < len(chosen):
@@ -137,4 +139,4 @@ def _controlled(frame: pd.DataFrame, problem: DataModule) -> dict[str, Any] | No
             "p_sick": 1 - probability,
         }
     )
-    return figures(two, ("healthy", "sick"), (*SUBSET_METRICS, "auroc"))
+    return metrics_with_intervals(two, ("healthy", "sick"), (*SUBSET_METRICS, "auroc"))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resp_tune.study.study import TrialRecord
 from resp_tune.training.bootstrap import bootstrap, intervals
-from resp_tune.training.datamodule import DataModule, FeatureCaches, predictions
+from resp_tune.training.datamodule import DataModule, FeatureCaches, prediction_table
 from resp_tune.training.metrics import Probabilities, all_metrics, majority_accuracy
 from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
 from resp_tune.training.network import SoundNet
@@ -35,55 +35,57 @@ def write_bundle(
     folder: Path,
     run: TrialRecord,
     networks: Sequence[SoundNet],
-    problem: DataModule,
+    datamodule: DataModule,
     details: Mapping[str, Any],
 ) -> Bundle:
     """The networks as a bundle in `folder`; its config has the seed of `run`, the first of them."""
-    save_bundle(folder, run.config, problem.sides.classes, networks, details)
+    save_bundle(folder, run.config, datamodule.split.classes, networks, details)
     return load_bundle(folder)
 
 
-def score_validation(bundle: Bundle, problem: DataModule, stores: FeatureCaches) -> pd.DataFrame:
+def predict_validation_split(
+    bundle: Bundle, datamodule: DataModule, caches: FeatureCaches
+) -> pd.DataFrame:
     """What the networks of each fold, one a seed about its own validation side.
 
     Never augmented, so with the preset `notebook` it differs a little from the trial's own figures.
     """
-    config, folds = bundle.config, problem.folds()
-    frames = stores.frames(config.front_end, workers=1)
+    config, folds = bundle.config, datamodule.folds()
+    frames = caches.frames(config.front_end, workers=1)
     parts = []
     for n, fold in enumerate(folds):
         own = Bundle(config, bundle.classes, bundle.networks[n :: len(folds)], {})
-        side = fold.validation.side(frames, config.front_end)
+        side = fold.validation.tensors(frames, config.front_end)
         probabilities = own.predict_clips(side.clips)
-        parts.append(predictions("validation", fold.validation, bundle.classes, probabilities))
+        parts.append(prediction_table("validation", fold.validation, bundle.classes, probabilities))
     return pd.concat(parts, ignore_index=True)
 
 
-def score_test(
+def score_test_split(
     bundle: Bundle,
-    problem: DataModule,
+    datamodule: DataModule,
     stems: Sequence[str],
-    stores: FeatureCaches,
+    caches: FeatureCaches,
     *,
     workers: int,
 ) -> TestScore:
     """Score the bundle on the test side `stems`, whose recordings are read here and not before.
 
-    `stores` are of these recordings, unchanged since they were hashed, or it is a `RunError`.
+    `caches` are of these recordings, unchanged since they were hashed, or it is a `RunError`.
     """
     front_end, classes = bundle.config.front_end, bundle.classes
-    frames = stores.frames(front_end, workers=workers)
-    table = problem.table(stems, stems)
-    side = table.side(frames, front_end)
+    frames = caches.frames(front_end, workers=workers)
+    table = datamodule.clip_labels(stems, stems)
+    side = table.tensors(frames, front_end)
     each = bundle.predict_each(side.clips)
     mean: Probabilities = each.mean(axis=0)
-    labels, folds = side.labels.numpy(), len(problem.sides.folds)
+    labels, folds = side.labels.numpy(), len(datamodule.split.folds)
     by_seed = [
         all_metrics(labels, each[start : start + folds].mean(axis=0), classes)
         for start in range(0, len(each), folds)
     ]
     metrics = all_metrics(labels, mean, classes)
-    frame = predictions("test", table, classes, mean)
+    frame = prediction_table("test", table, classes, mean)
     patients = list(frame["patient"])
     # Resamples of one patient are all the same: they say nothing of another.
     samples = bootstrap(labels, mean, patients) if len(set(patients)) > 1 else {}

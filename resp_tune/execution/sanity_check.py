@@ -18,7 +18,7 @@ from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 from resp_tune.execution.trainable import TrialContext, begin_training
 from resp_tune.execution.watchdog import MARGIN_SECONDS
-from resp_tune.training.memory import ran_out
+from resp_tune.training.memory import is_out_of_memory
 
 Failure = tuple[str, str]  # a line, and the whole traceback
 LEAST_SECONDS = 30.0  # the first batch imports what no later one has to, on a busy machine for long
@@ -74,7 +74,7 @@ def _in_time(work: TrialContext, config: TrialConfig) -> Failure | None:
 def _fill(work: TrialContext, config: TrialConfig) -> None:
     """Fill the cache where nobody has: that takes its time. What fails, fails in the batch too."""
     with contextlib.suppress(Exception):
-        work.stores.frames(config.front_end, workers=work.threads)
+        work.caches.frames(config.front_end, workers=work.threads)
 
 
 def _limit(work: TrialContext) -> float | None:
@@ -119,7 +119,7 @@ def _batch(work: TrialContext, config: TrialConfig) -> Failure | None:
     try:
         begin_training(work, config).rehearse()
     except Exception as error:
-        return None if ran_out(error) else (_line(error), traceback.format_exc())
+        return None if is_out_of_memory(error) else (_line(error), traceback.format_exc())
     return None
 
 

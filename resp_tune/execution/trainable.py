@@ -23,7 +23,7 @@ from resp_tune.errors import RespTuneError, RunError
 from resp_tune.execution.trial_artifacts import Sender, TrialArtifacts
 from resp_tune.execution.watchdog import TrialWatchdog
 from resp_tune.storage.object_store import ObjectPath
-from resp_tune.training.memory import keep_freed_memory, ran_out, release_memory
+from resp_tune.training.memory import keep_freed_memory, is_out_of_memory, release_memory
 from resp_tune.training.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TrialContext:
     """What every trial of a search shares. Crosses to the workers once, by Ray's object store."""
 
     folds: Sequence[FoldTables]
-    stores: FeatureCaches
+    caches: FeatureCaches
     trials_folder: Path
     metric: str
     milestones: tuple[int, ...]  # epochs at which the scheduler must see a result of its own
@@ -135,7 +135,7 @@ class TrialTrainable(tune.Trainable):
             if _halting(cause):
                 raise
             self.trace = traceback.format_exc()
-            return " ".join(f"{type(cause).__name__}: {cause}".split()), ran_out(cause)
+            return " ".join(f"{type(cause).__name__}: {cause}".split()), is_out_of_memory(cause)
         return None, False
 
     def _halve_micro_batch(self) -> bool:
@@ -217,11 +217,11 @@ class TrialTrainable(tune.Trainable):
         """What each fold's network says of its own validation side, as its last score saw it."""
         import pandas as pd
 
-        from resp_tune.training.datamodule import predictions
+        from resp_tune.training.datamodule import prediction_table
 
         found = zip(self.work.folds, training.predict_validation(), strict=True)
         frame = pd.concat(
-            [predictions("validation", f.validation, f.classes, p) for f, p in found],
+            [prediction_table("validation", f.validation, f.classes, p) for f, p in found],
             ignore_index=True,
         )
         text = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g")
@@ -310,14 +310,14 @@ def _settle(work: TrialContext, config: TrialConfig) -> tuple[list[TrainingData]
     import torch
 
     torch.set_num_threads(work.threads)
-    frames = work.stores.frames(config.front_end, workers=work.threads)
+    frames = work.caches.frames(config.front_end, workers=work.threads)
     return [fold.tensors(frames, config.front_end) for fold in work.folds], _device(work)
 
 
 def _device(work: TrialContext) -> str:
     import torch
 
-    from resp_tune.training.memory import limit_memory
+    from resp_tune.training.memory import limit_gpu_memory
 
     if not work.gpus or os.environ.get(LOGICAL_GPUS) == "1":
         return "cpu"
@@ -326,7 +326,7 @@ def _device(work: TrialContext) -> str:
             "this trial was promised a GPU and torch finds none: check the driver, or give "
             f"--gpus 0 (rehearsals without a GPU: {LOGICAL_GPUS}=1)"
         )
-    limit_memory("cuda", work.gpus)
+    limit_gpu_memory("cuda", work.gpus)
     return "cuda"
 
 

@@ -16,8 +16,8 @@ import torch
 from resp_tune.config import TrialConfig
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import Frames
-from resp_tune.training.loop import Side, Training, TrainingData
-from resp_tune.training.memory import keep_freed_memory, limit_memory, ran_out
+from resp_tune.training.loop import SplitTensors, Training, TrainingData
+from resp_tune.training.memory import keep_freed_memory, limit_gpu_memory, is_out_of_memory
 
 COUNTS = (1, 2, 4, 8)
 WORTH = 1.05  # more trials at once must bring this much more work, or a trial only takes longer
@@ -52,8 +52,8 @@ def stand_in(config: TrialConfig, load: Workload) -> list[TrainingData]:
     frames = Frames(values.half(), first, count, tuple(str(n) for n in range(clips)))
     labels = torch.arange(clips) % load.classes
 
-    def side(chosen: slice) -> Side:
-        return Side(ClipIndex(frames, first[chosen], count[chosen]), labels[chosen])
+    def side(chosen: slice) -> SplitTensors:
+        return SplitTensors(ClipIndex(frames, first[chosen], count[chosen]), labels[chosen])
 
     names = tuple(str(n) for n in range(load.classes))
     train, validation = side(slice(load.train)), side(slice(load.train, None))
@@ -124,7 +124,7 @@ def _train(
     keep_freed_memory()
     torch.set_num_threads(threads)
     try:
-        limit_memory(device, share)
+        limit_gpu_memory(device, share)
         training = Training(config, stand_in(config, load), device)
         training.run_epoch()
         _barrier.wait(START_SECONDS)
@@ -134,6 +134,6 @@ def _train(
         return start, time.monotonic()
     except Exception as error:
         _barrier.abort()  # the others need not wait
-        if ran_out(error) or isinstance(error, BrokenBarrierError):
+        if is_out_of_memory(error) or isinstance(error, BrokenBarrierError):
             return None
         raise

@@ -242,4 +242,4 @@ def _fill(spec: SearchSpec, console: Console, ended: threading.Event) -> Feature
             bar.update(task, completed=done, total=total, visible=True)
 
         caches.fill(front_ends, workers=workers, progress=progress)
-    return dataclasses.replace(caches, sound=frozenset(front_ends))
+    return dataclasses.replace(caches, filled=frozenset(front_ends))

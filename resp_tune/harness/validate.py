@@ -131,7 +131,7 @@ def _agreed(
     check_enough(dataset, datamodule.clips)
     if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
         raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
-    sources = tuple(datamodule.sources(datamodule.search_stems, processes))
+    sources = tuple(datamodule.audio_sources(datamodule.search_stems, processes))
     if study is not None:
         changed = changed_recordings(kept, recording_hashes(datamodule, sources))
         check_settings(study, trial_identity(options, space, datamodule, sources), changed)

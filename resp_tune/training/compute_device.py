@@ -19,26 +19,26 @@ class ComputeDevice:
     bfloat16: bool
 
 
-def this_device(device_type: str) -> ComputeDevice:
+def detect_compute_device(device_type: str) -> ComputeDevice:
     """The GPU or the CPU of this process."""
     name = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"
-    return ComputeDevice(device_type, name, has_bfloat16(device_type))
+    return ComputeDevice(device_type, name, has_native_bfloat16(device_type))
 
 
-def any_of(devices: Sequence[ComputeDevice]) -> ComputeDevice:
+def common_compute_device(devices: Sequence[ComputeDevice]) -> ComputeDevice:
     """What can be said of all `devices`, of one type, where a trial may get any of them."""
     names = sorted({device.name for device in devices})
     return ComputeDevice(devices[0].type, " or ".join(names), all(d.bfloat16 for d in devices))
 
 
-def settle_precision(config: TrialConfig, device: ComputeDevice) -> TrialConfig:
+def resolve_precision(config: TrialConfig, device: ComputeDevice) -> TrialConfig:
     """`config` with `precision: auto` replaced by what the device has, so that it is recorded."""
     if config.precision != "auto":
         return config
     return config.replace({"precision": "bfloat16" if device.bfloat16 else "float32"})
 
 
-def has_bfloat16(device_type: str) -> bool:
+def has_native_bfloat16(device_type: str) -> bool:
     """True where bfloat16 is native; elsewhere it is emulated and slower than float32."""
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -25,7 +25,7 @@ from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
 from resp_tune.features.cache import AudioSource, FillResult, Progress, fill, open_store, store_key
 from resp_tune.features.frames import Frames
-from resp_tune.training.loop import Side, TrainingData
+from resp_tune.training.loop import SplitTensors, TrainingData
 from resp_tune.training.metrics import Probabilities
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class ClipLabels:
     patient: npt.NDArray[np.str_]
     device: npt.NDArray[np.str_]
 
-    def side(self, frames: Frames, front_end: FrontEnd) -> Side:
+    def tensors(self, frames: Frames, front_end: FrontEnd) -> SplitTensors:
         """These clips as rows of `frames`; a clip has at least one frame."""
         recording, start, end = map(torch.from_numpy, (self.recording, self.start, self.end))
         clips = cut_clips(frames, front_end, recording, start, end)
-        return Side(clips, torch.from_numpy(self.label))
+        return SplitTensors(clips, torch.from_numpy(self.label))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FoldTables:
 
     def tensors(self, frames: Frames, front_end: FrontEnd) -> TrainingData:
         """What a network is trained on, over the frames of one front end."""
-        train, validation = (t.side(frames, front_end) for t in (self.train, self.validation))
+        train, validation = (t.tensors(frames, front_end) for t in (self.train, self.validation))
         return TrainingData(train, validation, self.classes)
 
 
@@ -90,14 +90,14 @@ class DataModule:
         stems = self.search_stems
         return tuple(
             FoldTables(
-                self.table(fold.train, stems),
-                self.table(fold.validation, stems),
+                self.clip_labels(fold.train, stems),
+                self.clip_labels(fold.validation, stems),
                 self.split.classes,
             )
             for fold in self.split.folds
         )
 
-    def table(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipLabels:
+    def clip_labels(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipLabels:
         """The clips of recordings `stems`, over a store that holds `store_stems`."""
         row = {stem: i for i, stem in enumerate(store_stems)}
         chosen = clips_of(self.dataset, self.clips, self.split, stems)
@@ -112,7 +112,7 @@ class DataModule:
             np.array([r.device for r in of_clip], dtype=np.str_),
         )
 
-    def sources(self, stems: Sequence[str], workers: int) -> list[AudioSource]:
+    def audio_sources(self, stems: Sequence[str], workers: int) -> list[AudioSource]:
         """The recordings `stems` for the feature store, each with a hash of its file."""
         paths = {r.stem: r.path for r in self.dataset.recordings}
         with ThreadPoolExecutor(workers) as pool:
@@ -131,14 +131,14 @@ class FeatureCaches:
     """The feature stores of some recordings in this machine's cache folder.
 
     Small enough to send to every trial: whoever needs a store that is not there makes it, and
-    others who want the same one wait. `sound` are front ends that were filled just now. Without a
+    others who want the same one wait. `filled` are front ends that were filled just now. Without a
     `root` it is in the cache folder of whichever machine asks.
     """
 
     root: Path | None
     sources: tuple[AudioSource, ...]
     limit_bytes: int
-    sound: frozenset[FrontEnd] = frozenset()
+    filled: frozenset[FrontEnd] = frozenset()
 
     @property
     def _root(self) -> Path:
@@ -160,7 +160,7 @@ class FeatureCaches:
     def frames(self, front_end: FrontEnd, *, workers: int) -> Frames:
         """The frames of one front end; a process checks and opens each store once."""
         folder = self._root / store_key(self.sources, front_end)
-        if front_end not in self.sound and folder not in _OPENED:
+        if front_end not in self.filled and folder not in _OPENED:
             self.fill([front_end], workers=workers)
         _OPENED.add(folder)
         return open_store(folder)
@@ -170,11 +170,11 @@ def make_feature_caches(
     datamodule: DataModule, stems: Sequence[str], workers: int
 ) -> FeatureCaches:
     """The stores of recordings `stems`, whose files are hashed here; none is filled yet."""
-    sources = tuple(datamodule.sources(stems, workers))
+    sources = tuple(datamodule.audio_sources(stems, workers))
     return FeatureCaches(None, sources, cache_limit_bytes())
 
 
-def make_prediction_table(
+def prediction_table(
     side: str, table: ClipLabels, classes: Sequence[str], probabilities: Probabilities
 ) -> pd.DataFrame:
     """One row a clip: side, recording, start (s), patient, device, label, predicted, p_<class>…

@@ -19,30 +19,30 @@ NAMED = 5  # of a kind; a moved data set has hundreds
 Contents = Mapping[str, Sequence[str]]  # hashes of the audio and of its labels, by stem
 
 
-def data_digest(problem: DataModule, sources: Sequence[AudioSource]) -> str:
+def data_digest(datamodule: DataModule, sources: Sequence[AudioSource]) -> str:
     """A hash of every recording that the search reads: names, bytes, and labelled clips."""
     named = [[s.stem, s.digest] for s in sources]
     searched = {s.stem for s in sources}
-    clips = [[stem, *clip] for stem, clip in _clips(problem) if stem in searched]
+    clips = [[stem, *clip] for stem, clip in _clips(datamodule) if stem in searched]
     return _hash([named, clips])
 
 
-def contents(problem: DataModule, sources: Sequence[AudioSource]) -> Contents:
+def recording_hashes(datamodule: DataModule, sources: Sequence[AudioSource]) -> Contents:
     """The same by recording, so that a difference can be named."""
     clips: dict[str, list[object]] = {s.stem: [] for s in sources}
-    for stem, clip in _clips(problem):
+    for stem, clip in _clips(datamodule):
         if stem in clips:
             clips[stem].append(clip)
     return {s.stem: (s.digest, _hash(clips[s.stem])) for s in sources}
 
 
-def save_contents(folder: Path, now: Contents, kept: str = KEPT) -> None:
+def save_recording_hashes(folder: Path, now: Contents, kept: str = KEPT) -> None:
     """Keep them in the search's folder, unless they are there."""
     if _load(folder / kept) is None:
         write_atomically(folder / kept, (json.dumps(now, indent=1) + "\n").encode())
 
 
-def changes(folder: Path, now: Contents, kept: str = KEPT) -> str | None:
+def changed_recordings(folder: Path, now: Contents, kept: str = KEPT) -> str | None:
     """What differs from what was kept first; None where nothing does, or that is not known."""
     before = _load(folder / kept)
     if before is None:
@@ -63,9 +63,11 @@ def listed(stems: set[str]) -> str:
     return ", ".join(sorted(stems)[:NAMED]) + more
 
 
-def _clips(problem: DataModule) -> list[tuple[str, tuple[float, float, int]]]:
-    recordings = problem.dataset.recordings
-    return [(recordings[c.recording].stem, (c.start, c.end, c.label)) for c in problem.clips.clips]
+def _clips(datamodule: DataModule) -> list[tuple[str, tuple[float, float, int]]]:
+    recordings = datamodule.dataset.recordings
+    return [
+        (recordings[c.recording].stem, (c.start, c.end, c.label)) for c in datamodule.clips.clips
+    ]
 
 
 def _hash(content: object) -> str:

@@ -29,7 +29,7 @@ EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Side:
+class SplitTensors:
     """Clips of one side: their frames, and their labels as int64 `[clips]` on the CPU."""
 
     clips: ClipIndex
@@ -40,8 +40,8 @@ class Side:
 class TrainingData:
     """What one network is trained and validated on: two sides over the same frames."""
 
-    train: Side
-    validation: Side
+    train: SplitTensors
+    validation: SplitTensors
     classes: tuple[str, ...]
 
 
@@ -119,8 +119,8 @@ class Training:
         self.config = config
         self.history: list[EpochResult] = []
         given = folds[0].train.clips.frames
-        sides = [side for data in folds for side in (data.train, data.validation)]
-        if any(side.clips.frames is not given for side in sides):
+        split = [side for data in folds for side in (data.train, data.validation)]
+        if any(side.clips.frames is not given for side in split):
             raise ValueError("all sides of all folds must be clips of the same frames")
         frames = given.to(torch.device(device))  # once for all of them
         self.runs = [_FoldRun(config, data, frames, n) for n, data in enumerate(folds)]

@@ -31,7 +31,7 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory did not suffice: of a GPU, of the host, of either by torch.
 
     By name, since torch need not be imported to ask; of the host's memory, of a CUDA context and
@@ -43,7 +43,7 @@ def ran_out(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
 
 
-def limit_memory(device: str, share: float) -> None:
+def limit_gpu_memory(device: str, share: float) -> None:
     """Fence this process off at `share` of a GPU's memory, or one trial takes what all need."""
     if device == "cuda" and share < 1:
         import torch

@@ -135,7 +135,7 @@ def _work(trials_folder: Path, threads: int) -> TrialContext:
     """Only a folder: simulated trials read nothing else."""
     return TrialContext(
         folds=(),
-        stores=None,  # type: ignore[arg-type]  # would bring torch into the workers
+        caches=None,  # type: ignore[arg-type]  # would bring torch into the workers
         trials_folder=trials_folder,
         metric=METRIC,
         milestones=(),

@@ -21,7 +21,7 @@ def measure(place: Workplace) -> Findings:
     every = load_space("search_spaces/notebook.yaml").front_ends()
     one = place.config(epochs=1).front_end
     cpus = place.machine.cpus
-    sources = place.problem.sources(place.problem.search_stems, cpus)
+    sources = place.datamodule.audio_sources(place.datamodule.search_stems, cpus)
 
     def seconds(front_ends: Sequence[FrontEnd]) -> dict[str, float]:
         root = place.folder / "fresh"

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.limit import Limit
 from resp_tune.config import TrialConfig
 from resp_tune.features.cache import open_store
-from resp_tune.training.compute_device import settle_precision, this_device
+from resp_tune.training.compute_device import resolve_precision, detect_compute_device
 from resp_tune.training.datamodule import FoldTables
 from resp_tune.training.loop import Training
 from resp_tune.training.memory import keep_freed_memory
@@ -22,7 +22,7 @@ MATRIX = 2048  # rows and columns of the product that shows the cores' peak
 
 def fast(config: TrialConfig) -> TrialConfig:
     """`config` with what resp_tune chooses by itself for speed on this machine's CPU."""
-    return settle_precision(config.replace({"precision": "auto"}), this_device("cpu"))
+    return resolve_precision(config.replace({"precision": "auto"}), detect_compute_device("cpu"))
 
 
 def start(config: TrialConfig, store: Path, tables: FoldTables, threads: int) -> Training:

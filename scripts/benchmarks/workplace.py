@@ -15,7 +15,7 @@ from benchmarks.sizes import Sizes
 from resp_tune.cluster.resources import Machine, this_machine
 from resp_tune.config import FrontEnd, TrialConfig, preset
 from resp_tune.data.dataset import load_dataset
-from resp_tune.data.protocols import make_sides
+from resp_tune.data.protocols import make_split
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.features.cache import fill
 from resp_tune.training.datamodule import DataModule, FoldTables
@@ -58,23 +58,23 @@ class Workplace:
         return self.folder / "data"
 
     @cached_property
-    def problem(self) -> DataModule:
+    def datamodule(self) -> DataModule:
         """The recordings with the sides that every row uses."""
         dataset = load_dataset(self.data)
         clips = make_clips(get_task(TASK), dataset)
         return DataModule(
-            dataset, clips, make_sides(dataset, clips, PROTOCOL, split_seed=0, folds=1)
+            dataset, clips, make_split(dataset, clips, PROTOCOL, split_seed=0, folds=1)
         )
 
     @property
     def tables(self) -> FoldTables:
         """The two sides, over a store of all recordings."""
-        return self.problem.folds()[0]
+        return self.datamodule.folds()[0]
 
     def items(self) -> tuple[Items, Items]:
         """Training and validation as the notebook's loop takes them."""
-        stems = self.problem.search_stems
-        paths = {r.stem: str(r.path) for r in self.problem.dataset.recordings}
+        stems = self.datamodule.search_stems
+        paths = {r.stem: str(r.path) for r in self.datamodule.dataset.recordings}
         train, validation = (
             [(paths[stems[n]], int(label)) for n, label in zip(t.recording, t.label, strict=True)]
             for t in (self.tables.train, self.tables.validation)
@@ -89,6 +89,6 @@ class Workplace:
         """A fresh store below `root` and the seconds it took, hashing the recordings included."""
         started = time.perf_counter()
         cpus = self.machine.cpus
-        sources = self.problem.sources(self.problem.search_stems, cpus)
+        sources = self.datamodule.audio_sources(self.datamodule.search_stems, cpus)
         filled = fill(root, sources, [front_end], limit_bytes=PLENTY, workers=cpus)
         return filled.folders[front_end], time.perf_counter() - started
