@@ -217,7 +217,7 @@ def test_age_groups_end_where_the_next_begins() -> None:
 
 def test_tables_add_up() -> None:
     dataset = in_memory(SynthSettings(120, 1.0, 0))
-    frame = dataset.frame()
+    frame = dataset.table()
     found = tables(dataset)["diagnosis_by_device"]
     for diagnosis, cells in found.items():
         for device, cell in cells.items():

@@ -36,7 +36,7 @@ def icbhi() -> Dataset:
 
 
 def test_real_counts(icbhi: Dataset) -> None:
-    frame = icbhi.frame()
+    frame = icbhi.table()
     assert len(frame) == 920
     assert frame.patient.nunique() == 126
     assert frame.session.nunique() == 256

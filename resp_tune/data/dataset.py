@@ -69,8 +69,8 @@ class Dataset:
     problems: tuple[str, ...]
     synthetic: bool
 
-    def frame(self) -> pd.DataFrame:
-        """One row a recording: its fields but the cycles, then `n_cycles` and `seconds`."""
+    def table(self) -> pd.DataFrame:
+        """Return one row per recording: its fields but the cycles, then `n_cycles`, `seconds`."""
         import pandas as pd
 
         names = [field.name for field in fields(Recording) if field.name != "cycles"]
