@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 
 from resp_tune.cluster import ray_internals
-from resp_tune.cluster.gpu_types import type_of
 from resp_tune.cluster.ray_thread import on_its_own_thread
 from resp_tune.cluster.resources import LOGICAL_GPUS, Machine
 from resp_tune.errors import UserError
@@ -47,7 +46,7 @@ print(json.dumps([n.node_manager_address for n in nodes if n.state == 0]))
 class Node:
     """A machine of a cluster. `machine` is what Ray may hand out there.
 
-    `gpu_type`: see `gpu_types`; of a node without GPUs it says nothing.
+    `gpu_type` is Ray's name for its GPUs (`T4`), or the node's address when Ray has none.
     """
 
     id: str
@@ -62,7 +61,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster as it was when it was joined; nodes may come and go: see `nodes_now`."""
+    """A cluster as it was when it was joined; nodes may come and go: see `live_nodes`."""
 
     address: str
     nodes: tuple[Node, ...]
@@ -141,7 +140,7 @@ def joined(address: str) -> Iterator[Cluster]:
             ) from error
 
     with on_its_own_thread(begin, ray.shutdown):
-        yield Cluster(address, nodes_now())
+        yield Cluster(address, live_nodes())
 
 
 def _for_workers() -> dict[str, str]:
@@ -176,13 +175,13 @@ def await_gpus(cluster: Cluster, wanted: int | None, seconds: float | None) -> C
                     f"{too_few}, {seconds:g} s later: give --gpus {cluster.gpus}, or wait longer"
                 )
             time.sleep(1.0)
-            cluster = Cluster(cluster.address, nodes_now())
+            cluster = Cluster(cluster.address, live_nodes())
     finally:
         request_resources(bundles=[])  # from now on the trials themselves ask
     return cluster
 
 
-def nodes_now() -> tuple[Node, ...]:
+def live_nodes() -> tuple[Node, ...]:
     """The living nodes of the cluster that this process has joined, by address."""
     import ray
 
@@ -192,12 +191,17 @@ def nodes_now() -> tuple[Node, ...]:
             host=found["NodeManagerHostname"],
             address=found["NodeManagerAddress"],
             machine=_machine(found["Resources"]),
-            gpu_type=type_of(found["Resources"], found["NodeManagerAddress"]),
+            gpu_type=_gpu_type(found["Resources"]) or found["NodeManagerAddress"],
         )
         for found in ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no annotation here
         if found["Alive"]
     ]
     return tuple(sorted(nodes, key=lambda node: (node.address, node.id)))
+
+
+def _gpu_type(resources: dict[str, float]) -> str:
+    prefix = "accelerator_type:"
+    return min((r.removeprefix(prefix) for r in resources if r.startswith(prefix)), default="")
 
 
 def _machine(resources: dict[str, float]) -> Machine:

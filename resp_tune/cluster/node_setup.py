@@ -46,7 +46,7 @@ class RecordingServer:
         import ray
 
         made: Any = ray.remote(num_cpus=0)(_RecordingActor)
-        here = _on(ray.get_runtime_context().get_node_id())
+        here = on_node(ray.get_runtime_context().get_node_id())
         lender = made.options(scheduling_strategy=here, max_concurrency=READ_AT_ONCE)
         self._lender = lender.remote(dict(recordings))
 
@@ -147,10 +147,11 @@ def _steward(node: Node, gpus: float = 0.0) -> Any:
     import ray
 
     made: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0)(_NodeAgent)
-    return made.options(scheduling_strategy=_on(node.id)).remote()
+    return made.options(scheduling_strategy=on_node(node.id)).remote()
 
 
-def _on(node_id: str) -> Any:
+def on_node(node_id: str) -> Any:
+    """Return Ray's scheduling strategy for an actor that must run on the node `node_id`."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node_id, soft=False)

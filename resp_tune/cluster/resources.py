@@ -1,4 +1,4 @@
-"""How many trials run at once, and what each is given."""
+"""How many trials run at once, and the CPUs and GPUs that each of them gets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from resp_tune.errors import UserError
 
 THIS_MACHINE = "this machine"
 LOGICAL_GPUS = "RESP_TUNE_LOGICAL_GPUS"  # "1": GPUs are counted, and trials run on the CPU
-LEAST_CPUS = 0.01
+MIN_CPUS = 0.01
 TRIAL_MEMORY = 1.5e9  # bytes: torch, Ray's worker and a batch of the notebook's size
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What trials may use of one machine."""
+    """Cores, GPUs and free memory that trials may use on one machine."""
 
     cpus: int
     gpus: int
@@ -40,102 +40,118 @@ class TrialResources:
         return f"{self.concurrency} trial{'s' * (self.concurrency > 1)} at once, each on {each}"
 
 
+@dataclass(frozen=True)
+class ResourceRequest:
+    """What the flags of the same names ask for; None leaves the choice to `allocate`.
+
+    With `logical_gpus`, GPUs are counted but need not exist.
+    """
+
+    gpus: int | None = None
+    trials_per_gpu: int = 1
+    concurrency: int | None = None
+    cpus_per_trial: float | None = None
+    logical_gpus: bool = False
+
+
 def this_machine() -> Machine:
-    """Cores that this process may run on, GPUs that torch sees, free memory."""
+    """Return the cores this process may run on, the GPUs that torch sees, and the free memory."""
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(cpus, torch.cuda.device_count(), psutil.virtual_memory().available)
 
 
-def plan_slots(
-    machines: Sequence[Machine],
-    where: str = THIS_MACHINE,
-    *,
-    gpus: int | None,
-    trials_per_gpu: int,
-    concurrency: int | None,
-    cpus_per_trial: float | None,
-    logical_gpus: bool,
+def allocate(
+    machines: Sequence[Machine], request: ResourceRequest, where: str = THIS_MACHINE
 ) -> TrialResources:
-    """Divide `machines` among trials, each of which runs on one; `UserError` when they are too few.
+    """Divide `machines` among trials, each of which runs on one of them.
 
-    `gpus` None means all there are. With `logical_gpus` GPUs are counted but not needed. `where`
-    is what errors call the machines together.
+    `where` is how error messages call the machines together. Raises `UserError` when the machines
+    have less than `request` asks for.
     """
-    has = sum(m.gpus for m in machines)
-    if gpus is None:
-        gpus = has
-    elif gpus > has and not logical_gpus:
+    available = sum(m.gpus for m in machines)
+    gpus = available if request.gpus is None else request.gpus
+    if gpus > available and not request.logical_gpus:
         raise UserError(
-            f"--gpus {gpus}: {where} has {has or 'no'} GPU{'s' * (has > 1)} that torch can use; "
-            f"give --gpus {has}{' for the CPU' if not has else ''}, or set "
+            f"--gpus {gpus}: {where} has {available or 'no'} GPU{'s' * (available > 1)} that torch "
+            f"can use; give --gpus {available}{' for the CPU' if not available else ''}, or set "
             "RESP_TUNE_LOGICAL_GPUS=1 to rehearse"
         )
-    if cpus_per_trial is not None and cpus_per_trial < LEAST_CPUS:
-        raise UserError(f"--cpus-per-trial {cpus_per_trial:g} is below {LEAST_CPUS:g}")
-    if gpus:
-        # Rehearsed GPUs that no machine has are all on the first.
-        places = [(m.cpus, m.gpus * trials_per_gpu) for m in machines if m.gpus]
-        if gpus > has:
-            places = [(machines[0].cpus, gpus * trials_per_gpu)]
-        most = gpus * trials_per_gpu
-        slots = min(concurrency or most, most)
-        if cpus_per_trial is None:
-            cpus_per_trial = _gpu_share(places, slots)
-        room = sum(min(_fit(cpus, cpus_per_trial), here) for cpus, here in places)
-    else:
-        cores = [m.cpus for m in machines]
-        if concurrency is not None:
-            slots = concurrency
-        elif cpus_per_trial is not None:
-            slots = sum(_fit(c, cpus_per_trial) for c in cores)
-        else:
-            # One thread a trial: two side by side finish sooner than one with two threads.
-            slots = sum(min(m.cpus, max(1, int(m.memory / TRIAL_MEMORY))) for m in machines)
-        if cpus_per_trial is None:
-            cpus_per_trial = _cpu_share(cores, max(slots, 1))
-        room = sum(_fit(c, cpus_per_trial) for c in cores)
-    if room < max(slots, 1) or cpus_per_trial < LEAST_CPUS:
+    if request.cpus_per_trial is not None and request.cpus_per_trial < MIN_CPUS:
+        raise UserError(f"--cpus-per-trial {request.cpus_per_trial:g} is below {MIN_CPUS:g}")
+    divide = _gpu_slots if gpus else _cpu_slots
+    slots, cpus, capacity = divide(machines, gpus, request)
+    if capacity < max(slots, 1) or cpus < MIN_CPUS:
         raise UserError(
-            f"{max(slots, 1)} trials at once with {cpus_per_trial:g} CPUs each need more than the "
+            f"{max(slots, 1)} trials at once with {cpus:g} CPUs each need more than the "
             f"{sum(m.cpus for m in machines)} CPUs of {where}: lower --concurrency or "
             "--cpus-per-trial"
         )
-    gpu_share = 1 / trials_per_gpu if gpus else 0.0
-    return TrialResources(slots, cpus_per_trial, gpu_share, max(1, int(cpus_per_trial)))
+    gpu_share = 1 / request.trials_per_gpu if gpus else 0.0
+    return TrialResources(slots, cpus, gpu_share, max(1, int(cpus)))
 
 
-def room_for(slots: TrialResources, machines: Sequence[Machine]) -> int:
-    """Trials that `machines` have room for at once, each as `slots` says."""
-    room = (_fit(m.cpus, slots.cpus) for m in machines)
-    if not slots.gpus:
-        return sum(room)
-    return sum(min(fit, _fit(m.gpus, slots.gpus)) for fit, m in zip(room, machines, strict=True))
+def _gpu_slots(
+    machines: Sequence[Machine], gpus: int, request: ResourceRequest
+) -> tuple[int, float, int]:
+    """Return the trials at once, the CPUs of each, and how many of them the machines can hold."""
+    per_gpu = request.trials_per_gpu
+    # Cores and trial slots of each machine with GPUs; logical GPUs are all on the first machine.
+    hosts = [(m.cpus, m.gpus * per_gpu) for m in machines if m.gpus]
+    if gpus > sum(m.gpus for m in machines):
+        hosts = [(machines[0].cpus, gpus * per_gpu)]
+    slots = min(request.concurrency or gpus * per_gpu, gpus * per_gpu)
+    share = request.cpus_per_trial
+    if share is None:
+        # The smallest share of any machine, so that no GPU is idle for lack of cores.
+        share = min(cpus / min(here, slots) for cpus, here in hosts)
+        share = share if share >= 1 else _round_down(share)
+    return slots, share, sum(min(_fit(cpus, share), here) for cpus, here in hosts)
 
 
-def _fit(has: float, each: float) -> int:
-    return math.floor(has / each + 1e-6) if each else 0
+def _cpu_slots(
+    machines: Sequence[Machine], _gpus: int, request: ResourceRequest
+) -> tuple[int, float, int]:
+    """Return the trials at once, the CPUs of each, and how many of them the machines can hold."""
+    cores, share = [m.cpus for m in machines], request.cpus_per_trial
+    if request.concurrency is not None:
+        slots = request.concurrency
+    elif share is not None:
+        slots = sum(_fit(c, share) for c in cores)
+    else:
+        # One thread a trial: two side by side finish sooner than one with two threads.
+        slots = sum(min(m.cpus, max(1, int(m.memory / TRIAL_MEMORY))) for m in machines)
+    if share is None:
+        share = _largest_share(cores, max(slots, 1))
+    return slots, share, sum(_fit(c, share) for c in cores)
 
 
-def _gpu_share(places: Sequence[tuple[int, int]], slots: int) -> float:
-    """CPUs a trial, so that no GPU is idle for lack of them; `places`: CPUs, slots of machines."""
-    share = min(cpus / min(here, slots) for cpus, here in places)
-    return share if share >= 1 else _countable(share)
-
-
-def _cpu_share(cores: Sequence[int], slots: int) -> float:
-    """The largest share that `slots` trials can have at once; whole where it is above one."""
+def _largest_share(cores: Sequence[int], slots: int) -> float:
+    """Return the most CPUs that `slots` trials can have at once, whole where above one."""
     for share in range(max(cores, default=1), 0, -1):
         if sum(_fit(c, share) for c in cores) >= slots:
             return float(share)
-    # An equal share, then less of it until machines of different sizes have room for all.
-    part = _countable(sum(cores) / slots)
-    while part > LEAST_CPUS and sum(_fit(c, part) for c in cores) < slots:
-        part = _countable(part - 0.001)
+    # An equal share, then less of it until machines of different sizes can hold all trials.
+    part = _round_down(sum(cores) / slots)
+    while part > MIN_CPUS and sum(_fit(c, part) for c in cores) < slots:
+        part = _round_down(part - 0.001)
     return part
 
 
-def _countable(share: float) -> float:
-    """Rounded down to what Ray can count."""
+def trial_capacity(slots: TrialResources, machines: Sequence[Machine]) -> int:
+    """Return how many trials with the CPUs and GPUs of `slots` fit on `machines` at once."""
+    by_cpus = [_fit(m.cpus, slots.cpus) for m in machines]
+    if not slots.gpus:
+        return sum(by_cpus)
+    return sum(min(fit, _fit(m.gpus, slots.gpus)) for fit, m in zip(by_cpus, machines, strict=True))
+
+
+def _fit(available: float, each: float) -> int:
+    """Return how often `each` fits into `available`; 1e-6 absorbs rounding, as of 3 × 1/3."""
+    return math.floor(available / each + 1e-6) if each else 0
+
+
+def _round_down(share: float) -> float:
+    """Round down to the thousandths that Ray can count."""
     return math.floor(share * 1000 + 1e-6) / 1000

@@ -13,8 +13,6 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from resp_tune.cluster.capacity import TypedRoom
-from resp_tune.cluster.gpu_types import bundle, called
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 from resp_tune.execution.trainable import half_batch
@@ -27,11 +25,10 @@ NODE_LOST = "node has died"  # in what Ray says of the actor
 
 
 class RestartTrialsError(RunError):
-    """Ray cannot go on with the trials that it has; a new run of it can, from what the study holds.
+    """Raised to run Ray Tune again over what the study holds.
 
-    It would wait for ever for a type of GPU that is gone, and cannot give another one to a trial
-    that waits. And it takes a trial for failed, at the first loss, whose worker died between two
-    trials: it counts that loss twice.
+    Ray counts the loss of a worker twice when it died between two trials, and takes the next trial
+    for failed at its first loss.
     """
 
 
@@ -63,18 +60,15 @@ class TrialSource(Protocol):
 class StudySearcher(Searcher):
     """Ray Tune's searcher over a recorder. The study is the state; Ray's copies are not used.
 
-    `room()` is how many trials may run now; a `TypedRoom` also says on which type of GPU each of
-    them, which its config then asks for (`bundle`). `halted`: why the search must stop before its
-    end; its trials have not ended then.
+    `capacity()` is how many trials may run now. `halted`: why the search must stop before its end;
+    its trials have not ended then.
     """
 
-    def __init__(self, runs: TrialSource, room: Callable[[], int]) -> None:
+    def __init__(self, runs: TrialSource, capacity: Callable[[], int]) -> None:
         super().__init__()
-        self.runs, self.room = runs, room
-        self.typed = room if isinstance(room, TypedRoom) else None
+        self.runs, self.capacity = runs, capacity
         self.keys: dict[str, Any] = {}
         self.losses: dict[str, int] = {}  # of workers, that trials have gone on after
-        self.types: dict[str, str] = {}  # of GPU, of the trials that run, where there are several
         self.halted: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,22 +83,14 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's own FINISHED is a str
         """The next trial's config, None while there is no room, `FINISHED` at the end."""
-        if len(self.keys) >= self.room():
+        if len(self.keys) >= self.capacity():
             return None
-        gpu_type = None
-        if self.typed is not None:
-            gpu_type = self.typed.next_type(self.types.values())
-            if gpu_type is None:
-                return None
         config = None
         with self._halting():
             config = self.runs.next_trial()
         if config is None:
             return Searcher.FINISHED
         self.keys[trial_id] = config["key"]
-        if self.typed is not None and gpu_type is not None:
-            self.types[trial_id] = gpu_type
-            config["bundle"] = bundle(gpu_type, self.typed.slots[gpu_type])
         return config
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -117,7 +103,6 @@ class StudySearcher(Searcher):
     ) -> None:
         """The end of a trial. `error`: Ray gives it up, for a loss too many or one told twice."""
         key = self.keys.pop(trial_id)
-        self.types.pop(trial_id, None)
         losses = self.losses.pop(trial_id, 0)
         with self._halting():
             if (result is None or error) and losses < WORKER_LOSSES:
@@ -130,17 +115,6 @@ class StudySearcher(Searcher):
             else:
                 self._advance(key, result)
                 self._end(key, result)
-
-    def look_for_gpus(self) -> None:
-        """Halt where trials keep to a type of GPU that is gone, and another one is there."""
-        if self.typed is None or self.halted is not None:
-            return
-        with self._halting():
-            if gone := self.typed.gone(self.types.values()):
-                raise RestartTrialsError(
-                    f"no GPU of type {', '.join(map(called, gone))} is left: the trials that ran "
-                    "are handed out anew, each from its checkpoint"
-                )
 
     @contextmanager
     def _halting(self) -> Iterator[None]:
@@ -223,7 +197,6 @@ class StudyStopper(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Only for a halt: else each trial ends at its own next report, with its epochs kept."""
-        self.searcher.look_for_gpus()
         return self.searcher.halted is not None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import time
@@ -23,7 +22,7 @@ from resp_tune.errors import RespTuneError, RunError
 from resp_tune.execution.trial_artifacts import Sender, TrialArtifacts
 from resp_tune.execution.watchdog import TrialWatchdog
 from resp_tune.storage.object_store import ObjectPath
-from resp_tune.training.memory import keep_freed_memory, is_out_of_memory, release_memory
+from resp_tune.training.memory import is_out_of_memory, keep_freed_memory, release_memory
 from resp_tune.training.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -89,8 +88,6 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        if "bundle" in config:  # its type of GPU takes another number of trials than others do
-            self.work = dataclasses.replace(self.work, gpus=config["bundle"]["GPU"])
         self.folder: Path = self.work.trials.here / config["folder"]
         self.trial_config = TrialConfig().replace(config["config"])
         self.sent: int = config["epochs_reported"]

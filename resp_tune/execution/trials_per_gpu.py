@@ -1,7 +1,10 @@
-"""How many trials a GPU trains side by side: measured, since a small network cannot fill one."""
+"""Benchmark how many trials to run at once on a GPU, since a small network cannot fill one."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,23 +13,38 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
+from typing import Any
 
 import torch
 
+from resp_tune.cluster.connect import Cluster, Node
+from resp_tune.cluster.node_setup import on_node
+from resp_tune.cluster.resources import (
+    THIS_MACHINE,
+    Machine,
+    ResourceRequest,
+    TrialResources,
+    allocate,
+    trial_capacity,
+)
 from resp_tune.config import TrialConfig
+from resp_tune.errors import RunError
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.frames import Frames
 from resp_tune.training.loop import SplitTensors, Training, TrainingData
-from resp_tune.training.memory import keep_freed_memory, limit_gpu_memory, is_out_of_memory
+from resp_tune.training.memory import is_out_of_memory, keep_freed_memory, limit_gpu_memory
+
+log = logging.getLogger(__name__)
 
 COUNTS = (1, 2, 4, 8)
-WORTH = 1.05  # more trials at once must bring this much more work, or a trial only takes longer
+EPOCHS = 3  # of each trial that is measured
+MIN_GAIN = 1.05  # more trials at once must bring this much more work, or each only takes longer
 START_SECONDS = 300.0  # for torch, the device and the first epoch, of all processes at once
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one trial computes: clips of each inner fold's sides, and the classes."""
+    """The size of a trial: clips of a fold's training and validation split, classes, folds."""
 
     train: int
     validation: int
@@ -36,14 +54,117 @@ class Workload:
 
 @dataclass(frozen=True)
 class PackingResult:
-    """`trials` side by side ran `epochs_per_second` together."""
+    """`trials` at once on one GPU ran `epochs_per_second` together."""
 
     trials: int
     epochs_per_second: float
 
 
+def benchmark_slots(
+    request: ResourceRequest, pool: Machine | Cluster, config: TrialConfig, load: Workload
+) -> TrialResources:
+    """Return the resources of each trial with the number of trials per GPU that pays off best.
+
+    On a cluster one node of each GPU type is measured, all at the same time, and the smallest
+    number holds for all nodes. Raises `RunError` when a measurement fails.
+    """
+    on_cluster = isinstance(pool, Cluster)
+    machines = pool.machines if on_cluster else (pool,)
+    where = str(pool) if on_cluster else THIS_MACHINE
+    one = allocate(machines, request, where)
+    used = [m for m in machines if m.gpus and trial_capacity(one, [m])]
+    gpus = request.gpus or sum(m.gpus for m in used)
+    most = _max_per_gpu(request, min(m.cpus / min(m.gpus, gpus) for m in used), gpus)
+    options = {
+        count: allocate(machines, dataclasses.replace(request, trials_per_gpu=count), where)
+        for count in COUNTS
+        if count <= most
+    }
+    threads = {count: slots.threads for count, slots in options.items()}
+    if on_cluster:
+        nodes = {n.gpu_type: n for n in reversed(pool.nodes) if n.machine in used}
+        results = _measure_on_nodes(nodes, one.cpus, config, load, threads)
+    else:
+        results = {"": _measure_here(config, load, threads)}
+    for gpu_type, measured in sorted(results.items()):
+        rates = ", ".join(f"{r.trials}: {r.epochs_per_second:.2f}" for r in measured)
+        log.info(
+            f"trials per GPU: {choose(measured)}{gpu_type and f' on {gpu_type}'} (epochs a second "
+            f"of so many at once: {rates or 'none fitted'})"
+        )
+    return options[min(choose(measured) for measured in results.values())]
+
+
+def _max_per_gpu(request: ResourceRequest, cpus: float, gpus: int) -> int:
+    """Return the most trials per GPU that --cpus-per-trial and --concurrency allow.
+
+    `cpus`: cores of a machine per GPU. `gpus`: GPUs that trials may use together.
+    """
+    fitting = math.floor(cpus / (request.cpus_per_trial or 1.0))
+    if request.concurrency is not None:
+        fitting = min(fitting, math.ceil(request.concurrency / gpus))
+    return max(1, fitting)
+
+
+def _measure_here(
+    config: TrialConfig, load: Workload, threads: Mapping[int, int]
+) -> list[PackingResult]:
+    try:
+        return list(measure_all(config, load, "cuda", threads=threads, epochs=EPOCHS))
+    except Exception as error:  # a bug of the config's, or of the GPU driver's
+        raise _not_measured(error) from error
+
+
+class _BenchmarkActor:
+    """Run the benchmark on a node, with one GPU and the cores that belong to it."""
+
+    def measure(
+        self, config: TrialConfig, load: Workload, threads: dict[int, int]
+    ) -> list[PackingResult]:
+        return list(measure_all(config, load, "cuda", threads=threads, epochs=EPOCHS))
+
+
+def _measure_on_nodes(
+    nodes: Mapping[str, Node],
+    cpus: float,
+    config: TrialConfig,
+    load: Workload,
+    threads: Mapping[int, int],
+) -> dict[str, list[PackingResult]]:
+    """Measure on all `nodes` (by GPU type) at once; each benchmark gets a GPU and `cpus` cores."""
+    import ray
+
+    # Actors, not tasks: when a host is cut off, Ray gives up actors, but not plain tasks.
+    actor: Any = ray.remote(num_cpus=cpus, num_gpus=1, max_restarts=0)(_BenchmarkActor)
+    actors = {
+        gpu_type: actor.options(scheduling_strategy=on_node(node.id)).remote()
+        for gpu_type, node in nodes.items()
+    }
+    pending = {t: a.measure.remote(config, load, dict(threads)) for t, a in actors.items()}
+    results, failures = {}, []
+    try:
+        for gpu_type, reference in pending.items():  # all are fetched, or Ray prints tracebacks
+            try:
+                results[gpu_type] = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                is_task = isinstance(error, ray.exceptions.RayTaskError)
+                failures.append(_not_measured(error.cause if is_task else error, gpu_type))
+    finally:
+        for each in actors.values():
+            ray.kill(each)
+    if failures:
+        raise failures[0]
+    return results
+
+
+def _not_measured(error: Exception, gpu_type: str = "") -> RunError:
+    cause = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    on = gpu_type and f" on {gpu_type}"
+    return RunError(f"trials per GPU could not be measured{on}, so no trial was started: {cause}")
+
+
 def stand_in(config: TrialConfig, load: Workload) -> list[TrainingData]:
-    """Folds of the given size over noise: an epoch costs the same, whatever is heard."""
+    """Return folds of the given size, of noise: an epoch costs the same on any sound."""
     clips, rows = load.train + load.validation, config.clip_frames
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(clips * rows + 1, config.n_mels, generator=generator).mul_(10).sub_(50)
@@ -63,24 +184,25 @@ def stand_in(config: TrialConfig, load: Workload) -> list[TrainingData]:
 def measure(
     config: TrialConfig, load: Workload, device: str, trials: int, *, epochs: int, threads: int
 ) -> PackingResult | None:
-    """Train `trials` at once, a process each, all on `device`; None where memory does not suffice.
+    """Train `trials` at once on `device`, each in a process of its own.
 
     The clock starts when every process has run an epoch, and stops with the last one's `epochs`.
+    Returns None when memory does not suffice.
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     barrier = context.Barrier(trials)
     config = config.replace({"epochs": epochs + 1})
     with ProcessPoolExecutor(trials, context, _join, (barrier,)) as pool:
-        work = (config, load, device, 1 / trials, epochs, threads)
-        running = [pool.submit(_train, *work) for _ in range(trials)]
+        arguments = (config, load, device, 1 / trials, epochs, threads)
+        running = [pool.submit(_train, *arguments) for _ in range(trials)]
         try:
             times = [future.result() for future in running]
         except BrokenProcessPool:  # the system ended one: the host's memory does not suffice
             return None
-    told = [t for t in times if t is not None]
-    if len(told) < trials:
+    complete = [t for t in times if t is not None]
+    if len(complete) < trials:
         return None
-    seconds = max(end for _, end in told) - min(start for start, _ in told)
+    seconds = max(end for _, end in complete) - min(start for start, _ in complete)
     return PackingResult(trials, trials * epochs / seconds)
 
 
@@ -92,25 +214,28 @@ def measure_all(
     threads: Mapping[int, int],
     epochs: int,
 ) -> Iterator[PackingResult]:
-    """So many trials at once as memory suffices for; `threads`: of each, by how many there are."""
+    """Measure the numbers of trials in `threads` until memory runs out.
+
+    `threads[n]`: threads of each trial when `n` trials run at once.
+    """
     for trials, each in threads.items():
-        found = measure(config, load, device, trials, epochs=epochs, threads=each)
-        if found is None:
+        result = measure(config, load, device, trials, epochs=epochs, threads=each)
+        if result is None:
             return
-        yield found
+        yield result
 
 
 def choose(measured: Sequence[PackingResult]) -> int:
-    """The fewest trials that no larger number outdoes by a factor `WORTH`; 1 of none."""
-    best = max((p.epochs_per_second for p in measured), default=0.0)
-    return next((p.trials for p in measured if p.epochs_per_second * WORTH >= best), 1)
+    """Return the fewest trials that no other number beats by a factor of `MIN_GAIN`, at least 1."""
+    best = max((r.epochs_per_second for r in measured), default=0.0)
+    return next((r.trials for r in measured if r.epochs_per_second * MIN_GAIN >= best), 1)
 
 
 _barrier: Barrier | None = None
 
 
 def _join(barrier: Barrier) -> None:
-    """In each process: where all of them meet before the clock starts."""
+    """Keep the barrier at which all processes meet before the clock starts."""
     global _barrier  # a barrier reaches a pool's process by inheritance alone
     _barrier = barrier
 
@@ -118,7 +243,7 @@ def _join(barrier: Barrier) -> None:
 def _train(
     config: TrialConfig, load: Workload, device: str, share: float, epochs: int, threads: int
 ) -> tuple[float, float] | None:
-    """Start and end of `epochs` epochs, seconds of the system's monotonic clock."""
+    """Return the start and end of `epochs` epochs, in seconds of the monotonic clock."""
     if _barrier is None:
         raise RuntimeError("runs in a process of `measure` only")
     keep_freed_memory()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from resp_tune.cluster.capacity import ClusterCapacity, TypedRoom
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.paths import full_disk_in_one_line
 from resp_tune.errors import RunError
@@ -34,7 +32,7 @@ def run_trials(
     slots: TrialResources,
     scheduler: TrialScheduler,
     *,
-    room: ClusterCapacity | TypedRoom | None = None,
+    capacity: Callable[[], int] | None = None,
     trainable: type[tune.Trainable] = TrialTrainable,
 ) -> None:
     """Run trials until the recorder `runs` has no more; what became of them is in its study.
@@ -43,17 +41,15 @@ def run_trials(
     written. Trials that ran then go on with the next command. After a `RestartTrialsError`, a new
     recorder over the same study goes on with them.
 
-    `room`: of a cluster, where it decides how many run at once, and not `slots`; a `TypedRoom` also
-    what each is given.
+    `capacity`: how many may run at once on a cluster, which changes; else `slots` says it.
     `trainable`: what runs a trial; benchmarks put one here that only pretends to train.
     """
-    searcher = StudySearcher(runs, room or (lambda: slots.concurrency))
+    searcher = StudySearcher(runs, capacity or (lambda: slots.concurrency))
     # Its errors are tracebacks of workers that died, which `WorkerFailureCallback` says in a line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    typed = isinstance(room, TypedRoom)
     with_work = tune.with_resources(
         tune.with_parameters(trainable, work=work),
-        _own_bundle if typed else {"cpu": slots.cpus, "gpu": slots.gpus},
+        {"cpu": slots.cpus, "gpu": slots.gpus},
     )
     # Ray wants a folder for its own state; ours is the study, so this one is thrown away.
     with (
@@ -66,8 +62,8 @@ def run_trials(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
-                # Without it Ray asks for one trial at a time; the searcher keeps to the room.
-                max_concurrent_trials=MANY if room else slots.concurrency,
+                # Without it Ray asks for one trial at a time; the searcher keeps to the capacity.
+                max_concurrent_trials=MANY if capacity else slots.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -84,11 +80,6 @@ def run_trials(
         tuner.fit()
     if searcher.halted is not None:
         raise searcher.halted
-
-
-def _own_bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What the searcher gave this trial of a type of GPU."""
-    return tune.PlacementGroupFactory([config["bundle"]])
 
 
 def check_some_finished(trials: Sequence[TrialRecord]) -> None:

@@ -21,7 +21,7 @@ from resp_tune.cluster.connect import Node
 from resp_tune.cluster.node_probe import ProbeRequest, ProbeResult, ask, difference, versions
 from resp_tune.cluster.node_requirements import SHARED_SECONDS
 from resp_tune.cluster.node_setup import device_of
-from resp_tune.cluster.resources import room_for
+from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.paths import folder_to_write
 from resp_tune.errors import UserError
 from resp_tune.harness.spec import SearchSpec
@@ -72,7 +72,7 @@ def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
     reports = [
         NodeReport(
             node,
-            room_for(spec.slots, [node.machine]),
+            trial_capacity(spec.slots, [node.machine]),
             _reasons(answers[node.id], here, hidden=node.id in unseen),
         )
         for node in cluster.nodes

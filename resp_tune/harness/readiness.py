@@ -6,7 +6,7 @@ import logging
 
 from resp_tune.cluster.connect import Cluster
 from resp_tune.cluster.node_setup import RecordingServer, fill_caches
-from resp_tune.cluster.resources import room_for
+from resp_tune.cluster.resources import trial_capacity
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.training.datamodule import FILLED_FIRST, FeatureCaches
 
@@ -23,7 +23,7 @@ def warm_up_nodes(spec: SearchSpec, cluster: Cluster, caches: FeatureCaches) -> 
     caches = library.lending(caches, recordings)
     if len(spec.front_ends) > FILLED_FIRST:
         return caches
-    nodes = [n for n in cluster.nodes if room_for(spec.slots, [n.machine])]
+    nodes = [n for n in cluster.nodes if trial_capacity(spec.slots, [n.machine])]
     for done in fill_caches(nodes, caches, spec.front_ends):
         what = f"{done.computed} front ends computed" if done.computed else "was full"
         log.info(f"cache of {done.node}: {what}, {done.seconds:.1f} s")

@@ -24,12 +24,11 @@ from resp_tune.errors import UserError
 from resp_tune.evaluation.baseline_cache import load_baselines
 from resp_tune.execution.tuner import check_some_finished
 from resp_tune.harness import result_files
-from resp_tune.harness.auto_packing import choose_trials_per_gpu
 from resp_tune.harness.finalize import finalize
 from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.harness.spec import SearchSpec
-from resp_tune.harness.stages import run_rounds, wants_trials
+from resp_tune.harness.stages import choose_trials_per_gpu, run_rounds, wants_trials
 from resp_tune.harness.tracking_listener import TrackingListener
 from resp_tune.study.replicates import replicates
 from resp_tune.study.samplers import make_sampler

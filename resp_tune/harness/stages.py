@@ -14,13 +14,14 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
-from resp_tune.cluster.capacity import ClusterCapacity, TypedRoom
+from resp_tune.cluster.capacity import cluster_capacity
 from resp_tune.cluster.local import local_ray
 from resp_tune.cluster.node_requirements import NodeRequirements
 from resp_tune.execution.sanity_check import check_baseline
 from resp_tune.execution.schedulers import make_scheduler, milestones
 from resp_tune.execution.searcher import RestartTrialsError
 from resp_tune.execution.trainable import TrialContext
+from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
 from resp_tune.execution.tuner import run_trials
 from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
@@ -28,6 +29,7 @@ from resp_tune.harness.readiness import warm_up_nodes
 from resp_tune.harness.remote_sync import NullSync
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.tracking_listener import TrackingListener
+from resp_tune.harness.validate import resource_request
 from resp_tune.study.replicate_queue import ReplicateQueue
 from resp_tune.study.replicates import replicates
 from resp_tune.study.study import STUDY_ID, records
@@ -71,13 +73,38 @@ def run_rounds(
         )
         baseline = resolve_precision(spec.space.baseline(), spec.device)
         check_baseline(work, spec.slots, baseline, spec.folder, here=cluster is None)
-        room, limit = _room(spec), options.time_budget
+        capacity, limit = _capacity(spec), options.time_budget
         deadline = None if limit is None else time.monotonic() + limit
         listeners: list[Listener] = [sync, tracked]
-        given = (spec, study, work, room, listeners, console)
+        given = (spec, study, work, capacity, listeners, console)
         if new_trials:
             _to_the_end(partial(_run_trials, *given, deadline=deadline))
         _to_the_end(partial(_run_replicates, *given))
+
+
+def choose_trials_per_gpu(spec: SearchSpec) -> SearchSpec:
+    """Return `spec` with the number of trials per GPU measured, when it was left to `auto`."""
+    if spec.options.trials_per_gpu is not None:
+        return spec
+    if not uses_gpus(spec):
+        log.info("trials per GPU: 1 (auto measures on a GPU, and trials here run on the CPU)")
+        return spec
+    fold = spec.datamodule.folds()[0]
+    load = Workload(
+        train=len(fold.train.label),
+        validation=len(fold.validation.label),
+        classes=len(fold.classes),
+        folds=spec.options.folds,
+    )
+    config = resolve_precision(spec.space.baseline(), spec.device)
+    pool = spec.cluster or spec.machine
+    slots = benchmark_slots(resource_request(spec.options), pool, config, load)
+    return dataclasses.replace(spec, slots=slots)
+
+
+def uses_gpus(spec: SearchSpec) -> bool:
+    """Return whether trials run on real GPUs."""
+    return spec.device_type == "cuda"
 
 
 def _to_the_end(run: Callable[[], None]) -> None:
@@ -108,7 +135,7 @@ def _run_trials(
     spec: SearchSpec,
     study: optuna.Study,
     work: TrialContext,
-    room: ClusterCapacity | TypedRoom | None,
+    capacity: Callable[[], int] | None,
     listeners: Sequence[Listener],
     console: Console,
     *,
@@ -132,14 +159,14 @@ def _run_trials(
         options.scheduler, epochs=options.epochs, metric=options.metric, past=before
     )
     with table:
-        run_trials(recorder, work, spec.slots, scheduler, room=room)
+        run_trials(recorder, work, spec.slots, scheduler, capacity=capacity)
 
 
 def _run_replicates(
     spec: SearchSpec,
     study: optuna.Study,
     work: TrialContext,
-    room: ClusterCapacity | TypedRoom | None,
+    capacity: Callable[[], int] | None,
     listeners: Sequence[Listener],
     console: Console,
 ) -> None:
@@ -157,15 +184,12 @@ def _run_replicates(
     scheduler = make_scheduler("none", epochs=options.epochs, metric=options.metric, past=())
     work = dataclasses.replace(work, milestones=())
     with table:
-        run_trials(recorder, work, spec.slots, scheduler, room=room)
+        run_trials(recorder, work, spec.slots, scheduler, capacity=capacity)
 
 
-def _room(spec: SearchSpec) -> ClusterCapacity | TypedRoom | None:
-    """How many trials a cluster has room for, which changes; None where that is known."""
-    if spec.typed is not None:
-        options = spec.options
-        return TypedRoom(spec.typed, spec.slots, gpus=options.gpus, most=options.concurrency)
-    return None if spec.cluster is None else ClusterCapacity(spec.slots, spec.most_at_once)
+def _capacity(spec: SearchSpec) -> Callable[[], int] | None:
+    """Return how to count the trials that a cluster can hold; None on this machine alone."""
+    return None if spec.cluster is None else cluster_capacity(spec.slots, spec.most_at_once)
 
 
 def _replicates(spec: SearchSpec, study: optuna.Study) -> ReplicateQueue:

@@ -13,8 +13,8 @@ from resp_tune.cluster.resources import (
     LOGICAL_GPUS,
     THIS_MACHINE,
     Machine,
-    TrialResources,
-    plan_slots,
+    ResourceRequest,
+    allocate,
     this_machine,
 )
 from resp_tune.common.paths import cache_folder, folder_to_write, user_path
@@ -65,7 +65,7 @@ def validate(
     space, front_ends = _space(options.space)
     machine = this_machine()
     if not elsewhere:
-        slots_of(options, [machine])  # a wish that cannot be met is told at once
+        allocate([machine], resource_request(options))  # a wish that cannot be met is told at once
     storage, remote = _storage(options)
     tracking_uri = resolve_uri(options.tracking_uri, storage)
     probe(tracking_uri)
@@ -96,7 +96,7 @@ def validate(
         space=space,
         front_ends=front_ends,
         machine=machine,
-        slots=slots_of(options, machines, str(cluster or THIS_MACHINE)),
+        slots=allocate(machines, resource_request(options), str(cluster or THIS_MACHINE)),
         sources=sources,
         arguments=tuple(arguments),
         cluster=cluster,
@@ -157,22 +157,11 @@ def _storage(options: SearchOptions) -> tuple[Path, ObjectPath | None]:
     return folder, place
 
 
-def slots_of(
-    options: SearchOptions,
-    machines: Sequence[Machine],
-    where: str = THIS_MACHINE,
-    *,
-    trials_per_gpu: int | None = None,
-) -> TrialResources:
-    """How `machines`, together `where`, are divided among trials.
-
-    `trials_per_gpu`: where that is not in the settings, because it was measured.
-    """
-    return plan_slots(
-        machines,
-        where,
+def resource_request(options: SearchOptions) -> ResourceRequest:
+    """Return what the options ask for; one trial per GPU until `auto` has been measured."""
+    return ResourceRequest(
         gpus=options.gpus,
-        trials_per_gpu=trials_per_gpu or options.trials_per_gpu or 1,
+        trials_per_gpu=options.trials_per_gpu or 1,
         concurrency=options.concurrency,
         cpus_per_trial=options.cpus_per_trial,
         logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",
