@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from resp_tune.common.fault_points import read_environment
 from resp_tune.common.log import configure
 from resp_tune.common.paths import full_disk, user_path
-from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest, one_line
+from resp_tune.common.text import one_line
+from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest
 
 log = logging.getLogger("resp_tune.cli")
 
@@ -59,6 +61,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     configure()
     try:
+        read_environment()
         body(argv)
         print(end="", flush=True)  # heeds a stdout that the shell has closed (`>&-`)
     except RespTuneError as error:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import full_disk_in_one_line
 from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
@@ -219,6 +220,7 @@ class _Writer:
         self.stems.append(stem)
         self.count.append(len(values))
         self._write(values)
+        fault_point("cache-append")
 
     def finish(self) -> None:
         self._write(np.full((1, self.front_end.n_mels), silence(self.front_end), np.float16))
@@ -234,6 +236,7 @@ class _Writer:
         body = json.dumps(index)
         digest = hashlib.sha256(body.encode()).hexdigest()
         (self.folder / "index.json").write_text(f"{digest}\n{body}\n")
+        fault_point("cache-finished")
 
     def _write(self, values: np.ndarray) -> None:
         data = np.ascontiguousarray(values).data

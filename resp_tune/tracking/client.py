@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.uri import is_server, redact, root_cause, sqlite_file
 
@@ -83,6 +84,7 @@ def _opened(uri: str) -> MlflowClient:
 
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.search_experiments(max_results=1)  # the store is opened, or made, on first use
+    fault_point("mlflow-opened")
     return client
 
 

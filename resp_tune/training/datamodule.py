@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_folder, cache_limit_bytes
 from resp_tune.config import FrontEnd
 from resp_tune.data.audio_files import AudioError
@@ -203,6 +204,7 @@ def load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
     """`load_waveform` of a file that is still what it was; else `RunError` names it."""
     try:
         waveform = load_waveform(path, sample_rate)
+        fault_point("waveform-read", path.stem)
     except AudioError:
         if path.exists() and _file_digest(path) == digest:
             raise

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import AugmentParams, draw_augmented, draw_plain
 from resp_tune.features.batches import ClipIndex, make_batch
@@ -253,6 +254,7 @@ class _FoldRun:
         size = self.config.micro_batch or len(draws)
         total = torch.zeros((), device=self.device)
         for start, stop in batch_bounds(len(draws), size):
+            fault_point("training-step")
             loss = self._losses(draws[start:stop], None if mix is None else mix[start:stop]).sum()
             (loss / len(draws)).backward()  # type: ignore[no-untyped-call]  # torch's own
             total += loss.detach()
