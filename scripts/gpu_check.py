@@ -33,7 +33,7 @@ from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.frames import join_frames
 from resp_tune.features.logmel import log_mels
-from resp_tune.training.compute_device import resolve_precision, detect_compute_device
+from resp_tune.training.compute_device import detect_compute_device, resolve_precision
 from resp_tune.training.loop import SplitTensors, Training, TrainingData
 from resp_tune.training.memory import keep_freed_memory
 

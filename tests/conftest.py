@@ -7,10 +7,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from support import bad_inputs
-from support.fault_log import survived
 
-pytest_plugins = ["support.object_store"]  # the fixture `store`
+pytest_plugins = ["support.fault_log", "support.object_store"]  # the latter has the fixture `store`
 
 _USERS_OWN = (
     "RESP_TUNE_DATA",
@@ -52,11 +50,3 @@ def said() -> Iterator[list[str]]:
     yield handler.texts
     logger.removeHandler(handler)
     logger.setLevel(level)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many inputs that nobody should give were given."""
-    if bad_inputs.tried[0]:
-        terminalreporter.write_line(f"bad inputs tried: {bad_inputs.tried[0]}")
-        if not terminalreporter.stats.get("failed"):
-            survived("a bad input", times=bad_inputs.tried[0])

@@ -18,6 +18,7 @@ from support.searches import files_below
 
 from resp_tune import evaluate
 from resp_tune.cli import run
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.test_access_log import (
@@ -210,7 +211,7 @@ def test_a_registered_model(
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     runs = SearchRuns(uri, tmp_path, "first", metric="macro_f1", mode="max", params={}, tags={})
-    run_id = runs.log_evaluation(number=0, params={}, metrics={}, tags={})
+    run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={}, tags={})
     runs.close("FINISHED")
     assert run_id is not None
     register_winner(uri, tmp_path, run_id=run_id, bundle=bundle)
@@ -238,7 +239,7 @@ def test_of_two_versions_the_first_reading_stands(bundle: Path, tmp_path: Path) 
     """Whichever of them the store names first."""
     uri, name = f"sqlite:///{tmp_path}/mlflow.db", "resp_tune"
     runs = SearchRuns(uri, tmp_path, "first", metric="macro_f1", mode="max", params={}, tags={})
-    run_id = runs.log_evaluation(number=0, params={}, metrics={}, tags={})
+    run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={}, tags={})
     runs.close("FINISHED")
     assert run_id is not None
     register_winner(uri, tmp_path, run_id=run_id, bundle=bundle)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.tracking.load_trial import trial_run
@@ -35,8 +36,8 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
     )
     fields = {k: v for k, v in config.as_dict().items() if k != "seed"}
     tags = {"resp_tune.threads": "2", "resp_tune.device": "cpu (logical GPU)"}
-    runs.start_trial(0, params=fields, seed=7, tags=tags)
-    run_id = runs.run_ids()[0]
+    runs.start_trial(TrialKey(0), params=fields, seed=7, tags=tags)
+    run_id = runs.run_ids()[TrialKey(0)]
     runs.close("FINISHED")
     found = trial_run(uri, run_id)
     assert TrialConfig().replace(found.config) == config

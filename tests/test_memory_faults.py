@@ -42,7 +42,7 @@ def replicates_of(folder: Path) -> ReplicateQueue:
     opened = study_at(folder)
     if not opened.trials:
         recorder = recorder_of(opened, budget=1)
-        finish(recorder, next_of(recorder)["number"], 0.5)
+        finish(recorder, next_of(recorder)["key"].number, 0.5)
     return ReplicateQueue(
         opened,
         records(opened, SPACE),
@@ -78,8 +78,8 @@ def test_a_worker_lost_for_lack_of_memory(
     searcher = StudySearcher(runs_of(tmp_path), lambda: 1)
     begun = handed_out(searcher, "ray's")["config"]
     config = searcher.after_loss("ray's", losses, error)
-    half = begun["batch_size"] // 2
-    assert config == {**begun, "micro_batch": half if halved else None}
+    half = begun.batch_size // 2
+    assert config == begun.replace({"micro_batch": half if halved else None})
     assert (f"goes on from its checkpoint with micro_batch {half}" in said[0]) == halved
     assert ("for lack of memory" in said[0]) == (error == MONITOR)
 
@@ -117,7 +117,7 @@ def test_at_the_smallest_micro_batch_a_lost_worker_changes_nothing(
 ) -> None:
     searcher = StudySearcher(runs_of(tmp_path), lambda: 1)
     handed_out(searcher, "ray's")
-    sizes = [searcher.after_loss("ray's", 1, MONITOR)["micro_batch"] for _ in range(8)]
+    sizes = [searcher.after_loss("ray's", 1, MONITOR).micro_batch for _ in range(8)]
     assert sizes[-2:] == [2, 2]
     assert "with micro_batch" not in said[-1]
 
@@ -131,7 +131,7 @@ def test_what_was_halved_stays_so_when_the_search_is_continued(
     recorder.advance(begun["key"], [row(1, 0.1)], 4)
     again = next_of(runs_of(tmp_path))  # the driver was killed
     assert again["key"] == begun["key"]
-    assert again["config"] == {**begun["config"], "micro_batch": 4}
+    assert again["config"] == begun["config"].replace({"micro_batch": 4})
     assert again["epochs_reported"] == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,21 @@ import torch
 from support.toy import toy_config
 
 from resp_tune.cluster.connect import Cluster, Node
-from resp_tune.cluster.resources import Machine, TrialResources
+from resp_tune.cluster.resources import Machine, ResourceRequest, TrialResources
 from resp_tune.errors import RunError
 from resp_tune.execution import trials_per_gpu
 from resp_tune.execution.trials_per_gpu import (
     PackingResult,
     Workload,
+    benchmark_slots,
     choose,
     measure,
     measure_all,
     stand_in,
 )
-from resp_tune.harness import auto_packing as packed_search
-from resp_tune.harness import spec as prepared_search
-from resp_tune.harness import validate as preparing
-from resp_tune.harness.auto_packing import choose_trials_per_gpu
+from resp_tune.harness.stages import choose_trials_per_gpu
+from resp_tune.harness.validate import validate
 from resp_tune.search import read_options
-from resp_tune.training.compute_device import ComputeDevice
 from resp_tune.training.loop import fit
 
 SMALL = Workload(train=12, validation=6, classes=3, folds=2)
@@ -73,159 +70,122 @@ def test_as_many_as_pay(rates: list[float], trials: int) -> None:
     assert choose(measured) == trials
 
 
-def prepared_with(folder: Path, *flags: str) -> Any:
-    args = ["--trials-per-gpu", "auto", f"--storage={folder}", "--space=search_spaces/smoke.yaml"]
-    return preparing.validate(read_options([*args, *flags]))
+# Choosing, with pretended measurements
 
-
-def test_auto_without_a_gpu_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RESP_TUNE_LOGICAL_GPUS", "1")
-    spec = choose_trials_per_gpu(prepared_with(tmp_path, "--gpus=2"))
-    assert (spec.slots.concurrency, spec.slots.gpus) == (2, 1.0)
-    assert "trials here run on the CPU" in capsys.readouterr().err
+HERE = Machine(16, 2, 10**11)
+LOAD = Workload(train=30, validation=10, classes=3, folds=2)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Workload, str, int, int]]:
-    """A machine of 16 cores and 2 GPUs on which 2 trials pay: pretended, as are the figures."""
-    seen = []
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Workload, str, int, int]]:
+    """A GPU on which two trials at once pay: load, device, trials, threads of each measurement."""
+    calls = []
 
-    def measured(_: object, load: Workload, device: str, trials: int, **how: int) -> PackingResult:
-        seen.append((load, device, trials, how["threads"]))
+    def fake(_: object, load: Workload, device: str, trials: int, **how: int) -> PackingResult:
+        calls.append((load, device, trials, how["threads"]))
         return PackingResult(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
 
-    monkeypatch.setattr(trials_per_gpu, "measure", measured)
-    monkeypatch.setattr(
-        prepared_search, "this_device", lambda kind: ComputeDevice(kind, "a GPU", False)
-    )
-    monkeypatch.setattr(preparing, "this_machine", lambda: Machine(16, 2, 10**11))
-    return seen
+    monkeypatch.setattr(trials_per_gpu, "measure", fake)
+    return calls
 
 
-def test_auto_with_gpus_takes_what_was_measured(
-    tmp_path: Path,
-    asked: list[tuple[Workload, str, int, int]],
-    capsys: pytest.CaptureFixture[str],
+def test_the_best_number_of_trials_on_this_machine(
+    measured: list[tuple[Workload, str, int, int]], said: list[str]
 ) -> None:
-    plain = prepared_with(tmp_path, "--folds=2")
-    assert asked == [], "nothing is started before the search holds its name"
-    spec = choose_trials_per_gpu(plain)
-    assert (spec.slots.concurrency, spec.slots.gpus, spec.slots.cpus) == (4, 0.5, 4.0)
-    assert "trials per GPU: 2 (epochs a second" in capsys.readouterr().err
-    assert [(device, trials, threads) for _, device, trials, threads in asked] == [
-        ("cuda", 1, 8), ("cuda", 2, 4), ("cuda", 4, 2), ("cuda", 8, 1),
+    slots = benchmark_slots(ResourceRequest(), HERE, toy_config(), LOAD)
+    assert slots == TrialResources(4, 4.0, 0.5, 4)
+    assert said == [
+        "trials per GPU: 2 (epochs a second of so many at once: 1: 1.00, 2: 2.00, 4: 2.05, 8: 2.05)"
+    ]
+    assert measured == [
+        (LOAD, "cuda", 1, 8), (LOAD, "cuda", 2, 4), (LOAD, "cuda", 4, 2), (LOAD, "cuda", 8, 1),
     ]  # fmt: skip
-    load = asked[0][0]
-    assert (load.folds, load.classes) == (2, len(plain.datamodule.split.classes))
-    assert load.train == len(plain.datamodule.folds()[0].train.label)
 
 
 @pytest.mark.parametrize(
-    ("flag", "tried"),
-    [("--cpus-per-trial=4", [1, 2]), ("--concurrency=3", [1, 2]), ("--concurrency=1", [1])],
+    ("request_", "tried"),
+    [
+        (ResourceRequest(cpus_per_trial=4.0), [1, 2]),
+        (ResourceRequest(concurrency=3), [1, 2]),
+        (ResourceRequest(concurrency=1), [1]),
+        (ResourceRequest(gpus=1, concurrency=4), [1, 2, 4]),
+    ],
 )
-def test_auto_tries_no_more_than_there_is_room_for(
-    tmp_path: Path, asked: list[tuple[Workload, str, int, int]], flag: str, tried: list[int]
+def test_no_more_trials_are_measured_than_the_request_allows(
+    measured: list[tuple[Workload, str, int, int]], request_: ResourceRequest, tried: list[int]
 ) -> None:
-    spec = choose_trials_per_gpu(prepared_with(tmp_path, flag))
-    assert [trials for _, _, trials, _ in asked] == tried
-    assert spec.slots.concurrency <= 4
+    slots = benchmark_slots(request_, HERE, toy_config(), LOAD)
+    assert [trials for _, _, trials, _ in measured] == tried
+    assert slots.concurrency <= 4
 
 
-def test_what_cannot_be_measured_is_a_line(
-    tmp_path: Path, asked: list[tuple[Workload, str, int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_measurement_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> PackingResult:
         raise ZeroDivisionError("a bug\nin two lines")
 
     monkeypatch.setattr(trials_per_gpu, "measure", fails)
-    with pytest.raises(RunError, match="none was started: ZeroDivisionError: a bug in two lines"):
-        choose_trials_per_gpu(prepared_with(tmp_path))
-    assert asked == []
+    with pytest.raises(RunError, match="no trial was started: ZeroDivisionError: a bug in two l"):
+        benchmark_slots(ResourceRequest(), HERE, toy_config(), LOAD)
 
 
-# On a cluster
+BIG, SMALL_ONE, HEAD = Machine(32, 2, 10**11), Machine(6, 2, 10**11), Machine(8, 0, 10**11)
 
 
-H100, T4 = "accelerator_type:H100", "accelerator_type:T4"
-
-
-def on_cluster(folder: Path, *nodes: tuple[str, Machine], flags: tuple[str, ...] = ()) -> Any:
-    """A search that has joined a cluster of these types and machines."""
-    plain = prepared_with(folder, *flags)
-    found = tuple(
-        Node(str(n), "host", f"10.0.0.{n}", machine, gpu_type)
-        for n, (gpu_type, machine) in enumerate(nodes)
-    )
-    cluster = Cluster("10.0.0.1:6379", found)
-    slots = preparing.slots_of(plain.settings, cluster.machines, str(cluster))
-    return dataclasses.replace(plain, cluster=cluster, slots=slots)
+def cluster(*machines: tuple[str, Machine]) -> Cluster:
+    nodes = (Node(f"id{n}", "host", f"10.0.0.{n}", m, t) for n, (t, m) in enumerate(machines))
+    return Cluster("10.0.0.1:6379", tuple(nodes))
 
 
 @pytest.fixture
-def bears(monkeypatch: pytest.MonkeyPatch, asked: object) -> dict[str, Any]:
-    """How many trials a GPU of each type is made to bear; `tried`: what was measured last."""
-    pays: dict[str, Any] = {}
+def best(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Best number of trials by GPU type, to be set; `calls`: nodes, CPUs and threads measured."""
+    best: dict[str, Any] = {"calls": []}
 
-    def measured(divided: Any, *_: object, epochs: int) -> dict[str, list[PackingResult]]:
-        pays["tried"] = {name: list(slots) for name, slots in divided.items()}
-        return {
-            name: [PackingResult(n, float(min(n, pays[name]))) for n in slots]
-            for name, slots in divided.items()
-        }
+    def fake(
+        nodes: Any, cpus: float, _c: object, _l: object, threads: Any
+    ) -> dict[str, list[PackingResult]]:
+        best["calls"].append(({t: n.id for t, n in nodes.items()}, cpus, threads))
+        return {t: [PackingResult(n, float(min(n, best[t]))) for n in threads] for t in nodes}
 
-    monkeypatch.setattr(packed_search, "measure_types", measured)
-    return pays
-
-
-BIG, SMALL_ONE = Machine(32, 2, 10**11), Machine(6, 2, 10**11)
-HEAD = Machine(8, 0, 10**11)
+    monkeypatch.setattr(trials_per_gpu, "_measure_on_nodes", fake)
+    return best
 
 
-def test_types_that_bear_the_same_need_no_constraint(
-    tmp_path: Path, bears: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_the_smallest_number_of_all_gpu_types_holds_for_the_cluster(
+    best: dict[str, Any], said: list[str]
 ) -> None:
-    bears |= {H100: 2, T4: 2}
-    nodes = (("node:10.0.0.0", HEAD), (H100, BIG), (T4, SMALL_ONE))
-    spec = choose_trials_per_gpu(on_cluster(tmp_path, *nodes))
-    assert spec.typed is None
-    assert spec.slots == TrialResources(8, 1.5, 0.5, 1)
-    assert bears["tried"] == {H100: [1, 2, 4, 8], T4: [1, 2]}, "as far as the cores go"
-    said = capsys.readouterr().err
-    assert "trials per GPU: 2 on H100 (epochs a second of so many at once: 1: 1.00, 2" in said
-    assert "trials per GPU: 2 on T4 (" in said
+    best |= {"H100": 8, "T4": 2}
+    pool = cluster(("10.0.0.0", HEAD), ("H100", BIG), ("H100", BIG), ("T4", HERE))
+    slots = benchmark_slots(ResourceRequest(), pool, toy_config(), LOAD)
+    assert slots == TrialResources(12, 4.0, 0.5, 4)
+    assert best["calls"] == [({"H100": "id1", "T4": "id3"}, 8.0, {1: 8, 2: 4, 4: 2, 8: 1})]
+    assert said[0].startswith("trials per GPU: 8 on H100 (epochs a second of so many at once: 1: ")
+    assert said[1].startswith("trials per GPU: 2 on T4 (")
 
 
-def test_types_that_differ_have_slots_of_their_own(tmp_path: Path, bears: dict[str, Any]) -> None:
-    bears |= {H100: 8, T4: 2}
-    spec = choose_trials_per_gpu(on_cluster(tmp_path, (H100, BIG), (H100, BIG), (T4, SMALL_ONE)))
-    assert spec.typed == {
-        H100: TrialResources(32, 2.0, 0.125, 2),
-        T4: TrialResources(4, 1.5, 0.5, 1),
-    }
-    assert spec.slots == TrialResources(6, 3.0, 1.0, 1), (
-        "a whole GPU for the canary, and all threads"
-    )
-    assert spec.trial_tags["resp_tune.threads"] == "1"
+def test_the_machine_with_the_fewest_cores_per_gpu_bounds_what_is_measured(
+    best: dict[str, Any],
+) -> None:
+    best |= {"H100": 8, "T4": 8}
+    pool = cluster(("H100", BIG), ("T4", SMALL_ONE))
+    slots = benchmark_slots(ResourceRequest(), pool, toy_config(), LOAD)
+    assert slots == TrialResources(8, 1.5, 0.5, 1)
+    assert best["calls"][0][2] == {1: 3, 2: 1}
 
 
-def test_caps_on_a_cluster_are_for_all_types(tmp_path: Path, bears: dict[str, Any]) -> None:
-    bears |= {H100: 8, T4: 1}
-    flags = ("--gpus=2", "--concurrency=5")
-    spec = choose_trials_per_gpu(on_cluster(tmp_path, (H100, BIG), (T4, SMALL_ONE), flags=flags))
-    assert bears["tried"] == {H100: [1, 2], T4: [1, 2]}, "5 trials on 2 GPUs"
-    assert spec.typed == {
-        H100: TrialResources(4, 8.0, 0.5, 8),
-        T4: TrialResources(2, 3.0, 1.0, 3),
-    }
+def test_caps_on_a_cluster(best: dict[str, Any]) -> None:
+    best |= {"H100": 8, "T4": 1}
+    request = ResourceRequest(gpus=2, concurrency=5)
+    pool = cluster(("H100", BIG), ("T4", SMALL_ONE))
+    assert benchmark_slots(request, pool, toy_config(), LOAD) == TrialResources(2, 3.0, 1.0, 3)
+    assert list(best["calls"][0][2]) == [1, 2], "5 trials on 2 GPUs, 3 cores for each"
 
 
-def test_a_cluster_of_logical_gpus_measures_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_auto_without_a_gpu_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_LOGICAL_GPUS", "1")
-    plain = on_cluster(tmp_path, (T4, SMALL_ONE))
-    assert choose_trials_per_gpu(plain) is plain
-    assert "trials here run on the CPU" in capsys.readouterr().err
+    flags = ["--trials-per-gpu=auto", "--gpus=2", "--space=search_spaces/smoke.yaml"]
+    spec = validate(read_options([*flags, f"--storage={tmp_path}"]))
+    assert choose_trials_per_gpu(spec) is spec
+    assert "trials here run on the CPU" in said[-1]

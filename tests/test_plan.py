@@ -1,4 +1,4 @@
-"""How a machine is divided among trials."""
+"""How machines are divided among trials."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resp_tune.cluster.capacity import cluster_capacity
+from resp_tune.cluster.connect import Node
 from resp_tune.cluster.resources import (
     TRIAL_MEMORY,
     Machine,
+    ResourceRequest,
     TrialResources,
-    plan_slots,
-    room_for,
+    allocate,
     this_machine,
+    trial_capacity,
 )
 from resp_tune.errors import UserError
 
@@ -23,15 +26,8 @@ LAPTOP = Machine(cpus=2, gpus=0, memory=8 * GIGABYTE)
 SERVER = Machine(cpus=16, gpus=2, memory=128 * GIGABYTE)
 
 
-def plan(*machines: Machine, where: str = "this machine", **asked: Any) -> TrialResources:
-    given: dict[str, Any] = {
-        "gpus": None,
-        "trials_per_gpu": 1,
-        "concurrency": None,
-        "cpus_per_trial": None,
-        "logical_gpus": False,
-    }
-    return plan_slots(machines, where, **(given | asked))
+def plan(*machines: Machine, where: str = "this machine", **flags: Any) -> TrialResources:
+    return allocate(machines, ResourceRequest(**flags), where)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +157,31 @@ def test_slots_of_a_cluster(
     machines: tuple[Machine, ...], asked: dict[str, Any], slots: TrialResources
 ) -> None:
     assert plan(*machines, **asked) == slots
-    assert room_for(slots, machines) >= slots.concurrency
+    assert trial_capacity(slots, machines) >= slots.concurrency
 
 
 def test_room_grows_with_the_machines() -> None:
     slots = plan(HEAD, WORKER, trials_per_gpu=2)
-    assert room_for(slots, (HEAD, WORKER)) == slots.concurrency == 4
-    assert room_for(slots, (HEAD, WORKER, WORKER)) == 8
-    assert room_for(slots, (HEAD,)) == 0
+    assert trial_capacity(slots, (HEAD, WORKER)) == slots.concurrency == 4
+    assert trial_capacity(slots, (HEAD, WORKER, WORKER)) == 8
+    assert trial_capacity(slots, (HEAD,)) == 0
+
+
+def test_the_capacity_of_a_cluster_follows_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("resp_tune.cluster.capacity.time.monotonic", lambda: now[0])
+    nodes = [Node("a", "a", "10.0.0.1", WORKER, "T4")]
+    slots = plan(WORKER, trials_per_gpu=2)
+    count = cluster_capacity(slots, None, lambda: nodes)
+    capped = cluster_capacity(slots, 5, lambda: nodes)
+    assert (count(), capped()) == (4, 4)
+    nodes.append(Node("b", "b", "10.0.0.2", WORKER, "T4"))
+    assert count() == 4, "counted within the last second"
+    now[0] = 1.0
+    assert (count(), capped()) == (8, 5)
+    nodes.clear()
+    now[0] = 2.0
+    assert count() == 0
 
 
 def test_no_machine_holds_half_a_trial() -> None:
@@ -203,7 +216,7 @@ def test_there_is_room_for_every_slot(
         )
     except UserError:
         return
-    assert room_for(slots, machines) >= slots.concurrency >= 1
+    assert trial_capacity(slots, machines) >= slots.concurrency >= 1
 
 
 def test_slots_in_words() -> None:

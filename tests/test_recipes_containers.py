@@ -42,7 +42,7 @@ def _instructions(content: str) -> list[tuple[str, str]]:
     """Instruction and arguments of each, continued lines joined."""
     plain = re.sub(r"^\s*#.*\n", "", content, flags=re.MULTILINE)
     joined = re.sub(r"\\\n\s*", "", plain)
-    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line]  # type: ignore
+    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line]  # type: ignore[misc]
 
 
 def _unlinted(instructions: list[tuple[str, str]]) -> Iterator[str]:

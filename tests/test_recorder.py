@@ -11,7 +11,8 @@ import pytest
 from optuna.trial import TrialState
 from support.trial_queues import SPACE, Diary, finish, next_of, recorder_of, row, study_at
 
-from resp_tune.config import TrialConfig, preset
+from resp_tune.common.trial_key import TrialKey
+from resp_tune.config import preset
 from resp_tune.errors import UserError
 from resp_tune.study.study import (
     RECORDINGS,
@@ -28,17 +29,17 @@ from resp_tune.training.metrics import METRICS
 def test_the_first_trial_is_the_baseline(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path))
     first, second = next_of(recorder), next_of(recorder)
-    assert (first["number"], first["epochs_reported"]) == (0, 0)
+    assert (first["key"], first["epochs_reported"]) == (TrialKey(0), 0)
     seeded = {"seed": trial_seed(5, 0), "epochs": 3}
-    assert TrialConfig().replace(first["config"]) == preset("baseline").replace(seeded)
-    assert second["config"] | {"seed": 0} != first["config"] | {"seed": 0}
-    assert second["config"]["seed"] == trial_seed(5, 1) != trial_seed(5, 0)
+    assert first["config"] == preset("baseline").replace(seeded)
+    assert second["config"].replace({"seed": 0}) != first["config"].replace({"seed": 0})
+    assert second["config"].seed == trial_seed(5, 1) != trial_seed(5, 0)
 
 
 def test_what_is_settled_is_what_is_recorded(tmp_path: Path) -> None:
     study = study_at(tmp_path)
     settled = recorder_of(study, settle=lambda config: config.replace({"precision": "float32"}))
-    assert next_of(settled)["config"]["precision"] == "float32"
+    assert next_of(settled)["config"].precision == "float32"
     assert records(study, SPACE)[0].config.precision == "float32"
 
 
@@ -49,12 +50,12 @@ def test_every_end_as_the_study_has_it(tmp_path: Path) -> None:
         next_of(recorder)
     assert recorder.next_trial() is None  # the budget is met
     finish(recorder, 0, 0.6)
-    recorder.advance(1, [row(1, 0.1), row(2, 0.2)])
-    recorder.end(1, "pruned", "scheduler")
+    recorder.advance(TrialKey(1), [row(1, 0.1), row(2, 0.2)])
+    recorder.end(TrialKey(1), "pruned", "scheduler")
     lost = {"epoch": 2, "train_loss": math.nan, "val_loss": math.nan, "seconds": 0.1}
-    recorder.advance(2, [row(1, 0.3), lost])
-    recorder.end(2, "diverged", "the loss of epoch 2 is not finite")
-    recorder.end(3, "failed", "ValueError: no")
+    recorder.advance(TrialKey(2), [row(1, 0.3), lost])
+    recorder.end(TrialKey(2), "diverged", "the loss of epoch 2 is not finite")
+    recorder.end(TrialKey(3), "failed", "ValueError: no")
 
     again = read_study(tmp_path / "study.db", "first")
     trials = again.get_trials()
@@ -98,9 +99,9 @@ def test_a_diverged_trial_has_the_worst_score(tmp_path: Path, metric: str) -> No
     recorder = recorder_of(study, metric=metric)
     next_of(recorder)
     next_of(recorder)
-    recorder.end(0, "diverged")
-    recorder.advance(1, [row(e, 0.5, metric) for e in (1, 2, 3)])
-    recorder.end(1, "finished")
+    recorder.end(TrialKey(0), "diverged")
+    recorder.advance(TrialKey(1), [row(e, 0.5, metric) for e in (1, 2, 3)])
+    recorder.end(TrialKey(1), "finished")
     assert study.trials[0].value == METRICS[metric].worst
     assert study.best_trial.number == 1
     best = best_of(records(study, SPACE), metric)
@@ -113,23 +114,23 @@ def test_trials_left_running_come_first(tmp_path: Path) -> None:
     first = recorder_of(study_at(tmp_path))
     handed = [next_of(first) for _ in range(3)]
     finish(first, 1, 0.75)
-    first.advance(0, [row(1, 0.1)])
-    first.advance(2, [row(1, 0.2), row(2, 0.3)])
+    first.advance(TrialKey(0), [row(1, 0.1)])
+    first.advance(TrialKey(2), [row(1, 0.2), row(2, 0.3)])
     del first
 
     study, diary = study_at(tmp_path), Diary()
     second = recorder_of(study, diary, budget=5)
     again = [next_of(second), next_of(second)]
-    assert [h["number"] for h in again] == [0, 2]
+    assert [h["key"].number for h in again] == [0, 2]
     assert [h["config"] for h in again] == [handed[0]["config"], handed[2]["config"]]
     assert [h["epochs_reported"] for h in again] == [1, 2]
-    second.advance(0, [row(2, 0.4), row(3, 0.5)])
-    second.end(0, "finished")
-    second.advance(2, [])  # everything had been reported already
-    second.advance(2, [row(3, 0.6)])
-    second.end(2, "finished")
+    second.advance(TrialKey(0), [row(2, 0.4), row(3, 0.5)])
+    second.end(TrialKey(0), "finished")
+    second.advance(TrialKey(2), [])  # everything had been reported already
+    second.advance(TrialKey(2), [row(3, 0.6)])
+    second.end(TrialKey(2), "finished")
     new = [next_of(second), next_of(second)]
-    assert [h["number"] for h in new] == [3, 4]
+    assert [h["key"].number for h in new] == [3, 4]
     assert second.next_trial() is None
 
     found = records(study, SPACE)
@@ -148,7 +149,7 @@ def test_an_interrupted_trial_is_handed_out_again_and_again(tmp_path: Path) -> N
     configs = []
     for _ in range(3):
         handed = next_of(recorder_of(study_at(tmp_path)))
-        assert handed["number"] == 0
+        assert handed["key"].number == 0
         configs.append(handed["config"])
     assert configs[0] == configs[1] == configs[2]
     assert len(study_at(tmp_path).trials) == 1
@@ -158,7 +159,7 @@ def test_a_search_that_grows(tmp_path: Path) -> None:
     for budget in (2, 2, 5):
         recorder = recorder_of(study_at(tmp_path), budget=budget)
         while (handed := recorder.next_trial()) is not None:
-            finish(recorder, handed["number"], 0.5)
+            finish(recorder, handed["key"].number, 0.5)
         assert len(study_at(tmp_path).trials) == budget
     found = records(study_at(tmp_path), SPACE)
     assert [t.number for t in found] == [0, 1, 2, 3, 4]
@@ -179,9 +180,9 @@ def test_failed_and_pruned_trials_count(tmp_path: Path) -> None:
     next_of(recorder)
     finish(recorder, 0, 0.5)
     next_of(recorder)
-    recorder.end(1, "failed", "no")
+    recorder.end(TrialKey(1), "failed", "no")
     next_of(recorder)
-    recorder.end(2, "pruned", "scheduler")
+    recorder.end(TrialKey(2), "pruned", "scheduler")
     assert recorder.next_trial() is None
     assert recorder_of(study_at(tmp_path), budget=3).next_trial() is None
 
@@ -189,23 +190,23 @@ def test_failed_and_pruned_trials_count(tmp_path: Path) -> None:
 def test_a_deadline_ends_the_search_but_not_what_was_begun(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path), budget=None, deadline=time.monotonic() + 3600)
     assert not recorder.out_of_time()
-    assert next_of(recorder)["number"] == 0
+    assert next_of(recorder)["key"].number == 0
     late = recorder_of(study_at(tmp_path), budget=None, deadline=time.monotonic() - 1)
     assert late.out_of_time()
-    assert next_of(late)["number"] == 0
+    assert next_of(late)["key"].number == 0
     assert late.next_trial() is None
 
 
 def test_without_a_budget_it_goes_on(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path), budget=None)
-    assert [next_of(recorder)["number"] for _ in range(6)] == list(range(6))
+    assert [next_of(recorder)["key"].number for _ in range(6)] == list(range(6))
 
 
 def test_when_everything_fails_it_gives_up(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path), budget=50)
     for number in range(HOPELESS):
-        assert next_of(recorder)["number"] == number
-        recorder.end(number, "failed", "no")
+        assert next_of(recorder)["key"].number == number
+        recorder.end(TrialKey(number), "failed", "no")
     assert recorder.next_trial() is None
 
 
@@ -214,9 +215,9 @@ def test_one_success_and_it_goes_on(tmp_path: Path) -> None:
     next_of(recorder)
     finish(recorder, 0, 0.5)
     for number in range(1, HOPELESS + 2):
-        assert next_of(recorder)["number"] == number
-        recorder.end(number, "failed", "no")
-    assert next_of(recorder)["number"] == HOPELESS + 2
+        assert next_of(recorder)["key"].number == number
+        recorder.end(TrialKey(number), "failed", "no")
+    assert next_of(recorder)["key"].number == HOPELESS + 2
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
@@ -269,10 +270,10 @@ def test_what_a_lost_worker_told_is_not_told_twice(tmp_path: Path) -> None:
     diary = Diary()
     study = study_at(tmp_path)
     recorder = recorder_of(study, diary)
-    number = next_of(recorder)["number"]
-    recorder.advance(number, [row(1, 0.1), row(2, 0.2)])
-    recorder.advance(number, [row(1, 0.1), row(2, 0.2), row(3, 0.3)])
-    recorder.end(number, "finished")
+    number = next_of(recorder)["key"].number
+    recorder.advance(TrialKey(number), [row(1, 0.1), row(2, 0.2)])
+    recorder.advance(TrialKey(number), [row(1, 0.1), row(2, 0.2), row(3, 0.3)])
+    recorder.end(TrialKey(number), "finished")
     (told,) = [t for t in records(study, SPACE) if t.number == number]
     assert [r["epoch"] for r in told.epochs] == [1, 2, 3]
     assert [line[2] for line in diary.lines if line[0] == "advanced"] == [[1, 2], [3]]
@@ -299,9 +300,9 @@ def test_each_act_is_one_commit(tmp_path: Path) -> None:
     counts = [commits()]
     next_of(recorder)
     counts.append(commits())
-    recorder.advance(0, [row(epoch, 0.5) for epoch in (1, 2, 3)])
+    recorder.advance(TrialKey(0), [row(epoch, 0.5) for epoch in (1, 2, 3)])
     counts.append(commits())
-    recorder.end(0, "finished")
+    recorder.end(TrialKey(0), "finished")
     counts.append(commits())
     assert [b - a for a, b in itertools.pairwise(counts)] == [1, 1, 1]
 
@@ -310,7 +311,7 @@ def test_an_act_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path))
     next_of(recorder)
     with pytest.raises(TypeError):
-        recorder.advance(0, [row(1, 0.5), row(2, 0.5) | {"val_loss": object()}])  # type: ignore[dict-item]  # no JSON
+        recorder.advance(TrialKey(0), [row(1, 0.5), row(2, 0.5) | {"val_loss": object()}])  # type: ignore[dict-item]  # no JSON
     (trial,) = read_study(tmp_path / "study.db", "first").trials
     assert trial.intermediate_values == {}
     assert "epochs" not in trial.user_attrs

@@ -14,6 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.tracking.registry import RegisteredModel, fetch_bundle, register_winner
@@ -47,7 +48,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     storage = tmp_path_factory.mktemp("results")
     uri, bundle = f"sqlite:///{storage}/mlflow.db", make_bundle(storage / "first" / "winner", 0)
     runs = SearchRuns(uri, storage, "first", metric="macro_f1", mode="max", params={}, tags={})
-    run_id = runs.log_evaluation(number=0, params={}, metrics={"test_macro_f1": 0.5}, tags={})
+    run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={"test_macro_f1": 0.5}, tags={})
     runs.close("FINISHED")
     assert run_id is not None
     model = register_winner(

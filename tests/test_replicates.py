@@ -12,6 +12,7 @@ import optuna
 import pytest
 from support.trial_queues import Diary, next_of, recorder_of, row, study_at
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.space.search_space import load_space
 from resp_tune.study.replicate_queue import ReplicateQueue
@@ -35,9 +36,9 @@ def searched(study: optuna.Study, scores: Sequence[float], metric: str = "macro_
     """Add finished trials with these scores."""
     recorder = recorder_of(study, metric=metric, budget=len(study.trials) + len(scores))
     for score in scores:
-        number = next_of(recorder)["number"]
-        recorder.advance(number, [row(e, score, metric) for e in (1, 2, 3)])
-        recorder.end(number, "finished")
+        key = next_of(recorder)["key"]
+        recorder.advance(key, [row(e, score, metric) for e in (1, 2, 3)])
+        recorder.end(key, "finished")
 
 
 def rerunner(study: optuna.Study, count: int, **more: Any) -> ReplicateQueue:
@@ -52,7 +53,7 @@ def rerunner(study: optuna.Study, count: int, **more: Any) -> ReplicateQueue:
     return recorder
 
 
-def finish(recorder: ReplicateQueue, key: tuple[int, int], score: float) -> None:
+def finish(recorder: ReplicateQueue, key: TrialKey, score: float) -> None:
     recorder.advance(key, [row(e, score, recorder.metric) for e in (1, 2, 3)])
     recorder.end(key, "finished")
 
@@ -87,15 +88,15 @@ def test_all_first_seeds_come_before_second_ones(tmp_path: Path) -> None:
     best = [1, 4, 3, 5]
     assert [h["key"] for h in handed] == [(n, 1) for n in best] + [(n, 2) for n in best]
     assert recorder.next_trial() is None
-    seeds = {h["config"]["seed"] for h in handed}
+    seeds = {h["config"].seed for h in handed}
     assert len(seeds) == 8
     assert seeds.isdisjoint({trial_seed(5, n) for n in range(6)})
     own = {t.number: t.config for t in records(study, SPACE)}
     for h in handed:
         number, index = h["key"]
-        assert h["config"]["seed"] == replicate_seed(5, number, index)
-        assert h["config"] | {"seed": own[number].seed} == own[number].as_dict()
-        assert h["folder"] == f"{number}/replicates/{index}"
+        assert h["config"].seed == replicate_seed(5, number, index)
+        assert h["config"].replace({"seed": own[number].seed}) == own[number]
+        assert h["key"].folder == Path(f"{number}/replicates/{index}")
         assert h["epochs_reported"] == 0
     assert len(study.trials) == 6, "replicates are no trials of the study"
 
@@ -137,21 +138,21 @@ def test_the_hopeless_get_no_more_seeds(said: list[str], tmp_path: Path) -> None
     handed = [next_of(recorder)["key"] for _ in range(8)]
     assert handed == [(n, index) for index in (1, 2, 3, 4) for n in (0, 1)]
     for index, scores in enumerate([(0.7, 0.1), (0.72, 0.12), (0.71, 0.11)], start=1):
-        assert recorder.stopped((1, 4)) is None, "two seeds are near each other by chance"
+        assert recorder.stopped(TrialKey(1, 4)) is None, "two seeds are near each other by chance"
         assert not said
-        finish(recorder, (0, index), scores[0])
-        finish(recorder, (1, index), scores[1])
+        finish(recorder, TrialKey(0, index), scores[0])
+        finish(recorder, TrialKey(1, index), scores[1])
     assert len(said) == 1
     assert "trial 1 is given no more seeds" in said[0]
-    assert recorder.stopped((1, 4)) == "dropped"
-    assert recorder.stopped((0, 4)) is None
-    recorder.advance((1, 4), [row(1, 0.9)])
-    recorder.end((1, 4), "pruned", "dropped")
+    assert recorder.stopped(TrialKey(1, 4)) == "dropped"
+    assert recorder.stopped(TrialKey(0, 4)) is None
+    recorder.advance(TrialKey(1, 4), [row(1, 0.9)])
+    recorder.end(TrialKey(1, 4), "pruned", "dropped")
     assert [line for line in diary.lines if line[0] == "ended"][-1] == ("ended", 1, "pruned")
     assert next_of(recorder)["key"] == (0, 5)
     assert recorder.next_trial() is None
-    finish(recorder, (0, 4), 0.69)
-    finish(recorder, (0, 5), 0.69)
+    finish(recorder, TrialKey(0, 4), 0.69)
+    finish(recorder, TrialKey(0, 5), 0.69)
     assert [c.trial.number for c in standing(found(study, 5))] == [0]
     assert winner(study, 5) == 0
     assert not rerunner(study, 5).left(), "what was decided stands"
@@ -240,7 +241,7 @@ def test_a_diverged_seed_counts_and_gives_no_network(tmp_path: Path, metric: str
     recorder.end(next_of(recorder)["key"], "diverged", "the loss of epoch 1 is not finite")
     (only,) = found(study, 2, metric)
     assert only.scores == [0.5, METRICS[metric].worst]
-    assert [r.replicate for r in only.finished] == [1]
+    assert [r.key.replicate for r in only.finished] == [1]
     assert winner(study, 2, metric) == 0
 
 
@@ -289,5 +290,5 @@ def test_a_trial_record_says_where_its_files_are(tmp_path: Path) -> None:
     finish(recorder, next_of(recorder)["key"], 0.5)
     (replicate,) = replicates(study, records(study, SPACE))
     assert isinstance(replicate, TrialRecord)
-    assert (replicate.label, replicate.folder) == ("0/1", Path("0/replicates/1"))
+    assert (replicate.key.label, replicate.key.folder) == ("0/1", Path("0/replicates/1"))
     assert replicate.validation == {"macro_f1": 0.5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -225,3 +226,12 @@ def test_a_checkpoint_of_a_strangers_is_not_run(tmp_path: Path) -> None:
     assert wrong is not None
     assert "UnpicklingError" in wrong
     assert not (tmp_path / "harmed").exists()
+
+
+def test_every_exception_from_the_safety_rules_has_a_reason() -> None:
+    root = Path(__file__).parents[1]
+    sources = [p for f in ("resp_tune", "scripts", "tests") for p in (root / f).rglob("*.py")]
+    lines = [line for path in sources for line in path.read_text().splitlines()]
+    exceptions = [line for line in lines if re.search(r"# noqa: [A-Z0-9, ]*\bS\d{3}", line)]
+    assert len(exceptions) > 8
+    assert not [line for line in exceptions if not re.search(r"noqa: [A-Z0-9, ]+# \w{2,}", line)]

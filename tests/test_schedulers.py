@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from resp_tune.common.choices import SCHEDULERS
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
-from resp_tune.execution.schedulers import SCHEDULERS, grace_period, make_scheduler, milestones
+from resp_tune.execution.schedulers import grace_period, make_scheduler, milestones
 from resp_tune.study.study import TrialRecord
 from resp_tune.training.metrics import METRICS
 
@@ -50,7 +52,7 @@ class Life:
 
     def __init__(self, scheduler: TrialScheduler, number: int, metric: str, name: str) -> None:
         self.scheduler, self.metric = scheduler, metric
-        self.trial: Any = SimpleNamespace(trial_id=name, config={"number": number})
+        self.trial: Any = SimpleNamespace(trial_id=name, config={"key": TrialKey(number)})
         self.values = curve(number, metric)
         self.number, self.epoch, self.stopped = number, 0, False
         scheduler.on_trial_add(None, self.trial)  # type: ignore[arg-type]  # the controller is not used
@@ -75,7 +77,7 @@ class Life:
         ]
         ended = self.stopped or self.epoch == EPOCHS
         state = ("finished" if self.epoch == EPOCHS else "pruned") if ended else None
-        return TrialRecord(self.number, state, None, TrialConfig(), {}, rows, 1.0, None)  # type: ignore[arg-type]  # a literal
+        return TrialRecord(TrialKey(self.number), state, None, TrialConfig(), {}, rows, 1.0, None)  # type: ignore[arg-type]  # a literal
 
 
 def asha(metric: str, past: list[TrialRecord]) -> TrialScheduler:
@@ -128,6 +130,6 @@ def test_epochs_without_a_figure_are_not_counted() -> None:
     diverged = [*rows, {"epoch": first, "val_macro_f1": float("nan")}]
     unscored: list[dict[str, float]] = [*rows, {"epoch": first}]
     for past in (rows, diverged, unscored):
-        record = TrialRecord(0, "diverged", None, TrialConfig(), {}, past, 1.0, None)
+        record = TrialRecord(TrialKey(0), "diverged", None, TrialConfig(), {}, past, 1.0, None)
         scheduler: Any = asha("macro_f1", [record])
         assert all(not recorded for _, recorded in scheduler._brackets[0]._rungs)

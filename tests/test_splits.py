@@ -17,16 +17,10 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 from support.small_sets import imagined, real_set
 
+from resp_tune.common.choices import PROTOCOLS
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.protocols import (
-    PROTOCOLS,
-    Fold,
-    Split,
-    clips_of,
-    load_split,
-    make_split,
-    save_split,
-)
+from resp_tune.data.protocols import make_split
+from resp_tune.data.split import Fold, Split, clips_of, load_split, save_split
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
 

@@ -24,7 +24,7 @@ from resp_tune.harness.reconcile import bring, search_state
 from resp_tune.storage import lease as leases
 from resp_tune.storage.lease import LEASE, Lease, LeaseLostError
 from resp_tune.storage.object_store import ObjectPath, StorageError
-from resp_tune.storage.storage_probe import check_place
+from resp_tune.storage.storage_probe import check_store
 from resp_tune.storage.uploader import Uploader
 from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
 
@@ -41,13 +41,13 @@ def test_an_object_is_written_read_listed_fetched_and_removed(
     place: ObjectPath, tmp_path: Path
 ) -> None:
     assert place.read("a/b") is None
-    assert place.written("a/b") is None
-    assert place.sizes() == {}
+    assert place.modified_at("a/b") is None
+    assert place.list_sizes() == {}
     place.write(b"four", "a/b")
     (place / "a").write(b"x" * 7_000_000, "large")
     assert place.read("a/b") == b"four"
     assert (place / "a" / "b").read() == b"four"
-    assert place.sizes() == {"a/b": 4, "a/large": 7_000_000}
+    assert place.list_sizes() == {"a/b": 4, "a/large": 7_000_000}
     assert place.fetch("a/b", tmp_path / "new" / "b")
     assert (tmp_path / "new" / "b").read_bytes() == b"four"
     assert not place.fetch("a/c", tmp_path / "c")
@@ -57,21 +57,21 @@ def test_an_object_is_written_read_listed_fetched_and_removed(
     assert not (tmp_path / "large").exists()
     place.remove("a/b")
     place.remove("a/b")
-    assert place.sizes() == {"a/large": 7_000_000}
+    assert place.list_sizes() == {"a/large": 7_000_000}
 
 
 def test_a_slash_at_the_end_means_nothing(store: ObjectStore, place: ObjectPath) -> None:
-    other = ObjectPath.parse("--storage", store.uri.replace("?", "/?")) / place.below
+    other = ObjectPath.parse("--storage", store.uri.replace("?", "/?")) / place.prefix
     other.write(b"1", "a")
     assert place.read("a") == b"1"
-    assert (str(other), other.copy) == (str(place), place.copy)
+    assert (str(other), other.local_copy) == (str(place), place.local_copy)
 
 
 def test_other_file_systems_show_a_file_whole_too(tmp_path: Path) -> None:
     place = ObjectPath(f"file://{tmp_path}") / "first"
     place.write(b"1", "a/b")
     place.write(b"22", "a/b")
-    assert place.sizes() == {"a/b": 2}
+    assert place.list_sizes() == {"a/b": 2}
     assert {p.name for p in tmp_path.rglob("*")} == {"first", "a", "b"}
 
 
@@ -105,8 +105,11 @@ def test_a_place_is_shown_without_what_is_secret(store: ObjectStore) -> None:
     place = ObjectPath.parse("--storage", uri) / "first"
     assert str(place) == f"s3://{BUCKET}/p/first"
     assert SECRET not in repr(place)
-    assert place.copy == (ObjectPath(uri.replace(SECRET, "other")) / "first").copy
-    assert place.copy != (ObjectPath(uri.replace(store.endpoint, "http://h")) / "first").copy
+    assert place.local_copy == (ObjectPath(uri.replace(SECRET, "other")) / "first").local_copy
+    assert (
+        place.local_copy
+        != (ObjectPath(uri.replace(store.endpoint, "http://h")) / "first").local_copy
+    )
     with pytest.raises(StorageError) as caught:
         ObjectPath(uri.replace(BUCKET, "nobodys") + f"&bad={SECRET}").read("x")
     assert SECRET not in str(caught.value)
@@ -116,8 +119,8 @@ def test_a_place_is_shown_without_what_is_secret(store: ObjectStore) -> None:
 
 
 def test_a_store_is_probed_and_left_as_it_was(place: ObjectPath) -> None:
-    check_place("--storage", place)
-    assert place.sizes() == {}
+    check_store("--storage", place)
+    assert place.list_sizes() == {}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_a_store_is_probed_and_left_as_it_was(place: ObjectPath) -> None:
 )
 def test_a_store_that_cannot_be_used_is_one_line(store: ObjectStore, uri: str, said: str) -> None:
     with pytest.raises(UserError, match="--storage 's3://") as caught:
-        check_place("--storage", ObjectPath.parse("--storage", uri.format(store.endpoint)))
+        check_store("--storage", ObjectPath.parse("--storage", uri.format(store.endpoint)))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "endpoint_override=" not in str(caught.value)
@@ -140,7 +143,7 @@ def test_no_right_to_write_is_one_line() -> None:
     # The fourth request on, moto asks for credentials: here they are none that it knows.
     with object_store(INITIAL_NO_AUTH_ACTION_COUNT="2") as strict:
         with pytest.raises(UserError, match="cannot be used") as caught:
-            check_place("--storage", strict.place)
+            check_store("--storage", strict.place)
         assert "\n" not in str(caught.value)
         assert "AWS_ACCESS_KEY_ID" in str(caught.value) or "credentials" in str(caught.value)
 
@@ -165,12 +168,12 @@ def test_a_store_that_never_answers_is_one_line_soon(tmp_path: Path) -> None:
 
 def test_a_node_says_whether_it_can_use_the_store(place: ObjectPath) -> None:
     """As the preflight asks each node of a cluster."""
-    assert node_probe._place(place.uri, place.below, "node") == "is not the driver's"
+    assert node_probe._place(place.uri, place.prefix, "node") == "is not the driver's"
     place.write(b"secret", "driver")
-    assert node_probe._place(place.uri, place.below, "node") is None
+    assert node_probe._place(place.uri, place.prefix, "node") is None
     assert place.read("node") == hashlib.sha256(b"secret").hexdigest().encode()
     wrong = place.uri + "&bad=option"
-    assert "cannot be used (" in str(node_probe._place(wrong, place.below, "node"))
+    assert "cannot be used (" in str(node_probe._place(wrong, place.prefix, "node"))
 
 
 # --- leases
@@ -197,7 +200,7 @@ def test_a_second_machine_is_told_who_holds_it(place: ObjectPath, tmp_path: Path
         second.take()
     first.confirm()
     first.release()
-    assert place.sizes() == {}
+    assert place.list_sizes() == {}
     second.take()
     second.release()
 
@@ -257,7 +260,7 @@ def test_of_two_at_once_one_holds_it(place: ObjectPath, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     both = []
     for name in "ab":
-        given = [sys.executable, "-c", code, place.uri, place.below, str(tmp_path / name)]
+        given = [sys.executable, "-c", code, place.uri, place.prefix, str(tmp_path / name)]
         pipe = subprocess.PIPE
         both.append(subprocess.Popen(given, stdin=pipe, stdout=pipe, text=True))
     try:
@@ -287,7 +290,7 @@ def test_uploads_outlive_an_outage(store: ObjectStore, place: ObjectPath, tmp_pa
     uploads.place = place
     assert uploads.flush(60) is None
     assert (place.read("a"), place.read("b")) == (b"new", b"made when its turn comes")
-    assert set(place.sizes()) == {"a", "b"}
+    assert set(place.list_sizes()) == {"a", "b"}
     assert (len(outages), back) == (1, [True])
     uploads.close()
 
@@ -407,7 +410,7 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
 
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     files = TrialArtifacts(tmp_path, place / "trials")
-    assert files.here == place.copy / "trials"
+    assert files.here == place.local_copy / "trials"
     config = toy_config()
     path = files.here / "4" / "checkpoint.pt"
 

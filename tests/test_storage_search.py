@@ -210,12 +210,12 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
                 sync.complete()
         finally:
             store.wire.mend()
-        assert (place / "winner").sizes() == {}
+        assert (place / "winner").list_sizes() == {}
     with synchronize_storage(spec) as sync:
         sync.opened(made)
         sync.complete()
-        assert set(place.sizes()) == {"study.db", "winner/config.json", ".lease"}
-    assert set(place.sizes()) == {"study.db", "winner/config.json"}
+        assert set(place.list_sizes()) == {"study.db", "winner/config.json", ".lease"}
+    assert set(place.list_sizes()) == {"study.db", "winner/config.json"}
     assert f"everything is at {place}, and on this machine in {spec.folder}" in said
 
 
@@ -243,7 +243,7 @@ def test_a_driver_that_is_taken_over_stops_as_if_interrupted(
     store: ObjectStore, tmp_path: Path
 ) -> None:
     place = store.place / tmp_path.name / "first"
-    given = [sys.executable, "-c", _HOLDS, place.uri, place.below, str(tmp_path)]
+    given = [sys.executable, "-c", _HOLDS, place.uri, place.prefix, str(tmp_path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(given, stdout=pipe, stderr=pipe, text=True) as driver:
         try:
@@ -326,4 +326,4 @@ def test_a_dry_run_leaves_nothing(
     assert store.files("dry") == set()
     assert not [name for name in store.files("") if "probe" in name]
     assert files_below(tmp_path) == set()
-    assert not store.place.copy.exists()
+    assert not store.place.local_copy.exists()

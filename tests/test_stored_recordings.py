@@ -51,7 +51,7 @@ def test_names_in_a_store_never_leave_the_folder(
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     hostile = {"../../../out.txt": (3, 1), "good.txt": (3, 1)}
-    monkeypatch.setattr(ObjectPath, "listing", lambda _: hostile)
+    monkeypatch.setattr(ObjectPath, "list_objects", lambda _: hostile)
     uri = f"s3://sounds/hostile?endpoint_override={store.endpoint}"
     ObjectPath(uri).write(b"yes", "good.txt")
     folder = fetched(uri)

@@ -14,9 +14,11 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from resp_tune.common.choices import State
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import SAMPLERS, make_sampler
-from resp_tune.study.study import State, one_commit, open_study, read_study, state_of
+from resp_tune.study.study import one_commit, open_study, read_study, state_of
 from resp_tune.study.trial_queue import TrialQueue
 
 WIDE = load_space("wide.yaml")
@@ -51,18 +53,18 @@ def row_of(epoch: int, score: float) -> dict[str, float]:
 def act(recorder: TrialQueue, running: dict[int, int], chance: random.Random) -> bool:
     """One thing that a driver does to a study; False when there is nothing left."""
     if len(running) < 3 and (handed := recorder.next_trial()) is not None:
-        running[handed["number"]] = handed["epochs_reported"]
+        running[handed["key"].number] = handed["epochs_reported"]
         return True
     if not running:
         return False
     number = chance.choice(list(running))
     epoch = running[number] = running[number] + 1
-    recorder.advance(number, [row_of(epoch, chance.random())], chance.choice([None, 8]))
+    recorder.advance(TrialKey(number), [row_of(epoch, chance.random())], chance.choice([None, 8]))
     early: list[State | None] = [*[None] * 12, "pruned", "failed", "diverged"]
     state = chance.choice(early)
     if epoch == 4 or state is not None:
         del running[number]
-        recorder.end(number, state or "finished", None if state is None else "why")
+        recorder.end(TrialKey(number), state or "finished", None if state is None else "why")
     return True
 
 
@@ -96,11 +98,11 @@ def test_a_driver_that_takes_over_goes_on_with_what_runs(tmp_path: Path) -> None
     recorder = recorder_of(opened(tmp_path, "tpe"), 6)
     for number, epochs in enumerate((1, 0, 2)):
         recorder.next_trial()
-        recorder.advance(number, [row_of(epoch, 0.5) for epoch in range(1, 1 + epochs)])
+        recorder.advance(TrialKey(number), [row_of(epoch, 0.5) for epoch in range(1, 1 + epochs)])
     study = opened(tmp_path, "tpe")
     recorder = recorder_of(study, 6)
     left = [handed for _ in range(3) if (handed := recorder.next_trial()) is not None]
-    running = {handed["number"]: handed["epochs_reported"] for handed in left}
+    running = {handed["key"].number: handed["epochs_reported"] for handed in left}
     assert running == {0: 1, 1: 0, 2: 2}
     chance = random.Random(7)  # noqa: S311  # no secret
     while act(recorder, running, chance):

@@ -11,6 +11,7 @@ from support.searches import command
 from support.small_sets import imagined
 
 from resp_tune.cli import run
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.data.task_files import find_task, load_task, task_from_classes
 from resp_tune.data.tasks import TASKS, Task, make_clips
@@ -232,8 +233,8 @@ def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
         "split_sha256": "ab12",
     }
     runs = SearchRuns(uri, tmp_path, "first", metric="macro_f1", mode="max", params=params, tags={})
-    runs.start_trial(0, params={"lr": 1e-3}, seed=7, tags={})
-    given = ["--run", runs.run_ids()[0], "--tracking-uri", uri]
+    runs.start_trial(TrialKey(0), params={"lr": 1e-3}, seed=7, tags={})
+    given = ["--run", runs.run_ids()[TrialKey(0)], "--tracking-uri", uri]
     runs.close("FINISHED")
     asked = read_arguments(parser().parse(given))
     assert asked.task == replace(INFECTION, description="")

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from support.mlflow_stores import PARAMS, all_runs, epoch, mlflow_server, open_search
 from support.ports import free_port
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.tracking.list_searches import list_searches
 from resp_tune.tracking.search_run import SearchRuns
@@ -28,13 +29,15 @@ def fill(runs: SearchRuns) -> None:
     """A study of four trials, one of each end, as the driver replays it."""
     states = ("finished", "pruned", "diverged", "failed")
     for number, state in enumerate(states):
-        runs.start_trial(number, params=PARAMS, seed=10 + number, tags={"resp_tune.device": "cpu"})
+        runs.start_trial(
+            TrialKey(number), params=PARAMS, seed=10 + number, tags={"resp_tune.device": "cpu"}
+        )
         for e in range(1, 4):
             value = math.nan if state == "diverged" else 0.1 * number + 0.2 * e
-            runs.log_epochs(number, [epoch(e, value)])
+            runs.log_epochs(TrialKey(number), [epoch(e, value)])
         score = {"finished": 0.6, "pruned": 0.7}.get(state)
         error = "ValueError: no" if state == "failed" else None
-        runs.end_trial(number, state, score=score, seconds=2.5, error=error)  # type: ignore[arg-type]  # a literal
+        runs.end_trial(TrialKey(number), state, score=score, seconds=2.5, error=error)  # type: ignore[arg-type]  # a literal
     runs.best(0.5, 1)
     runs.best(0.6, 0)
 
@@ -64,14 +67,14 @@ def test_states_tags_parameters_and_metrics(uri: str, tmp_path: Path) -> None:
     fill(runs)
     ids = runs.run_ids()
     evaluation = runs.log_evaluation(
-        number=0,
+        TrialKey(0),
         params={"lr": 0.003},
         metrics={"test_macro_f1": 0.5},
         tags={"resp_tune.weights_sha256": "ab"},
     )
     runs.close("FINISHED")
     found = all_runs(uri)
-    assert {n: found[f"trial-{n}"].info.run_id for n in range(4)} == ids
+    assert {TrialKey(n): found[f"trial-{n}"].info.run_id for n in range(4)} == ids
     ends = {0: ("FINISHED", "finished"), 1: ("KILLED", "pruned")}
     ends |= {2: ("FAILED", "diverged"), 3: ("FAILED", "failed")}
     for number, (status, state) in ends.items():
@@ -104,7 +107,11 @@ def test_states_tags_parameters_and_metrics(uri: str, tmp_path: Path) -> None:
 def test_a_replay_changes_nothing_and_growth_shows(uri: str, tmp_path: Path) -> None:
     runs = open_search(uri, tmp_path)
     fill(runs)
-    reading: dict[str, Any] = {"number": 0, "params": {}, "metrics": {"test_macro_f1": 0.5}}
+    reading: dict[str, Any] = {
+        "trial": TrialKey(0),
+        "params": {},
+        "metrics": {"test_macro_f1": 0.5},
+    }
     first = runs.log_evaluation(**reading, tags={"resp_tune.weights_sha256": "ab"})
     runs.close("FINISHED")
     before = contents(uri)
@@ -134,14 +141,14 @@ def test_replicates_have_runs_of_their_own(uri: str, tmp_path: Path) -> None:
         runs = open_search(uri, tmp_path)
         fill(runs)
         for index, state in ((1, "finished"), (2, "pruned")):
-            runs.start_trial(0, params=PARAMS, seed=20 + index, replicate=index)
-            runs.log_epochs(0, [epoch(1, 0.1), epoch(2, 0.9)], replicate=index)
-            runs.end_trial(0, state, score=0.9, seconds=1.0, replicate=index)  # type: ignore[arg-type]  # a literal
-        ids, trial_ids = runs.replicate_ids(), runs.run_ids()
+            runs.start_trial(TrialKey(0, index), params=PARAMS, seed=20 + index)
+            runs.log_epochs(TrialKey(0, index), [epoch(1, 0.1), epoch(2, 0.9)])
+            runs.end_trial(TrialKey(0, index), state, score=0.9, seconds=1.0)  # type: ignore[arg-type]  # a literal
+        ids = runs.run_ids()
         runs.close("FINISHED")
     found = all_runs(uri)
-    assert ids == {(0, n): found[f"replicate-0-{n}"].info.run_id for n in (1, 2)}
-    assert set(trial_ids) == {0, 1, 2, 3}
+    replicate_ids = {TrialKey(0, n): found[f"replicate-0-{n}"].info.run_id for n in (1, 2)}
+    assert ids == {TrialKey(n): found[f"trial-{n}"].info.run_id for n in range(4)} | replicate_ids
     for index, status in ((1, "FINISHED"), (2, "KILLED")):
         run = found[f"replicate-0-{index}"]
         assert run.info.status == status
@@ -155,14 +162,14 @@ def test_replicates_have_runs_of_their_own(uri: str, tmp_path: Path) -> None:
     assert found["trial-0"].data.metrics["macro_f1"] == 0.6
     assert found["first"].data.metrics["best_macro_f1"] == 0.6
     runs = open_search(uri, tmp_path)  # the one that was stopped is run on after all
-    runs.start_trial(0, params=PARAMS, seed=22, replicate=2, again=True)
-    runs.log_epochs(0, [epoch(2, 0.9), epoch(3, 0.8)], replicate=2)
-    runs.end_trial(0, "finished", score=0.8, seconds=1.0, replicate=2)
+    runs.start_trial(TrialKey(0, 2), params=PARAMS, seed=22, again=True)
+    runs.log_epochs(TrialKey(0, 2), [epoch(2, 0.9), epoch(3, 0.8)])
+    runs.end_trial(TrialKey(0, 2), "finished", score=0.8, seconds=1.0)
     runs.close("FINISHED")
     again = all_runs(uri)["replicate-0-2"]
-    assert (again.info.run_id, again.info.status) == (ids[0, 2], "FINISHED")
+    assert (again.info.run_id, again.info.status) == (ids[TrialKey(0, 2)], "FINISHED")
     assert again.data.tags["resp_tune.state"] == "finished"
-    steps = MlflowClient(uri).get_metric_history(ids[0, 2], "val_macro_f1")
+    steps = MlflowClient(uri).get_metric_history(ids[TrialKey(0, 2)], "val_macro_f1")
     assert [metric.step for metric in steps] == [1, 2, 3]
 
 
@@ -173,9 +180,9 @@ from pathlib import Path
 from support.mlflow_stores import PARAMS, epoch, open_search
 runs = open_search({uri!r}, Path({str(tmp_path)!r}))
 for number in (0, 1):
-    runs.start_trial(number, params=PARAMS, seed=10 + number)
-    runs.log_epochs(number, [epoch(1, 0.2 + 0.1 * number), epoch(2, 0.4)])
-runs.end_trial(0, "finished", score=0.4, seconds=1.0)
+    runs.start_trial(TrialKey(number), params=PARAMS, seed=10 + number)
+    runs.log_epochs(TrialKey(number), [epoch(1, 0.2 + 0.1 * number), epoch(2, 0.4)])
+runs.end_trial(TrialKey(0), "finished", score=0.4, seconds=1.0)
 runs.run_ids()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -190,9 +197,9 @@ os.kill(os.getpid(), signal.SIGKILL)
         "RUNNING",
     ]
     runs = open_search(uri, tmp_path)
-    runs.start_trial(1, params=PARAMS, seed=11)
-    runs.log_epochs(1, [epoch(e, 0.1 * e) for e in (1, 2, 3)])
-    assert runs.run_ids() == {n: before[f"trial-{n}"].info.run_id for n in (0, 1)}
+    runs.start_trial(TrialKey(1), params=PARAMS, seed=11)
+    runs.log_epochs(TrialKey(1), [epoch(e, 0.1 * e) for e in (1, 2, 3)])
+    assert runs.run_ids() == {TrialKey(n): before[f"trial-{n}"].info.run_id for n in (0, 1)}
     runs.close("KILLED")
     after = all_runs(uri)
     assert set(after) == set(before)
@@ -203,10 +210,10 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert after["first"].info.status == "KILLED"
 
     runs = open_search(uri, tmp_path)
-    runs.start_trial(1, params=PARAMS, seed=11)
+    runs.start_trial(TrialKey(1), params=PARAMS, seed=11)
     runs.run_ids()
     assert all_runs(uri)["trial-1"].info.status == "RUNNING"
-    runs.end_trial(1, "finished", score=0.3, seconds=1.0)
+    runs.end_trial(TrialKey(1), "finished", score=0.3, seconds=1.0)
     runs.close("FINISHED")
     assert all_runs(uri)["trial-1"].info.status == "FINISHED"
 
@@ -215,22 +222,24 @@ def test_a_number_given_to_other_parameters_gets_another_run(uri: str, tmp_path:
     """As when a machine is lost with a trial that no other machine knows of."""
     runs = open_search(uri, tmp_path)
     for number in (0, 1):
-        runs.start_trial(number, params={**PARAMS, "lr": 0.01, "micro_batch": 8}, seed=1)
-        runs.log_epochs(number, [epoch(1, 0.9), epoch(2, 0.9)])
-    runs.end_trial(1, "finished", score=0.9, seconds=1.0)
+        runs.start_trial(TrialKey(number), params={**PARAMS, "lr": 0.01, "micro_batch": 8}, seed=1)
+        runs.log_epochs(TrialKey(number), [epoch(1, 0.9), epoch(2, 0.9)])
+    runs.end_trial(TrialKey(1), "finished", score=0.9, seconds=1.0)
     before = runs.run_ids()
     runs.close("KILLED")
     runs = open_search(uri, tmp_path)
-    runs.start_trial(0, params={**PARAMS, "lr": 0.01, "micro_batch": 4}, seed=1)
-    runs.start_trial(1, params={**PARAMS, "lr": 0.02, "micro_batch": 8}, seed=1, again=True)
-    runs.log_epochs(1, [epoch(1, 0.1)])
+    runs.start_trial(TrialKey(0), params={**PARAMS, "lr": 0.01, "micro_batch": 4}, seed=1)
+    runs.start_trial(
+        TrialKey(1), params={**PARAMS, "lr": 0.02, "micro_batch": 8}, seed=1, again=True
+    )
+    runs.log_epochs(TrialKey(1), [epoch(1, 0.1)])
     after = runs.run_ids()
     runs.close("KILLED")
-    assert after[0] == before[0], "only memory was short"
-    assert after[1] != before[1]
+    assert after[TrialKey(0)] == before[TrialKey(0)], "only memory was short"
+    assert after[TrialKey(1)] != before[TrialKey(1)]
     other = all_runs(uri)["trial-1"]
-    assert (other.info.run_id, other.data.params["lr"]) == (after[1], "0.02")
-    history = MlflowClient(uri).get_metric_history(after[1], "val_macro_f1")
+    assert (other.info.run_id, other.data.params["lr"]) == (after[TrialKey(1)], "0.02")
+    history = MlflowClient(uri).get_metric_history(after[TrialKey(1)], "val_macro_f1")
     assert [(m.step, m.value) for m in history] == [(1, 0.1)]
 
 
@@ -238,17 +247,17 @@ def test_an_outage_loses_nothing_and_delays_nobody(said: list[str], tmp_path: Pa
     port = free_port()
     with mlflow_server(tmp_path, port) as address:
         runs = open_search(address, tmp_path)
-        runs.start_trial(0, params=PARAMS, seed=1)
-        assert list(runs.run_ids()) == [0]
+        runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
+        assert list(runs.run_ids()) == [TrialKey(0)]
     start = time.monotonic()
-    runs.log_epochs(0, [epoch(1, 0.5)])
-    runs.end_trial(0, "finished", score=0.5, seconds=1.0)
-    runs.start_trial(1, params=PARAMS, seed=2)
+    runs.log_epochs(TrialKey(0), [epoch(1, 0.5)])
+    runs.end_trial(TrialKey(0), "finished", score=0.5, seconds=1.0)
+    runs.start_trial(TrialKey(1), params=PARAMS, seed=2)
     assert time.monotonic() - start < 0.1
-    assert runs.run_ids(seconds=1.5) == {0: runs.run_ids(seconds=0)[0]}
+    assert runs.run_ids(seconds=1.5) == {TrialKey(0): runs.run_ids(seconds=0)[TrialKey(0)]}
     assert sum("the search goes on" in line for line in said) == 1
     with mlflow_server(tmp_path, port) as address:
-        runs.end_trial(1, "pruned", score=0.2, seconds=1.0)
+        runs.end_trial(TrialKey(1), "pruned", score=0.2, seconds=1.0)
         runs.close("FINISHED")
         found = all_runs(address)
         assert set(found) == {"first", "trial-0", "trial-1"}
@@ -258,8 +267,8 @@ def test_an_outage_loses_nothing_and_delays_nobody(said: list[str], tmp_path: Pa
         location = MlflowClient(address).get_experiment(runs.experiment_id).artifact_location
         assert location.startswith("mlflow-artifacts:")
         lost = open_search(address, tmp_path, "second")
-    lost.start_trial(0, params=PARAMS, seed=1)
-    assert lost.log_evaluation(number=0, params={}, metrics={}, tags={}, seconds=0.5) is None
+    lost.start_trial(TrialKey(0), params=PARAMS, seed=1)
+    assert lost.log_evaluation(TrialKey(0), params={}, metrics={}, tags={}, seconds=0.5) is None
     start = time.monotonic()
     lost.close("FINISHED", seconds=1.0)
     assert time.monotonic() - start < 3
@@ -271,8 +280,8 @@ def test_a_locked_database_is_waited_for(uri: str, tmp_path: Path) -> None:
     with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as other:
         other.execute("BEGIN EXCLUSIVE")
         start = time.monotonic()
-        runs.start_trial(0, params=PARAMS, seed=1)
-        runs.log_epochs(0, [epoch(1, 0.5)])
+        runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
+        runs.log_epochs(TrialKey(0), [epoch(1, 0.5)])
         assert time.monotonic() - start < 0.1
         time.sleep(1.0)
         other.rollback()
@@ -284,12 +293,12 @@ def test_a_run_deleted_in_the_ui_is_said_and_stops_nothing(
     said: list[str], uri: str, tmp_path: Path
 ) -> None:
     runs = open_search(uri, tmp_path)
-    runs.start_trial(0, params=PARAMS, seed=1)
-    MlflowClient(uri).delete_run(runs.run_ids()[0])
-    runs.log_epochs(0, [epoch(1, 0.5)])
-    runs.end_trial(7, "finished", score=0.5, seconds=1.0)
-    runs.start_trial(1, params=PARAMS, seed=2)
-    runs.end_trial(1, "finished", score=0.5, seconds=1.0)
+    runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
+    MlflowClient(uri).delete_run(runs.run_ids()[TrialKey(0)])
+    runs.log_epochs(TrialKey(0), [epoch(1, 0.5)])
+    runs.end_trial(TrialKey(7), "finished", score=0.5, seconds=1.0)
+    runs.start_trial(TrialKey(1), params=PARAMS, seed=2)
+    runs.end_trial(TrialKey(1), "finished", score=0.5, seconds=1.0)
     runs.close("FINISHED")
     assert all_runs(uri)["trial-1"].info.status == "FINISHED"
     assert any("epochs of trial 0" in line for line in said)
@@ -300,7 +309,7 @@ def test_one_batch_for_all_epochs(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = open_search(uri, tmp_path)
-    runs.start_trial(0, params=PARAMS, seed=1)
+    runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
     runs.run_ids()
     batches = list[int]()
     log_batch = MlflowClient.log_batch
@@ -310,11 +319,11 @@ def test_one_batch_for_all_epochs(
         return log_batch(client, run_id, metrics, **more)
 
     monkeypatch.setattr(MlflowClient, "log_batch", counted)
-    runs.log_epochs(0, [epoch(e, 0.5) for e in range(1, 11)])
+    runs.log_epochs(TrialKey(0), [epoch(e, 0.5) for e in range(1, 11)])
     runs.run_ids()
     assert batches == [30]
     for e in range(11, 16):
-        runs.log_epochs(0, [epoch(e, 0.5)])
+        runs.log_epochs(TrialKey(0), [epoch(e, 0.5)])
     (run_id,) = runs.run_ids().values()
     assert batches == [30, 15]
     history = MlflowClient(uri).get_metric_history(run_id, "val_macro_f1")
@@ -330,10 +339,10 @@ def test_epochs_are_written_though_nobody_asks(
     """Within the time that they wait for each other, in one batch, and before the trial's end."""
     monkeypatch.setattr("resp_tune.tracking.search_run.LINGER_SECONDS", 0.4)
     runs = open_search(uri, tmp_path)
-    runs.start_trial(0, params=PARAMS, seed=1)
+    runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
     (run_id,) = runs.run_ids().values()
-    runs.log_epochs(0, [epoch(1, 0.5)])
-    runs.log_epochs(0, [epoch(2, 0.6)])
+    runs.log_epochs(TrialKey(0), [epoch(1, 0.5)])
+    runs.log_epochs(TrialKey(0), [epoch(2, 0.6)])
     client = MlflowClient(uri)
     assert client.get_metric_history(run_id, "val_macro_f1") == []
     until = time.monotonic() + 10
@@ -341,10 +350,10 @@ def test_epochs_are_written_though_nobody_asks(
         assert time.monotonic() < until
         time.sleep(0.05)
     assert [metric.step for metric in found] == [1, 2]
-    runs.log_epochs(0, [epoch(3, 0.7)])
+    runs.log_epochs(TrialKey(0), [epoch(3, 0.7)])
     time.sleep(0.1)
     assert len(client.get_metric_history(run_id, "val_macro_f1")) == 2  # it waits for others again
-    runs.end_trial(0, "finished", score=0.7, seconds=1.0)
+    runs.end_trial(TrialKey(0), "finished", score=0.7, seconds=1.0)
     runs.close("FINISHED")
     run = client.get_run(run_id)
     assert (run.info.status, run.data.metrics["val_macro_f1"]) == ("FINISHED", 0.7)
@@ -354,14 +363,14 @@ def test_epochs_are_written_though_nobody_asks(
 def test_epochs_of_a_run_that_is_run_again_stay_behind_its_start(uri: str, tmp_path: Path) -> None:
     """A replicate that had failed: what it does now must not be taken for what it did."""
     runs = open_search(uri, tmp_path)
-    runs.start_trial(0, params=PARAMS, seed=1, replicate=1)
-    runs.log_epochs(0, [epoch(1, 0.5)], replicate=1)
-    runs.end_trial(0, "failed", score=None, seconds=1.0, error="why", replicate=1)
-    runs.start_trial(0, params=PARAMS, seed=1, replicate=1, again=True)
-    runs.log_epochs(0, [epoch(1, 0.5), epoch(2, 0.6)], replicate=1)
-    runs.end_trial(0, "finished", score=0.6, seconds=1.0, replicate=1)
+    runs.start_trial(TrialKey(0, 1), params=PARAMS, seed=1)
+    runs.log_epochs(TrialKey(0, 1), [epoch(1, 0.5)])
+    runs.end_trial(TrialKey(0, 1), "failed", score=None, seconds=1.0, error="why")
+    runs.start_trial(TrialKey(0, 1), params=PARAMS, seed=1, again=True)
+    runs.log_epochs(TrialKey(0, 1), [epoch(1, 0.5), epoch(2, 0.6)])
+    runs.end_trial(TrialKey(0, 1), "finished", score=0.6, seconds=1.0)
     runs.close("FINISHED")
-    (run_id,) = runs.replicate_ids().values()
+    (run_id,) = runs.run_ids().values()
     found = MlflowClient(uri).get_metric_history(run_id, "val_macro_f1")
     assert [(metric.step, metric.value) for metric in found] == [(1, 0.5), (2, 0.6)]
     assert MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
@@ -372,7 +381,7 @@ def test_a_deleted_study_begun_anew_gets_runs_of_its_own(uri: str, tmp_path: Pat
     fill(old)
     old.close("FINISHED")
     new = open_search(uri, tmp_path, study_id="b")
-    new.start_trial(0, params=PARAMS, seed=1)
+    new.start_trial(TrialKey(0), params=PARAMS, seed=1)
     assert new.parent_run_id != old.parent_run_id
     assert set(new.run_ids().values()).isdisjoint(old.run_ids().values())
     new.close("FINISHED")
@@ -386,11 +395,12 @@ def test_two_searches_start_at_once_on_a_fresh_store_elsewhere_and_quietly(tmp_p
     script = """
 import sys
 from pathlib import Path
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.tracking.search_run import SearchRuns
 uri, storage, name = sys.argv[1:]
 runs = SearchRuns(uri, Path(storage), name, metric="macro_f1", mode="max", params={}, tags={})
-runs.start_trial(0, params={"lr": 1}, seed=1)
-runs.end_trial(0, "finished", score=0.5, seconds=1.0)
+runs.start_trial(TrialKey(0), params={"lr": 1}, seed=1)
+runs.end_trial(TrialKey(0), "finished", score=0.5, seconds=1.0)
 runs.close("FINISHED")
 """
     storage, uri = tmp_path / "results", f"sqlite:///{tmp_path}/results/mlflow.db"

@@ -23,6 +23,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.tracking.search_run import SearchRuns
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ DRIVER = shutil.which("chromedriver")
 @dataclass(frozen=True)
 class Store:
     folder: Path
-    ids: dict[int, str]
+    ids: dict[TrialKey, str]
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +58,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     for number, (state, score) in enumerate(ENDS):
         searched = {"lr": 10 ** draw.uniform(-4, -2), "dropout": draw.random() / 2}
         searched["n_mels"] = draw.choice([32, 48, 64])
-        runs.start_trial(number, params={**searched, "hop_length": 64}, seed=number)
+        runs.start_trial(TrialKey(number), params={**searched, "hop_length": 64}, seed=number)
         top = score or 0.2
         for e in range(1, 9):
             value = top * (1 - math.exp(-e / 2)) / (1 - math.exp(-4))
             losses = {"train_loss": 2 - value, "val_loss": 2.1 - value}
-            runs.log_epochs(number, [{"epoch": e, **losses, "val_macro_f1": value}])
-        runs.end_trial(number, state, score=score, seconds=2.0)  # type: ignore[arg-type]  # a literal
+            runs.log_epochs(TrialKey(number), [{"epoch": e, **losses, "val_macro_f1": value}])
+        runs.end_trial(TrialKey(number), state, score=score, seconds=2.0)  # type: ignore[arg-type]  # a literal
     runs.best(0.7, 4)
     ids = runs.run_ids()
     runs.close("FINISHED")
@@ -234,7 +235,7 @@ def test_the_view_has_columns(served: Served, browser: webdriver.Chrome) -> None
 
 @pytest.mark.browser
 def test_runs_stand_below_their_search(served: Served, browser: webdriver.Chrome) -> None:
-    browser.get(served.links["the search and what it tried"])
+    browser.get(served.links["the search and all its trials"])
     text = wait_for(browser, lambda text: "\nfirst\n" in text, "the search alone")
     assert trials_in(text) == []
     browser.find_element(By.CSS_SELECTOR, ".ag-row [col-id*='Run Name'] button").click()
@@ -243,7 +244,7 @@ def test_runs_stand_below_their_search(served: Served, browser: webdriver.Chrome
 
 @pytest.mark.browser
 def test_the_best_are_compared(served: Served, browser: webdriver.Chrome) -> None:
-    browser.get(served.links["the best compared"])
+    browser.get(served.links["the best trials compared"])
     text = wait_for(browser, lambda text: "Run details" in text, "best compared")
     assert "Comparing 4 Runs" in text
     wait_for_elements(browser, ".js-plotly-plot .parcoords g.y-axis", 4, "parallel coordinates")
@@ -259,7 +260,7 @@ def test_curves_of_the_metrics(served: Served, browser: webdriver.Chrome, store:
     experiment = served.links["curves"].split("/runs?")[0]
     query = "model-metrics?workflowType=machine_learning"
     browser.get("about:blank")
-    browser.get(f"{experiment}/runs/{store.ids[4]}/{query}")
+    browser.get(f"{experiment}/runs/{store.ids[TrialKey(4)]}/{query}")
     wait_for_elements(browser, ".js-plotly-plot .scatterlayer .trace", 3, "curves of one trial")
     assert "val_macro_f1" in text_of(browser)
 

@@ -12,6 +12,7 @@ from benchmarks.simulated import TOGETHER, Instant
 from benchmarks.workplace import Workplace
 from resp_tune.cluster.local import local_ray
 from resp_tune.cluster.resources import TrialResources
+from resp_tune.common.choices import State
 from resp_tune.errors import RunError
 from resp_tune.execution.schedulers import make_scheduler
 from resp_tune.execution.trainable import TrialContext
@@ -19,7 +20,7 @@ from resp_tune.execution.tuner import run_trials
 from resp_tune.harness.tracking_listener import TrackingListener
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
-from resp_tune.study.study import State, TrialRecord, open_study
+from resp_tune.study.study import TrialRecord, open_study
 from resp_tune.study.trial_queue import TrialQueue
 from resp_tune.tracking.search_run import SearchRuns
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.limit import Limit
 from resp_tune.config import TrialConfig
 from resp_tune.features.cache import open_store
-from resp_tune.training.compute_device import resolve_precision, detect_compute_device
+from resp_tune.training.compute_device import detect_compute_device, resolve_precision
 from resp_tune.training.datamodule import FoldTables
 from resp_tune.training.loop import Training
 from resp_tune.training.memory import keep_freed_memory

@@ -38,8 +38,8 @@ class Instant(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.number, self.epoch = config["number"], 0
-        self.epochs = config["config"]["epochs"]
+        self.number, self.epoch = config["key"].number, 0
+        self.epochs = config["config"].epochs
 
     def step(self) -> dict[str, Any]:
         """One epoch with made-up figures."""

@@ -86,13 +86,13 @@ def _one(
     given = recorder.next_trial()
     note()
     assert given is not None  # noqa: S101  # there is no budget that could be met
-    number = given["number"]
+    key = given["key"]
     for epoch in range(1, alone + 1):
-        recorder.advance(number, [row(number, epoch)])
+        recorder.advance(key, [row(key.number, epoch)])
     note()
-    recorder.advance(number, [row(number, alone + n) for n in range(1, together + 1)])
+    recorder.advance(key, [row(key.number, alone + n) for n in range(1, together + 1)])
     note()
-    recorder.end(number, "finished")
+    recorder.end(key, "finished")
     note()
     seconds, computing = (
         [b - a for a, b in itertools.pairwise(clock)] for clock in zip(*times, strict=True)

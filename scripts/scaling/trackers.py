@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import preset
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.search_run import SearchRuns
@@ -57,12 +58,13 @@ def _costs(uri: str, place: Path, sizes: Sizes) -> Tracker:
         started = time.perf_counter()
         for _ in range(trials):
             number = next(numbers)
-            runs.start_trial(number, params=params, seed=number)
+            key = TrialKey(number)
+            runs.start_trial(key, params=params, seed=number)
             for batch in range(batches):
                 first = 1 + batch * epochs
-                runs.log_epochs(number, [row(number, first + e) for e in range(epochs)])
+                runs.log_epochs(key, [row(number, first + e) for e in range(epochs)])
                 runs.run_ids(seconds=PATIENCE)  # or the next would go into the same batch
-            runs.end_trial(number, "finished", score=0.5, seconds=1.0)
+            runs.end_trial(key, "finished", score=0.5, seconds=1.0)
         runs.run_ids(seconds=PATIENCE)
         return (time.perf_counter() - started) / trials
 

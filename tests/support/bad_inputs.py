@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from resp_tune.cli import run
+from support.fault_log import survived
 
 
 class HangsError(BaseException):
@@ -20,7 +21,6 @@ class HangsError(BaseException):
 
 LONGEST = 15  # seconds, beyond which an input is said to hang
 NOTICES = ("note:", "data:")  # what may stand beside the error
-tried = [0]  # inputs, in this session
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def check(
 
     Returns its exit code and its error. `lines`: of its errors, where each bad file has one.
     """
-    tried[0] += 1
+    survived("a bad input")
     before = tree(place)
     out, err = io.StringIO(), io.StringIO()
     with bounded(LONGEST), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

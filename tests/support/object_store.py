@@ -48,11 +48,11 @@ class ObjectStore:
         return ObjectPath(self.uri)
 
     def files(self, name: str) -> set[str]:
-        return set((self.place / name).sizes())
+        return set((self.place / name).list_sizes())
 
     def copy_on(self, cache: Path, name: str) -> Path:
         """The folder of a search on the machine that has this cache folder."""
-        return cache / "searches" / self.place.copy.name / name
+        return cache / "searches" / self.place.local_copy.name / name
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.execution.trainable import TrialContext, TrialTrainable
 from resp_tune.execution.trial_artifacts import Sender
 from resp_tune.features.cache import AudioSource
@@ -58,8 +59,8 @@ def trial(folder: Path, *, timeout: float | None = None, reported: int = 0, **va
     made.sender = Sender(made.work.trials)
     made._begin(
         {
-            "config": toy_config(**values).as_dict(),
-            "folder": "3/replicates/1",
+            "config": toy_config(**values),
+            "key": TrialKey(3, 1),
             "epochs_reported": reported,
             "attempt": "a",
         }

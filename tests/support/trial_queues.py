@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.execution.searcher import TrialSource
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
@@ -63,5 +64,6 @@ def next_of(recorder: TrialSource) -> dict[str, Any]:
 
 
 def finish(recorder: TrialQueue, number: int, value: float) -> None:
-    recorder.advance(number, [row(e, value * e / 3) for e in (1, 2, 3)])
-    recorder.end(number, "finished")
+    key = TrialKey(number)
+    recorder.advance(key, [row(e, value * e / 3) for e in (1, 2, 3)])
+    recorder.end(key, "finished")

@@ -1,0 +1,52 @@
+"""The names in common/choices.py are those that the modules behind them implement."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from resp_tune.common import choices
+from resp_tune.data.tasks import TASKS
+from resp_tune.execution.schedulers import make_scheduler
+from resp_tune.reporting.format import NAMES
+from resp_tune.study.samplers import SAMPLERS
+from resp_tune.tracking.tags import STATUS
+from resp_tune.training.metrics import CYCLE_CLASSES, METRICS
+
+
+def test_tasks() -> None:
+    assert tuple(TASKS) == choices.TASKS
+    assert TASKS["cycles"].classes == CYCLE_CLASSES
+
+
+def test_metrics() -> None:
+    assert {name: metric.mode for name, metric in METRICS.items()} == choices.METRIC_MODES
+    assert set(NAMES) == set(choices.METRIC_MODES)
+    assert set(choices.METRIC_MODES) - set(choices.METRICS) == {"sensitivity", "specificity"}
+    assert set(choices.CYCLE_METRICS) < set(choices.METRIC_MODES)
+
+
+def test_samplers() -> None:
+    assert tuple(SAMPLERS) == choices.SAMPLERS
+
+
+@pytest.mark.parametrize("name", choices.SCHEDULERS)
+def test_schedulers(name: str) -> None:
+    assert make_scheduler(name, epochs=9, metric="macro_f1", past=())
+
+
+def test_states() -> None:
+    assert tuple(STATUS) == choices.STATES
+
+
+def test_the_names_need_no_library() -> None:
+    code = (
+        "import sys; before = {n.split('.')[0] for n in sys.modules}; "
+        "import resp_tune.common.choices; "
+        "added = {n.split('.')[0] for n in sys.modules} - before; "
+        "print(*sorted(added - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["resp_tune"]
