@@ -7,7 +7,8 @@ import logging
 import sys
 
 from resp_tune.cli import run
-from resp_tune.errors import nearest, one_line
+from resp_tune.common.text import one_line
+from resp_tune.errors import nearest
 
 log = logging.getLogger("resp_tune.__main__")
 

@@ -41,11 +41,6 @@ def leave_at_exit(exit_code: int) -> None:
     atexit.register(leave)
 
 
-def one_line(message: object) -> str:
-    """`message` on one line, also where what was given had several."""
-    return " ".join(str(message).splitlines())
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'lr'?` when a known word is close to `word`, else the list of known words."""
     known = sorted(known)

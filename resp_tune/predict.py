@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run
 from resp_tune.common.paths import user_path
-from resp_tune.errors import RunError, UserError, one_line
+from resp_tune.common.text import one_line
+from resp_tune.errors import RunError, UserError
 from resp_tune.evaluation.open_winner import CHAMPION, open_winner
 
 if TYPE_CHECKING:

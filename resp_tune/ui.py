@@ -24,6 +24,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from resp_tune.cli import Parser, natural_int, run
+from resp_tune.common.choices import LINK_TEXTS, MLFLOW_PORT
 from resp_tune.common.paths import user_path
 from resp_tune.errors import RunError, UserError, nearest
 from resp_tune.storage.object_store import ObjectPath, is_uri
@@ -33,16 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resp_tune.ui")
 
-DEFAULT_PORT = 5000
 START_SECONDS = 180.0
 _PORTS_TRIED = 100
-_LINK_TEXTS = {
-    "view": "trials, best first, with columns",
-    "trials": "trials, best first",
-    "search": "the search and what it tried",
-    "charts": "curves",
-    "compare": "the best compared",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,7 +80,7 @@ def parser() -> Parser:
         "for a server's http:// address only the links are printed",
     )
     parser.add_argument(
-        "--port", type=_port_number, metavar="N", help=f"{DEFAULT_PORT}, or the next free one"
+        "--port", type=_port_number, metavar="N", help=f"{MLFLOW_PORT}, or the next free one"
     )
     parser.add_argument(
         "--host",
@@ -127,7 +120,7 @@ def _print(searches: Sequence[SearchEntry], base: str) -> None:
         score = "" if search.score is None else f", best {search.metric} {search.score:.4f}"
         print(f"{search.name}: {search.state}{score}")
         for key, link in search.links(base).items():
-            print(f"  {_LINK_TEXTS[key]}:\n    {link}")
+            print(f"  {LINK_TEXTS[key]}:\n    {link}")
     sys.stdout.flush()
 
 
@@ -136,10 +129,10 @@ def _port(host: str, given: int | None) -> int:
         if not _is_free(host, given):
             raise UserError(f"port {given} of {host} is taken: give another --port, or none")
         return given
-    for port in range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED):
+    for port in range(MLFLOW_PORT, MLFLOW_PORT + _PORTS_TRIED):
         if _is_free(host, port):
             return port
-    raise UserError(f"no free port from {DEFAULT_PORT} on: give one with --port")
+    raise UserError(f"no free port from {MLFLOW_PORT} on: give one with --port")
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from resp_tune.common.text import amount, count, listed
+from resp_tune.common.text import amount, plural
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import OUTER_FOLDS, make_split
 from resp_tune.data.split import Split
@@ -100,15 +100,14 @@ def _rare(dataset: Dataset) -> list[str]:
     for recording in dataset.recordings:
         patients.setdefault(recording.diagnosis, set()).add(recording.patient)
     rare = [
-        f"{name} ({count(len(who), 'patient')})"
+        f"{name} ({plural(len(who), 'patient')})"
         for name, who in sorted(patients.items())
         if len(who) < OUTER_FOLDS
     ]
     if not rare:
         return []
     return [
-        f"fewer than {OUTER_FOLDS} patients: {listed(rare, len(rare))}; no division by patient can "
-        "score them"
+        f"fewer than {OUTER_FOLDS} patients: {', '.join(rare)}; no split by patient can score them"
     ]
 
 
@@ -140,7 +139,7 @@ def _same_breaths(dataset: Dataset) -> list[str]:
     files = sum(len(stems) for stems in several.values())
     who = len({session.split("_")[0] for session in several})
     return [
-        f"{count(len(several), 'session')} ({amount(files, 'recording', who)}) were recorded at "
+        f"{plural(len(several), 'session')} ({amount(files, 'recording', who)}) were recorded at "
         "several positions at once: nearly the same breaths, which only sides by patient or "
         "session keep together"
     ]

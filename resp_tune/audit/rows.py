@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from resp_tune.audit.counts import in_order
+from resp_tune.common.choices import CYCLE_METRICS, METRIC_MODES
 from resp_tune.reporting.format import (
-    LOWER_IS_BETTER,
     NONE,
     figure,
     metric_name,
     ranged,
     signed,
 )
-from resp_tune.training.metrics import CYCLE_METRICS
 
 CONTROLLED = "Children on the Meditron"
 TABLES = {
@@ -145,7 +144,7 @@ def comparison_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[Sequence[s
     """Metric, the figures of A and B, and the difference."""
     return [
         (
-            metric_name(name) + " (less is better)" * (name in LOWER_IS_BETTER),
+            metric_name(name) + " (less is better)" * (METRIC_MODES.get(name) == "min"),
             *_paired(found, "a", "b"),
         )
         for name, found in metrics.items()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """`1 recording`, `2 recordings`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
+def join_names(names: Sequence[str], most: int = 3) -> str:
     """`a, b, c and 5 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -18,12 +18,16 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 def amount(number: int, noun: str, patients: int) -> str:
     """`2 recordings of 1 patient`."""
-    return f"{count(number, noun)} of {count(patients, 'patient')}"
+    return f"{plural(number, noun)} of {plural(patients, 'patient')}"
 
 
-def one_line(text: str) -> str:
-    """`text` without line ends and whatever else cannot be printed, such as odd file names have."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+def one_line(message: object) -> str:
+    """Return `message` on one line, with `?` for characters that cannot be printed.
+
+    File names and cells of tables may hold line ends, escape sequences and broken UTF-8.
+    """
+    line = " ".join(str(message).splitlines())
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def shorten(text: str, most: int = 40) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resp_tune.common.paths import user_path
-from resp_tune.common.text import count, listed, one_line
+from resp_tune.common.text import join_names, one_line, plural
 from resp_tune.data import discovery, metadata
 from resp_tune.data.annotations import Cycle, parse_cycles
 from resp_tune.data.audio_files import AudioError, Header, read_header
@@ -263,13 +263,15 @@ class _Annotations:
         """Annotations of no audio file, and recordings without annotations."""
         stems = {path.stem for path in named}
         lost = sorted(set(self._by_stem) - {path.stem for path in audio})
-        lines = []
-        if lost:
-            lines.append(f"{count(len(lost), 'annotation')} without a recording: {listed(lost)}")
-        bare = sorted(stems - set(self._by_stem))
-        if bare and self._by_stem:
-            lines.append(f"{count(len(bare), 'recording')} without annotations: {listed(bare)}")
-        return lines
+        bare = sorted(stems - set(self._by_stem)) if self._by_stem else []
+        return [
+            f"{plural(len(stems), noun)} without {what}: {join_names(stems)}"
+            for stems, noun, what in (
+                (lost, "annotation", "a recording"),
+                (bare, "recording", "annotations"),
+            )
+            if stems
+        ]
 
 
 def _gaps(recordings: Sequence[Recording], found: Layout) -> list[str]:
@@ -279,7 +281,7 @@ def _gaps(recordings: Sequence[Recording], found: Layout) -> list[str]:
         without = {r.patient: _missing(r) for r in recordings if _missing(r)}
         for what in sorted(set(without.values())):
             patients = sorted(patient for patient, gap in without.items() if gap == what)
-            lines.append(f"no {what} of {count(len(patients), 'patient')}: {listed(patients)}")
+            lines.append(f"no {what} of {plural(len(patients), 'patient')}: {join_names(patients)}")
     train, test = (
         {r.patient: r for r in recordings if r.official == side} for side in ("train", "test")
     )
@@ -287,8 +289,8 @@ def _gaps(recordings: Sequence[Recording], found: Layout) -> list[str]:
         sessions = [{r.session for r in recordings if r.official == s} for s in ("train", "test")]
         both = len(sessions[0] & sessions[1])
         lines.append(
-            f"{count(len(shared), 'patient')} ({listed(shared)}) and {count(both, 'session')} "
-            "of theirs stand on both sides of the official split: --drop-shared-patients leaves "
+            f"{plural(len(shared), 'patient')} ({join_names(shared)}) and {plural(both, 'session')}"
+            " of theirs are in both parts of the official split: --drop-shared-patients leaves "
             "them out of training"
         )
     return lines
@@ -305,13 +307,13 @@ def _unusual(recordings: Sequence[Recording]) -> list[str]:
         for value, number in sorted(Counter(getattr(r, field) for r in recordings).items()):
             if value not in known:
                 lines.append(
-                    f"{field} '{value}' of {count(number, 'recording')} is not one of ICBHI's "
+                    f"{field} '{value}' of {plural(number, 'recording')} is not one of ICBHI's "
                     f"({', '.join(known)}); kept as it is"
                 )
     for value, number in sorted(Counter(r.diagnosis for r in recordings).items()):
         if value not in metadata.DIAGNOSES:
             lines.append(
-                f"diagnosis '{value}' of {count(number, 'recording')} is not one of ICBHI's "
+                f"diagnosis '{value}' of {plural(number, 'recording')} is not one of ICBHI's "
                 f"({', '.join(metadata.DIAGNOSES)}); no built-in task names it"
             )
     return lines

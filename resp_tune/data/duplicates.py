@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resp_tune.common.text import count, listed
+from resp_tune.common.text import join_names, plural
 from resp_tune.data.audio_files import AudioError, read_audio
 
 _BLOCK = 1 << 18
@@ -30,8 +30,8 @@ def choose(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
             )
     if copies:
         problems.append(
-            f"{count(len(copies), 'recording')} a second time in another folder or format, with "
-            f"the same content: one of each is used ({listed([str(p) for p in copies], 1)})"
+            f"{plural(len(copies), 'recording')} a second time in another folder or format, with "
+            f"the same content: one of each is used ({join_names([str(p) for p in copies], 1)})"
         )
     return list(first.values()), problems
 

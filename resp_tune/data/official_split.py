@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from resp_tune.common.text import count, listed
+from resp_tune.common.text import join_names, plural
 from resp_tune.data import discovery
 from resp_tune.data.discovery import Name
 from resp_tune.data.metadata import Side
@@ -38,12 +38,12 @@ def match_official(
             )
     if lost:
         problems.append(
-            f"the official split names {count(len(lost), 'recording')} not here: "
-            f"{listed(sorted(lost))}"
+            f"the official split names {plural(len(lost), 'recording')} not here: "
+            f"{join_names(sorted(lost))}"
         )
     if unmatched:
         names = sorted(path.stem for path in unmatched)
         problems.append(
-            f"{count(len(names), 'recording')} not in the official split: {listed(names)}"
+            f"{plural(len(names), 'recording')} not in the official split: {join_names(names)}"
         )
     return sides, problems

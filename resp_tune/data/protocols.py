@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
-from resp_tune.common.text import amount, listed
+from resp_tune.common.choices import PROTOCOLS
+from resp_tune.common.text import amount, join_names
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.split import Fold, Split
 from resp_tune.data.tasks import Clips, Task
 from resp_tune.errors import UserError, nearest
 
-PROTOCOLS = ("patient", "official", "recording", "device")
 OUTER_FOLDS = 5
 INNER_FOLDS = 4
 _RANDOM_STATES = 200
@@ -202,7 +202,7 @@ def _scored(
             reason = f"left out, fewer than {needed} patients{where}"
             of_whom = amount(int((train.label == label).sum()), task.unit, count)
             left.setdefault(reason, []).append(f"{name} ({of_whom})")
-    reasons = [f"{listed(names, len(task.classes))}: {why}" for why, names in left.items()]
+    reasons = [f"{join_names(names, len(task.classes))}: {why}" for why, names in left.items()]
     if len(labels) < 2:
         raise UserError(
             f"task '{task.name}' cannot be scored with protocol '{protocol}' on this data, because "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from resp_tune.common.paths import write_atomically
-from resp_tune.common.text import count
+from resp_tune.common.text import plural
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import Clip, Clips
 from resp_tune.errors import UserError
@@ -45,7 +45,7 @@ class Leaks:
             return None
         return (
             f"LEAK: {self.recording_share:.1%} of the held-out recordings have their patient in "
-            f"training ({count(self.patients, 'patient')}, {count(self.sessions, 'session')} on "
+            f"training ({plural(self.patients, 'patient')}, {plural(self.sessions, 'session')} on "
             "more than one side): these figures do not say how a new patient would be judged"
         )
 

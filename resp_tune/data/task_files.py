@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from resp_tune.common.choices import TASK_FILES
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import shorten
 from resp_tune.common.yaml_files import read_yaml
@@ -21,7 +22,6 @@ from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.data.tasks import TASKS, Task, get_task
 from resp_tune.errors import UserError, nearest
 
-TASK_FILES = (".yaml", ".yml")
 LONGEST_CLASS = 40  # characters; class names head columns
 # Bytes. The classes go into one parameter of an MLflow run, which holds 6000 characters.
 LARGEST_FILE = 3_000

@@ -9,10 +9,10 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.study.study import TrialRecord
 from resp_tune.training.metrics import METRICS
 
-SCHEDULERS = ("asha", "none")
 REDUCTION = 3
 # OneCycle's learning rate is still near its peak before a third of the schedule: what a trial
 # scores there says little about its end.
@@ -45,14 +45,14 @@ class ResumedAsha(AsyncHyperBandScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial is about to run, for the first time or again."""
         super().on_trial_add(tune_controller, trial)
-        past = _past(trial.config["number"])
+        past = _past(trial.config["key"])
         for _, recorded in self._brackets[0]._rungs:
             if past in recorded:
                 recorded[trial.trial_id] = recorded.pop(past)
 
 
-def _past(number: int) -> str:
-    return f"past-{number}"
+def _past(key: TrialKey) -> str:
+    return f"past-{key.label}"
 
 
 def make_scheduler(
@@ -73,7 +73,7 @@ def make_scheduler(
     sign, better = (1.0, max) if mode == "max" else (-1.0, min)
     bracket = scheduler._brackets[0]  # no public way in; test_schedulers holds it to a fresh run
     for trial in past:
-        key = SimpleNamespace(trial_id=_past(trial.number))
+        key = SimpleNamespace(trial_id=_past(trial.key))
         best: float | None = None
         for row in trial.epochs:
             value = row.get(f"val_{metric}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from resp_tune.common.choices import COMPARED_RUNS
 from resp_tune.tracking.client import EXPERIMENT, connect
 from resp_tune.tracking.tags import (
     KIND,
@@ -21,8 +22,6 @@ from resp_tune.tracking.ui_links import search_links
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-COMPARED = 5
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def _entry(client: MlflowClient, parent: Run) -> SearchEntry:
     finished = f"{runs_filter(tags[SEARCH], study, 'trial')} and tags.`{STATE}` = 'finished'"
     order = "ASC" if mode == "min" else "DESC"
     best = client.search_runs(
-        [experiment], finished, max_results=COMPARED, order_by=[f"metrics.`{metric}` {order}"]
+        [experiment], finished, max_results=COMPARED_RUNS, order_by=[f"metrics.`{metric}` {order}"]
     )
     return SearchEntry(
         name=tags[SEARCH],

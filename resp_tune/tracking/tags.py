@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from resp_tune.common.choices import State
+
 Kind = Literal["trial", "replicate", "evaluation"]
-State = Literal["finished", "pruned", "diverged", "failed"]
 ParentStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 KIND = "resp_tune.kind"

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import quote, urlencode
 
+from resp_tune.common.choices import MLFLOW_PORT
 from resp_tune.tracking.saved_view import view_key
 from resp_tune.tracking.tags import runs_filter
 from resp_tune.tracking.uri import is_server, public_base
 
-DEFAULT_PORT = 5000
-LOCAL_UI = f"http://127.0.0.1:{DEFAULT_PORT}"
+LOCAL_UI = f"http://127.0.0.1:{MLFLOW_PORT}"
 
 
 def search_links(

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from resp_tune.common.paths import write_atomically
+from resp_tune.common.text import join_names
 from resp_tune.features.cache import AudioSource
 from resp_tune.training.datamodule import DataModule
 
@@ -54,13 +55,12 @@ def changed_recordings(folder: Path, now: Contents, kept: str = KEPT) -> str | N
         "not the same audio": {s for s in both if before[s][0] != now[s][0]},
         "not the same labels": {s for s in both if before[s][1] != now[s][1]},
     }
-    return "; ".join(f"{kind}: {listed(stems)}" for kind, stems in kinds.items() if stems) or None
-
-
-def listed(stems: set[str]) -> str:
-    """The first few by name, the rest as a number."""
-    more = f" and {len(stems) - NAMED} more" if len(stems) > NAMED else ""
-    return ", ".join(sorted(stems)[:NAMED]) + more
+    return (
+        "; ".join(
+            f"{kind}: {join_names(sorted(stems), NAMED)}" for kind, stems in kinds.items() if stems
+        )
+        or None
+    )
 
 
 def _clips(datamodule: DataModule) -> list[tuple[str, tuple[float, float, int]]]:

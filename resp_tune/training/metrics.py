@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from resp_tune.common.choices import CYCLE_METRICS, METRIC_MODES, Mode
 
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.floating]
@@ -114,23 +115,27 @@ class Metric:
     """A metric, the direction that is better, and its worst finite value."""
 
     compute: Callable[[Labels, Probabilities], float]
-    mode: Literal["max", "min"]
+    mode: Mode
     worst: float
 
 
+_WORST = {"mcc": -1.0, "log_loss": -math.log(SMALLEST)}  # 0 of all others
 METRICS: dict[str, Metric] = {
-    "macro_f1": Metric(macro_f1, "max", 0.0),
-    "balanced_accuracy": Metric(balanced_accuracy, "max", 0.0),
-    "mcc": Metric(mcc, "max", -1.0),
-    "auroc": Metric(auroc, "max", 0.0),
-    "log_loss": Metric(log_loss, "min", -math.log(SMALLEST)),
-    "accuracy": Metric(accuracy, "max", 0.0),
-    "icbhi_score": Metric(icbhi_score, "max", 0.0),
-    # Its two halves are told, never searched for: who calls all alike has one of them at 1.
-    "sensitivity": Metric(sensitivity, "max", 0.0),
-    "specificity": Metric(specificity, "max", 0.0),
+    compute.__name__: Metric(
+        compute, METRIC_MODES[compute.__name__], _WORST.get(compute.__name__, 0.0)
+    )
+    for compute in (
+        macro_f1,
+        balanced_accuracy,
+        mcc,
+        auroc,
+        log_loss,
+        accuracy,
+        icbhi_score,
+        sensitivity,
+        specificity,
+    )
 }
-CYCLE_METRICS = ("icbhi_score", "sensitivity", "specificity")  # they need `normal` as class 0
 CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")
 
 

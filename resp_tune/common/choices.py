@@ -1,0 +1,48 @@
+"""The names that users choose from, type or read, each defined here once.
+
+Only the standard library is imported: `--help` and a mistyped flag must not wait for Ray, Optuna
+and torch. tests/test_choices.py compares these names with the modules that implement them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Mode = Literal["max", "min"]
+
+TASKS = ("diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles")
+TASK_FILES = (".yaml", ".yml")  # suffixes of a file that defines a task
+PROTOCOLS = ("patient", "official", "recording", "device")
+SCHEDULERS = ("asha", "none")
+SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
+
+# Which direction is better. The last two are reported only: a constant answer has one of them at 1.
+METRIC_MODES: dict[str, Mode] = {
+    "macro_f1": "max",
+    "balanced_accuracy": "max",
+    "mcc": "max",
+    "auroc": "max",
+    "log_loss": "min",
+    "accuracy": "max",
+    "icbhi_score": "max",
+    "sensitivity": "max",
+    "specificity": "max",
+}
+METRICS = tuple(METRIC_MODES)[:-2]
+CYCLE_METRICS = ("icbhi_score", "sensitivity", "specificity")  # need the class `normal`
+
+State = Literal["finished", "pruned", "diverged", "failed"]
+STATES: tuple[State, ...] = get_args(State)
+
+# The first columns of trials.csv; one for each searched field follows.
+TRIAL_COLUMNS = ("number", "state", "score", "epochs", "seconds", "seed", "mlflow_run_id")
+
+MLFLOW_PORT = 5000  # of `scripts/ui`, and of MLflow's own server
+COMPARED_RUNS = 5  # that the link `compare` opens side by side
+LINK_TEXTS = {  # what each link into MLflow shows
+    "view": "trials, best first, with columns",
+    "trials": "trials, best first",
+    "search": "the search and all its trials",
+    "charts": "learning curves of the trials",
+    "compare": "the best trials compared",
+}
