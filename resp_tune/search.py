@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from argparse import _ArgumentGroup as Group  # argparse has no public name for it
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ from resp_tune.cli import (
     positive_int,
     run,
 )
+from resp_tune.common import choices
+from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import full_disk_in_one_line, user_path
 from resp_tune.errors import UserError, nearest
 from resp_tune.harness import options as known
@@ -31,6 +33,8 @@ from resp_tune.harness.options import SearchOptions
 
 if TYPE_CHECKING:
     from resp_tune.cluster.connect import Cluster
+    from resp_tune.harness.spec import Compute
+    from resp_tune.harness.stages import Backend
 
 DEFAULTS = SearchOptions()
 
@@ -55,10 +59,10 @@ def _data_flags(data: Group) -> None:
         "--task",
         metavar="NAME or FILE",
         default=DEFAULTS.task,
-        help=f"{_one_of(known.TASKS)}, or a YAML file that groups diagnoses into other classes",
+        help=f"{_one_of(choices.TASKS)}, or a YAML file that groups diagnoses into other classes",
     )
-    data.add_argument("--protocol", default=DEFAULTS.protocol, help=_one_of(known.PROTOCOLS))
-    data.add_argument("--metric", default=DEFAULTS.metric, help=_one_of(known.METRICS))
+    data.add_argument("--protocol", default=DEFAULTS.protocol, help=_one_of(choices.PROTOCOLS))
+    data.add_argument("--metric", default=DEFAULTS.metric, help=_one_of(choices.METRICS))
     data.add_argument(
         "--folds",
         type=positive_int,
@@ -110,8 +114,8 @@ def _trial_flags(what: Group) -> None:
         metavar="10m",
         help="a trial that takes longer, or hangs, fails; the search goes on",
     )
-    what.add_argument("--scheduler", default=DEFAULTS.scheduler, help=_one_of(known.SCHEDULERS))
-    what.add_argument("--sampler", default=DEFAULTS.sampler, help=_one_of(known.SAMPLERS))
+    what.add_argument("--scheduler", default=DEFAULTS.scheduler, help=_one_of(choices.SCHEDULERS))
+    what.add_argument("--sampler", default=DEFAULTS.sampler, help=_one_of(choices.SAMPLERS))
     what.add_argument(
         "--replicates",
         type=positive_int,
@@ -234,8 +238,13 @@ def _flags_of(path: str, names: set[str]) -> list[str]:
     return flags
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run a search; the last line on stdout is the path of its `summary.json`."""
+def main(
+    argv: Sequence[str] | None = None, backend: Callable[[Compute], Backend] | None = None
+) -> None:
+    """Run a search; the last line on stdout is the path of its `summary.json`.
+
+    `backend` makes what runs the trials; the default is Ray Tune.
+    """
     options = read_options(argv)
     from rich.console import Console
 
@@ -245,11 +254,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as joining:
         join = None
         if options.address != "local":
-            from resp_tune.cluster.connect import joined
+            from resp_tune.cluster.connect import connect
 
             def join(address: str) -> Cluster:
-                return joining.enter_context(joined(address))
+                return joining.enter_context(connect(address))
 
+        fault_point("search-starts")
         spec = validate(options, sys.argv[1:] if argv is None else argv, join)
         # The plan is what a dry run is for; else it is a message, as stdout is for results.
         console = Console(stderr=not options.dry_run)
@@ -263,13 +273,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         from resp_tune.harness.run import run_search
         from resp_tune.harness.signals import handle_interrupts
 
-        go_on = f"everything is kept; to go on: the same command with --name {spec.name}"
+        go_on = f"everything is kept; to go on: the same command with --name {spec.location.name}"
         # Most writers name their file; what is left does not say where there was no room.
         room = full_disk_in_one_line(
-            spec.folder, ", there, in $TMPDIR and in the cache folder, whichever is full"
+            spec.location.folder, ", there, in $TMPDIR and in the cache folder, whichever is full"
         )
         with handle_interrupts(go_on), room:
-            summary = run_search(spec, console)
+            summary = run_search(spec, console, backend)
     show_result(summary)
 
 

@@ -198,13 +198,15 @@ def test_an_edited_file_is_refused_with_the_difference(tmp_path: Path) -> None:
         storage=str(tmp_path),
     )
     first = validate(settings)
-    assert first.datamodule.split.task == "infection"
-    first.folder.mkdir()
-    study = open_study(first.folder / "study.db", "mine", "macro_f1", make_sampler("random", 0))
-    bind_settings(study, first.meaning())
+    assert first.data.datamodule.split.task == "infection"
+    first.location.folder.mkdir()
+    study = open_study(
+        first.location.folder / "study.db", "mine", "macro_f1", make_sampler("random", 0)
+    )
+    bind_settings(study, first.identity())
     moved = write(tmp_path / "moved.yaml", CLASSES.replace("URTI, lrti", "LRTI, URTI"))
     same = validate(replace(settings, task=moved))
-    assert same.meaning() == first.meaning()
+    assert same.identity() == first.identity()
     write(path, CLASSES.replace("lrti", "Asthma"))
     with pytest.raises(UserError, match=r"task classes was .* LRTI, .*now .*: Asthma, ") as caught:
         validate(settings)

@@ -17,7 +17,6 @@ from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.replicates import CANDIDATES
 from resp_tune.study.samplers import blind_to
 from resp_tune.tracking.uri import redact, sqlite_file
-from resp_tune.training.datamodule import FILLED_FIRST
 
 SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 _COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
@@ -32,7 +31,7 @@ def show_plan(spec: SearchSpec, console: Console) -> None:
 
 def describe_plan(spec: SearchSpec) -> list[tuple[str, str]]:
     """Topics and what the plan says of each."""
-    s, datamodule = spec.options, spec.datamodule
+    s, datamodule = spec.options, spec.data.datamodule
     data, split = datamodule.dataset, datamodule.split
     patients = len({r.patient for r in data.recordings})
     kind = "SYNTHETIC recordings" if data.synthetic else "recordings"
@@ -40,7 +39,7 @@ def describe_plan(spec: SearchSpec) -> list[tuple[str, str]]:
     test = "no test side" if split.test is None else f"{len(split.test)} test (the winner's alone)"
     budget = "trials until the time is up" if s.budget is None else f"{s.budget} trials"
     lines = [
-        ("search", f"{spec.name} → {_where(spec)}"),
+        ("search", f"{spec.location.name} → {_where(spec)}"),
         ("data", f"{data.root}: {len(data.recordings)} {kind} of {patients} patients"),
         ("task", f"{split.task}: {', '.join(split.classes)}"),
         (
@@ -54,16 +53,16 @@ def describe_plan(spec: SearchSpec) -> list[tuple[str, str]]:
         ),
         (
             "budget",
-            f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {spec.slots}"
+            f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {spec.compute.slots}"
             + (f"; then the best {CANDIDATES} on {s.replicates} seeds" * (s.replicates > 1)),
         ),
         ("metric", f"{s.metric} on validation"),
         ("tracking", _tracking(spec)),
     ]
-    if spec.cluster is not None:
-        nodes = len(spec.cluster.nodes)
+    if spec.compute.cluster is not None:
+        nodes = len(spec.compute.cluster.nodes)
         auto = ", that this job is in" if in_a_job() and s.address == AUTO else ""
-        where = f"{spec.cluster}{auto}: {nodes} node{'s' * (nodes > 1)}"
+        where = f"{spec.compute.cluster}{auto}: {nodes} node{'s' * (nodes > 1)}"
         lines.append(("cluster", where))
     preset, first = (c.as_dict() for c in (spec.space.base, spec.space.baseline()))
     moved = [
@@ -85,21 +84,21 @@ def describe_plan(spec: SearchSpec) -> list[tuple[str, str]]:
 
 
 def _tracking(spec: SearchSpec) -> str:
-    uri = redact(spec.tracking_uri)
-    if spec.cluster is None or sqlite_file(spec.tracking_uri) is None:
+    uri = redact(spec.location.tracking_uri)
+    if spec.compute.cluster is None or sqlite_file(spec.location.tracking_uri) is None:
         return uri
     return f"{uri} on {socket.gethostname()}, where this driver alone writes to it"
 
 
 def _where(spec: SearchSpec) -> str:
-    if spec.remote is None:
-        return str(spec.folder)
-    return f"{spec.remote}, with a copy on this machine in {spec.folder}"
+    if spec.location.remote is None:
+        return str(spec.location.folder)
+    return f"{spec.location.remote}, with a copy on this machine in {spec.location.folder}"
 
 
 def _front_ends(spec: SearchSpec) -> str:
-    count = len(spec.front_ends)
-    when = "filled before the search" if count <= FILLED_FIRST else "each filled when first wanted"
+    count = len(spec.data.front_ends)
+    when = "filled before the search" if spec.data.prefilled else "each filled when first wanted"
     return f"{count} front end{'s' * (count > 1)}, {when}"
 
 

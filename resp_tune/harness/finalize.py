@@ -12,11 +12,13 @@ from typing import Any
 import optuna
 import pandas as pd
 
+from resp_tune.common.choices import COMPARED_RUNS
+from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError
 from resp_tune.evaluation.score import (
     TestScore,
-    score_test_split,
     predict_validation_split,
+    score_test_split,
     write_bundle,
 )
 from resp_tune.harness import result_files
@@ -36,8 +38,8 @@ from resp_tune.training.datamodule import FeatureCaches, make_feature_caches
 from resp_tune.training.fingerprint import (
     TEST_KEPT,
     changed_recordings,
-    recording_hashes,
     data_digest,
+    recording_hashes,
     save_recording_hashes,
 )
 from resp_tune.training.metrics import METRICS
@@ -46,7 +48,6 @@ from resp_tune.training.model_bundle import Bundle
 log = logging.getLogger(__name__)
 
 FLOAT32 = 9  # digits that tell any two of its numbers apart
-COMPARED = 3  # runs that the link to MLflow's comparison opens
 
 
 def finalize(
@@ -60,9 +61,10 @@ def finalize(
     """Everything that follows the last trial; the path of `summary.json`."""
     trials = records(study, spec.space)
     winner = choose_winner(spec, study, trials)
-    folder, datamodule = spec.folder / "winner", spec.datamodule
+    folder, datamodule = spec.location.folder / "winner", spec.data.datamodule
     networks = trained_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
     bundle = write_bundle(folder, winner.runs[0], networks, datamodule, _details(spec, winner))
+    fault_point("bundle-written")
     predictions = [predict_validation_split(bundle, datamodule, caches)]
     side = None if datamodule.split.test is None else _test_side(spec)
     scored, readings = _read_test(spec, study, sync, winner, bundle, side)
@@ -79,15 +81,17 @@ def finalize(
         "mlflow": _into_mlflow(spec, study, runs, winner, scored, bundle, trials),
         "versions": result_files.versions(),
     }
-    path = spec.folder / "summary.json"
+    path = spec.location.folder / "summary.json"
+    fault_point("summary-writes")
     result_files.write_summary(path, summary)
-    render(spec.folder)
+    fault_point("report-writes")
+    render(spec.location.folder)
     return path
 
 
 def _details(spec: SearchSpec, winner: Winner) -> dict[str, Any]:
     """What `config.json` says of where the model comes from."""
-    options, datamodule = spec.options, spec.datamodule
+    options, datamodule = spec.options, spec.data.datamodule
     task = datamodule.clips.task
     score = winner.trial.score if winner.chosen is None else winner.chosen.mean
     return {
@@ -95,11 +99,11 @@ def _details(spec: SearchSpec, winner: Winner) -> dict[str, Any]:
         **({"task_classes": task.grouping} if task.grouping else {}),
         "protocol": options.protocol,
         "provenance": {
-            "search": spec.name,
+            "search": spec.location.name,
             "trial": winner.trial.number,
             "seeds": winner.seeds,
             "score": {options.metric: score},
-            "data": spec.data_name,
+            "data": spec.data.name,
             "synthetic": datamodule.dataset.synthetic,
             **options.split(),
             "split_sha256": datamodule.split.digest,
@@ -119,8 +123,8 @@ def command(spec: SearchSpec) -> str:
 
 def _test_side(spec: SearchSpec) -> FeatureCaches:
     """The recordings of the test side, hashed and not yet read; what has changed is said."""
-    folder, datamodule = spec.folder, spec.datamodule
-    caches = make_feature_caches(datamodule, datamodule.split.test or (), spec.machine.cpus)
+    folder, datamodule = spec.location.folder, spec.data.datamodule
+    caches = make_feature_caches(datamodule, datamodule.split.test or (), spec.compute.machine.cpus)
     now = recording_hashes(datamodule, caches.sources)
     save_recording_hashes(folder, now, TEST_KEPT)
     if changed := changed_recordings(folder, now, TEST_KEPT):
@@ -141,7 +145,7 @@ def _read_test(
 ) -> tuple[TestScore | None, list[dict[str, Any]]]:
     """The winner on the test `side`. The reading is in the study before the side is opened."""
     readings = study.user_attrs.get(READINGS, [])
-    datamodule, test = spec.datamodule, spec.datamodule.split.test
+    datamodule, test = spec.data.datamodule, spec.data.datamodule.split.test
     if test is None or side is None:
         return None, readings
     recordings = data_digest(datamodule, side.sources)
@@ -149,7 +153,10 @@ def _read_test(
     readings = add_access(readings, reading)
     study.set_user_attr(READINGS, readings)
     sync.record("the test side is read")
-    return score_test_split(bundle, datamodule, test, side, workers=spec.machine.cpus), readings
+    fault_point("test-access")
+    scored = score_test_split(bundle, datamodule, test, side, workers=spec.compute.machine.cpus)
+    fault_point("test-scored")
+    return scored, readings
 
 
 def _into_mlflow(
@@ -169,37 +176,37 @@ def _into_mlflow(
         for name, (low, high) in scored.intervals.items():
             metrics |= {f"test_{name}_low": low, f"test_{name}_high": high}
     run_id = runs.log_evaluation(
-        number=winner.trial.number,
+        winner.trial.key,
         params={**winner.trial.config.as_dict(), "seed": ", ".join(map(str, winner.seeds))},
         metrics=metrics,
         tags={"resp_tune.weights_sha256": weights},
     )
     if run_id is None:
         raise RunError(
-            f"the MLflow store '{redact(spec.tracking_uri)}' is away: the winner is "
-            f"{spec.folder / 'winner'}; the same command with --name {spec.name} "
+            f"the MLflow store '{redact(spec.location.tracking_uri)}' is away: the winner is "
+            f"{spec.location.folder / 'winner'}; the same command with --name {spec.location.name} "
             "registers it"
         )
     model = register_winner(
-        spec.tracking_uri,
-        spec.folder.parent,
+        spec.location.tracking_uri,
+        spec.location.storage,
         run_id=run_id,
-        bundle=spec.folder / "winner",
-        tags={"resp_tune.search": spec.name},
+        bundle=spec.location.folder / "winner",
+        tags={"resp_tune.search": spec.location.name},
     )
     options, run_ids = spec.options, runs.run_ids()
     best = ranked(trials, options.metric)
     links = search_links(
-        spec.tracking_uri,
+        spec.location.tracking_uri,
         runs.experiment_id,
-        spec.name,
+        spec.location.name,
         options.metric,
         METRICS[options.metric].mode,
-        [run_ids[t.number] for t in best[:COMPARED] if t.number in run_ids],
+        [run_ids[t.key] for t in best[:COMPARED_RUNS] if t.key in run_ids],
         study_id=study.user_attrs[STUDY_ID],
     )
     return {
-        "tracking_uri": redact(spec.tracking_uri),
+        "tracking_uri": redact(spec.location.tracking_uri),
         "experiment_id": runs.experiment_id,
         "parent_run_id": runs.parent_run_id,
         "model": model.name,

@@ -66,20 +66,20 @@ class LiveTable:
         """Trials that ended before this run of the command."""
         for trial in trials:
             if trial.state is not None:
-                self.trials[trial.label] = trial
+                self.trials[trial.key.label] = trial
         self._count()
 
     def started(self, trial: TrialRecord, seed: int) -> None:
         """A trial was handed out."""
-        self.trials[trial.label] = trial
+        self.trials[trial.key.label] = trial
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
         """A trial has new epochs."""
-        self.trials[trial.label] = trial
+        self.trials[trial.key.label] = trial
 
     def ended(self, trial: TrialRecord) -> None:
         """A trial is over."""
-        self.trials[trial.label] = trial
+        self.trials[trial.key.label] = trial
         self._count()
         if self.live is None:
             self.console.print(self._line(trial), highlight=False, soft_wrap=True)
@@ -92,7 +92,7 @@ class LiveTable:
         shown = "" if trial.score is None else f"  {self.metric} {trial.score:.4f}"
         values = ", ".join(f"{k} {_short(v)}" for k, v in trial.values.items())
         return (
-            f"{self.what[:-1]} {trial.label:>3} {trial.state:<8} {len(trial.epochs):>3} epochs "
+            f"{self.what[:-1]} {trial.key.label:>3} {trial.state:<8} {len(trial.epochs):>3} epochs "
             f"{trial.seconds:6.1f} s{shown}  ({values})"
         )
 
@@ -119,7 +119,7 @@ class LiveTable:
         if value is None and trial.epochs:
             value = trial.epochs[-1].get(f"val_{self.metric}")
         return [
-            trial.label,
+            trial.key.label,
             f"[{_STYLES.get(state, 'cyan')}]{state}[/]",
             f"{len(trial.epochs)}/{self.epochs}",
             "" if value is None else f"{value:.4f}",

@@ -8,24 +8,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from resp_tune.common.choices import METRICS, PROTOCOLS, SAMPLERS, SCHEDULERS, TASK_FILES, TASKS
 from resp_tune.errors import UserError, nearest
 from resp_tune.storage.object_store import ObjectPath, is_uri
-
-# Names only: `--help` and a mistyped flag must not wait for Ray, Optuna and torch to load.
-TASKS = ("diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles")
-TASK_FILES = (".yaml", ".yml")
-PROTOCOLS = ("patient", "official", "recording", "device")
-METRICS = (
-    "macro_f1",
-    "balanced_accuracy",
-    "mcc",
-    "auroc",
-    "log_loss",
-    "accuracy",
-    "icbhi_score",
-)
-SCHEDULERS = ("asha", "none")
-SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
 
 MOST_REPLICATES = 100
 
@@ -127,3 +112,23 @@ class SearchOptions:
     def named(self) -> str:
         """The name, or a timestamp."""
         return self.name or time.strftime("%Y%m%d-%H%M%S")
+
+
+RECORDED = (
+    "protocol",
+    "metric",
+    "folds",
+    "split_seed",
+    "hold_out_device",
+    "drop_shared_patients",
+    "epochs",
+    "seed",
+    "scheduler",
+    "sampler",
+    "replicates",
+)
+
+
+def recorded_options(options: SearchOptions) -> dict[str, Any]:
+    """Return the options that MLflow records as parameters of the search."""
+    return {name: getattr(options, name) for name in RECORDED}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import secrets
 import shutil
@@ -58,10 +57,10 @@ def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
     Raises `UserError` where a node that trials would run on has other versions or cannot reach the
     storage. Leaves nothing behind. Without a cluster there is nothing to do.
     """
-    cluster, place = spec.cluster, spec.remote
+    cluster, place = spec.compute.cluster, spec.location.remote
     if cluster is None:
         return spec
-    with _token(spec.folder.parent) if place is None else _object(place) as token:
+    with _token(spec.location.storage) if place is None else _object(place) as token:
         answers = ask(cluster.nodes, _questions(spec, token))
         answered = {
             id_ for id_, a in answers.items() if isinstance(a, ProbeResult) and not a.storage
@@ -72,7 +71,7 @@ def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
     reports = [
         NodeReport(
             node,
-            trial_capacity(spec.slots, [node.machine]),
+            trial_capacity(spec.compute.slots, [node.machine]),
             _reasons(answers[node.id], here, hidden=node.id in unseen),
         )
         for node in cluster.nodes
@@ -80,21 +79,19 @@ def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
     console.print(_table(reports, spec))
     _check(reports, spec)
     used = [r.node for r in reports if r.trials]
-    return dataclasses.replace(
-        spec,
-        nodes_device=device_of(used, spec.device_type, spec.slots.gpus),
-    )
+    device = device_of(used, spec.compute.device_type, spec.compute.slots.gpus)
+    return spec.with_compute(node_device=device)
 
 
 def _questions(spec: SearchSpec, token: Path | ObjectPath) -> ProbeRequest:
-    digests = {s.stem: s.digest for s in spec.sources}
-    read = spec.paths
+    digests = {s.stem: s.digest for s in spec.data.sources}
+    read = spec.data.paths
     tried = sorted(digests)[:: max(1, len(digests) // TRIED)][:TRIED]
     return ProbeRequest(
         token=token,
         sizes={path: path.stat().st_size for path in read.values()},
         digests={read[stem]: digests[stem] for stem in tried},
-        tracking=_server(spec.tracking_uri),
+        tracking=_server(spec.location.tracking_uri),
     )
 
 
@@ -132,7 +129,7 @@ def _object(place: ObjectPath) -> Iterator[ObjectPath]:
         raise UserError(f"--storage '{place}' cannot be used ({error})") from error
     finally:
         with contextlib.suppress(StorageError):
-            for name in folder.sizes():
+            for name in folder.list_sizes():
                 folder.remove(name)
 
 
@@ -169,7 +166,7 @@ def _reasons(
 
 
 def _table(reports: Sequence[NodeReport], spec: SearchSpec) -> Table:
-    table = Table(title=f"nodes of {spec.cluster}", title_justify="left", box=None)
+    table = Table(title=f"nodes of {spec.compute.cluster}", title_justify="left", box=None)
     for name in ("node", "CPU", "GPU", "trials", *COLUMNS):
         table.add_column(name, overflow="fold")
     for report in reports:
@@ -179,7 +176,7 @@ def _table(reports: Sequence[NodeReport], spec: SearchSpec) -> Table:
             told[2] += ": lent through Ray" if report.trials else ""
         if report.reasons["tracking"]:
             told[3] += ": only the driver writes to it"
-        if _server(spec.tracking_uri) is None:
+        if _server(spec.location.tracking_uri) is None:
             told[3] = "the driver's"
         machine = report.node.machine
         counts = (str(n) if n else "–" for n in (machine.cpus, machine.gpus, report.trials))
@@ -198,12 +195,12 @@ def _check(reports: Sequence[NodeReport], spec: SearchSpec) -> None:
             f"node {first.node} cannot run trials: {first.fatal}{more}: install there what is "
             "installed here, or take the node out of the cluster"
         )
-    if spec.remote is not None:
+    if spec.location.remote is not None:
         raise UserError(
-            f"--storage '{spec.remote}' on node {first.node} {first.fatal}{more}: give that "
+            f"--storage '{spec.location.remote}' on node {first.node} {first.fatal}{more}: give that "
             "node's Ray the store's credentials in its environment, and a way to the store"
         )
     raise UserError(
-        f"--storage '{spec.folder.parent}' on node {first.node} {first.fatal}{more}: give a "
+        f"--storage '{spec.location.storage}' on node {first.node} {first.fatal}{more}: give a "
         "folder that all nodes share (NFS and the like), or an object store such as s3://BUCKET"
     )

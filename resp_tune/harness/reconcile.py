@@ -73,7 +73,7 @@ def _replace(remote: ObjectPath, folder: Path, fetched: Path) -> None:
             f"this machine's copy is not of the search at '{remote}': it was moved to '{kept}'"
         )
     with report_storage_errors(remote):
-        for name in filter(_belongs, remote.sizes()):
+        for name in filter(_belongs, remote.list_sizes()):
             remote.fetch(name, folder / name, LARGEST)
     for journal in folder.glob(f"{STUDY}-*"):  # of the study that was here; it would be applied
         journal.unlink()

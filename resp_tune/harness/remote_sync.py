@@ -20,7 +20,7 @@ import optuna
 
 from resp_tune.errors import RunError, UserError
 from resp_tune.harness.reconcile import STUDY, download_search
-from resp_tune.harness.spec import SearchSpec
+from resp_tune.harness.spec import SearchLocation
 from resp_tune.storage.lease import Lease
 from resp_tune.storage.object_store import StorageError
 from resp_tune.storage.uploader import Uploader
@@ -62,10 +62,10 @@ class NullSync:
 class RemoteSync(NullSync):
     """Sends a search's files from its folder to its place in the object store."""
 
-    def __init__(self, spec: SearchSpec, lease: Lease) -> None:
-        if spec.remote is None:
+    def __init__(self, location: SearchLocation, lease: Lease) -> None:
+        if location.remote is None:
             raise ValueError("a search in a folder has no mirror")
-        self.place, self.folder, self.lease = spec.remote, spec.folder, lease
+        self.place, self.folder, self.lease = location.remote, location.folder, lease
         self.uploads = Uploader(self.place, outage=self._outage, back=self._back)
 
     def _outage(self, reason: str) -> None:
@@ -107,7 +107,7 @@ class RemoteSync(NullSync):
         """Send every file that is the search's, and wait until it is there."""
         self._send_study()
         try:
-            there = self.place.sizes()
+            there = self.place.list_sizes()
         except StorageError:
             there = {}
         for path in sorted(self.folder.rglob("*")):
@@ -163,13 +163,13 @@ class RemoteSync(NullSync):
 
 
 @contextmanager
-def synchronize_storage(spec: SearchSpec) -> Iterator[NullSync]:
+def synchronize_storage(location: SearchLocation) -> Iterator[NullSync]:
     """The search in its folder as it stands in its storage, and nobody else's while this lasts.
 
     The caller holds the folder's lock. `UserError` says who else runs the search. Where somebody
     takes it over in the end (we must have been silent for a minute), this process is interrupted.
     """
-    if spec.remote is None:
+    if location.remote is None:
         yield NullSync()
         return
     lost = threading.Event()
@@ -179,24 +179,24 @@ def synchronize_storage(spec: SearchSpec) -> Iterator[NullSync]:
         lost.set()
         if sync is not None:
             sync.uploads.close()
-        log.info(f"search '{spec.remote}' was taken over by {holder} while it was silent here")
+        log.info(f"search '{location.remote}' was taken over by {holder} while it was silent here")
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGTERM)
 
-    lease = Lease(spec.remote, spec.folder, lose)
+    lease = Lease(location.remote, location.folder, lose)
     try:
         lease.take()
     except StorageError as error:
-        raise UserError(f"--storage '{spec.remote}' cannot be used ({error})") from error
+        raise UserError(f"--storage '{location.remote}' cannot be used ({error})") from error
     try:
-        download_search(spec.remote, spec.folder)
-        sync = RemoteSync(spec, lease)
+        download_search(location.remote, location.folder)
+        sync = RemoteSync(location, lease)
         yield sync
     except StorageUnreachableError:
         raise
     except BaseException:
-        if sync is not None and not lost.is_set() and (spec.folder / STUDY).exists():
+        if sync is not None and not lost.is_set() and (location.folder / STUDY).exists():
             sync.leave()
         raise
     finally:

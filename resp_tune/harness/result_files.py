@@ -1,4 +1,4 @@
-"""The files of a finished search, each a projection of its study that can be made again."""
+"""Write the result files of a search; each can be rebuilt from its study."""
 
 from __future__ import annotations
 
@@ -11,95 +11,83 @@ from typing import Any
 
 import pandas as pd
 
+from resp_tune.common.choices import STATES
+from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import write_atomically
-from resp_tune.study.study import STATES, TrialRecord
+from resp_tune.study.study import TrialRecord
+from resp_tune.tracking.search_run import SearchRuns
 
 _STACK = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "pandas", "scikit-learn")
 
 
-def write_trials(path: Path, trials: Sequence[TrialRecord], run_ids: Mapping[int, str]) -> None:
-    """`trials.csv`: one row a trial, after its fixed columns one for each searched field."""
-    rows = [
-        {
-            "number": t.number,
-            "state": t.state,
-            "score": t.score,
-            "epochs": len(t.epochs),
-            "seconds": round(t.seconds, 3),
-            "seed": t.config.seed,
-            "mlflow_run_id": run_ids.get(t.number, ""),
-            **t.values,
-        }
-        for t in trials
-    ]
-    write_csv(path, pd.DataFrame(rows))
-
-
-def write_replicates(
-    path: Path, replicates: Sequence[TrialRecord], run_ids: Mapping[tuple[int, int], str]
+def write_tables(
+    folder: Path,
+    trials: Sequence[TrialRecord],
+    replicates: Sequence[TrialRecord],
+    runs: SearchRuns,
 ) -> None:
-    """`replicates.csv`: one row a replicate; without any there is no file."""
-    rows = [
-        {
-            "number": r.number,
-            "index": r.replicate,
-            "state": r.state,
-            "score": r.score,
-            "epochs": len(r.epochs),
-            "seconds": round(r.seconds, 3),
-            "seed": r.config.seed,
-            "mlflow_run_id": run_ids.get((r.number, r.replicate), ""),
-        }
-        for r in replicates
-    ]
-    if rows:
-        write_csv(path, pd.DataFrame(rows))
+    """Write `trials.csv`, `epochs.csv` and, if there are any, `replicates.csv`."""
+    ids = runs.run_ids()
+    rows = [_row(t, ids.get(t.key, ""), {}) | t.values for t in trials]
+    write_csv(folder / "trials.csv", pd.DataFrame(rows))
+    fault_point("trials-table")
+    epochs = pd.DataFrame([{"number": t.number, **row} for t in trials for row in t.epochs])
+    if len(epochs):
+        epochs["epoch"] = epochs["epoch"].astype(int)
+    write_csv(folder / "epochs.csv", epochs)
+    if replicates:
+        rows = [_row(r, ids.get(r.key, ""), {"index": r.key.replicate}) for r in replicates]
+        write_csv(folder / "replicates.csv", pd.DataFrame(rows))
 
 
-def write_epochs(path: Path, trials: Sequence[TrialRecord]) -> None:
-    """`epochs.csv`: one row an epoch of each trial."""
-    rows = [{"number": t.number, **row} for t in trials for row in t.epochs]
-    frame = pd.DataFrame(rows)
-    if len(frame):
-        frame["epoch"] = frame["epoch"].astype(int)
-    write_csv(path, frame)
+def _row(run: TrialRecord, run_id: str, index: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "number": run.number,
+        **index,
+        "state": run.state,
+        "score": run.score,
+        "epochs": len(run.epochs),
+        "seconds": round(run.seconds, 3),
+        "seed": run.config.seed,
+        "mlflow_run_id": run_id,
+    }
 
 
-def write_csv(path: Path, frame: pd.DataFrame, *, digits: int | None = None) -> None:
-    """A table as CSV, whole or not at all; numbers with all their digits, or with `digits`."""
-    shown = None if digits is None else f"%.{digits}g"
-    text = frame.to_csv(index=False, lineterminator="\n", float_format=shown)
+def write_csv(path: Path, table: pd.DataFrame, *, digits: int | None = None) -> None:
+    """Write a table as CSV atomically; numbers keep all their digits, or `digits` of them."""
+    number_format = None if digits is None else f"%.{digits}g"
+    text = table.to_csv(index=False, lineterminator="\n", float_format=number_format)
     write_atomically(path, text.encode())
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """`summary.json`; values that JSON does not have (NaN, infinity) are refused."""
+    """Write `summary.json`; raise `ValueError` for NaN and infinity, which JSON lacks."""
     text = json.dumps(summary, indent=1, allow_nan=False, default=float)
     write_atomically(path, (text + "\n").encode())
 
 
 def count_states(trials: Sequence[TrialRecord]) -> dict[str, int]:
-    """Trials in each final state."""
+    """Count the trials in each final state."""
     counts = Counter(t.state for t in trials)
     return {state: counts[state] for state in STATES}
 
 
 def seconds_spent(trials: Sequence[TrialRecord], total: float) -> dict[str, float]:
-    """Wall time in all, time in epochs, and what a trial took beside its epochs (mean).
+    """Return the wall time, the time in epochs, and the mean overhead per trial, in seconds.
 
-    Replicates among `trials` count like them.
+    `trials` include replicates.
     """
     training = sum(row["seconds"] for t in trials for row in t.epochs)
-    beside = [t.seconds - sum(row["seconds"] for row in t.epochs) for t in trials]
+    overhead = [t.seconds - sum(row["seconds"] for row in t.epochs) for t in trials]
     return {
         "total": round(total, 3),
         "training": round(training, 3),
-        "per_trial_overhead": round(sum(beside) / max(len(beside), 1), 3),
+        "per_trial_overhead": round(sum(overhead) / max(len(overhead), 1), 3),
     }
 
 
 def versions() -> dict[str, str]:
-    """What this search ran with."""
+    """Return the versions of Python, resp_tune and the libraries that results depend on."""
     import platform
 
     import resp_tune

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from resp_tune.common.text import join_names
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split, load_split
@@ -11,7 +12,7 @@ from resp_tune.data.tasks import Task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.harness.options import SearchOptions
 from resp_tune.training.datamodule import DataModule
-from resp_tune.training.fingerprint import listed
+from resp_tune.training.fingerprint import NAMED
 
 
 def make_datamodule(
@@ -71,4 +72,6 @@ def _difference(old: Split, new: Split) -> str:
     if before == now:
         return "the same recordings stand on other sides"
     kinds = {"gone": before - now, "new": now - before}
-    return "recordings are " + "; ".join(f"{k}: {listed(v)}" for k, v in kinds.items() if v)
+    return "recordings are " + "; ".join(
+        f"{k}: {join_names(sorted(v), NAMED)}" for k, v in kinds.items() if v
+    )

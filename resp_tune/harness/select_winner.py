@@ -90,24 +90,24 @@ def trained_networks(
 
     A run whose checkpoint is gone or damaged is trained again, here.
     """
-    networks, files = [], spec.trials
+    networks, files = [], spec.location.trials
     for run in runs:
-        if away := files.newest_checkpoint(run.folder, run.config, study):
+        if away := files.newest_checkpoint(run.key.folder, run.config, study):
             log.info(
-                f"the storage cannot be asked for the checkpoint of trial {run.label} ({away})"
+                f"the storage cannot be asked for the checkpoint of trial {run.key.label} ({away})"
             )
-        path = files.here / run.folder / CHECKPOINT
+        path = files.here / run.key.folder / CHECKPOINT
         front_end = run.config.front_end
-        frames = caches.frames(front_end, workers=spec.machine.cpus)
-        folds = [fold.tensors(frames, front_end) for fold in spec.datamodule.folds()]
-        training, damage = resume(run.config, folds, spec.own_device, path, study)
+        frames = caches.frames(front_end, workers=spec.compute.machine.cpus)
+        folds = [fold.tensors(frames, front_end) for fold in spec.data.datamodule.folds()]
+        training, damage = resume(run.config, folds, spec.compute.driver_device_type, path, study)
         if not training.done:
             log.info(
                 f"'{path}' {damage or 'is not there or too old'}: "
-                f"trial {run.label} is trained again"
+                f"trial {run.key.label} is trained again"
             )
             threads = torch.get_num_threads()
-            torch.set_num_threads(spec.slots.threads)  # as it was trained: the same bits
+            torch.set_num_threads(spec.compute.slots.threads)  # as it was trained: the same bits
             while not training.done:
                 training.run_epoch()
             torch.set_num_threads(threads)

@@ -1,16 +1,17 @@
-"""A search that can start: what it is, on what, and what its trials mean."""
+"""A validated search: its options, location, data, search space and compute."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from resp_tune.cluster.connect import Cluster
-from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, TrialResources
+from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, ResourceRequest, TrialResources
 from resp_tune.common.paths import cache_folder
 from resp_tune.config import FrontEnd
 from resp_tune.data.tasks import TASKS, Task
@@ -25,92 +26,140 @@ from resp_tune.training.compute_device import ComputeDevice, detect_compute_devi
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import data_digest
 
+MAX_PREFILLED = 12  # front ends; of a space with more, each cache is filled by its first trial
+
 
 @dataclass(frozen=True)
-class SearchSpec:
-    """A search that can start."""
+class SearchLocation:
+    """Where a search keeps its files and its MLflow runs.
 
-    options: SearchOptions
+    `remote` is the object store that `folder` is this machine's copy of, if there is one.
+    """
+
     name: str
     folder: Path
-    remote: (
-        ObjectPath | None
-    )  # what `folder` is this machine's copy of, where that is an object store
+    remote: ObjectPath | None
     tracking_uri: str
-    datamodule: DataModule
-    space: SearchSpace
-    front_ends: tuple[FrontEnd, ...]
-    machine: Machine  # the driver's own
-    slots: TrialResources
-    sources: tuple[AudioSource, ...]  # the recordings that the search reads, with hashes of them
-    arguments: tuple[str, ...]  # as typed
-    cluster: Cluster | None = None  # None: a Ray of our own, on this machine
-    nodes_device: ComputeDevice | None = None  # what a trial gets on the cluster
-    # By type of GPU, where these take different numbers of trials; `slots` then is of a whole GPU.
-    typed: Mapping[str, TrialResources] | None = None
+
+    @property
+    def storage(self) -> Path:
+        """Return the folder of all searches."""
+        return self.folder.parent
+
+    @property
+    def study_file(self) -> Path:
+        """Return the path of the Optuna study."""
+        return self.folder / "study.db"
 
     @property
     def trials(self) -> TrialArtifacts:
-        """Where the trials keep their files."""
+        """Return where the trials keep their files."""
         return TrialArtifacts(self.folder / "trials", self.remote and self.remote / "trials")
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """The recordings of the training and validation splits, and the front ends of the space.
+
+    `sources` holds a content hash of each recording that trials read.
+    """
+
+    datamodule: DataModule
+    sources: tuple[AudioSource, ...]
+    front_ends: tuple[FrontEnd, ...]
+
+    @property
+    def prefilled(self) -> tuple[FrontEnd, ...]:
+        """Return the front ends whose feature caches are filled before the first trial."""
+        return self.front_ends if len(self.front_ends) <= MAX_PREFILLED else ()
 
     @cached_property
     def paths(self) -> dict[str, Path]:
-        """Where the recordings that the search reads lie, by stem."""
-        everywhere = {r.stem: r.path.absolute() for r in self.datamodule.dataset.recordings}
-        return {source.stem: everywhere[source.stem] for source in self.sources}
+        """Return the absolute path of each recording that trials read, by stem."""
+        paths = {r.stem: r.path.absolute() for r in self.datamodule.dataset.recordings}
+        return {source.stem: paths[source.stem] for source in self.sources}
 
     @property
-    def gpus(self) -> int:
-        """GPUs that a Ray of our own is started with."""
-        asked = self.options.gpus
-        return self.machine.gpus if asked is None else asked
-
-    @property
-    def most_at_once(self) -> int | None:
-        """Trials that may run at once, however large a cluster grows; None: as many as it holds."""
-        asked = [] if self.options.concurrency is None else [self.options.concurrency]
-        if self.options.gpus:
-            asked.append(round(self.options.gpus / self.slots.gpus))
-        return min(asked, default=None)
-
-    @property
-    def data_name(self) -> str:
-        """What files call the data: not its path, which says whose machine it was."""
+    def name(self) -> str:
+        """Return the name of the data set in result files, without this machine's path."""
         root = self.datamodule.dataset.root.absolute()
         built_in = root.is_relative_to(cache_folder() / "synthetic")
         return "built-in synthetic set" if built_in else root.name
 
+
+@dataclass(frozen=True)
+class Compute:
+    """What trials run on: the driver's `machine`, or a Ray `cluster`.
+
+    `slots` is what one trial gets of what `request` asks for. `node_device` is the compute device
+    of the cluster's nodes, once they have been checked.
+    """
+
+    machine: Machine
+    request: ResourceRequest
+    slots: TrialResources
+    cluster: Cluster | None = None
+    node_device: ComputeDevice | None = None
+
+    @property
+    def local_gpus(self) -> int:
+        """Return the number of GPUs that a private Ray is started with."""
+        return self.machine.gpus if self.request.gpus is None else self.request.gpus
+
+    @property
+    def max_concurrent(self) -> int | None:
+        """Return the largest number of concurrent trials, however large a cluster grows."""
+        limits = [] if self.request.concurrency is None else [self.request.concurrency]
+        if self.request.gpus:
+            limits.append(round(self.request.gpus / self.slots.gpus))
+        return min(limits, default=None)
+
     @property
     def device_type(self) -> str:
-        """Where trials compute: `cuda`, or `cpu` also for logical GPUs."""
-        real = self.slots.gpus > 0 and os.environ.get(LOGICAL_GPUS) != "1"
-        return "cuda" if real else "cpu"
+        """Return `cuda`, or `cpu`, which is also the type of logical GPUs."""
+        physical = self.slots.gpus > 0 and os.environ.get(LOGICAL_GPUS) != "1"
+        return "cuda" if physical else "cpu"
 
     @cached_property
     def device(self) -> ComputeDevice:
-        """What trials compute on."""
-        return self.nodes_device or detect_compute_device(self.device_type)
+        """Return the compute device of the trials."""
+        return self.node_device or detect_compute_device(self.device_type)
 
     @property
-    def own_device(self) -> str:
-        """What this process computes on: the driver of a cluster may have no GPU."""
+    def driver_device_type(self) -> str:
+        """Return the device type of this process: the driver of a cluster may have no GPU."""
         import torch
 
         return self.device_type if torch.cuda.is_available() else "cpu"
 
     @property
     def trial_tags(self) -> dict[str, str]:
-        """What MLflow says of every trial: the device, and the threads that its bits depend on."""
-        rehearsed = self.slots.gpus > 0 and self.device_type == "cpu"
+        """Return the MLflow tags of every trial: the device and the number of threads."""
+        logical = self.slots.gpus > 0 and self.device_type == "cpu"
         return {
-            DEVICE: f"{self.device.name}{' (logical GPU)' * rehearsed}",
+            DEVICE: f"{self.device.name}{' (logical GPU)' * logical}",
             THREADS: str(self.slots.threads),
         }
 
-    def meaning(self) -> dict[str, Any]:
-        """What makes a trial of this search comparable with another: bound to its study."""
-        return trial_identity(self.options, self.space, self.datamodule, self.sources)
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """A search that can start. `arguments` are the command line as typed."""
+
+    options: SearchOptions
+    location: SearchLocation
+    data: SearchData
+    space: SearchSpace
+    compute: Compute
+    arguments: tuple[str, ...] = ()
+
+    def with_compute(self, **changes: Any) -> SearchSpec:
+        """Return the spec with some fields of `compute` replaced."""
+        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, **changes))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes trials of this search comparable; its study is bound to it."""
+        return trial_identity(self.options, self.space, self.data.datamodule, self.data.sources)
 
 
 def trial_identity(
@@ -119,7 +168,7 @@ def trial_identity(
     datamodule: DataModule,
     sources: Sequence[AudioSource],
 ) -> dict[str, Any]:
-    """The base config's fields stand by name, so that a difference can be named."""
+    """Return what makes trials comparable, one entry per field, so that a difference has a name."""
     fixed = {
         f"field {k}": v
         for k, v in space.base.as_dict().items()
@@ -142,7 +191,7 @@ def trial_identity(
 
 
 def task_identity(task: Task) -> dict[str, Any]:
-    """What binds a study to a task: of one from a file, which may be edited, also its classes."""
+    """Return the task's name and, for a task from a file, which may be edited, its classes."""
     if task.name in TASKS:
         return {"task": task.name}
     classes = [f"{name}: {', '.join(group)}" for name, group in task.grouping.items()]

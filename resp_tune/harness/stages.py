@@ -1,4 +1,4 @@
-"""The two rounds of a search: its trials, then the best of them again on fresh seeds."""
+"""The stages of a search: its trials, then replicates of the best trials on new seeds."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import optuna
 from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
 from resp_tune.cluster.capacity import cluster_capacity
 from resp_tune.cluster.local import local_ray
 from resp_tune.cluster.node_requirements import NodeRequirements
+from resp_tune.cluster.node_setup import RecordingServer, fill_caches
+from resp_tune.cluster.resources import trial_capacity
+from resp_tune.common.fault_points import fault_point
+from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
 from resp_tune.execution.schedulers import make_scheduler, milestones
-from resp_tune.execution.searcher import RestartTrialsError
+from resp_tune.execution.searcher import RestartTrialsError, TrialSource
 from resp_tune.execution.trainable import TrialContext
 from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
 from resp_tune.execution.tuner import run_trials
+from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
-from resp_tune.harness.readiness import warm_up_nodes
+from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.remote_sync import NullSync
-from resp_tune.harness.spec import SearchSpec
-from resp_tune.harness.tracking_listener import TrackingListener
-from resp_tune.harness.validate import resource_request
+from resp_tune.harness.spec import Compute, SearchData, SearchSpec
+from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.replicate_queue import ReplicateQueue
 from resp_tune.study.replicates import replicates
 from resp_tune.study.study import STUDY_ID, records
@@ -40,165 +47,210 @@ from resp_tune.training.datamodule import FeatureCaches
 log = logging.getLogger(__name__)
 
 
-def run_rounds(
-    spec: SearchSpec,
-    study: optuna.Study,
-    sync: NullSync,
-    tracking: Future[TrackingListener],
-    filling: Future[FeatureCaches],
-    console: Console,
-) -> None:
-    """Run what the study still lacks; without anything to run, Ray is not started."""
-    new_trials = wants_trials(study, spec)
-    if not new_trials and not _replicates(spec, study).left():
-        return
-    options = spec.options
-    cluster = spec.cluster
-    with local_ray(spec.machine, spec.gpus) if cluster is None else nullcontext():
-        caches, tracked = filling.result(), tracking.result()
-        if cluster is not None:
-            caches = warm_up_nodes(spec, cluster, caches)
-        work = TrialContext(
-            folds=spec.datamodule.folds(),
-            caches=caches,
-            trials_folder=spec.trials.folder,
-            remote=spec.trials.remote,
-            study=study.user_attrs[STUDY_ID],
-            metric=options.metric,
-            milestones=milestones(options.scheduler, options.epochs),
-            threads=spec.slots.threads,
-            gpus=spec.slots.gpus,
-            timeout=options.trial_timeout,
-            membership=None if cluster is None else _membership(spec),
-        )
-        baseline = resolve_precision(spec.space.baseline(), spec.device)
-        check_baseline(work, spec.slots, baseline, spec.folder, here=cluster is None)
-        capacity, limit = _capacity(spec), options.time_budget
-        deadline = None if limit is None else time.monotonic() + limit
-        listeners: list[Listener] = [sync, tracked]
-        given = (spec, study, work, capacity, listeners, console)
-        if new_trials:
-            _to_the_end(partial(_run_trials, *given, deadline=deadline))
-        _to_the_end(partial(_run_replicates, *given))
+class Backend(Protocol):
+    """What runs trials."""
+
+    def started(self) -> AbstractContextManager[None]:
+        """Return a context in which trials can run."""
+
+    def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
+        """Raise `RunError` if one batch of `config` fails; the traceback goes to `folder`."""
+
+    def run(self, queue: TrialSource, context: TrialContext, scheduler: TrialScheduler) -> None:
+        """Run trials until the queue is empty; may raise `RestartTrialsError`."""
+
+
+@dataclass(frozen=True)
+class RayBackend:
+    """Ray Tune, on a private Ray of this machine or on the cluster of `compute`."""
+
+    compute: Compute
+
+    def started(self) -> AbstractContextManager[None]:
+        """Start a private Ray unless a cluster is connected."""
+        if self.compute.cluster is not None:
+            return nullcontext()
+        return local_ray(self.compute.machine, self.compute.local_gpus)
+
+    def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
+        """Train one batch as a trial would, before any trial."""
+        here = self.compute.cluster is None
+        check_baseline(context, self.compute.slots, config, folder, here=here)
+
+    def run(self, queue: TrialSource, context: TrialContext, scheduler: TrialScheduler) -> None:
+        """Run trials by Ray Tune."""
+        slots, capacity = self.compute.slots, None
+        if self.compute.cluster is not None:
+            capacity = cluster_capacity(slots, self.compute.max_concurrent)
+        run_trials(queue, context, slots, scheduler, capacity=capacity)
 
 
 def choose_trials_per_gpu(spec: SearchSpec) -> SearchSpec:
     """Return `spec` with the number of trials per GPU measured, when it was left to `auto`."""
+    compute, datamodule = spec.compute, spec.data.datamodule
     if spec.options.trials_per_gpu is not None:
         return spec
-    if not uses_gpus(spec):
+    if compute.device_type != "cuda":
         log.info("trials per GPU: 1 (auto measures on a GPU, and trials here run on the CPU)")
         return spec
-    fold = spec.datamodule.folds()[0]
+    fold = datamodule.folds()[0]
     load = Workload(
         train=len(fold.train.label),
         validation=len(fold.validation.label),
         classes=len(fold.classes),
         folds=spec.options.folds,
     )
-    config = resolve_precision(spec.space.baseline(), spec.device)
-    pool = spec.cluster or spec.machine
-    slots = benchmark_slots(resource_request(spec.options), pool, config, load)
-    return dataclasses.replace(spec, slots=slots)
+    config = resolve_precision(spec.space.baseline(), compute.device)
+    pool = compute.cluster or compute.machine
+    return spec.with_compute(slots=benchmark_slots(compute.request, pool, config, load))
 
 
-def uses_gpus(spec: SearchSpec) -> bool:
-    """Return whether trials run on real GPUs."""
-    return spec.device_type == "cuda"
+def run_stages(
+    spec: SearchSpec,
+    study: optuna.Study,
+    backend: Backend,
+    sync: NullSync,
+    setup: BackgroundSetup,
+    console: Console,
+) -> None:
+    """Run the trials and replicates that the study still lacks; without any, start nothing."""
+    new_trials = needs_trials(study, spec.options.budget)
+    if not new_trials and not _replicate_queue(study, spec.space, spec.options).left():
+        return
+    with backend.started():
+        caches, tracking = setup.caches.result(), setup.tracking.result()
+        if spec.compute.cluster is not None:
+            caches = warm_up_nodes(spec.data, spec.compute, caches)
+        context = _trial_context(spec, study, caches)
+        baseline = resolve_precision(spec.space.baseline(), spec.compute.device)
+        backend.check(context, baseline, spec.location.folder)
+        fault_point("sanity-checked")
+        limit = spec.options.time_budget
+        deadline = None if limit is None else time.monotonic() + limit
+        stages = _Stages(spec, study, backend, context, (sync, tracking), console)
+        if new_trials:
+            _run_until_complete(partial(stages.run_trials, deadline))
+        _run_until_complete(stages.run_replicates)
 
 
-def _to_the_end(run: Callable[[], None]) -> None:
-    """`run`, and again, from what the study then holds, each time that Ray cannot go on."""
+def warm_up_nodes(data: SearchData, compute: Compute, caches: FeatureCaches) -> FeatureCaches:
+    """Return caches usable from any node, after filling those of the nodes present now.
+
+    A node that joins later fetches and computes what its first trial needs.
+    """
+    recordings = {s.digest: data.paths[s.stem] for s in data.sources}
+    server = RecordingServer(recordings)
+    caches = server.lending(caches, recordings)
+    if compute.cluster is None or not data.prefilled:
+        return caches
+    nodes = [n for n in compute.cluster.nodes if trial_capacity(compute.slots, [n.machine])]
+    for done in fill_caches(nodes, caches, data.prefilled):
+        what = f"{done.computed} front ends computed" if done.computed else "was full"
+        log.info(f"cache of {done.node}: {what}, {done.seconds:.1f} s")
+    if sent := server.lent():
+        log.info(f"recordings: {sent / 1e6:,.1f} MB sent to nodes that cannot read them")
+    return caches
+
+
+def needs_trials(study: optuna.Study, budget: int | None) -> bool:
+    """Return whether a trial was interrupted or the budget is not met."""
+    states = [t.state for t in study.get_trials(deepcopy=False)]
+    if TrialState.RUNNING in states or budget is None:
+        return True
+    return sum(state != TrialState.WAITING for state in states) < budget
+
+
+def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches) -> TrialContext:
+    options, location, slots = spec.options, spec.location, spec.compute.slots
+    shared_file = None if location.remote is not None else location.folder / HELD_BY
+    on_cluster = spec.compute.cluster is not None
+    return TrialContext(
+        folds=spec.data.datamodule.folds(),
+        caches=caches,
+        trials_folder=location.trials.folder,
+        remote=location.trials.remote,
+        study=study.user_attrs[STUDY_ID],
+        metric=options.metric,
+        milestones=milestones(options.scheduler, options.epochs),
+        threads=slots.threads,
+        gpus=slots.gpus,
+        timeout=options.trial_timeout,
+        membership=NodeRequirements.of_driver(shared_file) if on_cluster else None,
+    )
+
+
+def _run_until_complete(stage: Callable[[], None]) -> None:
+    """Run `stage`, again from what the study then holds each time that Ray has to be restarted."""
     while True:
         try:
-            return run()
+            return stage()
         except RestartTrialsError as cause:
             log.info(str(cause))
 
 
-def _membership(spec: SearchSpec) -> NodeRequirements:
-    shared = None if spec.remote is not None else spec.folder / HELD_BY
-    return NodeRequirements.of_driver(shared)
-
-
-def wants_trials(study: optuna.Study, spec: SearchSpec) -> bool:
-    """Whether a trial was cut off, or the budget is not met."""
-    trials = study.get_trials(deepcopy=False)
-    if any(t.state == TrialState.RUNNING for t in trials):
-        return True
-    handed_out = sum(t.state != TrialState.WAITING for t in trials)
-    budget = spec.options.budget
-    return budget is None or handed_out < budget
-
-
-def _run_trials(
-    spec: SearchSpec,
-    study: optuna.Study,
-    work: TrialContext,
-    capacity: Callable[[], int] | None,
-    listeners: Sequence[Listener],
-    console: Console,
-    *,
-    deadline: float | None,
-) -> None:
-    options, before = spec.options, records(study, spec.space)
-    table = LiveTable(console, options.metric, options.epochs, options.budget)
-    table.seed(before)
-    recorder = TrialQueue(
-        study,
-        spec.space,
-        metric=options.metric,
-        epochs=options.epochs,
-        seed=options.seed,
-        budget=options.budget,
-        deadline=deadline,
-        listeners=[*listeners, table],
-        settle=lambda config: resolve_precision(config, spec.device),
-    )
-    scheduler = make_scheduler(
-        options.scheduler, epochs=options.epochs, metric=options.metric, past=before
-    )
-    with table:
-        run_trials(recorder, work, spec.slots, scheduler, capacity=capacity)
-
-
-def _run_replicates(
-    spec: SearchSpec,
-    study: optuna.Study,
-    work: TrialContext,
-    capacity: Callable[[], int] | None,
-    listeners: Sequence[Listener],
-    console: Console,
-) -> None:
-    """The time budget is for the trials: a winner is chosen when all rivals have their seeds."""
-    recorder = _replicates(spec, study)
-    if not (left := recorder.left()):
-        return
-    options = spec.options
-    done = [r for r in replicates(study, recorder.trials) if r.state is not None]
-    total = len(done) + len(left)
-    table = LiveTable(console, options.metric, options.epochs, total, what="replicates")
-    table.seed(done)
-    recorder.listeners += [*listeners, table]
-    # Nobody compares replicates halfway, so nothing needs reports at milestones.
-    scheduler = make_scheduler("none", epochs=options.epochs, metric=options.metric, past=())
-    work = dataclasses.replace(work, milestones=())
-    with table:
-        run_trials(recorder, work, spec.slots, scheduler, capacity=capacity)
-
-
-def _capacity(spec: SearchSpec) -> Callable[[], int] | None:
-    """Return how to count the trials that a cluster can hold; None on this machine alone."""
-    return None if spec.cluster is None else cluster_capacity(spec.slots, spec.most_at_once)
-
-
-def _replicates(spec: SearchSpec, study: optuna.Study) -> ReplicateQueue:
-    options = spec.options
+def _replicate_queue(
+    study: optuna.Study, space: SearchSpace, options: SearchOptions
+) -> ReplicateQueue:
     return ReplicateQueue(
         study,
-        records(study, spec.space),
+        records(study, space),
         metric=options.metric,
         epochs=options.epochs,
         seed=options.seed,
         count=options.replicates,
     )
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The two stages, each of which starts from what the study holds."""
+
+    spec: SearchSpec
+    study: optuna.Study
+    backend: Backend
+    context: TrialContext
+    listeners: Sequence[Listener]
+    console: Console
+
+    def run_trials(self, deadline: float | None) -> None:
+        """Run trials until the budget is met or `deadline` has passed."""
+        options, space, device = self.spec.options, self.spec.space, self.spec.compute.device
+        past = records(self.study, space)
+        table = LiveTable(self.console, options.metric, options.epochs, options.budget)
+        table.seed(past)
+        queue = TrialQueue(
+            self.study,
+            space,
+            metric=options.metric,
+            epochs=options.epochs,
+            seed=options.seed,
+            budget=options.budget,
+            deadline=deadline,
+            listeners=[*self.listeners, table],
+            settle=lambda config: resolve_precision(config, device),
+        )
+        scheduler = make_scheduler(
+            options.scheduler, epochs=options.epochs, metric=options.metric, past=past
+        )
+        with table:
+            self.backend.run(queue, self.context, scheduler)
+
+    def run_replicates(self) -> None:
+        """Run what is missing of the replicates; the time budget does not limit them.
+
+        A winner is chosen only once all candidates have their seeds.
+        """
+        options = self.spec.options
+        queue = _replicate_queue(self.study, self.spec.space, options)
+        if not (missing := queue.left()):
+            return
+        done = [r for r in replicates(self.study, queue.trials) if r.state is not None]
+        total = len(done) + len(missing)
+        table = LiveTable(self.console, options.metric, options.epochs, total, what="replicates")
+        table.seed(done)
+        queue.listeners += [*self.listeners, table]
+        # Replicates are not compared before their end, so they need no reports at milestones.
+        scheduler = make_scheduler("none", epochs=options.epochs, metric=options.metric, past=())
+        context = dataclasses.replace(self.context, milestones=())
+        with table:
+            self.backend.run(queue, context, scheduler)

@@ -21,17 +21,17 @@ def summarise(
     spec: SearchSpec, trials: Sequence[TrialRecord], winner: Winner, scored: TestScore | None
 ) -> dict[str, Any]:
     """The search's part of the summary; JSON values, `None` where there is nothing to say."""
-    options, datamodule = spec.options, spec.datamodule
+    options, datamodule = spec.options, spec.data.datamodule
     test = None if scored is None else _test(spec, scored, winner)
     price = None if scored is None else _price(trials, scored, options.metric)
     leaks = datamodule.split.leaks(datamodule.dataset)
     return {
-        "name": spec.name,
+        "name": spec.location.name,
         "task": datamodule.clips.task.name,
         "protocol": options.protocol,
         "metric": options.metric,
         "data": {
-            "name": spec.data_name,
+            "name": spec.data.name,
             "synthetic": datamodule.dataset.synthetic,
             "recordings": len(datamodule.dataset.recordings),
             "notes": [
@@ -81,7 +81,7 @@ def _price(
 
 
 def _test(spec: SearchSpec, scored: TestScore, winner: Winner) -> dict[str, Any]:
-    datamodule = spec.datamodule
+    datamodule = spec.data.datamodule
     return {
         **scored.metrics,
         "majority_accuracy": scored.majority,

@@ -27,11 +27,10 @@ class TrackingListener:
         """A trial was handed out."""
         params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
         self.runs.start_trial(
-            trial.number,
+            trial.key,
             params=params,
             seed=seed,
             tags=self.tags,
-            replicate=trial.replicate,
             again=trial.state is None,  # a replicate that had failed, or was stopped, is run anew
         )
         # What a trial had done before its driver was killed may not have reached MLflow.
@@ -39,7 +38,7 @@ class TrackingListener:
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
         """A trial has new epochs."""
-        self.runs.log_epochs(trial.number, epochs, replicate=trial.replicate)
+        self.runs.log_epochs(trial.key, epochs)
 
     def ended(self, trial: TrialRecord) -> None:
         """A trial is over; the parent run carries the best so far."""
@@ -49,15 +48,14 @@ class TrackingListener:
         stood = trial.epochs[-1].get(f"val_{self.metric}") if trial.epochs else None
         score = METRICS[self.metric].worst if trial.state == "diverged" else stood
         self.runs.end_trial(
-            trial.number,
+            trial.key,
             trial.state,
             score=score,
             seconds=trial.seconds,
             error=trial.error,
             micro_batch=trial.config.micro_batch,
-            replicate=trial.replicate,
         )
-        if trial.state == "finished" and not trial.replicate:
+        if trial.state == "finished" and not trial.key.replicate:
             self.finished.append(trial)
             best = best_of(self.finished, self.metric)
             if best is not None and best.score is not None:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from resp_tune.cluster.connect import Cluster, await_gpus, settled
-from resp_tune.cluster.private_ray import check_closed, rays_folder
+from resp_tune.cluster.connect import Cluster, resolve_address, wait_for_gpus
+from resp_tune.cluster.private_ray import check_private, ray_folder
 from resp_tune.cluster.resources import (
     LOGICAL_GPUS,
     THIS_MACHINE,
@@ -30,12 +30,19 @@ from resp_tune.features.logmel import check_filters
 from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.reconcile import search_state
 from resp_tune.harness.saved_split import make_datamodule
-from resp_tune.harness.spec import SearchSpec, trial_identity, task_identity
+from resp_tune.harness.spec import (
+    Compute,
+    SearchData,
+    SearchLocation,
+    SearchSpec,
+    task_identity,
+    trial_identity,
+)
 from resp_tune.space.conditions import APART
 from resp_tune.space.search_space import SearchSpace, load_space
 from resp_tune.storage.object_store import ObjectPath, is_uri
 from resp_tune.storage.remote_datasets import fetched
-from resp_tune.storage.storage_probe import check_place
+from resp_tune.storage.storage_probe import check_store
 from resp_tune.study.replicates import check_count
 from resp_tune.study.study import SPLIT, check_settings, read_study
 from resp_tune.tracking.store_probe import probe
@@ -60,17 +67,17 @@ def validate(
     The cluster of the settings is joined, by `join` with its HOST:PORT, when nothing else is
     wrong; without `join` the search is for this machine alone.
     """
-    elsewhere = settled(options.address) if join is not None else None
+    elsewhere = resolve_address(options.address) if join is not None else None
     task = find_task(options.task)
     space, front_ends = _space(options.space)
-    machine = this_machine()
+    machine, request = this_machine(), resource_request(options)
     if not elsewhere:
-        allocate([machine], resource_request(options))  # a wish that cannot be met is told at once
+        allocate([machine], request)  # a wish that cannot be met is told at once
     storage, remote = _storage(options)
     tracking_uri = resolve_uri(options.tracking_uri, storage)
     probe(tracking_uri)
     if not elsewhere:
-        check_closed(rays_folder())
+        check_private(ray_folder())
     dataset = load_dataset(data_folder(options.data))
     name = options.named
     check_name(name, storage, tracking_uri)
@@ -79,27 +86,21 @@ def validate(
     cluster: Cluster | None = None
     machines: Sequence[Machine] = [machine]
     if elsewhere and join:
-        cluster = await_gpus(join(elsewhere), options.gpus, options.wait_for_gpus)
+        cluster = wait_for_gpus(join(elsewhere), options.gpus, options.wait_for_gpus)
         machines = cluster.machines
     if any(redact(text) != text for text in arguments):
         log.info(
             "note: what is secret in these arguments is seen in the machine's list of processes "
             "while the search runs; $MLFLOW_TRACKING_URI is not"
         )
+    slots = allocate(machines, request, str(cluster or THIS_MACHINE))
     return SearchSpec(
         options=options,
-        name=name,
-        folder=storage / name,
-        remote=remote and remote / name,
-        tracking_uri=tracking_uri,
-        datamodule=datamodule,
+        location=SearchLocation(name, storage / name, remote and remote / name, tracking_uri),
+        data=SearchData(datamodule, sources, front_ends),
         space=space,
-        front_ends=front_ends,
-        machine=machine,
-        slots=allocate(machines, resource_request(options), str(cluster or THIS_MACHINE)),
-        sources=sources,
+        compute=Compute(machine, request, slots, cluster),
         arguments=tuple(arguments),
-        cluster=cluster,
     )
 
 
@@ -152,8 +153,8 @@ def _storage(options: SearchOptions) -> tuple[Path, ObjectPath | None]:
             f"--storage '{place}' has no room for MLflow's database: give --tracking-uri "
             "http://… or postgresql://… (sqlite:///FILE serves while one machine runs the search)"
         )
-    folder = folder_to_write("the cache folder for --storage", str(place.copy))
-    check_place("--storage", place)
+    folder = folder_to_write("the cache folder for --storage", str(place.local_copy))
+    check_store("--storage", place)
     return folder, place
 
 

@@ -32,8 +32,6 @@ from resp_tune.training.metrics import Probabilities
 if TYPE_CHECKING:
     import pandas as pd
 
-FILLED_FIRST = 12  # front ends; of a space with more, each is filled when a trial wants it
-
 
 @dataclass(frozen=True)
 class ClipLabels:
