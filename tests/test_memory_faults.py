@@ -11,15 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
-from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
 from support import faults
 from support.fault_log import survived
 from support.searches import search, study, trials
 from support.toy_trials import rows, run, trial
 from support.trial_queues import SPACE, finish, next_of, recorder_of, row, study_at
 
-from resp_tune.cluster.ray_oom import mend
 from resp_tune.execution.searcher import (
     WORKER_LOSSES,
     RestartTrialsError,
@@ -165,25 +162,6 @@ def test_epochs_that_were_told_stand(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [r.row()["train_loss"] for r in resumed.training.history] == [
         r["train_loss"] for r in told
     ]
-
-
-def test_what_the_monitor_ends_in_mid_call_is_a_lost_worker(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """By itself Ray Tune 2.60 would raise "unexpected exception", which ends the search."""
-    told: list[Exception] = []
-
-    def tunes_own(self: object, tracked_actor_task: object, exception: Exception) -> None:
-        told.append(exception)
-
-    monkeypatch.setattr(RayActorManager, "_actor_task_failed", tunes_own)
-    mend()
-    mend()
-    manager: Any = RayActorManager.__new__(RayActorManager)
-    manager._actor_task_failed(tracked_actor_task=None, exception=OutOfMemoryError("low"))
-    manager._actor_task_failed(tracked_actor_task=None, exception=OSError("other"))
-    assert [type(error) for error in told] == [RayActorError, OSError]
-    assert str(told[0]) == "OutOfMemoryError: low"
 
 
 HOG = """

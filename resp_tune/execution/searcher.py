@@ -13,10 +13,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from resp_tune.common.choices import State
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 from resp_tune.execution.trainable import half_batch
-from resp_tune.study.study import State
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +44,17 @@ class TrialSource(Protocol):
         """What a worker needs for the next run, with the `key` that the calls below name it by."""
 
     def advance(
-        self, key: Any, rows: Sequence[dict[str, float]], /, micro_batch: int | None = None
+        self, key: TrialKey, rows: Sequence[dict[str, float]], /, micro_batch: int | None = None
     ) -> None:
         """New epochs of a run, and the micro-batch it went on with where memory was short."""
 
-    def end(self, key: Any, state: State, reason: str | None = None, /) -> None:
+    def end(self, key: TrialKey, state: State, reason: str | None = None, /) -> None:
         """The end of a run."""
 
-    def stopped(self, key: Any, /) -> str | None:
+    def stopped(self, key: TrialKey, /) -> str | None:
         """Why a run must not go on; None where it may."""
 
-    def config(self, key: Any, /) -> TrialConfig:
+    def config(self, key: TrialKey, /) -> TrialConfig:
         """What a run that has not ended goes on with."""
 
 
@@ -67,7 +68,7 @@ class StudySearcher(Searcher):
     def __init__(self, runs: TrialSource, capacity: Callable[[], int]) -> None:
         super().__init__()
         self.runs, self.capacity = runs, capacity
-        self.keys: dict[str, Any] = {}
+        self.keys: dict[str, TrialKey] = {}
         self.losses: dict[str, int] = {}  # of workers, that trials have gone on after
         self.halted: Exception | None = None
 
@@ -107,7 +108,7 @@ class StudySearcher(Searcher):
         with self._halting():
             if (result is None or error) and losses < WORKER_LOSSES:
                 raise RestartTrialsError(
-                    f"trial {_named(key)}: it was given to a worker that had just died: the trials "
+                    f"trial {key.label}: it was given to a worker that had just died: the trials "
                     "that ran are handed out anew, each from its checkpoint"
                 )
             if result is None or error:
@@ -127,14 +128,14 @@ class StudySearcher(Searcher):
         except Exception as error:  # raised again by `run_trials`, once Ray has ended its trials
             self.halted = self.halted or error
 
-    def _advance(self, key: Any, result: dict[str, Any]) -> None:
+    def _advance(self, key: TrialKey, result: dict[str, Any]) -> None:
         if result["remark"]:
             log.info(result["remark"])
         self.runs.advance(key, result["epochs"], result["micro_batch"])
         if result["halt"] is not None:
             raise RunError(result["halt"])
 
-    def _end(self, key: Any, result: dict[str, Any]) -> None:
+    def _end(self, key: TrialKey, result: dict[str, Any]) -> None:
         if result["diverged"]:
             reason = result["error"] or f"the loss of epoch {result['epoch']} is not finite"
             self.runs.end(key, "diverged", reason)
@@ -147,7 +148,7 @@ class StudySearcher(Searcher):
 
     def after_loss(
         self, trial_id: str, losses: int, said: str, *, with_node: bool = False
-    ) -> dict[str, Any]:
+    ) -> TrialConfig:
         """The trial config to go on with after a worker was lost for the `losses`th time.
 
         As it was, where its node was lost too, which says nothing about the trial. Else with
@@ -164,9 +165,9 @@ class StudySearcher(Searcher):
         self.losses[trial_id] = losses
         lost = "node" if with_node else "worker"
         log.info(
-            f"trial {_named(key)}: its {lost} was lost{why}; it goes on from its checkpoint{what}"
+            f"trial {key.label}: its {lost} was lost{why}; it goes on from its checkpoint{what}"
         )
-        return config.as_dict()
+        return config
 
     def save(self, checkpoint_path: str) -> None:
         """Ray expects a file; what it would hold is in the study."""
@@ -174,10 +175,6 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing is read back."""
-
-
-def _named(key: Any) -> str:
-    return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 class StudyStopper(tune.Stopper):

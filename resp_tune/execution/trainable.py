@@ -16,6 +16,7 @@ from ray import tune
 
 from resp_tune.cluster.node_requirements import NodeRequirements
 from resp_tune.cluster.resources import LOGICAL_GPUS
+from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import full_disk, write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RespTuneError, RunError
@@ -84,12 +85,13 @@ class TrialTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in the same process, which has torch and the frames at hand."""
+        fault_point("worker-reused")
         self._begin(new_config)
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.folder: Path = self.work.trials.here / config["folder"]
-        self.trial_config = TrialConfig().replace(config["config"])
+        self.folder: Path = self.work.trials.here / config["key"].folder
+        self.trial_config: TrialConfig = config["config"]
         self.sent: int = config["epochs_reported"]
         self.training: Training | None = None
         self.remark: str | None = None
@@ -164,10 +166,14 @@ class TrialTrainable(tune.Trainable):
         while not training.done:
             if self.watch is not None and self.watch.over:
                 raise TrialTimeoutError(str(self.watch))
+            trial = str(self.folder.relative_to(self.work.trials.here))
+            fault_point("epoch", trial, len(training.history) + 1)
             training.run_epoch()
             unsaved = time.monotonic() - self.checkpointed + training.history[-1].seconds
-            if training.done or unsaved > CHECKPOINT_SECONDS:
+            due = training.done or unsaved > CHECKPOINT_SECONDS
+            if fault_point("checkpoint-due", trial) or due:
                 self._write_checkpoint(training)
+            fault_point("epoch-done", trial, len(training.history))
             now_due = time.monotonic() - started > REPORT_SECONDS
             if now_due or len(training.history) in self.work.milestones:
                 break

@@ -11,6 +11,9 @@ from typing import Any
 
 import optuna
 
+from resp_tune.common.choices import State
+from resp_tune.common.fault_points import fault_point
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.study.replicates import (
     Candidate,
@@ -20,12 +23,10 @@ from resp_tune.study.replicates import (
     save_replicate,
     standing,
 )
-from resp_tune.study.study import State, TrialRecord, ranked, with_micro_batch
+from resp_tune.study.study import TrialRecord, ranked, with_micro_batch
 from resp_tune.study.trial_queue import Listener
 
 log = logging.getLogger(__name__)
-
-Key = tuple[int, int]  # number, index
 
 
 class ReplicateQueue:
@@ -50,12 +51,11 @@ class ReplicateQueue:
         self.study, self.trials = study, trials
         self.metric, self.epochs, self.seed, self.count = metric, epochs, seed, count
         self.listeners: list[Listener] = []
-        known = ((r.number, r.replicate, r) for r in replicates(study, trials))
-        self._records: dict[Key, TrialRecord] = {
-            (number, index): dataclasses.replace(r, state=None) if r.state == "failed" else r
-            for number, index, r in known
+        self._records: dict[TrialKey, TrialRecord] = {
+            r.key: dataclasses.replace(r, state=None) if r.state == "failed" else r
+            for r in replicates(study, trials)
         }
-        self._clock: dict[Key, float] = {}  # of those that run now
+        self._clock: dict[TrialKey, float] = {}  # of those that run now
         self._said: set[int] = set()
 
     def candidates(self) -> list[Candidate]:
@@ -63,22 +63,22 @@ class ReplicateQueue:
         runs = list(self._records.values())
         return candidates(self.trials, runs, metric=self.metric, count=self.count)
 
-    def left(self) -> list[Key]:
+    def left(self) -> list[TrialKey]:
         """Replicates to hand out, in that order."""
         able = ranked([c.trial for c in standing(self.candidates())], self.metric)
-        keys = [(t.number, index) for index in range(1, self.count + 1) for t in able]
+        keys = [TrialKey(t.number, index) for index in range(1, self.count + 1) for t in able]
         return [key for key in keys if key not in self._clock and self._open(key)]
 
-    def _open(self, key: Key) -> bool:
+    def _open(self, key: TrialKey) -> bool:
         """Whether it has not ended; one that was stopped goes on when its trial may win again."""
         return key not in self._records or self._records[key].state in (None, "pruned")
 
-    def stopped(self, key: Key) -> str | None:
+    def stopped(self, key: TrialKey) -> str | None:
         """Why a running replicate must not go on; None where it may."""
-        able = any(c.trial.number == key[0] for c in standing(self.candidates()))
+        able = any(c.trial.number == key.number for c in standing(self.candidates()))
         return None if able else "dropped"
 
-    def config(self, key: Key) -> TrialConfig:
+    def config(self, key: TrialKey) -> TrialConfig:
         """What a running replicate goes on with."""
         return self._records[key].config
 
@@ -95,31 +95,31 @@ class ReplicateQueue:
         self._save(key)
         for listener in self.listeners:
             listener.started(known, known.config.seed)
+        fault_point("replicate-handed-out", str(key.folder))
         return {
             "key": key,
-            "folder": str(known.folder),
-            "config": known.config.as_dict(),
+            "config": known.config,
             "epochs_reported": len(known.epochs),
             "attempt": uuid.uuid4().hex,
         }
 
-    def _new(self, key: Key) -> TrialRecord:
+    def _new(self, key: TrialKey) -> TrialRecord:
         number, index = key
         trial = next(t for t in self.trials if t.number == number)
         seed = replicate_seed(self.seed, number, index)
         return dataclasses.replace(
             trial,
+            key=key,
             state=None,
             score=None,
             config=trial.config.replace({"seed": seed}),
             epochs=[],
             seconds=0.0,
             error=None,
-            replicate=index,
         )
 
     def advance(
-        self, key: Key, rows: Sequence[dict[str, float]], micro_batch: int | None = None
+        self, key: TrialKey, rows: Sequence[dict[str, float]], micro_batch: int | None = None
     ) -> None:
         """Epochs of a running replicate; those that are known are skipped."""
         known = self._records[key]
@@ -133,7 +133,7 @@ class ReplicateQueue:
         for listener in self.listeners:
             listener.advanced(self._records[key], rows)
 
-    def end(self, key: Key, state: State, reason: str | None = None) -> None:
+    def end(self, key: TrialKey, state: State, reason: str | None = None) -> None:
         """The end of a running replicate."""
         score = self._records[key].epochs[-1][f"val_{self.metric}"] if state == "finished" else None
         error = reason if state == "failed" else None
@@ -144,10 +144,11 @@ class ReplicateQueue:
             listener.ended(record)
         if state == "failed":
             log.info(
-                f"replicate {record.label} failed ({reason}): trial {key[0]} cannot win; the same "
+                f"replicate {key.label} failed ({reason}): trial {key.number} cannot win; the same "
                 "command tries it again"
             )
         self._say_dropped()
+        fault_point("replicate-ended", str(key.folder))
 
     def _say_dropped(self) -> None:
         found = self.candidates()
@@ -171,7 +172,7 @@ class ReplicateQueue:
                 for listener in self.listeners:
                     listener.ended(self._records[key])
 
-    def _save(self, key: Key, **changes: Any) -> None:
+    def _save(self, key: TrialKey, **changes: Any) -> None:
         """The study first; listeners are told of what it holds."""
         seconds = time.monotonic() - self._clock[key]
         self._records[key] = dataclasses.replace(self._records[key], seconds=seconds, **changes)

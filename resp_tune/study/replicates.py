@@ -16,6 +16,7 @@ from typing import Any
 
 import optuna
 
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.study.study import TrialRecord, ranked
 from resp_tune.training.metrics import METRICS
@@ -109,7 +110,7 @@ def replicates(study: optuna.Study, trials: Sequence[TrialRecord]) -> list[Trial
         if name.startswith(_PREFIX):
             number, index = (int(part) for part in name.removeprefix(_PREFIX).split("."))
             found.append(_from_attribute(by_number[number], index, value))
-    return sorted(found, key=lambda r: (r.number, r.replicate))
+    return sorted(found, key=lambda r: r.key)
 
 
 def check_count(study: optuna.Study, count: int) -> None:
@@ -137,19 +138,19 @@ def save_replicate(study: optuna.Study, replicate: TrialRecord) -> None:
         "seconds": replicate.seconds,
         "error": replicate.error,
     }
-    study.set_user_attr(f"{_PREFIX}{replicate.number}.{replicate.replicate}", value)
+    study.set_user_attr(f"{_PREFIX}{replicate.number}.{replicate.key.replicate}", value)
 
 
 def _from_attribute(trial: TrialRecord, index: int, value: Mapping[str, Any]) -> TrialRecord:
     return dataclasses.replace(
         trial,
+        key=TrialKey(trial.number, index),
         state=value["state"],
         score=value["score"],
         config=trial.config.replace({k: value[k] for k in ("seed", "micro_batch") if k in value}),
         epochs=value["epochs"],
         seconds=value["seconds"],
         error=value["error"],
-        replicate=index,
     )
 
 
@@ -164,7 +165,7 @@ def candidates(
     if count < LEAST:
         return []
     of_trial: dict[int, list[TrialRecord]] = {}
-    for run in sorted(runs, key=lambda r: r.replicate):
+    for run in sorted(runs, key=lambda r: r.key):
         of_trial.setdefault(run.number, []).append(run)
     found = []
     for place, trial in enumerate(ranked(trials, metric)):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -22,15 +22,15 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from resp_tune.common.choices import State
+from resp_tune.common.fault_points import fault_point
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import FIELDS, TrialConfig
 from resp_tune.errors import RunError, UserError
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_storage import SingleWriterStorage
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
-
-State = Literal["finished", "pruned", "diverged", "failed"]
-STATES: tuple[State, ...] = ("finished", "pruned", "diverged", "failed")
 
 # Attributes of the study itself.
 RECORDINGS = "recordings"  # the setting that is a hash of them
@@ -50,11 +50,10 @@ _RESTORE = "restore it from a copy, or move the search's folder away to begin an
 class TrialRecord:
     """A trial as the study has it. `state` is None while it runs; `score` is for finished ones.
 
-    `values` are the searched fields, `epochs` the rows of `EpochResult.row()`. `replicate` counts
-    from 1 for the trial run again on another seed; 0 is the search's own run of it.
+    `values` are the searched fields, `epochs` the rows of `EpochResult.row()`.
     """
 
-    number: int
+    key: TrialKey
     state: State | None
     score: float | None
     config: TrialConfig
@@ -62,18 +61,11 @@ class TrialRecord:
     epochs: list[dict[str, float]]
     seconds: float
     error: str | None
-    replicate: int = 0
 
     @property
-    def label(self) -> str:
-        """What a person calls it: `7`, or `7/2` for its second replicate."""
-        return f"{self.number}/{self.replicate}" if self.replicate else str(self.number)
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are, below the search's `trials/`."""
-        own = Path(str(self.number))
-        return own / "replicates" / str(self.replicate) if self.replicate else own
+    def number(self) -> int:
+        """The number of the trial in the study."""
+        return self.key.number
 
     @property
     def validation(self) -> dict[str, float]:
@@ -113,9 +105,11 @@ def open_study(
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(
+    storage = optuna.storages.RDBStorage(
         _url(path), engine_kwargs={"connect_args": {"timeout": LOCKED_SECONDS}}
     )
+    fault_point("study-created")
+    return storage
 
 
 def _url(path: Path) -> str:
@@ -240,7 +234,7 @@ def record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     epochs = attrs.get("epochs", [])
     state = state_of(trial)
     return TrialRecord(
-        number=trial.number,
+        key=TrialKey(trial.number),
         state=state,
         score=trial.value if state == "finished" else None,
         config=config,

@@ -11,16 +11,12 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 
+from resp_tune.common.choices import State
+from resp_tune.common.fault_points import fault_point
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.space.search_space import SearchSpace
-from resp_tune.study.study import (
-    State,
-    TrialRecord,
-    one_commit,
-    record,
-    trial_seed,
-    with_micro_batch,
-)
+from resp_tune.study.study import TrialRecord, one_commit, record, trial_seed, with_micro_batch
 from resp_tune.training.metrics import METRICS
 
 HOPELESS = 3
@@ -69,9 +65,9 @@ class TrialQueue:
         self._handed_out = sum(t.state != TrialState.WAITING for t in trials)
         self._ended: set[State] = set()
         self._failures = 0
-        self._trials: dict[int, optuna.trial.Trial] = {}
-        self._records: dict[int, TrialRecord] = {}  # of those that run now
-        self._clock: dict[int, float] = {}
+        self._trials: dict[TrialKey, optuna.trial.Trial] = {}
+        self._records: dict[TrialKey, TrialRecord] = {}  # of those that run now
+        self._clock: dict[TrialKey, float] = {}
         if not trials:
             study.enqueue_trial(space.baseline_params())
 
@@ -79,13 +75,13 @@ class TrialQueue:
         """True once the deadline has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def stopped(self, number: int) -> str | None:
+    def stopped(self, key: TrialKey) -> str | None:
         """Why a running trial must not go on; None where it may."""
         return "time budget" if self.out_of_time() else None
 
-    def config(self, number: int) -> TrialConfig:
+    def config(self, key: TrialKey) -> TrialConfig:
         """What a running trial goes on with."""
-        return self._records[number].config
+        return self._records[key].config
 
     def next_trial(self) -> dict[str, Any] | None:
         """What a worker needs to run the next trial, None when the budget is met."""
@@ -102,22 +98,22 @@ class TrialQueue:
             config = self._settled(trial)
             trial.set_user_attr("seed", config.seed)
             trial.set_user_attr("config", config.as_dict())
-        number, seed = trial.number, config.seed
         found = self._read(trial)
-        self._trials[number], self._records[number] = trial, found
-        self._clock[number] = time.monotonic() - found.seconds
+        key = found.key
+        self._trials[key], self._records[key] = trial, found
+        self._clock[key] = time.monotonic() - found.seconds
         for listener in self.listeners:
-            listener.started(found, seed)
+            listener.started(found, config.seed)
+        fault_point("trial-handed-out", str(key.folder))
         return {
-            "key": number,
-            "number": number,
-            "folder": str(found.folder),
-            "config": config.as_dict(),
+            "key": key,
+            "config": config,
             "epochs_reported": len(found.epochs),
             "attempt": uuid.uuid4().hex,
         }
 
     def _settled(self, trial: optuna.trial.Trial) -> TrialConfig:
+        fault_point("trial-asked")
         seed = trial_seed(self.seed, trial.number)
         suggested = self.settle(self.space.suggest(trial))
         config = suggested.replace({"seed": seed, "epochs": self.epochs})
@@ -133,62 +129,65 @@ class TrialQueue:
         return self._ended == {"failed"} and self._failures >= HOPELESS
 
     def advance(
-        self, number: int, rows: Sequence[dict[str, float]], micro_batch: int | None = None
+        self, key: TrialKey, rows: Sequence[dict[str, float]], micro_batch: int | None = None
     ) -> None:
         """Epochs of a running trial; those that are known are skipped.
 
         A worker that takes over from a lost one tells again what the lost one had told.
         `micro_batch`: what the trial went on with when memory did not suffice.
         """
-        known, trial = self._records[number], self._trials[number]
+        fault_point("trial-advances", str(key.folder))
+        known, trial = self._records[key], self._trials[key]
         if micro_batch not in (None, known.config.micro_batch):
             known = with_micro_batch(known, micro_batch)
             trial.set_user_attr("config", known.config.as_dict())
-            self._records[number] = known
+            self._records[key] = known
         rows = [row for row in rows if row["epoch"] > len(known.epochs)]
         if not rows:
             return
         # Kept here as well: to read it back from the study would take longer than to write it.
-        told = dataclasses.replace(
-            known, epochs=[*known.epochs, *rows], seconds=self._seconds(number)
-        )
+        told = dataclasses.replace(known, epochs=[*known.epochs, *rows], seconds=self._seconds(key))
         with one_commit(self.study):
             for row in rows:
                 value = row.get(f"val_{self.metric}")
                 if value is not None:
                     trial.report(value, int(row["epoch"]))
             trial.set_user_attr("epochs", told.epochs)
-        self._records[number] = told
+        self._records[key] = told
         for listener in self.listeners:
             listener.advanced(told, rows)
 
-    def end(self, number: int, state: State, reason: str | None = None) -> None:
+    def end(self, key: TrialKey, state: State, reason: str | None = None) -> None:
         """The end of a running trial; `reason` is the error, or what stopped it."""
-        trial = self._trials[number]
+        fault_point("trial-ends", str(key.folder))
+        trial = self._trials[key]
         with one_commit(self.study):
             self._tell(trial, state, reason)
         self._ended.add(state)
         self._failures += state == "failed"
         ended = self._read(trial)
-        del self._trials[number], self._records[number], self._clock[number]
+        del self._trials[key], self._records[key], self._clock[key]
         for listener in self.listeners:
             listener.ended(ended)
+        fault_point("trial-ended", str(key.folder))
 
     def _tell(self, trial: optuna.trial.Trial, state: State, reason: str | None) -> None:
-        trial.set_user_attr("seconds", self._seconds(trial.number))
+        trial.set_user_attr("seconds", self._seconds(TrialKey(trial.number)))
         if reason is not None:
             trial.set_user_attr("error" if state == "failed" else "stopped", reason)
         if state == "diverged":
             trial.set_user_attr("diverged", True)
             self.study.tell(trial, METRICS[self.metric].worst)
         elif state == "finished":
-            self.study.tell(trial, self._records[trial.number].epochs[-1][f"val_{self.metric}"])
+            self.study.tell(
+                trial, self._records[TrialKey(trial.number)].epochs[-1][f"val_{self.metric}"]
+            )
         else:
             end = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
             self.study.tell(trial, state=end)
 
-    def _seconds(self, number: int) -> float:
-        return time.monotonic() - self._clock[number]
+    def _seconds(self, key: TrialKey) -> float:
+        return time.monotonic() - self._clock[key]
 
     def _read(self, trial: optuna.trial.Trial) -> TrialRecord:
         return record(self.study._storage.get_trial(trial._trial_id), self.space)

@@ -1,9 +1,9 @@
 """A search in MLflow: one parent run, below it a run a trial, written by the driver alone.
 
 runs = SearchRuns(uri, storage, "first", metric="macro_f1", mode="max", params={}, tags={})
-runs.start_trial(0, params=config, seed=17)
-runs.log_epochs(0, [{"epoch": 1, "train_loss": 1.2, "val_macro_f1": 0.3}])
-runs.end_trial(0, "finished", score=0.3, seconds=4.2)
+runs.start_trial(TrialKey(0), params=config, seed=17)
+runs.log_epochs(TrialKey(0), [{"epoch": 1, "train_loss": 1.2, "val_macro_f1": 0.3}])
+runs.end_trial(TrialKey(0), "finished", score=0.3, seconds=4.2)
 runs.close("FINISHED")
 
 Every write is idempotent: the driver may replay its whole study, and what is there stays as it is.
@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from resp_tune.common.choices import State
+from resp_tune.common.fault_points import fault_point
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect, experiment_id
 from resp_tune.tracking.saved_view import save_view
@@ -33,10 +36,9 @@ from resp_tune.tracking.tags import (
     STUDY,
     WEIGHTS,
     ParentStatus,
-    State,
     runs_filter,
 )
-from resp_tune.tracking.trial_runs import Key, TrialRuns, metrics_of, params_of, tags_of
+from resp_tune.tracking.trial_runs import RunKey, TrialRuns, metrics_of, params_of, tags_of
 from resp_tune.tracking.uri import redact, root_cause
 from resp_tune.tracking.write_queue import WriteQueue, is_permanent
 
@@ -115,7 +117,7 @@ class SearchRuns:
             {**self._common, PARENT: self.parent_run_id},
             [run for run in found if run.data.tags.get(PARENT) == self.parent_run_id],
         )
-        self._told: dict[Key, _Reported] = {}
+        self._told: dict[RunKey, _Reported] = {}
         self._writer = WriteQueue(uri)
 
     def _open_parent(
@@ -140,24 +142,23 @@ class SearchRuns:
             params=params_of({k: v for k, v in params.items() if k not in known}),
             tags=tags_of({**mine, **changed}),
         )
+        fault_point("mlflow-search-run")
         return parent
 
     def start_trial(
         self,
-        number: int,
+        trial: TrialKey,
         *,
         params: Mapping[str, Any],
         seed: int,
         tags: Mapping[str, str] | None = None,
-        replicate: int = 0,
         again: bool = False,
     ) -> None:
-        """Find or create the run of trial `number`; one that was interrupted runs again.
+        """Find or create the run of `trial`; one that was interrupted runs again.
 
-        With `replicate`, here and below: the run of that replicate of it, from 1. With `again`, one
-        that had ended runs as well.
+        With `again`, one that had ended runs as well.
         """
-        key, now = _key(number, replicate), _now()
+        key, now = RunKey(trial.kind, trial), _now()
         self._told[key] = _Reported()  # epochs from here on must not be written before this
         given, named = {**params, "seed": seed}, {**_origin(), **(tags or {})}
         self._writer.put(
@@ -165,15 +166,13 @@ class SearchRuns:
             lambda: self._children.start(key, given, named, now, again=again),
         )
 
-    def log_epochs(
-        self, number: int, epochs: Sequence[Mapping[str, float]], *, replicate: int = 0
-    ) -> None:
+    def log_epochs(self, trial: TrialKey, epochs: Sequence[Mapping[str, float]]) -> None:
         """Log epoch results. Each has `epoch` (from 1; the step) and its metrics.
 
         All of a run within `LINGER_SECONDS`, or that wait for a slow store, go there in one batch,
         which costs little more than one of them. Epochs that are logged already are skipped.
         """
-        key, now = _key(number, replicate), _now()
+        key, now = RunKey(trial.kind, trial), _now()
         told = self._told.setdefault(key, _Reported())
         told.epochs.extend((dict(epoch), now) for epoch in epochs)
         count = len(told.epochs)
@@ -183,7 +182,7 @@ class SearchRuns:
             linger=LINGER_SECONDS,
         )
 
-    def _write_epochs(self, key: Key, told: _Reported, count: int) -> None:
+    def _write_epochs(self, key: RunKey, told: _Reported, count: int) -> None:
         """Let the first `count` be written, and with them all that have been told since."""
         if told.written >= count:
             return
@@ -198,20 +197,19 @@ class SearchRuns:
 
     def end_trial(
         self,
-        number: int,
+        trial: TrialKey,
         state: State,
         *,
         score: float | None,
         seconds: float,
         error: str | None = None,
         micro_batch: int | None = None,
-        replicate: int = 0,
     ) -> None:
         """End a run in `state`, with its score (at its last epoch) under the metric's own name.
 
         `micro_batch`: what it ended with, which is less than its parameter where memory was short.
         """
-        key, now = _key(number, replicate), _now()
+        key, now = RunKey(trial.kind, trial), _now()
         self._told.pop(key, None)
         shown = score if score is not None and math.isfinite(score) else None
         metrics = {self.metric: shown, "total_seconds": seconds}
@@ -236,20 +234,15 @@ class SearchRuns:
         self._client.log_batch(self.parent_run_id, metrics=metrics_of(metrics, step, now))
         self._best, self._best_step = score, step
 
-    def run_ids(self, *, seconds: float = CLOSE_SECONDS) -> dict[int, str]:
-        """MLflow run ids by number, after what is queued was written or `seconds` have passed."""
+    def run_ids(self, *, seconds: float = CLOSE_SECONDS) -> dict[TrialKey, str]:
+        """Flush the queue, waiting at most `seconds`, and return the run ids of the trials."""
         self._writer.flush(seconds)
-        return {number: run_id for (number, _), run_id in self._children.ids("trial").items()}
-
-    def replicate_ids(self, *, seconds: float = CLOSE_SECONDS) -> dict[tuple[int, int], str]:
-        """The same of replicates, by number and replicate."""
-        self._writer.flush(seconds)
-        return self._children.ids("replicate")
+        return self._children.ids()
 
     def log_evaluation(
         self,
+        trial: TrialKey,
         *,
-        number: int,
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
@@ -260,13 +253,13 @@ class SearchRuns:
         The only run with `test_<metric>`. The tag `resp_tune.weights_sha256` tells readings of
         one trial's number apart: the same weights keep their run.
         """
-        key, now = Key("evaluation", number, tags.get(WEIGHTS, "")), _now()
+        key, now = RunKey("evaluation", trial, tags.get(WEIGHTS, "")), _now()
         given, named, written = dict(params), {**_origin(), **tags}, list[str]()
 
         def write() -> None:
             written.append(self._children.evaluation(key, given, metrics, named, now))
 
-        self._writer.put(f"evaluation of trial {number}", write)
+        self._writer.put(f"evaluation of trial {trial.label}", write)
         self._writer.flush(seconds)
         return written[0] if written else None
 
@@ -300,10 +293,6 @@ def _runs(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
         token = page.token
         if not token:
             return
-
-
-def _key(number: int, replicate: int) -> Key:
-    return Key("replicate" if replicate else "trial", number, replicate=replicate)
 
 
 def _now() -> int:

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from resp_tune.common.choices import State
+from resp_tune.common.fault_points import fault_point
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.tracking.tags import (
     INTERRUPTED,
     KIND,
@@ -20,7 +23,6 @@ from resp_tune.tracking.tags import (
     STATUS,
     WEIGHTS,
     Kind,
-    State,
     conditions,
 )
 
@@ -29,22 +31,21 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
 
-class Key(NamedTuple):
-    """What names a run below its parent; new weights make a new evaluation of the same trial."""
+class RunKey(NamedTuple):
+    """The identity of a run below its parent; new weights make a new evaluation of a trial."""
 
     kind: Kind
-    number: int
+    trial: TrialKey
     weights: str = ""
-    replicate: int = 0  # of kind replicate, from 1
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.number}" + f"/{self.replicate}" * bool(self.replicate)
+        return f"{self.kind} {self.trial.label}"
 
     def tags(self) -> dict[str, str]:
         """The tags that the run is found by."""
-        tags = {KIND: self.kind, NUMBER: str(self.number)}
-        if self.replicate:
-            tags[REPLICATE] = str(self.replicate)
+        tags = {KIND: self.kind, NUMBER: str(self.trial.number)}
+        if self.trial.replicate:
+            tags[REPLICATE] = str(self.trial.replicate)
         return tags | {WEIGHTS: self.weights} if self.weights else tags
 
 
@@ -82,20 +83,18 @@ class TrialRuns:
     ) -> None:
         self._client, self._experiment, self._metric = client, experiment, metric
         self._common = dict(common)
-        self._uncertain: set[Key] = set()
-        self._children: dict[Key, _Child] = {}
+        self._uncertain: set[RunKey] = set()
+        self._children: dict[RunKey, _Child] = {}
         for run in found:
             key = _key_of(run)
             # The oldest stands, should somebody have copied a run.
             if key is not None and key not in self._children:
                 self._children[key] = _as_child(run)
 
-    def ids(self, kind: Kind) -> dict[tuple[int, int], str]:
-        """Run ids by number and replicate, which is 0 where it is none."""
+    def ids(self) -> dict[TrialKey, str]:
+        """Return the run ids of trials and replicates."""
         items = list(self._children.items())
-        return {
-            (key.number, key.replicate): child.run_id for key, child in items if key.kind == kind
-        }
+        return {key.trial: child.run_id for key, child in items if key.kind == key.trial.kind}
 
     def ended(self) -> int:
         """How many trials have ended."""
@@ -104,7 +103,7 @@ class TrialRuns:
 
     def start(
         self,
-        key: Key,
+        key: RunKey,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         now: int,
@@ -136,7 +135,7 @@ class TrialRuns:
             child.tags[STATE], child.described = RUNNING, True
         return child
 
-    def _create(self, key: Key, tags: Mapping[str, str], now: int) -> _Child:
+    def _create(self, key: RunKey, tags: Mapping[str, str], now: int) -> _Child:
         mine = {**self._common, **key.tags()}
         if key in self._uncertain:
             # The last attempt failed on our side of the wire; it may have succeeded on the other.
@@ -155,9 +154,10 @@ class TrialRuns:
         self._children[key] = _Child(
             run.info.run_id, "RUNNING", dict(run.data.tags), described=False, steps=set()
         )
+        fault_point("mlflow-trial-created")
         return self._children[key]
 
-    def log(self, key: Key, epochs: Sequence[tuple[Mapping[str, float], int]]) -> None:
+    def log(self, key: RunKey, epochs: Sequence[tuple[Mapping[str, float], int]]) -> None:
         """One batch with all metrics of the epochs that are not logged yet, each with its time."""
         child = self._running(key)
         if child is None or not epochs:
@@ -183,7 +183,7 @@ class TrialRuns:
         names = sorted((name for name in epoch if name != "epoch"), key=lambda name: name != first)
         return {name: epoch[name] for name in names}
 
-    def _running(self, key: Key) -> _Child | None:
+    def _running(self, key: RunKey) -> _Child | None:
         child = self._children.get(key)
         if child is None:
             raise LookupError(f"{key} was never started")
@@ -191,7 +191,7 @@ class TrialRuns:
 
     def end(
         self,
-        key: Key,
+        key: RunKey,
         state: State,
         metrics: Mapping[str, float | None],
         error: str | None,
@@ -216,6 +216,7 @@ class TrialRuns:
         self._client.set_terminated(child.run_id, status=STATUS[state], end_time=now)
         child.tags.update(tags)
         child.status = STATUS[state]
+        fault_point("mlflow-trial-ended")
 
     def interrupt(self, now: int) -> None:
         """End what still runs as KILLED and `interrupted`; `start` takes it up again."""
@@ -227,7 +228,7 @@ class TrialRuns:
 
     def evaluation(
         self,
-        key: Key,
+        key: RunKey,
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
@@ -236,17 +237,18 @@ class TrialRuns:
         """The finished run of a reading of the test side, made once for the same weights."""
         child = self.start(key, params, tags, now)
         self.end(key, "finished", metrics, None, now)
+        fault_point("mlflow-evaluation")
         return child.run_id
 
 
-def _key_of(run: Run) -> Key | None:
+def _key_of(run: Run) -> RunKey | None:
     tags = run.data.tags
     kind = next((kind for kind in get_args(Kind) if kind == tags.get(KIND)), None)
     number, replicate = tags.get(NUMBER, ""), tags.get(REPLICATE, "0")
     if kind is None or not number.isdecimal() or not replicate.isdecimal():
         return None
     weights = tags.get(WEIGHTS, "") if kind == "evaluation" else ""
-    return Key(kind, int(number), weights, int(replicate))
+    return RunKey(kind, TrialKey(int(number), int(replicate)), weights)
 
 
 def _as_child(run: Run) -> _Child:
