@@ -1,17 +1,20 @@
-"""What all commands share: one-line errors, exit codes, messages on stderr, types of flags."""
+"""What all commands share: flags from option fields, one-line errors, exit codes, messages."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
+from resp_tune import __version__
 from resp_tune.common.fault_points import read_environment
 from resp_tune.common.log import configure
 from resp_tune.common.paths import full_disk, user_path
@@ -31,19 +34,25 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
+        self.add_argument(
+            "-q", "--quiet", action="store_true", help="print warnings and errors only"
+        )
+        self.add_argument("-v", "--verbose", action="store_true", help="print details as well")
+        self.add_argument("--version", action="version", version=f"resp-tune {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls for a wrong argument."""
+        """Raise `UserError` for a wrong argument; argparse calls this."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """`parse_args`, with a hint for an unknown flag."""
+        """Parse like `parse_args`, with a hint for an unknown flag, and set the log level."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             word = unknown[0].split("=")[0]
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
             hint = nearest(word, flags) if word.startswith("-") else f"see {self.prog} --help"
             raise UserError(f"unknown argument '{word}': {hint}")
+        configure(quiet=args.quiet, verbose=args.verbose)
         return args
 
 
@@ -52,6 +61,64 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         if action.default is None or action.default is False:
             return action.help  # `(default: None)` says nothing
         return super()._get_help_string(action)
+
+
+def add_fields(
+    parser: argparse.ArgumentParser,
+    owner: type,
+    *,
+    groups: Sequence[str] = (),
+    unset: Mapping[str, str | None] | None = None,
+) -> None:
+    """Add a flag for each field of the dataclass `owner` that has a help text.
+
+    A field's metadata holds `help` and, if they apply, `metavar`, `choices` (for completion),
+    `low`, `group` (a title in `groups`; fields without one follow in the first group), `auto` (the
+    word `auto` is typed for None) and `duration` (seconds, typed as 90s, 30m or 2h).
+    With `unset`, only the fields in it get a flag, whose default is None; a value in it tells what
+    then takes effect, if the help text does not.
+    """
+    fields = [f for f in dataclasses.fields(owner) if "help" in f.metadata]
+    if unset is None:
+        titles = {title: parser.add_argument_group(title) for title in groups}
+        for field in sorted(fields, key=lambda f: "group" not in f.metadata):
+            group = titles[field.metadata.get("group", groups[0])]
+            _add_flag(group, owner, field, field.default, field.metadata["help"])
+        return
+    for field in fields:
+        if field.name in unset:
+            text, value = field.metadata["help"], unset[field.name]
+            if value is not None:
+                text = f"{text.split(' (default: ')[0]} (default: {value})"
+            _add_flag(parser, owner, field, None, text)
+
+
+def _add_flag(
+    target: argparse._ActionsContainer,
+    owner: type,
+    field: dataclasses.Field[Any],
+    default: Any,
+    text: str,
+) -> None:
+    flag, hint = f"--{field.name.replace('_', '-')}", get_type_hints(owner)[field.name]
+    kinds, meta = get_args(hint) or (hint,), field.metadata
+    if bool in kinds:
+        target.add_argument(flag, action="store_true", help=text)
+        return
+    action = target.add_argument(
+        flag, type=_reader(kinds, meta), metavar=meta.get("metavar"), default=default, help=text
+    )
+    action.known = meta.get("choices")  # type: ignore[attr-defined]  # for shell completion
+
+
+def _reader(kinds: tuple[Any, ...], meta: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Return the function that reads the text of a flag."""
+    if int in kinds:
+        number = partial(_integer, least=meta.get("low", 0))
+        return partial(_or_auto, number) if meta.get("auto") else number
+    if float in kinds:
+        return duration if meta.get("duration") else positive_float
+    return str
 
 
 def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
@@ -75,16 +142,16 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        found = _in_one_line(error)
-        if found is None:
+        message = _describe(error)
+        if message is None:
             raise
-        log.error(f"{one_line(found)}, then type the same command again: it goes on")
+        log.error(f"{one_line(message)}, then rerun the same command to resume")
         return 1
     return 0
 
 
-def _in_one_line(error: OSError) -> str | None:
-    """What a file or its disk needs, up to what to do; None where no file is to blame."""
+def _describe(error: OSError) -> str | None:
+    """Return what is wrong with a file or its disk and how to mend it; None without a file."""
     path = error.filename2 or error.filename
     if full_disk(error):
         where = f" to write '{path}'" if path else ""
@@ -92,28 +159,28 @@ def _in_one_line(error: OSError) -> str | None:
     if path is None:
         return None
     if isinstance(error, IsADirectoryError):
-        return f"'{path}' is a folder, where a file should be: move it away"
+        return f"'{path}' should be a file: move the folder of that name away"
     if isinstance(error, NotADirectoryError | FileExistsError):
-        return f"'{path}' is no folder, which it should be: move the file that is in its place away"
+        return f"'{path}' should be a folder: move the file of that name away"
     return f"'{path}' cannot be used ({error.strerror}): make it readable and writable"
 
 
 def positive_int(text: str) -> int:
-    """An integer of at least 1."""
+    """Read an integer of at least 1."""
     return _integer(text, 1)
 
 
 def natural_int(text: str) -> int:
-    """An integer of at least 0."""
+    """Read an integer of at least 0."""
     return _integer(text, 0)
 
 
-def count_or_auto(text: str) -> int | None:
-    """An integer of at least 1, or `auto`, which is None: a program chooses."""
+def _or_auto(read: Callable[[str], int], text: str) -> int | None:
+    """Read an integer, or the word `auto` as None."""
     if text.strip() == "auto":
         return None
     try:
-        return positive_int(text)
+        return read(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, nor auto") from None
 
@@ -125,7 +192,7 @@ def _integer(text: str, least: int) -> int:
 
 
 def positive_float(text: str) -> float:
-    """A finite number above 0."""
+    """Read a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -136,7 +203,7 @@ def positive_float(text: str) -> float:
 
 
 def duration(text: str) -> float:
-    """`90`, `90s`, `30m`, `2h` as seconds, above 0."""
+    """Read `90`, `90s`, `30m` or `2h` as seconds, above 0."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip(), re.ASCII)
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < seconds < 1e9:
@@ -145,7 +212,7 @@ def duration(text: str) -> float:
 
 
 def existing_folder(text: str) -> Path:
-    """A folder that exists; the same words for every command that takes one."""
+    """Return the path of a folder that exists; else raise `UserError`."""
     path = user_path(text)
     if not path.is_dir():
         kind = "a file, not a folder" if path.exists() else "not there"

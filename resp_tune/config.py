@@ -7,6 +7,7 @@ host that has torch and nothing else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,12 +29,14 @@ Compression = Literal["db", "pcen"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def _bounded(default: Any, low: float, high: float, help: str) -> Any:
-    return field(default=default, metadata={"low": low, "high": high, "help": help})
+def bounded(default: Any, low: float, high: float, help: str, **flag: Any) -> Any:
+    """Return a dataclass field whose value `check_fields` holds to `low` to `high`."""
+    return setting(default, help, low=low, high=high, **flag)
 
 
-def _choice(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, **flag: Any) -> Any:
+    """Return a dataclass field with a help text; `cli.add_fields` says what `flag` may hold."""
+    return field(default=default, metadata={"help": help, **flag})
 
 
 @dataclass(frozen=True)
@@ -65,64 +68,57 @@ class TrialConfig:
     The defaults are the preset `baseline`. A value out of range raises `UserError`.
     """
 
-    sample_rate: int = _bounded(4000, 1000, 192_000, "Hz, recordings are resampled to it")
-    clip_seconds: float = _bounded(10.0, 0.1, 600.0, "s, length of what the network sees")
-    n_fft: int = _bounded(256, 16, 16_384, "samples of a window")
-    hop_length: int = _bounded(128, 1, 16_384, "samples between frames")
-    n_mels: int = _bounded(48, 1, 512, "mel bands")
-    f_min: float = _bounded(50.0, 0.0, 96_000.0, "Hz, lower edge of the lowest band")
-    f_max: float | None = field(
-        default=None,
-        metadata={"low": 1.0, "high": 96_000.0, "help": "Hz, upper edge; null: half the rate"},
-    )
-    top_db: float = _bounded(80.0, 1.0, 200.0, "dB below a clip's loudest bin that are kept")
-    channels: int = _bounded(1, 1, 2, "2: the notebook's two identical channels")
-    pad: Literal["silence", "repeat"] = _choice("repeat", "what fills a clip that is too short")
-    crop: Literal["start", "random"] = _choice(
+    sample_rate: int = bounded(4000, 1000, 192_000, "Hz, recordings are resampled to it")
+    clip_seconds: float = bounded(10.0, 0.1, 600.0, "s, length of what the network sees")
+    n_fft: int = bounded(256, 16, 16_384, "samples of a window")
+    hop_length: int = bounded(128, 1, 16_384, "samples between frames")
+    n_mels: int = bounded(48, 1, 512, "mel bands")
+    f_min: float = bounded(50.0, 0.0, 96_000.0, "Hz, lower edge of the lowest band")
+    f_max: float | None = bounded(None, 1.0, 96_000.0, "Hz, upper edge; null: half the rate")
+    top_db: float = bounded(80.0, 1.0, 200.0, "dB below a clip's loudest bin that are kept")
+    channels: int = bounded(1, 1, 2, "2: the notebook's two identical channels")
+    pad: Literal["silence", "repeat"] = setting("repeat", "what fills a clip that is too short")
+    crop: Literal["start", "random"] = setting(
         "random",
         "what is kept of a recording that is too long: start: its beginning; random: anywhere in "
         "training, and in evaluation the mean over crops that cover it",
     )
-    normalise: Literal["none", "clip", "recording", "band", "pcen"] = _choice(
+    normalise: Literal["none", "clip", "recording", "band", "pcen"] = setting(
         "clip",
         "zero mean and unit sd over: clip: what the network sees; recording: all of the recording; "
         "band: each mel band of the training side. pcen: per-channel energy normalisation, no dB",
     )
-    time_shift: float = _bounded(0.4, 0.0, 1.0, "fraction of a clip, largest circular shift")
-    max_mask_pct: float = _bounded(0.1, 0.0, 1.0, "fraction of an axis, widest SpecAugment mask")
-    n_freq_masks: int = _bounded(1, 0, 10, "frequency masks an item")
-    n_time_masks: int = _bounded(2, 0, 10, "time masks an item")
-    augment_validation: bool = _choice(False, "the notebook's defect: augments validation as well")
-    mixup: float = _bounded(0.0, 0.0, 1.0, "α of Beta(α, α), by which pairs are mixed; 0: none")
-    label_smoothing: float = _bounded(0.0, 0.0, 0.5, "of a label, spread over all classes")
-    width: int = _bounded(16, 1, 256, "channels of the first block; the next three double them")
-    depth: int = _bounded(4, 2, 7, "convolution blocks; each halves frames and bands")
-    dropout: float = _bounded(0.25, 0.0, 0.95, "of each of the three last layers")
-    lr: float = _bounded(3e-3, 1e-7, 10.0, "peak of OneCycle")
-    weight_decay: float = _bounded(1e-2, 0.0, 10.0, "AdamW's")
-    batch_size: int = _bounded(32, 2, 65_536, "items an optimiser step")
-    micro_batch: int | None = field(
-        default=None,
-        metadata={"low": 2, "high": 65_536, "help": "items at once; null: the whole batch"},
-    )
-    epochs: int = _bounded(20, 1, 100_000, "full length of the OneCycle schedule")
-    ema: float = _bounded(
+    time_shift: float = bounded(0.4, 0.0, 1.0, "fraction of a clip, largest circular shift")
+    max_mask_pct: float = bounded(0.1, 0.0, 1.0, "fraction of an axis, widest SpecAugment mask")
+    n_freq_masks: int = bounded(1, 0, 10, "frequency masks an item")
+    n_time_masks: int = bounded(2, 0, 10, "time masks an item")
+    augment_validation: bool = setting(False, "the notebook's defect: augments validation as well")
+    mixup: float = bounded(0.0, 0.0, 1.0, "α of Beta(α, α), by which pairs are mixed; 0: none")
+    label_smoothing: float = bounded(0.0, 0.0, 0.5, "of a label, spread over all classes")
+    width: int = bounded(16, 1, 256, "channels of the first block; the next three double them")
+    depth: int = bounded(4, 2, 7, "convolution blocks; each halves frames and bands")
+    dropout: float = bounded(0.25, 0.0, 0.95, "of each of the three last layers")
+    lr: float = bounded(3e-3, 1e-7, 10.0, "peak of OneCycle")
+    weight_decay: float = bounded(1e-2, 0.0, 10.0, "AdamW's")
+    batch_size: int = bounded(32, 2, 65_536, "items an optimiser step")
+    micro_batch: int | None = bounded(None, 2, 65_536, "items at once; null: the whole batch")
+    epochs: int = bounded(20, 1, 100_000, "full length of the OneCycle schedule", metavar="N")
+    ema: float = bounded(
         0.0, 0.0, 0.9999, "decay a step of the averaged weights that are evaluated; 0: none"
     )
-    balance: Balance = _choice(
+    balance: Balance = setting(
         "sampler",
         "none: each item once; sampler: drawn with weight 1 / (class count in training); "
         "sampler_all: the notebook's, counts over training and validation; the others show each "
         "item once: inverse, sqrt_inverse, effective_number: loss weights; focal; logit_adjustment",
     )
-    precision: Precision = _choice(
+    precision: Precision = setting(
         "auto", "of the network's arithmetic; auto: bfloat16 where the hardware has it"
     )
-    seed: int = _bounded(0, 0, 2**63 - 1, "of weights, draws and dropout")
+    seed: int = bounded(0, 0, 2**63 - 1, "seed of weights, random draws and dropout", metavar="N")
 
     def __post_init__(self) -> None:
-        for spec in dataclasses.fields(self):
-            _check(spec, getattr(self, spec.name))
+        check_fields(self)
         if self.f_max is not None and self.f_max > self.sample_rate / 2:
             raise UserError(
                 f"f_max {self.f_max:g} Hz is above half the sample_rate {self.sample_rate}: "
@@ -165,42 +161,53 @@ class TrialConfig:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(TrialConfig)}
-_HINTS = get_type_hints(TrialConfig)
-
-
-def _options(name: str) -> tuple[Any, ...]:
-    return get_args(_HINTS[name]) if get_origin(_HINTS[name]) is Literal else ()
+_hints = functools.cache(get_type_hints)
 
 
 def _coerce(name: str, value: Any) -> Any:
-    """YAML's `10` for a float field, `1e1` written as a float for an int field."""
+    """Convert YAML's `10` for a float field, and `1e1` for an int field."""
     if isinstance(value, bool):
         return value
-    hint = _HINTS[name]
-    if isinstance(value, int) and (hint is float or float in get_args(hint)):
+    kinds = _kinds(TrialConfig, name)
+    if isinstance(value, int) and float in kinds:
         return float(value) if abs(value) < 2**53 else value
-    if isinstance(value, float) and (hint is int or int in get_args(hint)) and value.is_integer():
+    if isinstance(value, float) and int in kinds and value.is_integer():
         return int(value)
     return value
 
 
-def _check(spec: dataclasses.Field[Any], value: Any) -> None:
-    name, hint = spec.name, _HINTS[spec.name]
-    if options := _options(name):
-        if value not in options:
-            listed = ", ".join(str(o) for o in options)
-            raise UserError(f"{name}: {reprlib.repr(value)} is not one of {listed}")
+def _kinds(owner: type, name: str) -> tuple[Any, ...]:
+    """Return the types that a field may have."""
+    hint = _hints(owner)[name]
+    return get_args(hint) or (hint,)
+
+
+def check_fields(value: Any) -> None:
+    """Hold the fields of a dataclass to their types, choices and bounds; raise `UserError`."""
+    for spec in dataclasses.fields(value):
+        _check(type(value), spec, getattr(value, spec.name))
+
+
+def _check(owner: type, spec: dataclasses.Field[Any], value: Any) -> None:
+    name, kinds = spec.name, _kinds(owner, spec.name)
+    shown = reprlib.repr(value)
+    if get_origin(_hints(owner)[name]) is Literal:
+        if value not in kinds:
+            raise UserError(f"{name}: {shown} is not one of {', '.join(map(str, kinds))}")
         return
-    kinds = get_args(hint) or (hint,)
     if value is None and type(None) in kinds:
         return
     if type(value) not in kinds:
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise UserError(f"{name}: {reprlib.repr(value)} is not {wanted}")
+        raise UserError(f"{name}: {shown} is not {wanted}")
     if "low" in spec.metadata:
         low, high = spec.metadata["low"], spec.metadata["high"]
         if not low <= value <= high:  # true of NaN as well
-            raise UserError(f"{name}: {reprlib.repr(value)} is outside {low:g} to {high:g}")
+            raise UserError(f"{name}: {shown} is outside {_bound(low)} to {_bound(high)}")
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 PRESETS: dict[str, TrialConfig] = {

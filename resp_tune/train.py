@@ -1,8 +1,8 @@
-"""One training run, without Ray.
+"""Run one training without Ray.
 
 python -m resp_tune.train --preset notebook --data ICBHI      the notebook, on its random split
 python -m resp_tune.train --config mine.yaml --data ICBHI --out model
-python -m resp_tune.train --run MLFLOW_RUN_ID --data ICBHI    a trial of a search once more
+python -m resp_tune.train --run MLFLOW_RUN_ID --data ICBHI    repeat a trial of a search
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resp_tune.cli import Parser, natural_int, positive_int, run
+from resp_tune.cli import Parser, add_fields, positive_int, run
 from resp_tune.common.paths import folder_to_write, user_path
 from resp_tune.config import TrialConfig, preset
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import RunError, UserError
-from resp_tune.harness.options import PROTOCOLS, TASKS, SearchOptions
+from resp_tune.harness.options import SearchOptions
 
 if TYPE_CHECKING:
     from resp_tune.data.tasks import Task
@@ -33,7 +34,7 @@ COLUMNS = ("train_loss", "val_loss", "val_accuracy", "val_balanced_accuracy", "v
 
 
 def parser() -> Parser:
-    """All flags. Task and protocol follow the preset or the run where they are not given."""
+    """Return the parser; flags that are not given follow from the preset or the repeated trial."""
     p = Parser("train", __doc__ or "")
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--preset", metavar="NAME", help="baseline or notebook")
@@ -43,44 +44,33 @@ def parser() -> Parser:
         help="YAML file of trial config fields, over the preset baseline",
     )
     source.add_argument(
-        "--run", metavar="ID", help="MLflow run of a trial: the same config, sides and seed again"
+        "--run", metavar="ID", help="MLflow run of a trial: repeat its config, split and seed"
     )
-    p.add_argument(
-        "--data",
-        metavar="PATH",
-        help="folder with the recordings; default: $RESP_TUNE_DATA, else a small synthetic set",
+    add_fields(
+        p,
+        SearchOptions,
+        unset={
+            "data": None,
+            "task": "diagnosis; diagnosis-8 with --preset notebook",
+            "protocol": "patient; recording with --preset notebook",
+            "split_seed": "0",
+            "hold_out_device": None,
+            "drop_shared_patients": None,
+        },
     )
-    p.add_argument(
-        "--task",
-        metavar="NAME or FILE",
-        help=f"{', '.join(TASKS)}, or a YAML file that groups diagnoses into other classes "
-        "(default: diagnosis; of the preset notebook diagnosis-8)",
-    )
-    p.add_argument(
-        "--protocol", choices=PROTOCOLS, help="default: patient; of the preset notebook recording"
-    )
-    p.add_argument("--hold-out-device", metavar="NAME", help="of --protocol device")
-    p.add_argument("--drop-shared-patients", action="store_true", help="of --protocol official")
-    p.add_argument("--split-seed", type=natural_int, metavar="N", help="of the sides (default: 0)")
-    p.add_argument(
-        "--seed",
-        type=natural_int,
-        metavar="N",
-        help="of weights, draws and dropout (default: the config's)",
-    )
-    p.add_argument("--epochs", type=positive_int, metavar="N", help="default: the config's")
+    add_fields(p, TrialConfig, unset={"seed": "from the config", "epochs": "from the config"})
     p.add_argument(
         "--threads",
         type=positive_int,
         metavar="N",
-        help="of the CPU (default: all cores; with --run as the trial had)",
+        help="CPU threads (default: all cores; with --run those of the trial)",
     )
     p.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="where --run is looked up (default: $MLFLOW_TRACKING_URI, else results/mlflow.db)",
+        help="MLflow store of --run (default: $MLFLOW_TRACKING_URI, else results/mlflow.db)",
     )
-    p.add_argument("--out", metavar="DIR", help="folder for the trained bundle and epochs.csv")
+    p.add_argument("--out", metavar="DIR", help="folder for the trained model and epochs.csv")
     return p
 
 
@@ -94,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
     dataset = load_dataset(data_folder(args.data))
-    datamodule = make_datamodule(dataset, asked.task, asked.options, None)
+    datamodule = make_datamodule(dataset, asked.task, asked.split_spec)
     if asked.split_sha256 not in (None, datamodule.split.digest):
         raise UserError(
             f"--run {args.run}: this data does not give the sides that the trial had: give the "
@@ -107,57 +97,50 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = _train(asked, datamodule)
     _print_result(training, datamodule)
     if out is not None:
-        print(_save(out, training, datamodule, asked.options))
+        print(_save(out, training, datamodule, asked.split_spec))
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What to train on which sides; `threads` None: all cores. A repeated trial knows its sides.
+    """What to train, and on which split.
 
-    `options` give the sides; the task, which a repeated trial has without its file, stands beside.
+    `threads`: of torch, None for all cores. `split_sha256` is the digest of the split that a
+    repeated trial had; `on_cpu` tells that it was trained on the CPU.
     """
 
     config: TrialConfig
     task: Task
-    options: SearchOptions
+    split_spec: SplitSpec
     threads: int | None
     split_sha256: str | None = None
     on_cpu: bool = False
 
 
 def read_arguments(args: Namespace) -> TrainRequest:
-    """The arguments, with what follows from a preset or a trial's run."""
+    """Return the request of the flags, over what follows from a preset or a trial's run."""
     from resp_tune.data.task_files import find_task, task_from_classes
     from resp_tune.data.tasks import get_task
 
-    task = get_task(SearchOptions.task)
-    usual: dict[str, Any] = {}
+    task, split_spec = get_task("diagnosis"), SplitSpec()
     repeated: dict[str, Any] = {}
     threads = args.threads
     if args.preset is not None:
         config = preset(args.preset)
         if args.preset == "notebook":
-            usual = {"protocol": "recording"}
-            task = get_task("diagnosis-8")
+            task, split_spec = get_task("diagnosis-8"), SplitSpec("recording")
     elif args.config is not None:
         config = _read_config(args.config)
     else:
         trial = _read_run(args.run, args.tracking_uri)
-        config, usual = TrialConfig().replace(trial.config), trial.settings
+        config, split_spec = TrialConfig().replace(trial.config), trial.split_spec
         task = task_from_classes(trial.task, trial.task_classes)
         threads = threads or trial.threads
         repeated = {"split_sha256": trial.split_sha256, "on_cpu": trial.on_cpu}
     if args.task is not None:
         task = find_task(args.task)
-    flags = {k: getattr(args, k) for k in ("protocol", "split_seed", "hold_out_device")}
-    if args.protocol is not None:  # the options of another protocol do not go with it
-        usual = {k: v for k, v in usual.items() if k in ("split_seed", "folds")}
-    chosen = {**usual, **{k: v for k, v in flags.items() if v is not None}}
-    if args.drop_shared_patients:
-        chosen["drop_shared_patients"] = True
     overrides = {k: getattr(args, k) for k in ("seed", "epochs") if getattr(args, k) is not None}
     return TrainRequest(
-        config.replace(overrides), task, SearchOptions(**chosen), threads, **repeated
+        config.replace(overrides), task, split_spec.replace(vars(args)), threads, **repeated
     )
 
 
@@ -192,7 +175,7 @@ def _train(asked: TrainRequest, datamodule: DataModule) -> Training:
 
     from resp_tune.cluster.resources import this_machine
     from resp_tune.features.logmel import check_filters
-    from resp_tune.training.compute_device import resolve_precision, detect_compute_device
+    from resp_tune.training.compute_device import detect_compute_device, resolve_precision
     from resp_tune.training.datamodule import make_feature_caches
     from resp_tune.training.loop import Training
     from resp_tune.training.memory import keep_freed_memory
@@ -238,7 +221,7 @@ def _print_result(training: Training, datamodule: DataModule) -> None:
         print("the data is SYNTHETIC: these figures say nothing about patients")
 
 
-def _save(folder: Path, training: Training, datamodule: DataModule, options: SearchOptions) -> Path:
+def _save(folder: Path, training: Training, datamodule: DataModule, split_spec: SplitSpec) -> Path:
     import pandas as pd
 
     from resp_tune.harness.result_files import versions, write_csv
@@ -247,11 +230,11 @@ def _save(folder: Path, training: Training, datamodule: DataModule, options: Sea
     details: Mapping[str, Any] = {
         "task": datamodule.clips.task.name,
         "task_classes": datamodule.clips.task.grouping,
-        "protocol": options.protocol,
+        "protocol": split_spec.protocol,
         "provenance": {
             "data": datamodule.dataset.root.name,
             "synthetic": datamodule.dataset.synthetic,
-            **options.split(),
+            **split_spec.provenance(),
             "split_sha256": datamodule.split.digest,
             "validation": training.history[-1].metrics,
             "versions": versions(),

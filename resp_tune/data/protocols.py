@@ -1,4 +1,4 @@
-"""Protocols: how a task's recordings are divided into train, validation and test sides."""
+"""Protocols: how a task's recordings are divided into training, validation and test split."""
 
 from __future__ import annotations
 
@@ -12,75 +12,65 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
-from resp_tune.common.choices import PROTOCOLS
-from resp_tune.common.text import amount, join_names
+from resp_tune.common.text import amount, shorten
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.split import Fold, Split
+from resp_tune.data.split_spec import INNER_FOLDS, OUTER_FOLDS, SplitSpec
 from resp_tune.data.tasks import Clips, Task
 from resp_tune.errors import UserError, nearest
 
-OUTER_FOLDS = 5
-INNER_FOLDS = 4
 _RANDOM_STATES = 200
 
 
-def make_split(
-    dataset: Dataset,
-    clips: Clips,
-    protocol: str,
-    *,
-    split_seed: int = 0,
-    folds: int = 1,
-    hold_out_device: str | None = None,
-    drop_shared_patients: bool = False,
-) -> Split:
-    """Divide the recordings of `clips`; the same arguments give the same sides.
+def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
+    """Divide the recordings of `clips` into training, validation and test split.
 
-    `patient`: fold 0 of a `StratifiedGroupKFold` by patient in 5 is the test side, the first
-    `folds` of one in 4 of the rest are the folds. `official`: the challenge's test side, folds by
-    patient inside its train side; without the patients that stand on both when
-    `drop_shared_patients` (they leave training, so that the test side stays the published one).
-    `recording`: the notebook's random 80/20, patients ignored, no test side. `device`: the
-    recordings of `hold_out_device` are the test side, its patients leave training.
+    `patient`: fold 0 of a `StratifiedGroupKFold` by patient in 5 is the test split; the rest is
+    divided in 4 the same way, and the first `folds` of these are the validation splits.
+    `official`: the challenge's test split; validation by patient within its training split.
+    `drop_shared_patients` takes the patients of both out of training, so that the test split
+    remains the published one. `recording`: the notebook's random 80/20, patients ignored, no test
+    split. `device`: the recordings of `hold_out_device` are the test split, its patients leave
+    training.
 
-    Of `cycles` a recording is stratified by its commonest label. (Over the cycles themselves no two
-    patients are alike, and `StratifiedGroupKFold`, which shuffles among equals only, would give
-    nearly the same sides for every seed.) Should a class miss from a side, the next of a fixed
-    sequence of random states is tried.
+    In the task `cycles` a recording is stratified by its commonest label. (Over the cycles
+    themselves no two patients are alike, and `StratifiedGroupKFold`, which shuffles among equals
+    only, would give nearly the same split for every seed.) If a class is missing from a split, the
+    next of a fixed sequence of random states is tried.
     Raises `UserError` for a pair of task and protocol, or a data set, that cannot be scored.
     """
-    _check_options(protocol, split_seed, folds, hold_out_device, drop_shared_patients)
     rows = _Rows.of(dataset, clips)
     notes: list[str] = []
-    test: _Rows | None
-    if protocol == "recording":
-        return _by_recording(clips.task, rows, split_seed, folds)
-    if protocol == "official":
-        train, test = _official(dataset, clips.task, rows, drop_shared_patients, notes)
-    elif protocol == "device":
-        train, test = _by_device(dataset, rows, hold_out_device, notes)
+    test: _Rows | None = None
+    if spec.protocol == "recording":
+        return _by_recording(clips.task, rows, spec)
+    if spec.protocol == "official":
+        train, test = _official(dataset, clips.task, rows, spec.drop_shared_patients, notes)
+    elif spec.protocol == "device":
+        train, test = _by_device(dataset, rows, spec.hold_out_device, notes)
     else:
-        train, test = rows, None
-    labels = _scored(clips.task, protocol, train, test, notes)
+        train = rows
+    labels = _scorable_classes(clips.task, spec.protocol, train, test, notes)
     train, test = train.of_classes(labels), test and test.of_classes(labels)
     classes = tuple(clips.task.classes[i] for i in labels)
-    found = next((d for d in _divisions(train, test, split_seed) if d.has(labels)), None)
-    if found is None:
+    candidates = _candidates(train, test, spec.split_seed)
+    chosen = next((c for c in candidates if c.has(labels)), None)
+    if chosen is None:
         raise UserError(
-            f"no division of '{dataset.root}' found that has all of {', '.join(classes)} on every "
-            "side: too few patients; try another --split-seed, or a task with fewer classes"
+            f"no split of '{dataset.root}' has all of {', '.join(classes)} in training, validation "
+            "and test: too few patients; try another split_seed, or a task with fewer classes"
         )
-    if found.state != split_seed:
+    if chosen.state != spec.split_seed:
         notes.append(
-            f"with split seed {split_seed} a class is missing from a side: random state "
-            f"{found.state} is used instead"
+            f"with split seed {spec.split_seed} a class is missing from a split: random state "
+            f"{chosen.state} is used instead"
         )
     return Split(
-        protocol,
+        spec.protocol,
         clips.task.name,
-        split_seed,
-        tuple(Fold(a.stems(), b.stems()) for a, b in found.inner[:folds]),
-        found.test.stems(),
+        spec.split_seed,
+        tuple(Fold(a.stems(), b.stems()) for a, b in chosen.folds[: spec.folds]),
+        chosen.test.stems(),
         classes,
         tuple(notes),
     )
@@ -88,7 +78,7 @@ def make_split(
 
 @dataclass(frozen=True)
 class _Rows:
-    """One row a clip: the stem and patient of its recording, and its label."""
+    """One row per clip: the stem and patient of its recording, and its label."""
 
     stem: npt.NDArray[np.str_]
     patient: npt.NDArray[np.str_]
@@ -104,7 +94,7 @@ class _Rows:
         )
 
     def at(self, which: npt.NDArray[Any]) -> _Rows:
-        """The rows of a mask or of indices."""
+        """Return the rows of a mask or of indices."""
         return _Rows(self.stem[which], self.patient[which], self.label[which])
 
     def of_classes(self, labels: Sequence[int]) -> _Rows:
@@ -124,42 +114,27 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Outer:
-    """A test side, and pairs of train and validation, as one random state deals them."""
+class _Candidate:
+    """The test split and the pairs of training and validation split of one random state."""
 
     state: int
     test: _Rows
-    inner: list[tuple[_Rows, _Rows]]
+    folds: list[tuple[_Rows, _Rows]]
 
     def has(self, labels: Sequence[int]) -> bool:
-        """Whether every side has all of `labels`."""
-        return all(side.has(labels) for side in (self.test, *itertools.chain(*self.inner)))
+        """Tell whether every split has all of `labels`."""
+        return all(rows.has(labels) for rows in (self.test, *itertools.chain(*self.folds)))
 
 
-def _divisions(train: _Rows, test: _Rows | None, split_seed: int) -> Iterator[_Outer]:
-    """In the order in which they are tried; a given `test` stays as it is."""
+def _candidates(train: _Rows, test: _Rows | None, split_seed: int) -> Iterator[_Candidate]:
+    """Yield candidates in the order in which they are tried; a given `test` is kept."""
     for state in _states(split_seed):
         pool, held_out = (train, test) if test else _first_fold(train, state)
-        yield _Outer(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
-
-
-def _check_options(
-    protocol: str, split_seed: int, folds: int, device: str | None, drop_shared: bool
-) -> None:
-    if protocol not in PROTOCOLS:
-        raise UserError(f"unknown protocol '{protocol}': {nearest(protocol, PROTOCOLS)}")
-    if not 1 <= folds <= INNER_FOLDS:
-        raise UserError(f"--folds {folds}: there are 1 to {INNER_FOLDS} inner folds")
-    if not 0 <= split_seed < 2**32:
-        raise UserError(f"--split-seed {split_seed} is outside 0 to {2**32 - 1}")
-    if device is not None and protocol != "device":
-        raise UserError(f"--hold-out-device needs --protocol device, not '{protocol}'")
-    if drop_shared and protocol != "official":
-        raise UserError(f"--drop-shared-patients needs --protocol official, not '{protocol}'")
+        yield _Candidate(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
 
 
 def _states(split_seed: int) -> Iterator[int]:
-    """The seed itself, then a fixed sequence that follows from it."""
+    """Yield the seed itself, then a fixed sequence that follows from it."""
     yield split_seed
     more = np.random.SeedSequence(split_seed).generate_state(_RANDOM_STATES - 1)
     yield from (int(state) for state in more)
@@ -172,7 +147,7 @@ def _group_folds(rows: _Rows, folds: int, state: int) -> Iterator[tuple[_Rows, _
         labels = np.zeros_like(labels)  # too few of each to be spread, which sklearn refuses
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
     with warnings.catch_warnings():
-        # Whether every side has every class is checked on the clips, by the caller.
+        # Whether every split has every class is checked on the clips, by the caller.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for one, other in splitter.split(labels, labels, rows.patient[first]):
             yield rows.at(np.isin(recording, one)), rows.at(np.isin(recording, other))
@@ -182,27 +157,27 @@ def _first_fold(rows: _Rows, state: int) -> tuple[_Rows, _Rows]:
     return next(_group_folds(rows, OUTER_FOLDS, state))
 
 
-def _scored(
+def _scorable_classes(
     task: Task, protocol: str, train: _Rows, test: _Rows | None, notes: list[str]
 ) -> list[int]:
-    """The classes with enough patients for every side; the others are named in `notes`."""
+    """Return the classes with enough patients for every split; name the others in `notes`."""
     needed = OUTER_FOLDS if test is None else INNER_FOLDS
     labels: list[int] = []
-    left: dict[str, list[str]] = {}
+    dropped: dict[str, list[str]] = {}
     for label, name in enumerate(task.classes):
-        count, held_out = train.patients(label), None if test is None else test.patients(label)
-        if count >= needed and held_out != 0:
+        patients, tested = train.patients(label), None if test is None else test.patients(label)
+        if patients >= needed and tested != 0:
             labels.append(label)
-        elif count == 0 and not held_out:
-            left.setdefault("none in this data set", []).append(name)
-        elif held_out == 0:
-            left.setdefault("left out, no patient on the test side", []).append(name)
+        elif patients == 0 and not tested:
+            dropped.setdefault("none in this data set", []).append(name)
+        elif tested == 0:
+            dropped.setdefault("left out, no patient in the test split", []).append(name)
         else:
-            where = "" if test is None else " to train on"
-            reason = f"left out, fewer than {needed} patients{where}"
-            of_whom = amount(int((train.label == label).sum()), task.unit, count)
-            left.setdefault(reason, []).append(f"{name} ({of_whom})")
-    reasons = [f"{join_names(names, len(task.classes))}: {why}" for why, names in left.items()]
+            purpose = "" if test is None else " to train on"
+            reason = f"left out, fewer than {needed} patients{purpose}"
+            size = amount(int((train.label == label).sum()), task.unit, patients)
+            dropped.setdefault(reason, []).append(f"{name} ({size})")
+    reasons = [f"{', '.join(names)}: {reason}" for reason, names in dropped.items()]
     if len(labels) < 2:
         raise UserError(
             f"task '{task.name}' cannot be scored with protocol '{protocol}' on this data, because "
@@ -212,7 +187,7 @@ def _scored(
     return labels
 
 
-def _by_recording(task: Task, rows: _Rows, split_seed: int, folds: int) -> Split:
+def _by_recording(task: Task, rows: _Rows, spec: SplitSpec) -> Split:
     stems = np.array(rows.stems(), dtype=np.str_)
     if len(stems) < OUTER_FOLDS:
         raise UserError(f"{len(stems)} recordings cannot be divided 80/20: at least {OUTER_FOLDS}")
@@ -222,25 +197,20 @@ def _by_recording(task: Task, rows: _Rows, split_seed: int, folds: int) -> Split
             f"task '{task.name}' cannot be scored: all recordings are {task.classes[labels[0]]}"
         )
     notes = [f"{n}: none in this data set" for i, n in enumerate(task.classes) if i not in labels]
-    shuffled = np.random.default_rng(split_seed).permutation(stems)
-    blocks = np.array_split(shuffled, OUTER_FOLDS)[:folds]
-    pairs = [(sorted(set(stems.tolist()) - set(b.tolist())), sorted(b.tolist())) for b in blocks]
-    for number, pair in enumerate(pairs):
-        for side, name in zip(pair, ("training", "validation"), strict=True):
-            there = set(rows.of_stems(side).label.tolist())
-            absent = [task.classes[label] for label in labels if label not in there]
+    shuffled = np.random.default_rng(spec.split_seed).permutation(stems)
+    folds = []
+    for number, block in enumerate(np.array_split(shuffled, OUTER_FOLDS)[: spec.folds]):
+        validation = sorted(block.tolist())
+        fold = Fold(tuple(sorted(set(stems.tolist()) - set(validation))), tuple(validation))
+        folds.append(fold)
+        for members, name in ((fold.train, "training"), (fold.validation, "validation")):
+            present = set(rows.of_stems(members).label.tolist())
+            absent = [task.classes[label] for label in labels if label not in present]
             if absent:
-                where = f"fold {number}'s {name}" if folds > 1 else name
-                notes.append(f"{', '.join(absent)}: no recording in {where}")
-    return Split(
-        "recording",
-        task.name,
-        split_seed,
-        tuple(Fold(tuple(train), tuple(validation)) for train, validation in pairs),
-        None,
-        tuple(task.classes[label] for label in labels),
-        tuple(notes),
-    )
+                name = f"fold {number}'s {name}" if spec.folds > 1 else name
+                notes.append(f"{', '.join(absent)}: no recording in {name}")
+    classes = tuple(task.classes[label] for label in labels)
+    return Split("recording", task.name, spec.split_seed, tuple(folds), None, classes, tuple(notes))
 
 
 def _official(
@@ -248,31 +218,31 @@ def _official(
 ) -> tuple[_Rows, _Rows]:
     if task.name != "cycles":
         raise UserError(
-            f"protocol 'official' divides breathing cycles, and cannot score the task "
-            f"'{task.name}': its test side has no Pneumonia, LRTI or Asthma; use --task cycles, or "
-            "--protocol patient"
+            "protocol 'official' divides breathing cycles, and cannot score the task "
+            f"'{task.name}': its test split has no Pneumonia, LRTI or Asthma; use the task cycles, "
+            "or the protocol patient"
         )
-    side = {r.stem: r.official for r in dataset.recordings}
+    split_of = {r.stem: r.official for r in dataset.recordings}
     train, test = (
-        rows.of_stems(stem for stem, where in side.items() if where == name)
+        rows.of_stems(stem for stem, official in split_of.items() if official == name)
         for name in ("train", "test")
     )
     if not len(train.stem) or not len(test.stem):
         raise UserError(
             f"'{dataset.root}' has no official split: ICBHI_challenge_train_test.txt must name "
-            "recordings of train and test; add it, or use --protocol patient"
+            "recordings of train and test; add it, or use the protocol patient"
         )
-    if unknown := [stem for stem in rows.stems() if side[stem] is None]:
+    if unknown := [stem for stem in rows.stems() if split_of[stem] is None]:
         notes.append(f"{len(unknown)} recordings left out: not in the official split")
     if shared := sorted(set(train.patient) & set(test.patient)):
         is_shared = np.isin(train.patient, shared)
-        lost = len(set(train.stem[is_shared]))
-        who = f"patients {', '.join(shared)} stand on both sides of the official split"
+        who = f"patients {', '.join(shared)} are in training and test of the official split"
         if drop_shared:
+            dropped = len(set(train.stem[is_shared]))
             train = train.at(~is_shared)
-            notes.append(f"{who}: their {lost} training recordings are left out")
+            notes.append(f"{who}: their {dropped} training recordings are left out")
         else:
-            notes.append(f"{who}: the test side leaks; --drop-shared-patients leaves them out")
+            notes.append(f"{who}: the test split leaks; drop_shared_patients avoids it")
     return train, test
 
 
@@ -281,20 +251,20 @@ def _by_device(
 ) -> tuple[_Rows, _Rows]:
     devices = sorted({r.device for r in dataset.recordings})
     if device is None:
-        raise UserError(f"--protocol device needs --hold-out-device, one of {', '.join(devices)}")
+        raise UserError(f"protocol 'device' needs hold_out_device, one of {', '.join(devices)}")
     if device not in devices:
-        raise UserError(f"unknown device '{device}': {nearest(device, devices)}")
+        raise UserError(f"unknown device '{shorten(device)}': {nearest(device, devices)}")
     if len(devices) == 1:
         raise UserError(f"all recordings were made with {device}: nothing is left to train on")
     test = rows.of_stems(r.stem for r in dataset.recordings if r.device == device)
     if not len(test.stem):
         raise UserError(f"no recording of {device} belongs to the task: choose another device")
     others = rows.at(~np.isin(rows.stem, test.stem))
-    both = np.isin(others.patient, test.patient)
-    if both.any():
-        count, who = len(set(others.stem[both])), len(set(others.patient[both]))
+    shared = np.isin(others.patient, test.patient)
+    if shared.any():
+        size = amount(len(set(others.stem[shared])), "recording", len(set(others.patient[shared])))
         notes.append(
-            f"{amount(count, 'recording', who)} left out: made with another device than {device}, "
-            "but the patient is on the test side"
+            f"{size} left out: made with another device than {device}, but the patient is in the "
+            "test split"
         )
-    return others.at(~both), test
+    return others.at(~shared), test

@@ -19,7 +19,6 @@ from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.config import FrontEnd
 from resp_tune.evaluation.baseline_cache import load_baselines
-from resp_tune.harness.options import recorded_options
 from resp_tune.harness.spec import SearchData, SearchSpec
 from resp_tune.harness.tracking_listener import TrackingListener
 from resp_tune.study.study import STUDY_ID, TrialRecord
@@ -104,7 +103,7 @@ class BackgroundSetup:
             params={
                 "task": task.name,
                 "task_classes": json.dumps(task.grouping, ensure_ascii=False),
-                **recorded_options(options),
+                **options.recorded(),
                 "space": space.name,
                 "split_sha256": datamodule.split.digest,
                 "data": datamodule.dataset.root,

@@ -12,9 +12,9 @@ from rich.markup import escape
 
 from resp_tune.cluster.connect import AUTO
 from resp_tune.data.split import Leaks
-from resp_tune.harness.options import in_a_job
+from resp_tune.harness.options import in_ray_job
 from resp_tune.harness.spec import SearchSpec
-from resp_tune.study.replicates import CANDIDATES
+from resp_tune.study.replicates import MAX_CANDIDATES
 from resp_tune.study.samplers import blind_to
 from resp_tune.tracking.uri import redact, sqlite_file
 
@@ -54,14 +54,14 @@ def describe_plan(spec: SearchSpec) -> list[tuple[str, str]]:
         (
             "budget",
             f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {spec.compute.slots}"
-            + (f"; then the best {CANDIDATES} on {s.replicates} seeds" * (s.replicates > 1)),
+            + (f"; then the best {MAX_CANDIDATES} on {s.replicates} seeds" * (s.replicates > 1)),
         ),
         ("metric", f"{s.metric} on validation"),
         ("tracking", _tracking(spec)),
     ]
     if spec.compute.cluster is not None:
         nodes = len(spec.compute.cluster.nodes)
-        auto = ", that this job is in" if in_a_job() and s.address == AUTO else ""
+        auto = ", that this job is in" if in_ray_job() and s.ray_address == AUTO else ""
         where = f"{spec.compute.cluster}{auto}: {nodes} node{'s' * (nodes > 1)}"
         lines.append(("cluster", where))
     preset, first = (c.as_dict() for c in (spec.space.base, spec.space.baseline()))

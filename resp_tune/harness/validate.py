@@ -67,7 +67,7 @@ def validate(
     The cluster of the settings is joined, by `join` with its HOST:PORT, when nothing else is
     wrong; without `join` the search is for this machine alone.
     """
-    elsewhere = resolve_address(options.address) if join is not None else None
+    elsewhere = resolve_address(options.ray_address) if join is not None else None
     task = find_task(options.task)
     space, front_ends = _space(options.space)
     machine, request = this_machine(), resource_request(options)
@@ -79,7 +79,7 @@ def validate(
     if not elsewhere:
         check_private(ray_folder())
     dataset = load_dataset(data_folder(options.data))
-    name = options.named
+    name = options.search_name
     check_name(name, storage, tracking_uri)
     with search_state(remote and remote / name, storage / name) as kept:
         datamodule, sources = _agreed(kept, options, space, task, dataset, machine.cpus)
@@ -124,11 +124,11 @@ def _agreed(
     processes: int,
 ) -> tuple[DataModule, tuple[AudioSource, ...]]:
     """The problem and its recordings; they are those of the study, where `kept` has one."""
-    study = read_study(kept / "study.db", options.named) if (kept / "study.db").exists() else None
+    study = read_study(kept / "study.db", name) if (kept / "study.db").exists() else None
     if study is not None:  # before the sides: they differ too, and cannot say by what
         check_settings(study, task_identity(task))
     known = None if study is None else study.user_attrs.get(SPLIT)
-    datamodule = make_datamodule(dataset, task, options, kept / "split.json", known)
+    datamodule = make_datamodule(dataset, task, options.split_spec, kept / "split.json", known)
     check_enough(dataset, datamodule.clips)
     if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
         raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
