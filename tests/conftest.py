@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 
@@ -26,6 +27,9 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESP_TUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        own = tmp_path_factory.getbasetemp()
+        parallel = "PYTEST_XDIST_WORKER" in os.environ  # workers have folders in one folder
+        patch.setenv("RESP_TUNE_TEST_SHARED", str(own.parent if parallel else own))
         for name in _USERS_OWN:
             patch.delenv(name, raising=False)
         yield

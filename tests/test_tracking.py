@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,7 +15,14 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from support.mlflow_stores import PARAMS, all_runs, epoch, mlflow_server, open_search
+from support.mlflow_stores import (
+    PARAMS,
+    all_runs,
+    epoch,
+    mlflow_server,
+    open_search,
+    with_mlflow_store,
+)
 from support.ports import free_port
 
 from resp_tune.common.trial_key import TrialKey
@@ -48,18 +54,9 @@ def contents(uri: str) -> dict[str, list[Any]]:
         return {t: sorted(database.execute(f"SELECT * FROM {t}"), key=repr) for t in tables}  # noqa: S608  # our own names
 
 
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store as mlflow makes it, which takes seconds; most tests start from a copy."""
-    file = tmp_path_factory.mktemp("fresh") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments(max_results=1)
-    return file
-
-
 @pytest.fixture
-def uri(tmp_path: Path, fresh_store: Path) -> str:
-    shutil.copy(fresh_store, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
+def uri(tmp_path: Path) -> str:
+    return f"sqlite:///{with_mlflow_store(tmp_path)}/mlflow.db"
 
 
 def test_states_tags_parameters_and_metrics(uri: str, tmp_path: Path) -> None:

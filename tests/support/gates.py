@@ -5,52 +5,46 @@ Each epoch has its checkpoint. A folder that all processes see holds what was do
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from resp_tune.common.fault_points import FOLDER, GATE, JOURNAL, VARIABLE
 from resp_tune.common.paths import write_atomically
-from support import faults
 
-_HOOK = """
-    import os, time
-    from pathlib import Path
-    from resp_tune.execution import trainable
-    trainable.CHECKPOINT_SECONDS = 0.0
-    step = training.Training.run_epoch
-    done, allowed = Path(os.environ["EPOCHS_DONE"]), Path(os.environ["EPOCHS_ALLOWED"])
-    def must_wait(self):
-        of_all, of_each, of_one, one = map(int, allowed.read_text().split())
-        own = of_one if self.config.seed == one else of_each
-        return len(self.history) >= own or len(done.read_text().splitlines()) >= of_all
-    def run_epoch(self):
-        while must_wait(self):
-            time.sleep(0.1)
-        result = step(self)
-        with done.open("a") as file:
-            file.write(f"{self.config.seed} {len(self.history)}\\n")
-        return result
-    training.Training.run_epoch = run_epoch
-"""
 _ALL = 10_000
 
 
-def gated(folder: Path, **others: str) -> dict[str, str]:
-    """The environment of every process whose epochs wait. `others`: see `faults.planted`."""
-    (folder / "epochs").touch()
-    return {
-        **faults.planted(folder, _HOOK, **others),
-        "PYTHONPATH": f"{folder}:{Path.cwd()}",
-        "EPOCHS_DONE": str(folder / "epochs"),
-        "EPOCHS_ALLOWED": str(folder / "allowed"),
-    }
+def gated(folder: Path, *faults: str) -> dict[str, str]:
+    """Return the environment of every process whose epochs wait, with more `faults` planted."""
+    spec = ["epoch:gate@*", "epoch-done:note@*", "checkpoint-due:force@*", *faults]
+    return {VARIABLE: ",".join(spec), FOLDER: str(folder)}
+
+
+def gate_at(folder: Path, point: str) -> dict[str, str]:
+    """Return the environment of a process that waits at `point` until `allow` opens it."""
+    return {VARIABLE: f"{point}:gate@*", FOLDER: str(folder)}
 
 
 def allow(
-    folder: Path, *, of_all: int = _ALL, of_each: int = _ALL, of_one: int = _ALL, seed: int = 0
+    folder: Path, *, of_all: int = _ALL, of_each: int = _ALL, of_one: int = _ALL, trial: int = 0
 ) -> None:
-    """So many epochs together, so many of each trial, and so many of the one with `seed`."""
-    write_atomically(folder / "allowed", f"{of_all} {of_each} {of_one} {seed}".encode())
+    """Allow so many epochs of all trials together, so many of each, and so many of one `trial`."""
+    limits = {str(trial): min(of_one, of_each)}
+    content = {"total": of_all, "each": of_each, "subjects": limits}
+    write_atomically(folder / GATE, json.dumps(content).encode())
 
 
 def epochs_done(folder: Path) -> list[str]:
-    """A line `seed epoch` for each."""
-    return (folder / "epochs").read_text().splitlines()
+    """Return a line `trial epoch` for each epoch that was done, the trial as its folder."""
+    return [" ".join(words[2:]) for words in passes(folder) if words[1] == "epoch-done"]
+
+
+def passes(folder: Path) -> list[list[str]]:
+    """Return `[seconds, point, subject, number]` of each pass of a planted point."""
+    journal = folder / JOURNAL
+    return [line.split() for line in journal.read_text().splitlines()] if journal.exists() else []
+
+
+def is_waiting(folder: Path, point: str) -> bool:
+    """Return whether a process has come to a closed gate at `point`."""
+    return (folder / f"waiting-{point}").exists()

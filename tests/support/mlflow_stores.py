@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -19,6 +21,7 @@ from resp_tune.errors import UserError
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.store_probe import probe
 
+SHARED = "RESP_TUNE_TEST_SHARED"  # the folder of all processes that run tests
 PARAMS = {"lr": 0.003, "n_mels": 48, "pad": "repeat", "micro_batch": None}
 
 
@@ -68,3 +71,25 @@ def mlflow_server(
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def template() -> Path:
+    """Return an empty store, made once for all processes that run tests.
+
+    MLflow takes 2 s of CPU to make its tables.
+    """
+    file = Path(os.environ[SHARED]) / "mlflow-template.db"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            made = file.with_suffix(".part")
+            MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+            made.rename(file)
+    return file
+
+
+def with_mlflow_store(storage: Path) -> Path:
+    """Make the folder `storage` with an empty store, as a search there makes its own."""
+    storage.mkdir(parents=True, exist_ok=True)
+    if not (storage / "mlflow.db").exists():
+        shutil.copy(template(), storage / "mlflow.db")
+    return storage

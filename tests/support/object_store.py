@@ -13,13 +13,13 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from pyarrow.fs import S3FileSystem
 
 from resp_tune.storage.object_store import ObjectPath
 from support.ports import free_port
 from support.wire import Wire
 
 BUCKET = "sounds"
+SERVER = Path(__file__).with_name("s3_server.py")
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "somebody",
     "AWS_SECRET_ACCESS_KEY": "her-secret-key",
@@ -80,7 +80,7 @@ def object_store(
     """A store with an empty bucket. `inside`: what its command is put behind."""
     port = free_port()
     process = subprocess.Popen(
-        [*inside, sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)],
+        [*inside, sys.executable, str(SERVER), "-H", address, "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **environment},
@@ -92,8 +92,7 @@ def object_store(
             assert time.monotonic() < deadline, "moto's server does not answer"
             time.sleep(0.1)
         store = ObjectStore(address, port)
-        client = S3FileSystem(endpoint_override=store.endpoint, allow_bucket_creation=True)
-        client.create_dir(BUCKET)
+        assert request("PUT", address, port, f"/{BUCKET}") == 200
         yield store
     finally:
         process.kill()
@@ -102,8 +101,13 @@ def object_store(
 
 def _answers(address: str, port: int) -> bool:
     try:
-        connection = HTTPConnection(address, port, timeout=5)
-        connection.request("GET", "/moto-api/data.json")
-        return connection.getresponse().status == 200
+        return request("GET", address, port, "/moto-api/data.json") == 200
     except OSError:
         return False
+
+
+def request(method: str, address: str, port: int, path: str) -> int:
+    """The status of an answer to a request without a body."""
+    connection = HTTPConnection(address, port, timeout=30)
+    connection.request(method, path)
+    return connection.getresponse().status

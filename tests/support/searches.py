@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import optuna
 import pandas as pd
 import psutil
+
+from support.warm import WarmProcess, can_be_warm
 
 MARK = "RESP_TUNE_TEST_MARK"  # what `marked` looks for
 
@@ -32,36 +35,68 @@ class Outcome:
         return self.out.strip().splitlines()
 
 
-def command(module: str, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None,
-            timeout: float = 300) -> Outcome:  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", f"resp_tune.{module}", *args],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-        cwd=cwd,
-        timeout=timeout,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+def command(
+    module: str,
+    *args: str,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 300,
+    cold: bool = False,
+) -> Outcome:
+    """Run a command to its end, in a fork of a process that has imported the libraries.
+
+    `cold`: in a new Python, which takes 6 s of CPU more.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        running = start(module, *args, env=env, cwd=cwd, out=out, err=err, cold=cold)
+        try:
+            code = running.wait(timeout)
+        finally:
+            running.kill()
+        return Outcome(code, out.read_text(), err.read_text())
 
 
 def start(
-    module: str, *args: str, env: dict[str, str] | None = None, err: Path | None = None
-) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own, which a test kills as a power cut would.
+    module: str,
+    *args: str,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    out: Path | None = None,
+    err: Path | None = None,
+    cold: bool = False,
+) -> subprocess.Popen[bytes] | WarmProcess:
+    """Start a command in a process group of its own, which a test kills as a power cut would.
 
-    `err`: where its stderr goes.
+    `out`, `err`: where its stdout and stderr go. A command whose environment holds `MARK` is cold.
     """
-    with err.open("wb") if err else open(os.devnull, "wb") as file:  # noqa: PTH123  # not a path
+    env = env or {}
+    if module == "search" and not cold:
+        give_mlflow_store(args, env)
+    files = [str(path or os.devnull) for path in (out, err)]
+    if not cold and MARK not in env and can_be_warm(env):
+        return WarmProcess(module, args, env=env, cwd=cwd, out=files[0], err=files[1])
+    with open(files[0], "wb") as stdout, open(files[1], "wb") as stderr:  # noqa: PTH123  # os.devnull
         return subprocess.Popen(
             [sys.executable, "-m", f"resp_tune.{module}", *args],
-            stdout=subprocess.DEVNULL,
-            stderr=file,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
             start_new_session=True,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **env},
+            cwd=cwd,
         )
+
+
+def give_mlflow_store(args: Sequence[str], env: Mapping[str, str]) -> None:
+    """Put an empty MLflow store where a search with these arguments would make its own."""
+    if {"--storage"} != {"--storage", "--tracking-uri", "--dry-run"}.intersection(args):
+        return
+    storage = args[args.index("--storage") + 1]
+    if "://" not in storage and "MLFLOW_TRACKING_URI" not in {**os.environ, **env}:
+        from support.mlflow_stores import with_mlflow_store
+
+        with_mlflow_store(Path(storage))
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -16,7 +16,7 @@ from resp_tune.study.study import (
     TrialRecord,
     open_study,
 )
-from resp_tune.study.trial_queue import TrialQueue
+from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings
 
 SPACE = load_space("default.yaml")
 
@@ -42,15 +42,13 @@ def study_at(folder: Path, metric: str = "macro_f1") -> optuna.Study:
 
 
 def recorder_of(study: optuna.Study, diary: Diary | None = None, **more: Any) -> TrialQueue:
-    asked: dict[str, Any] = {
-        "metric": "macro_f1",
-        "epochs": 3,
-        "seed": 5,
-        "budget": 4,
-        "deadline": None,
-        "listeners": [] if diary is None else [diary],
-    }
-    return TrialQueue(study, SPACE, **(asked | more))
+    settings = settings_of(more.pop("metric", "macro_f1"), more.pop("precision", "auto"))
+    source = SamplerSource(study, SPACE, settings, **({"budget": 4} | more))
+    return TrialQueue(source, [] if diary is None else [diary])
+
+
+def settings_of(metric: str = "macro_f1", precision: Any = "auto") -> TrialSettings:
+    return TrialSettings(metric, epochs=3, seed=5, precision=precision)
 
 
 def row(epoch: int, value: float, metric: str = "macro_f1") -> dict[str, float]:
