@@ -157,10 +157,10 @@ def _record(
 
 
 def _write(folder: Path, text: str, found: dict[str, Any]) -> Path:
-    from resp_tune.audit.audit_page import draw
+    from resp_tune.audit.audit_page import render_audit
     from resp_tune.common.paths import write_atomically
 
-    page = draw(found)
+    page = render_audit(found)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "audit.json", (text + "\n").encode())
     write_atomically(folder / "audit.html", page.encode())

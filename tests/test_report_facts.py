@@ -19,7 +19,7 @@ from resp_tune.reporting import (
     replicate_table,
     winner_metrics,
 )
-from resp_tune.reporting.dot_plots import Line, Mark, Strips, strips
+from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.results import Results, read_results
 
 
@@ -38,10 +38,10 @@ def kinds(line: Line) -> list[tuple[str, Any]]:
     return [(mark.kind, mark.value) for mark in line.marks]
 
 
-def drawn(table: Strips | None) -> dict[str, Line]:
+def drawn(table: DotTable | None) -> dict[str, Line]:
     """The lines by label. Every cell has a head."""
     assert table is not None
-    assert {len(line.cells) for line in table.lines} == {len(table.heads) - 2}
+    assert {len(line.cells) for line in table.lines} == {len(table.headers) - 2}
     return {line.label: line for line in table.lines}
 
 
@@ -76,18 +76,24 @@ def test_history_and_the_direction_of_the_metric(folder: Path) -> None:
 def test_price_is_positive_where_validation_flatters(folder: Path, metric: str, gap: float) -> None:
     """The log loss is larger on the test side: flattered as well."""
     change(folder, metric=metric)
-    price = winner_metrics.price(read_results(folder).summary)
-    assert price is not None
-    assert price.gap == pytest.approx(gap)
-    assert "The winner does worse on the test side than the search's best trial" in price.text
+    price_of_searching = winner_metrics.price_of_searching(read_results(folder).summary)
+    assert price_of_searching is not None
+    assert price_of_searching.gap == pytest.approx(gap)
+    assert (
+        "The winner does worse on the test side than the search's best trial"
+        in price_of_searching.text
+    )
 
 
 def test_price_is_of_the_best_that_the_search_saw(judged: Results) -> None:
-    price = winner_metrics.price(judged.summary)
-    assert price is not None
-    assert (price.validation, price.test) == (0.55, 0.45)  # not the winner's own mean, 0.52
-    assert price.gap == pytest.approx(0.10)
-    assert "One seed of the winner, on average, does worse" in price.text
+    price_of_searching = winner_metrics.price_of_searching(judged.summary)
+    assert price_of_searching is not None
+    assert (price_of_searching.validation, price_of_searching.test) == (
+        0.55,
+        0.45,
+    )  # not the winner's own mean, 0.52
+    assert price_of_searching.gap == pytest.approx(0.10)
+    assert "One seed of the winner, on average, does worse" in price_of_searching.text
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
@@ -95,12 +101,18 @@ def test_price_is_of_the_best_that_the_search_saw(judged: Results) -> None:
 def test_the_sign_of_the_price_is_the_summary_s(
     judged: Results, metric: str, difference: float, words: str
 ) -> None:
-    told = {"best_validation": 0.5, "test": 0.7, "difference": difference}
-    winner = {**judged.summary["winner"], "price_of_searching": told}
-    price = winner_metrics.price({**judged.summary, "metric": metric, "winner": winner})
-    assert price is not None
-    assert (price.gap, price.validation, price.test) == (difference, 0.5, 0.7)
-    assert words in price.text
+    explain_candidates = {"best_validation": 0.5, "test": 0.7, "difference": difference}
+    winner = {**judged.summary["winner"], "price_of_searching": explain_candidates}
+    price_of_searching = winner_metrics.price_of_searching(
+        {**judged.summary, "metric": metric, "winner": winner}
+    )
+    assert price_of_searching is not None
+    assert (price_of_searching.gap, price_of_searching.validation, price_of_searching.test) == (
+        difference,
+        0.5,
+        0.7,
+    )
+    assert words in price_of_searching.text
 
 
 @pytest.mark.parametrize(
@@ -156,7 +168,7 @@ def test_verdict_of_paired_differences(
 
 def test_forest_tells_apart_without_colour(judged: Results) -> None:
     summary = against(dict(judged.summary), device=[0.02, 0.28], all=[-0.05, 0.13])
-    table = baseline_comparison.forest(summary)
+    table = baseline_comparison.forest_plot(summary)
     lines = drawn(table)
     device, everything = lines["Device only"], lines["Device, place, age, sex only"]
     assert kinds(device) == [("diamond", pytest.approx(0.15))]
@@ -164,11 +176,13 @@ def test_forest_tells_apart_without_colour(judged: Results) -> None:
     assert kinds(everything) == [("ring", pytest.approx(0.04))]
     assert everything.cells == ("+0.040 [−0.050, +0.130]", "cannot be told")
     assert (device.tone, everything.tone) == ("better", "open")
-    worse = drawn(baseline_comparison.forest(against(summary, device=[-0.3, -0.1])))["Device only"]
+    worse = drawn(baseline_comparison.forest_plot(against(summary, device=[-0.3, -0.1])))[
+        "Device only"
+    ]
     assert (worse.tone, worse.cells[1], worse.marks[0].kind) == ("worse", "winner worse", "diamond")
     assert table is not None
     assert table.zero
-    assert 0 < table.at(0) < 1
+    assert 0 < table.position(0) < 1
 
 
 def test_bars_show_the_baselines_of_the_same_clips(judged: Results) -> None:
@@ -180,7 +194,7 @@ def test_bars_show_the_baselines_of_the_same_clips(judged: Results) -> None:
 def test_candidates(judged: Results) -> None:
     found = replicate_table.candidates(judged.summary)
     winner = judged.summary["winner"]
-    lines = drawn(replicate_table.strip_of(found, "macro_f1", winner))
+    lines = drawn(replicate_table.candidate_table(found, "macro_f1", winner))
     assert list(lines) == ["trial 2", "trial 4"]
     best, dropped = lines.values()
     assert kinds(best) == [
@@ -188,12 +202,15 @@ def test_candidates(judged: Results) -> None:
     ]  # fmt: skip
     assert best.cells == ("0.470 ± 0.010", "0.464", "0.520", "3")
     assert (best.tone, dropped.tone, dropped.note) == ("ours", "pale", "dropped early")
-    told = " ".join(replicate_table.told(found, "macro_f1", winner))
-    assert "up to 3 fresh seeds" in told
-    assert "0.105 below their scores in the search: picking the best picks the lucky" in told
-    assert "One seed alone would have chosen trial 4" in told
+    explain_candidates = " ".join(replicate_table.explain_candidates(found, "macro_f1", winner))
+    assert "up to 3 fresh seeds" in explain_candidates
+    assert (
+        "0.105 below their scores in the search: picking the best picks the lucky"
+        in explain_candidates
+    )
+    assert "One seed alone would have chosen trial 4" in explain_candidates
     loss = " ".join(
-        replicate_table.told(found, "log_loss", winner)
+        replicate_table.explain_candidates(found, "log_loss", winner)
     )  # a lower loss: better than it was
     assert "lucky" not in loss
     assert "would have chosen" not in loss
@@ -201,8 +218,8 @@ def test_candidates(judged: Results) -> None:
 
 def test_no_candidates_no_words(folder: Path) -> None:
     found = replicate_table.candidates(read_results(folder).summary)
-    assert (found, replicate_table.told(found, "macro_f1", {"number": 2})) == ([], [])
-    assert replicate_table.strip_of(found, "macro_f1", {"number": 2}) is None
+    assert (found, replicate_table.explain_candidates(found, "macro_f1", {"number": 2})) == ([], [])
+    assert replicate_table.candidate_table(found, "macro_f1", {"number": 2}) is None
 
 
 @pytest.mark.parametrize("run", [0, 1])
@@ -213,32 +230,32 @@ def test_a_winner_by_its_one_score(judged: Results, run: int) -> None:
         for c in replicate_table.candidates(judged.summary)
     ]
     winner = {**judged.summary["winner"], "replicates": None}
-    told = " ".join(replicate_table.told(found, "macro_f1", winner))
-    assert "The winner was chosen by its one score in the search" in told
-    assert "do not count" not in told
-    assert "would have chosen" not in told
-    assert ("ran again on 1 fresh seed each" in told) == bool(run)
+    explain_candidates = " ".join(replicate_table.explain_candidates(found, "macro_f1", winner))
+    assert "The winner was chosen by its one score in the search" in explain_candidates
+    assert "do not count" not in explain_candidates
+    assert "would have chosen" not in explain_candidates
+    assert ("ran again on 1 fresh seed each" in explain_candidates) == bool(run)
     bounded = replicate_table.candidates(judged.summary)
     for one, wins in ((winner, False), (judged.summary["winner"], True)):
-        table = replicate_table.strip_of(bounded, "macro_f1", one)
+        table = replicate_table.candidate_table(bounded, "macro_f1", one)
         assert table is not None
-        assert ("the best one wins" in dict(table.keys)["bound"]) == wins
+        assert ("the best one wins" in dict(table.legend)["bound"]) == wins
 
 
 def cycles(folder: Path, **values: Any) -> Results:
-    told = json.loads((folder / "summary.json").read_text())
-    told["winner"]["test"] |= {
+    explain_candidates = json.loads((folder / "summary.json").read_text())
+    explain_candidates["winner"]["test"] |= {
         "icbhi_score": 0.561,
         "intervals": {"icbhi_score": [0.51, 0.61]},
         "by_seed": {"icbhi_score": {"mean": 0.55, "sd": 0.01, "values": []}},
         "sensitivity": 0.37,
     }
-    change(folder, **{**told, "task": "cycles", "protocol": "official", **values})
+    change(folder, **{**explain_candidates, "task": "cycles", "protocol": "official", **values})
     return read_results(folder)
 
 
 def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
-    table = published.beside_published(cycles(folder))
+    table = published.published_table(cycles(folder))
     assert table is not None
     assert [(line.label, *line.cells) for line in table.lines] == [
         ("the winner", "56.10", "[51.0, 61.0]"),
@@ -249,7 +266,7 @@ def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
         ("always “normal”", "50.00", ""),
     ]
     assert table.lines[1].span == pytest.approx((54.0, 56.0))
-    assert published.terms(cycles(folder))[0][:2] == ("Sensitivity", "0.370")
+    assert published.score_terms(cycles(folder))[0][:2] == ("Sensitivity", "0.370")
 
 
 @pytest.mark.parametrize(
@@ -262,28 +279,28 @@ def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
     ],
 )
 def test_published_figures_stand_beside_nothing_else(folder: Path, values: Any) -> None:
-    assert published.beside_published(cycles(folder, **values)) is None
+    assert published.published_table(cycles(folder, **values)) is None
 
 
 def test_without_the_shared_patients_it_is_another_test_side(folder: Path) -> None:
-    told = {"provenance": {"drop_shared_patients": True}}
-    (folder / "winner" / "config.json").write_text(json.dumps(told))
-    assert published.beside_published(cycles(folder)) is None
+    explain_candidates = {"provenance": {"drop_shared_patients": True}}
+    (folder / "winner" / "config.json").write_text(json.dumps(explain_candidates))
+    assert published.published_table(cycles(folder)) is None
 
 
 def test_classes_by_clip_and_by_patient(judged: Results) -> None:
     rows = group_tables.class_rows(judged.summary)
-    lines = drawn(group_tables.classes_strip(rows))
+    lines = drawn(group_tables.class_table(rows))
     assert list(lines) == CLASSES
     assert kinds(lines["COPD"]) == [("dot", 0.5), ("ring", 0.25)]
     assert lines["COPD"].cells == ("0.500", "0.250", "–", "5", "4")
     assert [line.tone for line in lines.values()] == ["pale", "", ""]  # of 4, 5 and 6 patients
-    alone = group_tables.classes_strip([group_tables.ClassRow("COPD", 3, 9, 0.5, 0.25)])
+    alone = group_tables.class_table([group_tables.ClassRow("COPD", 3, 9, 0.5, 0.25)])
     assert drawn(alone)["COPD"].cells == ("0.500", "0.250", "3", "9")
 
 
 def test_views_of_the_same_answers(judged: Results) -> None:
-    lines = drawn(group_tables.views(judged))
+    lines = drawn(group_tables.subgroups(judged))
     assert list(lines) == [
         "All clips", "By patient", "Only plain device", "Only lone", "Children on the Meditron"
     ]  # fmt: skip
@@ -300,13 +317,13 @@ def test_views_of_the_same_answers(judged: Results) -> None:
 @pytest.mark.parametrize("width", [1e-6, 0.013, 0.25, 0.99, 7.0, 4e3])
 def test_a_scale_has_round_ticks_between_its_ends(low: float, width: float) -> None:
     line = Line("x", (Mark(low, "dot"),), (), span=(low, low + width))
-    table = strips(("", ""), [line], zero=True)
+    table = dot_table(("", ""), [line], zero=True)
     assert table is not None
     assert table.low < min(low, 0)
     assert max(low + width, 0) < table.high
     assert 2 <= len(table.ticks) <= 7
     for value, text in table.ticks:
-        assert 0 <= table.at(value) <= 1
+        assert 0 <= table.position(value) <= 1
         assert float(text.replace("−", "-")) == pytest.approx(value)
-    assert table.at(table.low - 1) == 0
-    assert table.at(table.high + 1) == 1
+    assert table.position(table.low - 1) == 0
+    assert table.position(table.high + 1) == 1

@@ -1,4 +1,4 @@
-"""The audit as tables on stdout."""
+"""Print an audit as tables on stdout."""
 
 from __future__ import annotations
 
@@ -9,78 +9,64 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resp_tune.audit.rows import (
-    CONTROLLED,
-    TABLES,
-    against_rows,
-    baseline_reasons,
-    baseline_rows,
-    columns_of,
-    comparison_rows,
-    cycle_line,
-    leak_reasons,
-    leak_rows,
-    model_rows,
-    share,
-    span,
-)
+from resp_tune.audit import rows
 from resp_tune.common.text import amount, one_line
-from resp_tune.reporting.format import figure
 from resp_tune.training.metrics import CYCLE_CLASSES
 
 LEAST_WIDTH = 100  # of a pipe or a file, where no terminal says how wide it is
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """Print the audit; everything that comes from files is printed as it is, never as markup."""
+    """Print the audit; what comes from files is printed unchanged, never as markup."""
     console = _console()
     _data(console, found)
     _lines(console, "Defects", found["defects"])
-    for name, title in TABLES.items():
-        _print_table(console, title, *_crossed(found["tables"][name]))
+    for name, title in rows.TABLES.items():
+        table = found["tables"][name]
+        columns = rows.column_names(table)
+        sizes = [(row, *(rows.size(cells.get(c)) for c in columns)) for row, cells in table.items()]
+        _print_table(console, title, ("", *columns), sizes)
     _print_table(
         console,
-        "Leaks: on more than one side; held-out recordings whose patient is trained on",
+        "Leaks: in more than one split; held-out recordings whose patient is in training",
         ("protocol", "patients", "sessions", "leaked", "task, classes", "recordings"),
-        leak_rows(found["leaks"]),
+        rows.leak_rows(found["leaks"]),
     )
-    _reasons(console, leak_reasons(found["leaks"]))
+    _reasons(console, rows.leak_reasons(found["leaks"]))
     _lookup(console, found["patient_lookup"])
     _print_table(
         console,
-        "Without any audio, by patient (sheet: device, location, age, sex)",
-        ("task", "chance", "majority", "device BA", "device F1", "sheet BA", "sheet F1"),
-        baseline_rows(found),
+        "Without any audio, by patient (metadata: device, location, age, sex)",
+        ("task", "chance", "majority", "device BA", "device F1", "metadata BA", "metadata F1"),
+        rows.baseline_rows(found),
     )
-    _reasons(console, baseline_reasons(found))
+    _reasons(console, rows.baseline_reasons(found))
     if "model" in found:
         _model(console, found["model"])
     _lines(console, "Warnings", found["warnings"] or ["none: no shortcut was found"])
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
-    """Print the difference of two runs on each side that both have."""
+    """Print the difference of two runs on each split that both have."""
     console = _console()
     console.print(Text(one_line(f"A: {found['a']}")), Text(one_line(f"B: {found['b']}")), sep="\n")
-    for side, figures in found["sides"].items():
-        size = amount(figures["clips"], "clip", figures["patients"])
+    for split, compared in found["sides"].items():
+        size = amount(compared["clips"], "clip", compared["patients"])
         _print_table(
             console,
-            f"{side}: {size}, {', '.join(figures['classes'])}",
+            f"{split}: {size}, {', '.join(compared['classes'])}",
             ("", "A", "B", "A - B", "95 % interval", "0 inside"),
-            comparison_rows(figures["metrics"]),
+            rows.comparison_rows(compared["metrics"]),
         )
-        if side == "validation":
-            console.print(
-                Text(
-                    "  the side that runs are chosen by: what was chosen stands too high here. All "
-                    "clips together, of a winner after averaging over its seeds; a search's own "
-                    "scores are means over its folds and seeds, so they differ where it has several"
-                ),
-                soft_wrap=True,
+        if split == "validation":
+            note = (
+                "  runs are selected on this split, so the metrics of a selected one are too high "
+                "here. All clips are pooled, a winner's after averaging over its seeds; a search's "
+                "own scores are means over its folds and seeds, so they differ where it has several"
             )
-    for side, reason in found["left_out"].items():
-        console.print(Text(one_line(f"\n{side} is not compared: {reason}")), soft_wrap=True)
+            console.print(Text(note), soft_wrap=True)
+    for split, reason in found["left_out"].items():
+        console.print(Text(one_line(f"\n{split} is not compared: {reason}")), soft_wrap=True)
 
 
 def _console() -> Console:
@@ -108,7 +94,7 @@ def _lookup(console: Console, lookup: Mapping[str, Any]) -> None:
         Text("\nLooking up the patient, without audio (random split by recording)", "bold")
     )
     if "reason" in lookup:
-        console.print(Text(f"  not for this set: {lookup['reason']}"))
+        console.print(Text(f"  not possible for this set: {lookup['reason']}"))
         return
     names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced"}
     values = ", ".join(f"{text} {lookup[key]:.3f}" for key, text in names.items())
@@ -124,67 +110,39 @@ def _model(console: Console, model: Mapping[str, Any]) -> None:
         return
     _print_table(
         console,
-        "Test side, with 95 % patient-bootstrap intervals",
+        "Test split, with 95 % patient-bootstrap intervals",
         ("", "clips", "patients", "macro-F1", "balanced accuracy", "accuracy", "majority"),
-        model_rows(model),
+        rows.model_rows(model),
     )
-    if line := cycle_line(test["by_clip"]):
+    if line := rows.cycle_metrics(test["by_clip"]):
         console.print(Text(f"  {line}"), soft_wrap=True)
     _print_table(
         console,
-        "Against what needs no audio, on the same patients drawn",
+        "Against baselines without audio, on the same resamples of the patients",
         ("", "model", "no audio", "difference", "95 % interval", "0 inside"),
-        against_rows(test["against"]),
+        rows.baseline_difference_rows(test["against"]),
     )
-    rows = [
-        (
-            name,
-            figure(row["recall"]),
-            figure(row["precision"]),
-            str(row["support"]),
-            figure(row.get("patient_recall")),
-            str(row["patients"]),
-        )
-        for name, row in test["per_class"].items()
-    ]
     _print_table(
         console,
         "Each class",
         ("class", "recall", "precision", "clips", "patients' recall", "patients"),
-        rows,
+        rows.class_rows(test["per_class"]),
     )
-    if test["controlled"]:
-        found = test["controlled"]
-        console.print(
-            Text(
-                f"{CONTROLLED}, healthy or sick: balanced accuracy "
-                f"{span(found, 'balanced_accuracy')}, AUROC {span(found, 'auroc')} "
-                f"({found['clips']} clips of {found['patients']} patients)"
-            )
-        )
-
-
-def _crossed(
-    rows: Mapping[str, Mapping[str, Mapping[str, int]]],
-) -> tuple[Sequence[str], list[Sequence[str]]]:
-    columns = columns_of(rows)
-    lines = [
-        (name, *(share(cells.get(column)) for column in columns)) for name, cells in rows.items()
-    ]
-    return ("", *columns), list(lines)
+    if line := rows.controlled_line(test["controlled"]):
+        console.print(Text(line))
 
 
 def _print_table(
-    console: Console, title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]
+    console: Console, title: str, headers: Sequence[str], lines: Iterable[Sequence[str]]
 ) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for place, header in enumerate(headers):
-        words = place == 0 or header == ""
+    for column, header in enumerate(headers):
+        words = column == 0 or header == ""
         table.add_column(
             Text(one_line(header)), justify="left" if words else "right", no_wrap=not words
         )
-    for row in rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
+    for line in lines:
+        table.add_row(*(Text(one_line(cell)) for cell in line))
     console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
     console.print(table)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from resp_tune.common.text import amount, plural
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.protocols import OUTER_FOLDS, make_split
+from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split
+from resp_tune.data.split_spec import OUTER_FOLDS, SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError
 
@@ -23,12 +24,14 @@ def protocol_leaks(dataset: Dataset) -> dict[str, dict[str, Any]]:
     and the `reason`. `official` also has the figures `without_shared_patients`, `device` those of
     each device `held_out`, its own being the largest of them.
     """
-    found = {name: _leaks(dataset, name, task) for name, task in _TASKS.items()}
+    found = {name: _leaks(dataset, SplitSpec(name), task) for name, task in _TASKS.items()}
     if found["official"]["patients"]:
-        dropped = _leaks(dataset, "official", "cycles", drop_shared_patients=True)
+        dropped = _leaks(dataset, SplitSpec("official", drop_shared_patients=True), "cycles")
         found["official"]["without_shared_patients"] = dropped
     devices = sorted({r.device for r in dataset.recordings})
-    held_out = {d: _leaks(dataset, "device", "diagnosis", hold_out_device=d) for d in devices}
+    held_out = {
+        d: _leaks(dataset, SplitSpec("device", hold_out_device=d), "diagnosis") for d in devices
+    }
     found["device"] = {**_largest(list(held_out.values())), "held_out": held_out}
     return found
 
@@ -44,9 +47,9 @@ def defects(dataset: Dataset) -> list[str]:
     ]
 
 
-def _leaks(dataset: Dataset, protocol: str, task: str, **options: Any) -> dict[str, Any]:
+def _leaks(dataset: Dataset, spec: SplitSpec, task: str) -> dict[str, Any]:
     try:
-        split = make_split(dataset, make_clips(get_task(task), dataset), protocol, **options)
+        split = make_split(dataset, make_clips(get_task(task), dataset), spec)
     except UserError as error:
         return {"patients": None, "sessions": None, "recording_share": None, "reason": str(error)}
     leaks = split.leaks(dataset)

@@ -9,12 +9,13 @@ from typing import Any
 from resp_tune.common.text import amount
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import make_split
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import make_clips
 from resp_tune.errors import UserError
 from resp_tune.evaluation.baseline_cache import load_baseline_predictions
 from resp_tune.evaluation.baseline_difference import baseline_differences
-from resp_tune.evaluation.group_metrics import metrics_with_intervals, group_metrics
+from resp_tune.evaluation.group_metrics import group_metrics, metrics_with_intervals
 from resp_tune.evaluation.score import score_test_split
 from resp_tune.harness.test_access_log import access_by
 from resp_tune.training.datamodule import DataModule, make_feature_caches
@@ -52,16 +53,11 @@ def sides_of(bundle: Bundle, dataset: Dataset) -> DataModule:
         )
     clips = make_clips(task_from_classes(details["task"], details.get("task_classes")), dataset)
     try:
-        split = make_split(
-            dataset,
-            clips,
-            details["protocol"],
-            split_seed=int(provenance.get("split_seed", 0)),
-            folds=int(provenance.get("folds", len(bundle.networks))),
-            hold_out_device=provenance.get("hold_out_device"),
-            drop_shared_patients=bool(provenance.get("drop_shared_patients", False)),
+        spec = SplitSpec.from_dict(
+            {"folds": len(bundle.networks), **provenance, "protocol": details["protocol"]}
         )
-    except (UserError, TypeError, ValueError, OverflowError) as error:
+        split = make_split(dataset, clips, spec)
+    except UserError as error:
         raise UserError(f"{OTHER_SIDES} ({error}): give the data set of its search") from error
     if split.digest != provenance["split_sha256"] or split.classes != bundle.classes:
         trained = provenance.get("data")

@@ -1,4 +1,4 @@
-"""The audit's values as rows of text, the same for the terminal and the page."""
+"""Write an audit's values as rows of text, the same for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from typing import Any
 
 from resp_tune.audit.counts import in_order
 from resp_tune.common.choices import CYCLE_METRICS, METRIC_MODES
-from resp_tune.reporting.format import (
-    NONE,
-    figure,
-    metric_name,
-    ranged,
-    signed,
-)
+from resp_tune.common.text import amount
+from resp_tune.reporting.format import NONE, figure, metric_name, ranged, signed
+from resp_tune.training.metrics import CYCLE_CLASSES
 
 CONTROLLED = "Children on the Meditron"
 TABLES = {
@@ -21,26 +17,27 @@ TABLES = {
     "diagnosis_by_age": "Diagnosis × age in years: recordings (patients)",
     "device_by_age": "Device × age in years: recordings (patients)",
 }
+Rows = list[Sequence[str]]
 
 
-def share(cell: Mapping[str, int] | None) -> str:
-    """`646 (32)`: recordings and, in brackets, their patients."""
+def size(cell: Mapping[str, int] | None) -> str:
+    """Return `646 (32)`: recordings and, in brackets, their patients."""
     return NONE if cell is None else f"{cell['recordings']} ({cell['patients']})"
 
 
-def span(figures: Mapping[str, Any], name: str) -> str:
-    """`0.505 [0.410, 0.600]`; without brackets where a single patient leaves nothing to draw."""
-    return ranged(figures[name], *figures["intervals"].get(name, (None, None)))
+def with_interval(metrics: Mapping[str, Any], name: str) -> str:
+    """Return `0.505 [0.410, 0.600]`; a metric of a single patient has no interval."""
+    return ranged(metrics[name], *metrics["intervals"].get(name, (None, None)))
 
 
-def columns_of(rows: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
-    """The columns of a table, age groups from young to old."""
+def column_names(rows: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+    """Return the columns of a table, age groups from young to old."""
     return in_order(column for cells in rows.values() for column in cells)
 
 
-def leak_rows(leaks: Mapping[str, Mapping[str, Any]]) -> list[Sequence[str]]:
-    """Protocol, patients, sessions, share of leaked recordings, classes, sizes of the sides."""
-    rows: list[Sequence[str]] = []
+def leak_rows(leaks: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Return protocol, patients, sessions, share of leaked recordings, classes, split sizes."""
+    rows: Rows = []
     for name, found in _protocols(leaks):
         if found["patients"] is None:
             rows.append((name, *[NONE] * 4, "see below"))
@@ -53,7 +50,7 @@ def leak_rows(leaks: Mapping[str, Mapping[str, Any]]) -> list[Sequence[str]]:
 
 
 def leak_reasons(leaks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Why a protocol cannot be had from this data set, a line each."""
+    """Return why this data set does not allow a protocol, a line each."""
     return [f"{name}: {found['reason']}" for name, found in _protocols(leaks) if "reason" in found]
 
 
@@ -69,79 +66,122 @@ def _protocols(leaks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Ma
 
 
 def baseline_reasons(found: Mapping[str, Any]) -> list[str]:
-    """Why a task has no baselines, a line each."""
+    """Return why a task has no baselines, a line each."""
     scores = {**found["baselines"], CONTROLLED: found["controlled"]["baselines"] or {}}
     return [f"{task}: {one['reason']}" for task, one in scores.items() if "reason" in one]
 
 
-def baseline_rows(found: Mapping[str, Any]) -> list[Sequence[str]]:
-    """A row a task: chance, majority accuracy, then balanced accuracy and macro-F1 of both."""
-    rows: list[Sequence[str]] = []
-    for task, scores in {
-        **found["baselines"],
-        CONTROLLED: found["controlled"]["baselines"],
-    }.items():
+def baseline_rows(found: Mapping[str, Any]) -> Rows:
+    """Return a row a task: chance, majority accuracy, balanced accuracy and macro-F1 of both."""
+    rows: Rows = []
+    scored = {**found["baselines"], CONTROLLED: found["controlled"]["baselines"]}
+    for task, scores in scored.items():
         if scores is None or scores["device"] is None:
             rows.append((task, *[NONE] * 6))
             continue
-        rows.append(
-            (
-                task,
-                figure(scores["chance"]),
-                figure(scores["majority_accuracy"]),
-                *(
-                    figure(scores[columns][metric])
-                    for columns in ("device", "all")
-                    for metric in ("balanced_accuracy", "macro_f1")
-                ),
-            )
-        )
+        of_columns = [
+            scores[columns][metric]
+            for columns in ("device", "all")
+            for metric in ("balanced_accuracy", "macro_f1")
+        ]
+        values = (scores["chance"], scores["majority_accuracy"], *of_columns)
+        rows.append((task, *map(figure, values)))
     return rows
 
 
-def model_rows(model: Mapping[str, Any]) -> list[Sequence[str]]:
-    """The test side by clip, by patient and within each device; then what needs no audio."""
+def model_rows(model: Mapping[str, Any]) -> Rows:
+    """Return the test split by clip, patient and device; then baselines without audio."""
     test = model["test"]
     unit = "cycle" if model["task"] == "cycles" else "recording"
-    rows = [_figures_row(f"by {unit}", test["by_clip"])]
+    rows = [_metrics_row(f"by {unit}", test["by_clip"])]
     if test["by_patient"]:
-        rows.append(_figures_row("by patient", test["by_patient"]))
+        rows.append(_metrics_row("by patient", test["by_patient"]))
     for device, found in test["by_device"].items():
         classes = _classes(found["classes"], model["classes"])
-        rows.append(_figures_row(f"within {device}, {classes}", found))
-    for key, name in (("device", "device, no audio"), ("all", "sheet, no audio")):
+        rows.append(_metrics_row(f"within {device}, {classes}", found))
+    for key, name in (("device", "device, no audio"), ("all", "metadata, no audio")):
         scores = test["baselines"][key]
         f1, balanced = figure(scores["macro_f1"]), figure(scores["balanced_accuracy"])
         rows.append((name, "", "", f1, balanced, "", ""))
-    rows.append(
-        (
-            "majority class trained on",
-            *[""] * 4,
-            figure(test["baselines"]["majority_accuracy"]),
-            "",
-        )
-    )
+    majority = figure(test["baselines"]["majority_accuracy"])
+    rows.append(("majority class of the training split", *[""] * 4, majority, ""))
     return rows
 
 
-def cycle_line(figures: Mapping[str, Any]) -> str:
-    """`ICBHI score 0.520 [0.480, 0.560], sensitivity …`; empty for what are no cycles."""
-    there = [name for name in CYCLE_METRICS if name in figures]
-    return ", ".join(f"{metric_name(name)} {span(figures, name)}" for name in there)
+def cycle_metrics(metrics: Mapping[str, Any]) -> str:
+    """Return `ICBHI score 0.520 [0.480, 0.560], sensitivity …`, or nothing for other tasks."""
+    there = [name for name in CYCLE_METRICS if name in metrics]
+    return ", ".join(f"{metric_name(name)} {with_interval(metrics, name)}" for name in there)
 
 
-def against_rows(against: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Sequence[str]]:
-    """What the forests saw and the metric, the model's figure, theirs, and the difference."""
-    names = {"device": "device", "all": "sheet"}
+def class_rows(per_class: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Return class, recall, precision, clips, recall of its patients, and their number."""
+    return [
+        (
+            name,
+            figure(row["recall"]),
+            figure(row["precision"]),
+            str(row["support"]),
+            figure(row.get("patient_recall")),
+            str(row["patients"]),
+        )
+        for name, row in per_class.items()
+    ]
+
+
+def controlled_line(metrics: Mapping[str, Any] | None) -> str:
+    """Return how well children on the Meditron are told apart, or nothing without metrics."""
+    if not metrics:
+        return ""
+    return (
+        f"{CONTROLLED}, healthy or sick: balanced accuracy "
+        f"{with_interval(metrics, 'balanced_accuracy')}, AUROC {with_interval(metrics, 'auroc')} "
+        f"({amount(metrics['clips'], 'clip', metrics['patients'])})"
+    )
+
+
+def cycle_rows(counts: Mapping[str, Any]) -> Rows:
+    """Return the cycles of each class, in all and in each split of the challenge."""
+    parts = {"all": counts, **{f"official {s}": part for s, part in counts["official"].items()}}
+    return [
+        (
+            name,
+            *(str(part["cycles_by_class"][c]) for c in CYCLE_CLASSES),
+            *(str(part[key]) for key in ("cycles", "recordings", "patients")),
+        )
+        for name, part in parts.items()
+    ]
+
+
+def shortcut_rows(shortcuts: Mapping[str, Mapping[str, Any] | None]) -> Rows:
+    """Return each tested shortcut: its measure here and when permuted, and whether it warns."""
+    return [
+        (
+            s["measure"],
+            *(figure(s[key]) for key in ("value", "by_chance", "limit")),
+            f"{s['p_value']:.4f}",
+            str(s["patients"]),
+            "yes" if s["found"] else "no",
+        )
+        for s in shortcuts.values()
+        if s
+    ]
+
+
+def baseline_difference_rows(
+    differences: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> Rows:
+    """Return the baseline and metric, the model's value, the baseline's, and the difference."""
+    names = {"device": "device", "all": "metadata"}
     return [
         (f"{names[columns]}: {metric_name(metric)}", *_paired(found, "winner", "baseline"))
-        for columns, metrics in against.items()
+        for columns, metrics in differences.items()
         for metric, found in metrics.items()
     ]
 
 
-def comparison_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[Sequence[str]]:
-    """Metric, the figures of A and B, and the difference."""
+def comparison_rows(metrics: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Return each metric with its values of A and B, and the difference."""
     return [
         (
             metric_name(name) + " (less is better)" * (METRIC_MODES.get(name) == "min"),
@@ -152,29 +192,28 @@ def comparison_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[Sequence[s
 
 
 def _paired(found: Mapping[str, Any], one: str, other: str) -> Sequence[str]:
-    span = found["interval"]
-    inside = (
-        (NONE, NONE)
-        if span is None
-        else (f"[{signed(span[0])}, {signed(span[1])}]", "yes" if span[0] <= 0 <= span[1] else "no")
-    )
-    return (figure(found[one]), figure(found[other]), signed(found["difference"]), *inside)
+    interval, inside = NONE, NONE
+    if found["interval"] is not None:
+        low, high = found["interval"]
+        interval, inside = f"[{signed(low)}, {signed(high)}]", "yes" if low <= 0 <= high else "no"
+    values = (figure(found[one]), figure(found[other]), signed(found["difference"]))
+    return (*values, interval, inside)
 
 
-def _figures_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:
+def _metrics_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:
     return (
         name,
         str(found["clips"]),
         str(found["patients"]),
-        span(found, "macro_f1"),
-        span(found, "balanced_accuracy"),
+        with_interval(found, "macro_f1"),
+        with_interval(found, "balanced_accuracy"),
         figure(found["accuracy"]),
         figure(found["majority_accuracy"]),
     )
 
 
 def _classes(there: Sequence[str], of: Sequence[str]) -> str:
-    """`6 classes`, or which ones: those left out of the averages are named."""
+    """Return `6 classes`, or the names of those that are, or are not, in the averages."""
     absent = [name for name in of if name not in there]
     if not absent:
         return f"{len(there)} classes"

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.protocols import OUTER_FOLDS
+from resp_tune.data.split_spec import OUTER_FOLDS
 from resp_tune.training.metrics import auroc
 
 PERMUTATIONS = 10_000

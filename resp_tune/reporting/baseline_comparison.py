@@ -1,4 +1,4 @@
-"""Has the winner learnt from the sound? It beside what can be had without listening."""
+"""Compare the winner with baselines that use no audio: has it learnt from the sound?"""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resp_tune.reporting.dot_plots import Line, Mark, Strips, strips
+from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, signed
-from resp_tune.reporting.results import ends, mapping, number
+from resp_tune.reporting.results import interval_ends, mapping, number
 
-BASELINES = {
-    "device": "Device only",
-    "all": "Device, place, age, sex only",
-}
-SHEETS = {"device": "the device alone", "all": "the data sheet (device, place, age, sex)"}
-# Words and shapes as well as colours: green alone says nothing to one man in twelve.
-JUDGED = {
+BASELINES = {"device": "Device only", "all": "Device, location, age, sex only"}
+METADATA = {"device": "the device alone", "all": "the metadata (device, location, age, sex)"}
+# Words and shapes as well as colours: one man in twelve cannot tell red from green.
+OUTCOMES = {
     "better": ("winner better", "diamond"),
     "worse": ("winner worse", "diamond"),
-    "open": ("cannot be told", "ring"),
+    "open": ("inconclusive", "ring"),
 }
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of a comparison: a value in 0…1, its 95 % interval if it has one."""
+    """A value in 0…1 with its 95 % interval, if it has one."""
 
     label: str
     value: float
@@ -35,10 +32,10 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The winner minus a baseline on the same patients drawn, with its 95 % interval.
+class PairedDifference:
+    """The winner minus a baseline on the same resamples of the patients, with its 95 % interval.
 
-    Of metrics where more is better.
+    Only of metrics whose larger values are better.
     """
 
     key: str
@@ -50,68 +47,68 @@ class Paired:
     high: float
 
     @property
-    def judged(self) -> str:
-        """`better`, `worse`, or `open` where the interval holds 0."""
+    def outcome(self) -> str:
+        """`better`, `worse`, or `open` if the interval includes 0."""
         if self.low <= 0 <= self.high:
             return "open"
         return "better" if self.low > 0 else "worse"
 
 
 def comparison_metric(summary: Mapping[str, Any]) -> str:
-    """The metric to set beside the baselines: the objective, where they have it."""
+    """Return the objective if the baselines have it, else macro-F1."""
     metric = str(summary.get("metric"))
     known = mapping(mapping(summary.get("baselines")).get("device"))
     return metric if metric in known or not known else "macro_f1"
 
 
-def comparison(summary: Mapping[str, Any]) -> list[Bar]:
-    """The winner beside what can be had without listening, best evidence first."""
+def comparison_bars(summary: Mapping[str, Any]) -> list[Bar]:
+    """Return the comparison metric of the winner, on test and validation, and of each baseline."""
     metric = comparison_metric(summary)
     winner = mapping(summary.get("winner"))
     test = mapping(winner.get("test"))
-    low, high = ends(mapping(test.get("intervals")).get(metric))
-    found = [
-        Bar("Winner, test side", value, low, high, ours=True)
-        for value in [number(test.get(metric))]
-        if value is not None
+    interval = interval_ends(mapping(test.get("intervals")).get(metric))
+    none = (None, None)
+    bars = [
+        ("Winner, test split", number(test.get(metric)), interval, True),
+        (
+            "Winner, validation split",
+            number(mapping(winner.get("validation")).get(metric)),
+            none,
+            True,
+        ),
+        *((label, baseline(summary, key, metric), none, False) for key, label in BASELINES.items()),
     ]
-    for label, value in (
-        ("Winner, validation side", number(mapping(winner.get("validation")).get(metric))),
-        *((label, baseline(summary, key, metric)) for key, label in BASELINES.items()),
-    ):
-        if value is not None:
-            found.append(Bar(label, value, ours=label.startswith("Winner")))
-    return found
+    return [Bar(name, v, *ends, ours) for name, v, ends, ours in bars if v is not None]
 
 
 def baseline(summary: Mapping[str, Any], key: str, metric: str) -> float | None:
-    """What is had without audio: on the test side's own clips where it is known, else on all."""
-    on_test = mapping(mapping(_against(summary).get(key)).get(metric))
-    found = number(on_test.get("baseline"))
+    """Return a baseline's metric on the clips of the test split if known, else on all data."""
+    on_test = mapping(mapping(_differences(summary).get(key)).get(metric))
+    value = number(on_test.get("baseline"))
     everywhere = mapping(mapping(summary.get("baselines")).get(key))
-    return number(everywhere.get(metric)) if found is None else found
+    return number(everywhere.get(metric)) if value is None else value
 
 
-def paired(summary: Mapping[str, Any]) -> list[Paired]:
-    """Every difference that is known with its interval, the compared metric first."""
+def paired_differences(summary: Mapping[str, Any]) -> list[PairedDifference]:
+    """Return every difference that has an interval, the compared metric first."""
     found = []
     for key in BASELINES:
-        for metric, entry in mapping(_against(summary).get(key)).items():
-            told = mapping(entry)
-            low, high = ends(told.get("interval"))
-            values = [number(told.get(k)) for k in ("winner", "baseline", "difference")]
-            known = [v for v in (*values, low, high) if v is not None]
+        for metric, entry in mapping(_differences(summary).get(key)).items():
+            fields = mapping(entry)
+            values = [number(fields.get(k)) for k in ("winner", "baseline", "difference")]
+            values += interval_ends(fields.get("interval"))
+            known = [v for v in values if v is not None]
             if len(known) == 5:
-                found.append(Paired(key, str(metric), *known))
+                found.append(PairedDifference(key, str(metric), *known))
     first = comparison_metric(summary)
     return sorted(found, key=lambda p: (p.metric != first, p.metric))
 
 
-def forest(summary: Mapping[str, Any]) -> Strips | None:
-    """The differences with their intervals about a line at 0."""
+def forest_plot(summary: Mapping[str, Any]) -> DotTable | None:
+    """Return the differences with their intervals about a line at 0."""
     lines = []
-    for p in paired(summary):
-        words, shape = JUDGED[p.judged]
+    for p in paired_differences(summary):
+        words, shape = OUTCOMES[p.outcome]
         lines.append(
             Line(
                 BASELINES[p.key],
@@ -119,74 +116,74 @@ def forest(summary: Mapping[str, Any]) -> Strips | None:
                 (f"{signed(p.difference)} [{signed(p.low)}, {signed(p.high)}]", words),
                 f"{metric_name(p.metric)}: {figure(p.winner)} {MINUS} {figure(p.baseline)}",
                 (p.low, p.high),
-                p.judged,
+                p.outcome,
             )
         )
-    heads = ("winner minus", "difference", "with 95 % interval", "verdict")
-    return strips(heads, lines, zero=True)
+    headers = ("winner minus", "difference", "with 95 % interval", "outcome")
+    return dot_table(headers, lines, zero=True)
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """One sentence on whether the winner has learnt from sound."""
+    """Return a sentence on whether the winner has learnt from the sound."""
     metric = comparison_metric(summary)
-    rivals = [p for p in paired(summary) if p.metric == metric]
-    if rivals:
-        return _paired_verdict(rivals)
+    differences = [p for p in paired_differences(summary) if p.metric == metric]
+    if differences:
+        return _paired_verdict(differences)
     test = mapping(mapping(summary.get("winner")).get("test"))
-    rival = max((v for key in BASELINES if (v := baseline(summary, key, metric))), default=0)
+    best = max((v for key in BASELINES if (v := baseline(summary, key, metric))), default=0)
     value = number(test.get(metric))
-    low, high = ends(mapping(test.get("intervals")).get(metric))
+    low, high = interval_ends(mapping(test.get("intervals")).get(metric))
     if value is None:
         return (
-            "There is no reading of a test side: the validation figures are those the search "
-            "chose by, and flatter it."
+            "No test split was evaluated. The search selected by the validation metrics, which "
+            "are therefore optimistic."
         )
-    if not rival:
-        return "No baseline without audio is known: what these figures are worth stays open."
+    if not best:
+        return "No baseline without audio is known, so these metrics cannot be judged."
     if low is None or high is None:
-        side = "above" if value > rival else "not above"
-        return f"On the test side it stands {side} the best baseline without audio ({rival:.3f})."
-    if low > rival:
+        side = "above" if value > best else "not above"
+        return f"On the test split it is {side} the best baseline without audio ({best:.3f})."
+    if low > best:
         return (
-            f"The whole 95 % interval lies above the best baseline without audio ({rival:.3f}): "
+            f"The whole 95 % interval is above the best baseline without audio ({best:.3f}): "
             "the model has learnt from the sound."
         )
-    if high < rival:
+    if high < best:
         return (
-            f"The whole 95 % interval lies below the best baseline without audio ({rival:.3f}): "
-            "the stethoscope and the patient's age tell more than this model does."
+            f"The whole 95 % interval is below the best baseline without audio ({best:.3f}): "
+            "the stethoscope and the patient's age predict more than this model does."
         )
     return (
-        f"The 95 % interval holds the best baseline without audio ({rival:.3f}): on this test "
-        "side it cannot be told whether the model has learnt more than who was recorded with what."
+        f"The 95 % interval includes the best baseline without audio ({best:.3f}): this test "
+        "split cannot show whether the model has learnt more than who was recorded with what."
     )
 
 
-def _paired_verdict(rivals: list[Paired]) -> str:
-    name = metric_name(rivals[0].metric)
-    beaten = [SHEETS[p.key] for p in rivals if p.judged == "better"]
-    if len(beaten) == len(rivals):
-        best = max(rivals, key=lambda p: p.baseline)
+def _paired_verdict(differences: list[PairedDifference]) -> str:
+    name = metric_name(differences[0].metric)
+    beaten = [METADATA[p.key] for p in differences if p.outcome == "better"]
+    if len(beaten) == len(differences):
+        best = max(differences, key=lambda p: p.baseline)
         return (
-            f"The model has learnt from the sound: on the same patients its {name} stands "
-            f"{best.difference:.3f} above what {SHEETS[best.key]} gives, the best baseline without "
-            "audio, and the whole 95 % interval of the difference to each lies above 0."
+            f"The model has learnt from the sound: on the same patients its {name} is "
+            f"{best.difference:.3f} above that of {METADATA[best.key]}, the best baseline without "
+            "audio, and the 95 % interval of the difference to each baseline is above 0."
         )
-    worse = [p for p in rivals if p.judged == "worse"]
-    hardest = min(worse or rivals, key=lambda p: p.low)
-    sheet = SHEETS[hardest.key]
+    worse = [p for p in differences if p.outcome == "worse"]
+    hardest = min(worse or differences, key=lambda p: p.low)
+    metadata = METADATA[hardest.key]
     if worse:
         return (
-            f"The model has learnt less than {sheet} gives away: on the same patients its {name} "
-            f"stands {-hardest.difference:.3f} below, and the whole 95 % interval of the "
-            "difference lies below 0."
+            f"The model has learnt less than {metadata} gives away: on the same patients its "
+            f"{name} is {-hardest.difference:.3f} lower, and the 95 % interval of the difference "
+            "is below 0."
         )
-    start = f"The model beats {beaten[0]}, but it" if beaten else "It"
+    start = f"The model is better than {beaten[0]}, but whether" if beaten else "Whether"
     return (
-        f"{start} cannot be told whether the sound has taught it more than {sheet} gives away: the "
-        f"difference in {name} is {signed(hardest.difference)}, and its 95 % interval holds 0."
+        f"{start} the sound has taught it more than {metadata} gives away is inconclusive: the "
+        f"difference in {name} is {signed(hardest.difference)}, and its 95 % interval includes 0."
     )
 
 
-def _against(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+def _differences(summary: Mapping[str, Any]) -> Mapping[str, Any]:
     return mapping(mapping(mapping(summary.get("winner")).get("test")).get("against"))

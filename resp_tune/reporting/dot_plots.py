@@ -1,7 +1,7 @@
-"""Tables with a drawing in each row: marks on one scale, beside their figures, without a script.
+"""Draw tables with a dot plot in each row, on one scale, without a script.
 
 A mark's `kind` and a line's `tone` are classes of the page's style. Each kind has a shape of its
-own and each tone its words, so that nothing hangs on colour.
+own and each tone its words, so that nothing depends on colour.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """A row: whose it is, what is drawn, and the cells after it. `span` is drawn as a whisker."""
+    """A row: its label, marks, whisker (`span`) and the cells after the drawing."""
 
     label: str
     marks: tuple[Mark, ...]
@@ -37,58 +37,58 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Strips:
-    """`heads` name the first column, the scale and the cells; the scale runs from `low` to `high`.
+class DotTable:
+    """Lines on a scale from `low` to `high`. `headers` name the label, the scale and the cells.
 
-    `keys` explain the kinds of marks that need it.
+    `legend` explains the kinds of marks that need it.
     """
 
-    heads: tuple[str, ...]
+    headers: tuple[str, ...]
     lines: tuple[Line, ...]
     low: float
     high: float
     ticks: tuple[tuple[float, str], ...]
     zero: bool
-    keys: tuple[tuple[str, str], ...]
+    legend: tuple[tuple[str, str], ...]
 
-    def at(self, value: float) -> float:
-        """Where a value stands: 0 at the left end of the scale, 1 at the right, never outside."""
+    def position(self, value: float) -> float:
+        """Return a value's position, from 0 at the left end of the scale to 1 at the right."""
         return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
 
 
-def strips(
-    heads: Sequence[str],
+def dot_table(
+    headers: Sequence[str],
     lines: Sequence[Line],
     *,
-    ends: Span | None = None,
+    limits: Span | None = None,
     zero: bool = False,
-    keys: Iterable[tuple[str, str]] = (),
-) -> Strips | None:
-    """A table of `lines`, None without any. `ends` of the scale: as drawn if not given.
+    legend: Iterable[tuple[str, str]] = (),
+) -> DotTable | None:
+    """Return a table of `lines`, or None if there are none.
 
-    `zero`: 0 is on the scale and its line is strong. Of `keys` (kind, meaning), those are kept
-    whose kind is drawn.
+    `limits` of the scale default to those of what is drawn. With `zero`, 0 is on the scale and
+    marked. Of `legend` (kind, meaning), the kinds that are drawn are kept.
     """
     if not lines:
         return None
-    low, high = ends or _extent(lines, zero)
+    low, high = limits or _extent(lines, zero)
     drawn = {mark.kind for line in lines for mark in line.marks}
-    shown = tuple((kind, text) for kind, text in keys if kind in drawn)
-    return Strips(tuple(heads), tuple(lines), low, high, _ticks(low, high), zero, shown)
+    shown = tuple((kind, text) for kind, text in legend if kind in drawn)
+    return DotTable(tuple(headers), tuple(lines), low, high, _ticks(low, high), zero, shown)
 
 
 def _extent(lines: Sequence[Line], zero: bool) -> Span:
-    """The least and the greatest that is drawn, with some air."""
+    """Return the lowest and highest value that is drawn, with a margin."""
     values = [mark.value for line in lines for mark in line.marks]
     values += [end for line in lines for end in line.span or ()]
     values += [0.0] * (zero or not values)
     low, high = min(values), max(values)
-    air = 0.06 * (high - low) or 0.01
-    return low - air, high + air
+    margin = 0.06 * (high - low) or 0.01
+    return low - margin, high + margin
 
 
 def _ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
-    """Round numbers on the scale, three to six of them."""
+    """Return round numbers on the scale, three to six of them, with their text."""
     power = 10.0 ** math.floor(math.log10(high - low))
     step = next(power * f for f in (0.1, 0.2, 0.25, 0.5, 1, 2) if (high - low) / (power * f) < 6)
     digits = next(d for d in range(9) if math.isclose(round(step, d), step))

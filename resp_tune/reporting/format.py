@@ -1,8 +1,9 @@
-"""Figures as the page writes them."""
+"""Write metrics and other numbers as the pages and tables show them."""
 
 from __future__ import annotations
 
-LOWER_IS_BETTER = frozenset({"log_loss"})
+import math
+
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
 NAMES = {
@@ -19,31 +20,48 @@ NAMES = {
 
 
 def metric_name(key: str) -> str:
-    """A metric as a reader writes it."""
+    """Return the name of a metric in prose."""
     return NAMES.get(key, key.replace("_", " "))
 
 
 def figure(value: float | None) -> str:
-    """Three decimals, or a dash."""
+    """Return a value with three decimals, or a dash."""
     return NONE if value is None else f"{value:.3f}"
 
 
 def signed(value: float) -> str:
-    """Three decimals with a sign; what rounds to nothing has none."""
+    """Return three decimals with a sign, or `0.000`."""
     return f"{value:+.3f}".replace("-", MINUS) if round(abs(value), 3) else "0.000"
 
 
 def spread(mean: float | None, sd: float | None) -> str:
-    """`0.531 ± 0.014`, or the mean alone."""
+    """Return `0.531 ± 0.014`, or the mean alone."""
     return figure(mean) if mean is None or sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
 def ranged(value: float | None, low: float | None, high: float | None) -> str:
-    """`0.505 [0.410, 0.600]`, or the value alone."""
+    """Return `0.505 [0.410, 0.600]`, or the value alone."""
     brackets = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
     return figure(value) + brackets
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 clip`, `2 clips`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def percent(share: float | None) -> str:
+    """Return a share of 1 as whole percent."""
+    return NONE if share is None else f"{100 * share:.0f} %"
+
+
+def sentence(text: str) -> str:
+    """Return `text` with a capital first letter, the others unchanged."""
+    return text[:1].upper() + text[1:]
+
+
+def shortened(value: object) -> str:
+    """Return a cell of a table: numbers with four significant digits, all else unchanged."""
+    text = "" if value is None else str(value)
+    try:
+        found = float(text)
+    except ValueError:
+        return text or NONE
+    if text.lstrip("-").isdecimal() or not math.isfinite(found):
+        return text
+    return f"{found:.0f}" if found.is_integer() and abs(found) < 1e9 else f"{found:.4g}"

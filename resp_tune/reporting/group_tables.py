@@ -1,4 +1,4 @@
-"""Where the winner is right: by class, by patient, within each device, among the hard cases."""
+"""Tabulate the winner's predictions by class, by patient, by device and of children."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resp_tune.reporting.dot_plots import Line, Mark, Strips, strips
-from resp_tune.reporting.format import NONE, counted, figure, metric_name, ranged
-from resp_tune.reporting.results import Results, Row, ends, items, mapping, number
+from resp_tune.common.text import plural
+from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
+from resp_tune.reporting.format import NONE, figure, metric_name, ranged
+from resp_tune.reporting.results import Results, Row, interval_ends, items, mapping, number
 
 FEW = 5  # patients; below it one of them moves a share by more than 20 points
 UNIT = (0.0, 1.0)
@@ -17,10 +18,7 @@ UNIT = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class on one side: share found (recall), share right of those named so (precision).
-
-    `patient_recall` is the share of its patients that are found by their mean probability.
-    """
+    """A class in one split; `patient_recall` is of its patients by their mean probability."""
 
     name: str
     clips: int
@@ -32,25 +30,28 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Confusion:
-    """True classes by row, predicted by column; `rows` are counts with shares of the row."""
+    """True classes by row, predicted by column; `rows` are counts with shares of the row.
 
-    side: str
+    `devices` holds the name, clips and accuracy of each.
+    """
+
+    split: str
     classes: tuple[str, ...]
     rows: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
     per_class: tuple[ClassRow, ...]
-    devices: tuple[tuple[str, int, float], ...]
+    devices: tuple[tuple[str, int, str], ...]
 
 
 def confusion(results: Results) -> Confusion | None:
-    """Predictions of the winner on the test side, of validation where there is no test side."""
-    for side in ("test", "validation"):
-        rows = [row for row in results.predictions if row["side"] == side]
+    """Return the winner's confusions on the test split, or on validation if there is none."""
+    for split in ("test", "validation"):
+        rows = [row for row in results.predictions if row["side"] == split]
         if rows:
-            return _confusion(side, rows, items(results.summary.get("classes")))
+            return _confusion(split, rows, items(results.summary.get("classes")))
     return None
 
 
-def _confusion(side: str, rows: Sequence[Row], known: Sequence[Any]) -> Confusion:
+def _confusion(split: str, rows: Sequence[Row], known: Sequence[Any]) -> Confusion:
     seen = {row["label"] for row in rows} | {row["predicted"] for row in rows}
     named = [str(c) for c in known]
     classes = (*named, *sorted(seen - set(named)))
@@ -59,7 +60,7 @@ def _confusion(side: str, rows: Sequence[Row], known: Sequence[Any]) -> Confusio
     devices = Counter(row.get("device", "") for row in rows)
     right = Counter(r.get("device", "") for r in rows if r["label"] == r["predicted"])
     return Confusion(
-        side,
+        split,
         classes,
         tuple(
             (t, tuple((count[t, p], count[t, p] / max(truths[t], 1)) for p in classes))
@@ -75,12 +76,12 @@ def _confusion(side: str, rows: Sequence[Row], known: Sequence[Any]) -> Confusio
             )
             for c in classes
         ),
-        tuple((d, n, right[d] / n) for d, n in sorted(devices.items()) if d),
+        tuple((d, n, figure(right[d] / n)) for d, n in sorted(devices.items()) if d),
     )
 
 
 def class_rows(summary: Mapping[str, Any]) -> tuple[ClassRow, ...]:
-    """Each class on the test side as the summary has it; none in older summaries."""
+    """Return each class on the test split, from the summary; older summaries have none."""
     return tuple(
         ClassRow(
             str(name),
@@ -88,13 +89,13 @@ def class_rows(summary: Mapping[str, Any]) -> tuple[ClassRow, ...]:
             int(number(row.get("patients")) or 0),
             *(number(row.get(key)) for key in ("recall", "precision", "patient_recall")),
         )
-        for name, told in mapping(_test(summary).get("per_class")).items()
-        for row in [mapping(told)]
+        for name, fields in mapping(_test(summary).get("per_class")).items()
+        for row in [mapping(fields)]
     )
 
 
-def classes_strip(rows: Sequence[ClassRow]) -> Strips | None:
-    """Recall of each class, by clip and, where it is known, by patient."""
+def class_table(rows: Sequence[ClassRow]) -> DotTable | None:
+    """Return the recall of each class, by clip and, if known, by patient."""
     by_patient = any(row.patient_recall is not None for row in rows)
     lines = []
     for row in rows:
@@ -111,20 +112,20 @@ def classes_strip(rows: Sequence[ClassRow]) -> Strips | None:
         cells = (*shares, str(row.clips), str(row.patients))
         lines.append(Line(row.name, tuple(marks), cells, tone=_pale(row.patients)))
     named = ("recall", *["patients’ recall"] * by_patient, "precision")
-    heads = ("class", "share that was found", *named, "clips", "patients")
-    keys = (("dot", "share of its clips"), ("ring", "share of its patients"))
-    return strips(heads, lines, ends=UNIT, keys=keys)
+    headers = ("class", "recall", *named, "clips", "patients")
+    legend = (("dot", "of its clips"), ("ring", "of its patients"))
+    return dot_table(headers, lines, limits=UNIT, legend=legend)
 
 
-def views_metric(summary: Mapping[str, Any]) -> str:
-    """What still means something with few classes: for cycles their own score, else mean recall."""
+def subgroup_metric(summary: Mapping[str, Any]) -> str:
+    """Return the metric that is comparable across groups with few classes."""
     return "icbhi_score" if "icbhi_score" in _test(summary) else "balanced_accuracy"
 
 
-def views(results: Results) -> Strips | None:
-    """The same test predictions as a whole, by patient, within each device, among the children."""
+def subgroups(results: Results) -> DotTable | None:
+    """Return a metric of the test split: of all clips, by patient, by device, of children."""
     summary, test = results.summary, _test(results.summary)
-    metric = views_metric(summary)
+    metric = subgroup_metric(summary)
     devices = mapping(test.get("by_device"))
     if not devices:
         return None
@@ -138,32 +139,32 @@ def views(results: Results) -> Strips | None:
     named = [
         ("All clips", "", whole, "ours"),
         ("By patient", "mean probability of a patient’s clips", test.get("by_patient"), ""),
-        *((f"Only {name}", "", told, "") for name, told in devices.items()),
+        *((f"Only {name}", "", fields, "") for name, fields in devices.items()),
         ("Children on the Meditron", "healthy or sick", test.get("controlled"), ""),
     ]
     lines = [line for row in named for line in _view(metric, *row)]
-    heads = ("", metric_name(metric), "with 95 % interval", "clips", "patients")
-    keys = (("chance", "always naming one class"),)
-    return strips(heads, lines, ends=UNIT, keys=keys)
+    headers = ("", metric_name(metric), "with 95 % interval", "clips", "patients")
+    legend = (("chance", "always predicting one class"),)
+    return dot_table(headers, lines, limits=UNIT, legend=legend)
 
 
 def children(summary: Mapping[str, Any]) -> str:
-    """How well the children on the Meditron are told apart, and how few they are."""
+    """Return the AUROC of healthy against sick children on the Meditron, and their number."""
     found = mapping(_test(summary).get("controlled"))
     area, clips, patients = (number(found.get(key)) for key in ("auroc", "clips", "patients"))
     if not clips or not patients:
         return ""
-    counts = f"{counted(int(clips), 'clip')} of {counted(int(patients), 'patient')}"
+    counts = f"{plural(int(clips), 'clip')} of {plural(int(patients), 'patient')}"
     return f"AUROC {figure(area)} on {counts}"
 
 
-def _view(metric: str, label: str, note: str, told: Any, tone: str) -> Iterator[Line]:
-    """One line of `told` figures, none where they are not known."""
-    found = mapping(told)
+def _view(metric: str, label: str, note: str, fields: Any, tone: str) -> Iterator[Line]:
+    """Yield the line of a group's metrics, if they are known."""
+    found = mapping(fields)
     value, classes = number(found.get(metric)), items(found.get("classes"))
     if value is None:
         return
-    low, high = ends(mapping(found.get("intervals")).get(metric))
+    low, high = interval_ends(mapping(found.get("intervals")).get(metric))
     alone = len(classes) == 1
     marks = [] if alone or not classes else [Mark(_chance(metric, classes), "chance")]
     counts = [number(found.get(key)) for key in ("clips", "patients")]

@@ -1,12 +1,12 @@
-"""The challenge's own protocol: the winner's ICBHI score beside what others published."""
+"""Compare the winner's ICBHI score with published results under the challenge's protocol."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from resp_tune.reporting.dot_plots import Line, Mark, Strips, strips
+from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import ranged
-from resp_tune.reporting.results import Results, ends, mapping, number
+from resp_tune.reporting.results import Results, interval_ends, mapping, number
 
 # Cycles, official 60/40 split, networks from scratch: score in percent, its sd over ten runs.
 PUBLISHED = (
@@ -16,26 +16,26 @@ PUBLISHED = (
     ("CNN10", "hybrid, the best from scratch", 55.60, 1.13),
 )
 TERMS = {
-    "sensitivity": "abnormal cycles given their right class",
-    "specificity": "normal cycles called normal",
+    "sensitivity": "abnormal cycles predicted correctly",
+    "specificity": "normal cycles predicted as normal",
 }
 
 
-def terms(results: Results) -> list[tuple[str, str, str]]:
-    """The two shares that the ICBHI score is the mean of: name, value [interval], meaning."""
+def score_terms(results: Results) -> list[tuple[str, str, str]]:
+    """Return sensitivity and specificity: name, value [interval], meaning."""
     test = mapping(mapping(results.summary.get("winner")).get("test"))
     spans = mapping(test.get("intervals"))
     return [
-        (name.capitalize(), ranged(value, *ends(spans.get(name))), what)
+        (name.capitalize(), ranged(value, *interval_ends(spans.get(name))), what)
         for name, what in TERMS.items()
         if (value := number(test.get(name))) is not None
     ]
 
 
-def beside_published(results: Results) -> Strips | None:
-    """ICBHI scores in percent; None unless real cycles were scored on the whole official test side.
+def published_table(results: Results) -> DotTable | None:
+    """Return ICBHI scores in percent, if real cycles of the whole official test split were scored.
 
-    Without the two shared patients it is another test side.
+    Without the two shared patients it is another test split, and nothing is comparable.
     """
     summary, provenance = results.summary, mapping(results.config.get("provenance"))
     data = mapping(summary.get("data"))
@@ -45,10 +45,10 @@ def beside_published(results: Results) -> Strips | None:
     made = data.get("synthetic") or provenance.get("synthetic")
     if not fits or made or provenance.get("drop_shared_patients") or score is None:
         return None
-    return strips(
+    return dot_table(
         ("", "ICBHI score, %", "score", "spread"),
         [*_ours(test, score), *(_line(*row) for row in reversed(PUBLISHED))],
-        keys=(
+        legend=(
             ("diamond", "this search; whisker: 95 % interval over patients"),
             ("dot", "mean of runs; whisker: ± their standard deviation"),
         ),
@@ -60,7 +60,7 @@ def _ours(test: Any, score: float) -> list[Line]:
     seeds = mapping(mapping(test.get("by_seed")).get("icbhi_score"))
     mean, sd = number(seeds.get("mean")), number(seeds.get("sd"))
     span = None if low is None or high is None else (low, high)
-    note = "networks of all seeds averaged" if mean is not None else "test side"
+    note = "networks of all seeds averaged" if mean is not None else "test split"
     interval = "" if span is None else f"[{low:.1f}, {high:.1f}]"
     cells = (f"{100 * score:.2f}", interval)
     found = [Line("the winner", (Mark(100 * score, "diamond"),), cells, note, span, "ours")]
@@ -70,7 +70,7 @@ def _ours(test: Any, score: float) -> list[Line]:
 
 
 def _span(test: Any) -> tuple[float | None, float | None]:
-    return ends(mapping(test.get("intervals")).get("icbhi_score"))
+    return interval_ends(mapping(test.get("intervals")).get("icbhi_score"))
 
 
 def _line(label: str, note: str, mean: float, sd: float | None, tone: str = "") -> Line:

@@ -1,4 +1,4 @@
-"""Was the choice luck? The best trials of the search on fresh seeds."""
+"""Tabulate the best trials of a search on fresh seeds: was the selection luck?"""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from resp_tune.reporting.dot_plots import Line, Mark, Strips, strips
-from resp_tune.reporting.format import LOWER_IS_BETTER, MINUS, counted, figure, metric_name, spread
+from resp_tune.common.choices import METRIC_MODES
+from resp_tune.common.text import plural
+from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
+from resp_tune.reporting.format import MINUS, figure, metric_name, spread
 from resp_tune.reporting.results import items, mapping, number
 
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """A trial that was run again: a score a seed, and the score that made it a candidate."""
+    """A trial that was rerun: a score a seed, and the score that made it a candidate."""
 
     number: int
     search_score: float | None
@@ -26,7 +28,7 @@ class CandidateRow:
 
 
 @dataclass(frozen=True)
-class Replicated:
+class WinnerReplicates:
     """The winner's validation score over so many fresh seeds."""
 
     mean: float
@@ -35,40 +37,40 @@ class Replicated:
 
 
 def candidates(summary: Mapping[str, Any]) -> list[CandidateRow]:
-    """What was run again on fresh seeds, the best bound first as the file has it."""
+    """Return the trials that were rerun on fresh seeds, best bound first as in the file."""
     found = []
-    for told in (mapping(c) for c in items(summary.get("candidates"))):
-        named = number(told.get("number"))
-        if named is None:
+    for fields in (mapping(c) for c in items(summary.get("candidates"))):
+        known = number(fields.get("number"))
+        if known is None:
             continue
-        pairs = zip(items(told.get("seeds")), items(told.get("scores")), strict=False)
+        pairs = zip(items(fields.get("seeds")), items(fields.get("scores")), strict=False)
         scores = [(str(seed), number(score)) for seed, score in pairs]
         found.append(
             CandidateRow(
-                number=int(named),
-                search_score=number(told.get("search_score")),
+                number=int(known),
+                search_score=number(fields.get("search_score")),
                 scores=tuple((seed, score) for seed, score in scores if score is not None),
-                mean=number(told.get("mean")),
-                sd=number(told.get("sd")),
-                bound=number(told.get("bound")),
-                dropped=told.get("dropped") is True,
+                mean=number(fields.get("mean")),
+                sd=number(fields.get("sd")),
+                bound=number(fields.get("bound")),
+                dropped=fields.get("dropped") is True,
             )
         )
     return found
 
 
-def replicated(winner: Mapping[str, Any]) -> Replicated | None:
-    """What the winner was chosen by, None where that was its one score in the search."""
-    told = mapping(winner.get("replicates"))
-    mean, sd = number(told.get("mean")), number(told.get("sd"))
-    return None if mean is None else Replicated(mean, sd, len(items(told.get("scores"))))
+def winner_replicates(winner: Mapping[str, Any]) -> WinnerReplicates | None:
+    """Return the mean score that the winner was selected by, if it was rerun."""
+    fields = mapping(winner.get("replicates"))
+    mean, sd = number(fields.get("mean")), number(fields.get("sd"))
+    return None if mean is None else WinnerReplicates(mean, sd, len(items(fields.get("scores"))))
 
 
-def strip_of(
+def candidate_table(
     found: Sequence[CandidateRow], metric: str, winner: Mapping[str, Any]
-) -> Strips | None:
-    """A line a candidate: its score on each seed, its bound, and what the search had said."""
-    sign = "+" if metric in LOWER_IS_BETTER else MINUS
+) -> DotTable | None:
+    """Return a line a candidate: its score on each seed, its bound, its score in the search."""
+    sign = "+" if METRIC_MODES.get(metric) == "min" else MINUS
     lines = []
     for c in found:
         marks = [Mark(score, "dot", f"seed {seed}: {score:.3f}") for seed, score in c.scores]
@@ -82,7 +84,7 @@ def strip_of(
         cells = (spread(c.mean, c.sd), figure(c.bound), figure(c.search_score), seeds)
         tone = "ours" if ours else "pale" if c.dropped else ""
         lines.append(Line(f"trial {c.number}", tuple(marks), cells, state, tone=tone))
-    heads = (
+    headers = (
         "",
         f"validation {metric_name(metric)}",
         "mean ± sd",
@@ -90,47 +92,49 @@ def strip_of(
         "in the search",
         "seeds",
     )
-    wins = "; the best one wins" if replicated(winner) else ""
-    keys = (
+    wins = "; the best one wins" if winner_replicates(winner) else ""
+    legend = (
         ("dot", "one fresh seed"),
         ("bound", f"bound: mean {sign} standard error{wins}"),
         ("ring", "its score in the search, which made it a candidate"),
     )
-    return strips(heads, lines, keys=keys)
+    return dot_table(headers, lines, legend=legend)
 
 
-def told(found: Sequence[CandidateRow], metric: str, winner: Mapping[str, Any]) -> list[str]:
-    """What the candidates teach, a sentence each; nothing without candidates."""
+def explain_candidates(
+    found: Sequence[CandidateRow], metric: str, winner: Mapping[str, Any]
+) -> list[str]:
+    """Return sentences on the candidates, none without candidates."""
     if not found:
         return []
-    chosen = replicated(winner) is not None
+    chosen = winner_replicates(winner) is not None
     counts = [len(c.scores) for c in found]
-    most = ("up to " if min(counts) < max(counts) else "") + counted(max(counts), "fresh seed")
-    again = f"The {counted(len(found), 'best trial')} of the search ran again on {most} each"
+    most = ("up to " if min(counts) < max(counts) else "") + plural(max(counts), "fresh seed")
+    again = f"The {plural(len(found), 'best trial')} of the search was rerun on {most} each"
     sentences = []
     if chosen:
         sentences.append(f"{again}; the scores that made them candidates do not count.")
     else:
         sentences.append(
-            "The winner was chosen by its one score in the search, which was picked for being "
-            "high: too few fresh seeds have run to choose by them."
+            "The winner was selected by its one score in the search, which is optimistic: too few "
+            "fresh seeds have run to select by them."
         )
         if max(counts):
             sentences.append(f"{again}.")
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if METRIC_MODES.get(metric) == "min" else 1
     known = [(c, c.search_score, c.mean) for c in found if c.search_score is not None]
     moves = [mean - score for _, score, mean in known if mean is not None]
     if moves:
         move = fmean(moves)
         side = "above" if move > 0 else "below"
-        luck = ": picking the best picks the lucky" if sign * move < 0 else ""
+        luck = ": the best of many scores is partly luck" if sign * move < 0 else ""
         sentences.append(
-            f"Their means stand {abs(move):.3f} {side} their scores in the search{luck}."
+            f"Their means are {abs(move):.3f} {side} their scores in the search{luck}."
         )
     if known and chosen:
         first = max(known, key=lambda k: sign * k[1])[0]
         if first.number != winner.get("number"):
             sentences.append(
-                f"One seed alone would have chosen trial {first.number}, the first in the search."
+                f"One seed alone would have selected trial {first.number}, the first in the search."
             )
     return sentences

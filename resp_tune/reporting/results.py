@@ -1,4 +1,4 @@
-"""The result files of a search, read with care: a page is made of whatever is sound."""
+"""Read the result files of a search, of which any but the summary may be missing or damaged."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from resp_tune.errors import UserError
 
 Row = Mapping[str, str]
 
-_LARGEST = 1e300  # what is left to the largest float is for margins and sums
+_LARGEST = 1e300  # leaves room below the largest float for margins and sums
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a search's folder holds. Tables are rows of text by column, empty where there is none.
+    """The files of a search's folder. Tables are rows of text by column, empty if missing.
 
     `gaps` has a sentence for every file that is missing or damaged.
     """
@@ -32,7 +32,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Read `folder`; raises `UserError` when there is no summary or it cannot be read."""
+    """Read the results in `folder`; raises `UserError` without a readable summary."""
     summary = _summary(folder / "summary.json")
     gaps: list[str] = []
     trials = _table(folder / "trials.csv", ("number", "state", "score"), gaps)
@@ -49,7 +49,7 @@ def read_results(folder: Path) -> Results:
 
 
 def number(text: object) -> float | None:
-    """A number in a cell or a JSON value; None for none, and for one that no axis can hold."""
+    """Return the number in a cell or JSON value, if it is one that an axis can show."""
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         return None
     try:
@@ -60,17 +60,17 @@ def number(text: object) -> float | None:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """`value` if it is a JSON object, else an empty one."""
+    """Return `value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def items(value: object) -> Sequence[Any]:
-    """`value` if it is a JSON array, else an empty one."""
+    """Return `value` if it is a JSON array, else an empty one."""
     return value if isinstance(value, list) else []
 
 
-def ends(value: object) -> tuple[float | None, float | None]:
-    """The two ends of an interval, None where they are not known."""
+def interval_ends(value: object) -> tuple[float | None, float | None]:
+    """Return the two ends of an interval, or None twice."""
     found = [number(v) for v in items(value)]
     return (found[0], found[1]) if len(found) == 2 and None not in found else (None, None)
 
@@ -80,13 +80,12 @@ def _summary(path: Path) -> Mapping[str, Any]:
         return _object(path)
     except FileNotFoundError:
         raise UserError(
-            f"'{path.parent}' has no summary.json: the search has not finished; the command that "
-            "started it goes on from where it is"
+            f"'{path.parent}' has no summary.json: the search has not finished; rerun its "
+            "command to resume it"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(
-            f"'{path}' cannot be read ({error}): run the search's command again, it writes the "
-            "file anew"
+            f"'{path}' cannot be read ({error}): rerun the search's command, which writes it again"
         ) from error
 
 

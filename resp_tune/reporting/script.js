@@ -1,29 +1,13 @@
-<script>
 "use strict";
 const plots = JSON.parse(document.getElementById("plots").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)");
 
-function coloured(value, style) {
-  if (typeof value === "string" && value.startsWith("var(--"))
-    return style.getPropertyValue(value.slice(4, -1)).trim() || value;
-  if (Array.isArray(value)) return value.map((item) => coloured(item, style));
-  if (value && typeof value === "object")
-    return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, coloured(v, style)]));
-  return value;
-}
-
-function draw() {
-  const style = getComputedStyle(document.documentElement);
-  for (const [id, plot] of Object.entries(plots)) {
-    const place = document.getElementById("plot-" + id);
-    if (!place) continue;
-    const { data, layout } = coloured(plot, style);
-    Plotly.react(place, data, layout, {
-      displaylogo: false,
-      displayModeBar: place.clientWidth > 500 ? "hover" : false,
-      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
-    });
-  }
+for (const [id, { data, layout }] of Object.entries(plots)) {
+  const element = document.getElementById("plot-" + id);
+  Plotly.newPlot(element, data, layout, {
+    displaylogo: false,
+    displayModeBar: element.clientWidth > 500 ? "hover" : false,
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+  });
 }
 
 function cellKey(row, index) {
@@ -62,7 +46,4 @@ for (const button of document.querySelectorAll("button[data-copy]"))
 const resized = new ResizeObserver((entries) => {
   for (const { target } of entries) Plotly.Plots.resize(target);
 });
-dark.addEventListener("change", draw);
-draw();
-for (const place of document.querySelectorAll(".plot.js-plotly-plot")) resized.observe(place);
-</script>
+for (const element of document.querySelectorAll(".plot")) resized.observe(element);
