@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; with `--out` the last line on stdout is the bundle."""
     args = parser().parse(argv)
     from resp_tune.data.dataset import load_dataset
-    from resp_tune.harness.saved_split import make_datamodule
     from resp_tune.harness.validate import data_folder
+    from resp_tune.training.datamodule import make_datamodule
 
     asked = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)

@@ -54,7 +54,7 @@ def test_the_password_is_found_nowhere(tmp_path: Path) -> None:
             assert told.code == 0, told.err
         assert any("raylet" in line for line in seen)
         assert not [line for line in seen if any(s.decode() in line for s in SECRETS)]
-        assert "note: what is secret in these arguments is seen" in said
+        assert "the password in these arguments is visible" in said
         files = [p for folder in (storage, place, server) for p in folder.rglob("*")]
         read = {str(p): p.read_bytes() for p in files if p.is_file()}
         assert {"summary.json", "server.db", "report.html"} <= {Path(p).name for p in read}

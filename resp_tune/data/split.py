@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from resp_tune.common.paths import write_atomically
-from resp_tune.common.text import plural
+from resp_tune.common.text import join_names, plural
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import Clip, Clips
 from resp_tune.errors import UserError
@@ -178,3 +178,41 @@ def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list):
         raise TypeError(f"{values!r} is not a list")
     return tuple(_text(value) for value in values)
+
+
+def load_same_split(path: Path, now: Split, digest: str | None) -> Split:
+    """Return the split saved in `path`, which must equal `now`; else raise `UserError`.
+
+    A damaged file is as good as `now`, if `digest`, which the study keeps, is that of `now`.
+    """
+    try:
+        saved = load_split(path)
+    except UserError:
+        if now.digest != digest or not path.is_file():
+            raise
+        return now
+    if saved.digest != now.digest:
+        raise UserError(
+            f"the split of this search ({path}) is not that of this data, task and protocol: "
+            f"{_difference(saved, now)}. Give the old options, or another --name"
+        )
+    return saved
+
+
+def _difference(saved: Split, now: Split) -> str:
+    for name in ("task", "protocol", "split_seed", "classes"):
+        before, after = getattr(saved, name), getattr(now, name)
+        if before != after:
+            return f"{name.replace('_', ' ')} was {before}, now {after}"
+    if len(saved.folds) != len(now.folds):
+        return f"folds was {len(saved.folds)}, now {len(now.folds)}"
+    old, new = (
+        {s for f in split.folds for s in (*f.train, *f.validation)} | set(split.test or ())
+        for split in (saved, now)
+    )
+    if old == new:
+        return "the same recordings are divided differently"
+    kinds = {"gone": old - new, "new": new - old}
+    return "recordings are " + "; ".join(
+        f"{kind}: {join_names(sorted(stems), 5)}" for kind, stems in kinds.items() if stems
+    )

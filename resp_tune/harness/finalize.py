@@ -105,7 +105,7 @@ def _details(spec: SearchSpec, winner: Winner) -> dict[str, Any]:
             "score": {options.metric: score},
             "data": spec.data.name,
             "synthetic": datamodule.dataset.synthetic,
-            **options.split(),
+            **options.split_spec.provenance(),
             "split_sha256": datamodule.split.digest,
             "command": command(spec),
             "versions": result_files.versions(),

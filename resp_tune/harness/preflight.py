@@ -17,9 +17,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from resp_tune.cluster.connect import Node
-from resp_tune.cluster.node_probe import ProbeRequest, ProbeResult, ask, difference, versions
-from resp_tune.cluster.node_requirements import SHARED_SECONDS
-from resp_tune.cluster.node_setup import device_of
+from resp_tune.cluster.node_probe import (
+    ProbeRequest,
+    ProbeResult,
+    difference,
+    probe_nodes,
+    versions,
+)
+from resp_tune.cluster.node_requirements import SHARED_SECONDS, shows_content
+from resp_tune.cluster.node_setup import common_device
 from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.paths import folder_to_write
 from resp_tune.errors import UserError
@@ -61,7 +67,7 @@ def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
     if cluster is None:
         return spec
     with _token(spec.location.storage) if place is None else _object(place) as token:
-        answers = ask(cluster.nodes, _questions(spec, token))
+        answers = probe_nodes(cluster.nodes, _questions(spec, token))
         answered = {
             id_ for id_, a in answers.items() if isinstance(a, ProbeResult) and not a.storage
         }
@@ -79,7 +85,7 @@ def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
     console.print(_table(reports, spec))
     _check(reports, spec)
     used = [r.node for r in reports if r.trials]
-    device = device_of(used, spec.compute.device_type, spec.compute.slots.gpus)
+    device = common_device(used, spec.compute.device_type, spec.compute.slots.gpus)
     return spec.with_compute(node_device=device)
 
 
@@ -134,21 +140,12 @@ def _object(place: ObjectPath) -> Iterator[ObjectPath]:
 
 
 def _seen(token: Path, ids: set[str]) -> set[str]:
-    """Those of `ids` whose answer is here; a shared folder may show it only after a while."""
-    wanted = hashlib.sha256(token.read_bytes()).hexdigest()
+    """Return those of `ids` whose answer the driver sees in the shared folder, soon enough."""
+    expected = hashlib.sha256(token.read_bytes()).hexdigest()
     deadline = time.monotonic() + SHARED_SECONDS
-    while True:
-        found = {i for i in ids if _content(token.with_name(i)) == wanted}
-        if found == ids or time.monotonic() > deadline:
-            return found
-        time.sleep(0.2)
-
-
-def _content(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None
+    return {
+        i for i in ids if shows_content(token.with_name(i), expected, deadline - time.monotonic())
+    }
 
 
 def _reasons(

@@ -13,7 +13,7 @@ import torch
 
 from resp_tune.errors import RunError
 from resp_tune.harness.spec import SearchSpec
-from resp_tune.study.replicates import Candidate, candidates, choose, replicates, standing
+from resp_tune.study.replicates import Candidate, candidates, eligible, replicates, select
 from resp_tune.study.study import TrialRecord, best_of
 from resp_tune.training.checkpoint import CHECKPOINT, resume, save_checkpoint
 from resp_tune.training.datamodule import FeatureCaches
@@ -38,7 +38,7 @@ class Winner:
     @property
     def told(self) -> list[dict[str, Any]]:
         """The candidates as `summary.json` has them."""
-        able = {c.trial.number for c in standing(self.candidates)}
+        able = {c.trial.number for c in eligible(self.candidates)}
         return [c.summary(dropped=c.trial.number not in able) for c in self.candidates]
 
     @property
@@ -68,7 +68,7 @@ def choose_winner(spec: SearchSpec, study: optuna.Study, trials: Sequence[TrialR
             raise RunError("no trial has finished: there is no winner")
         return Winner(best, (best,), None, ())
     found = candidates(trials, replicates(study, trials), metric=metric, count=count)
-    chosen = choose(found, count)
+    chosen = select(found, count)
     if chosen is not None:
         return Winner(chosen.trial, tuple(chosen.finished), chosen, tuple(found))
     failed = next((c for c in found if c.failure is not None), None)

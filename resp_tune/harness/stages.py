@@ -25,7 +25,7 @@ from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
-from resp_tune.execution.schedulers import make_scheduler, milestones
+from resp_tune.execution.schedulers import make_scheduler, rungs
 from resp_tune.execution.searcher import RestartTrialsError, TrialSource
 from resp_tune.execution.trainable import TrialContext
 from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
@@ -33,14 +33,12 @@ from resp_tune.execution.tuner import run_trials
 from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
-from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.remote_sync import NullSync
 from resp_tune.harness.spec import Compute, SearchData, SearchSpec
-from resp_tune.space.search_space import SearchSpace
-from resp_tune.study.replicate_queue import ReplicateQueue
+from resp_tune.study.replicate_source import ReplicateSource
 from resp_tune.study.replicates import replicates
 from resp_tune.study.study import STUDY_ID, records
-from resp_tune.study.trial_queue import Listener, TrialQueue
+from resp_tune.study.trial_queue import Listener, SamplerSource, TrialQueue, TrialSettings
 from resp_tune.training.compute_device import resolve_precision
 from resp_tune.training.datamodule import FeatureCaches
 
@@ -115,7 +113,7 @@ def run_stages(
 ) -> None:
     """Run the trials and replicates that the study still lacks; without any, start nothing."""
     new_trials = needs_trials(study, spec.options.budget)
-    if not new_trials and not _replicate_queue(study, spec.space, spec.options).left():
+    if not new_trials and not _replicate_source(study, spec).missing():
         return
     with backend.started():
         caches, tracking = setup.caches.result(), setup.tracking.result()
@@ -140,14 +138,14 @@ def warm_up_nodes(data: SearchData, compute: Compute, caches: FeatureCaches) -> 
     """
     recordings = {s.digest: data.paths[s.stem] for s in data.sources}
     server = RecordingServer(recordings)
-    caches = server.lending(caches, recordings)
+    caches = server.serve(caches, recordings)
     if compute.cluster is None or not data.prefilled:
         return caches
     nodes = [n for n in compute.cluster.nodes if trial_capacity(compute.slots, [n.machine])]
     for done in fill_caches(nodes, caches, data.prefilled):
         what = f"{done.computed} front ends computed" if done.computed else "was full"
         log.info(f"cache of {done.node}: {what}, {done.seconds:.1f} s")
-    if sent := server.lent():
+    if sent := server.bytes_sent():
         log.info(f"recordings: {sent / 1e6:,.1f} MB sent to nodes that cannot read them")
     return caches
 
@@ -171,7 +169,7 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
         remote=location.trials.remote,
         study=study.user_attrs[STUDY_ID],
         metric=options.metric,
-        milestones=milestones(options.scheduler, options.epochs),
+        rungs=rungs(options.scheduler, options.epochs),
         threads=slots.threads,
         gpus=slots.gpus,
         timeout=options.trial_timeout,
@@ -188,17 +186,14 @@ def _run_until_complete(stage: Callable[[], None]) -> None:
             log.info(str(cause))
 
 
-def _replicate_queue(
-    study: optuna.Study, space: SearchSpace, options: SearchOptions
-) -> ReplicateQueue:
-    return ReplicateQueue(
-        study,
-        records(study, space),
-        metric=options.metric,
-        epochs=options.epochs,
-        seed=options.seed,
-        count=options.replicates,
-    )
+def _trial_settings(spec: SearchSpec) -> TrialSettings:
+    options, precision = spec.options, spec.compute.device.precision
+    return TrialSettings(options.metric, options.epochs, options.seed, precision)
+
+
+def _replicate_source(study: optuna.Study, spec: SearchSpec) -> ReplicateSource:
+    trials = records(study, spec.space)
+    return ReplicateSource(study, trials, _trial_settings(spec), spec.options.replicates)
 
 
 @dataclass(frozen=True)
@@ -214,21 +209,15 @@ class _Stages:
 
     def run_trials(self, deadline: float | None) -> None:
         """Run trials until the budget is met or `deadline` has passed."""
-        options, space, device = self.spec.options, self.spec.space, self.spec.compute.device
+        options, space = self.spec.options, self.spec.space
         past = records(self.study, space)
         table = LiveTable(self.console, options.metric, options.epochs, options.budget)
         table.seed(past)
-        queue = TrialQueue(
-            self.study,
-            space,
-            metric=options.metric,
-            epochs=options.epochs,
-            seed=options.seed,
-            budget=options.budget,
-            deadline=deadline,
-            listeners=[*self.listeners, table],
-            settle=lambda config: resolve_precision(config, device),
+        settings = _trial_settings(self.spec)
+        source = SamplerSource(
+            self.study, space, settings, budget=options.budget, deadline=deadline
         )
+        queue = TrialQueue(source, [*self.listeners, table])
         scheduler = make_scheduler(
             options.scheduler, epochs=options.epochs, metric=options.metric, past=past
         )
@@ -241,16 +230,16 @@ class _Stages:
         A winner is chosen only once all candidates have their seeds.
         """
         options = self.spec.options
-        queue = _replicate_queue(self.study, self.spec.space, options)
-        if not (missing := queue.left()):
+        source = _replicate_source(self.study, self.spec)
+        if not (missing := source.missing()):
             return
-        done = [r for r in replicates(self.study, queue.trials) if r.state is not None]
+        done = [r for r in replicates(self.study, source.trials) if r.state is not None]
         total = len(done) + len(missing)
         table = LiveTable(self.console, options.metric, options.epochs, total, what="replicates")
         table.seed(done)
-        queue.listeners += [*self.listeners, table]
-        # Replicates are not compared before their end, so they need no reports at milestones.
+        queue = TrialQueue(source, [*self.listeners, table])
+        # Replicates are not compared before their end, so they need no reports at rungs.
         scheduler = make_scheduler("none", epochs=options.epochs, metric=options.metric, past=())
-        context = dataclasses.replace(self.context, milestones=())
+        context = dataclasses.replace(self.context, rungs=())
         with table:
             self.backend.run(queue, context, scheduler)

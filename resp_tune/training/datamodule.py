@@ -19,8 +19,10 @@ from resp_tune.common.paths import cache_folder, cache_limit_bytes
 from resp_tune.config import FrontEnd
 from resp_tune.data.audio_files import AudioError
 from resp_tune.data.dataset import Dataset
+from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split, clips_of
-from resp_tune.data.tasks import Clips
+from resp_tune.data.split_spec import SplitSpec
+from resp_tune.data.tasks import Clips, Task, make_clips
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
@@ -120,6 +122,12 @@ class DataModule:
             AudioSource(stem, digest, partial(load_unchanged, paths[stem], digest))
             for stem, digest in zip(stems, digests, strict=True)
         ]
+
+
+def make_datamodule(dataset: Dataset, task: Task, spec: SplitSpec) -> DataModule:
+    """Return the clips of `task` in `dataset`, and their split."""
+    clips = make_clips(task, dataset)
+    return DataModule(dataset, clips, make_split(dataset, clips, spec))
 
 
 _OPENED: set[Path] = set()  # stores that this process has filled or checked
