@@ -15,6 +15,7 @@ from support.small_sets import imagined
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import clips_of
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import Task, get_task, make_clips
@@ -35,7 +36,7 @@ def _few_trees() -> Iterator[None]:
 
 def problem_of(dataset: Dataset, task: Task | str = "diagnosis") -> DataModule:
     clips = make_clips(get_task(task) if isinstance(task, str) else task, dataset)
-    return DataModule(dataset, clips, make_split(dataset, clips, "patient"))
+    return DataModule(dataset, clips, make_split(dataset, clips, SplitSpec("patient")))
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_answers_are_fitted_once(datamodule: DataModule, monkeypatch: pytest.Mon
     assert load_baselines(datamodule, 1) == found
     assert load_baseline_predictions(datamodule).scores() == found["test_side"]
     # Other sides of the same clips: what is had over the whole data set stays.
-    split = make_split(datamodule.dataset, datamodule.clips, "recording", split_seed=5)
+    split = make_split(datamodule.dataset, datamodule.clips, SplitSpec("recording", split_seed=5))
     other = load_baselines(dataclasses.replace(datamodule, split=split), 1)
     assert other == {name: value for name, value in found.items() if name != "test_side"}
 

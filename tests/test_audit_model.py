@@ -21,6 +21,7 @@ from resp_tune.audit.rows import model_rows
 from resp_tune.cli import run
 from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import make_split
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import UserError
@@ -77,7 +78,7 @@ def test_the_model_through_the_command(
 def test_the_model_s_figures(model: dict[str, Any], bundle: Path, sets: dict[str, Path]) -> None:
     """Against scikit-learn on predictions of single files, as `predict` makes them."""
     loaded, dataset = load_bundle(bundle), load_dataset(sets["none"])
-    split = make_split(dataset, make_clips(get_task("diagnosis"), dataset), "patient")
+    split = make_split(dataset, make_clips(get_task("diagnosis"), dataset), SplitSpec("patient"))
     asked = [r for r in dataset.recordings if r.stem in set(split.test or ())]
     probabilities = np.array(
         [loaded.predict_waveform(load_waveform(r.path, loaded.sample_rate)) for r in asked]

@@ -15,6 +15,7 @@ from support.small_sets import imagined, real_set
 from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import clips_of
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.evaluation import baselines
@@ -71,7 +72,10 @@ def _confounded(*, confound: bool) -> Dataset:
 
 @pytest.mark.parametrize(
     "task",
-    [name if name == "diagnosis" else pytest.param(name, marks=pytest.mark.slow) for name in TABLE],
+    [
+        name if name == "diagnosis" else pytest.param(name, marks=pytest.mark.thorough)
+        for name in TABLE
+    ],
 )
 def test_reference_table(icbhi: Dataset, task: str) -> None:
     found = _row(no_audio_baselines(icbhi, make_clips(get_task(task), icbhi), jobs=2))
@@ -157,7 +161,7 @@ def test_too_few_for_any_baseline(pairs: list[tuple[str, str]], words: str) -> N
 def test_held_out_is_fitted_on_the_other_sides() -> None:
     dataset = _confounded(confound=True)
     clips = make_clips(get_task("diagnosis"), dataset)
-    split = make_split(dataset, clips, "patient")
+    split = make_split(dataset, clips, SplitSpec("patient"))
     assert split.test is not None
     scores = predict_baselines(dataset, clips, split, seeds=1).scores()
     assert scores["device"] == {"balanced_accuracy": 1.0, "macro_f1": 1.0}
@@ -183,13 +187,13 @@ def test_held_out_is_fitted_on_the_other_sides() -> None:
 def test_held_out_without_a_test_side_uses_validation() -> None:
     dataset = _confounded(confound=True)
     clips = make_clips(get_task("diagnosis"), dataset)
-    split = make_split(dataset, clips, "recording", split_seed=1)
+    split = make_split(dataset, clips, SplitSpec("recording", split_seed=1))
     assert predict_baselines(dataset, clips, split, seeds=1).scores()["device"]["macro_f1"] == 1.0
 
 
 def test_cycles_are_rows_of_their_recording(icbhi: Dataset) -> None:
     clips = make_clips(get_task("cycles"), icbhi)
-    split = make_split(icbhi, clips, "official")
+    split = make_split(icbhi, clips, SplitSpec("official"))
     scores = predict_baselines(icbhi, clips, split, seeds=1).scores()
     assert scores["majority_accuracy"] == pytest.approx(1579 / 2756)
     assert 0.2 < scores["all"]["balanced_accuracy"] < 0.45
@@ -220,7 +224,7 @@ def test_the_controlled_group(icbhi: Dataset) -> None:
     assert (len(sick), len({r.patient for r in sick})) == (40, 23)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_controlled_group_without_audio(icbhi: Dataset) -> None:
     scores = no_audio_baselines(icbhi, controlled_clips(icbhi), jobs=2)
     assert scores["all"]["balanced_accuracy"] == pytest.approx(0.655, abs=0.02)

@@ -10,6 +10,7 @@ from resp_tune.common.paths import cache_folder
 from resp_tune.config import preset
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.protocols import make_split
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.evaluation.baselines import predict_baselines
@@ -22,7 +23,7 @@ from resp_tune.training.model_bundle import Bundle
 def test_a_short_training_beats_the_baselines_on_unseen_patients() -> None:
     dataset = load_dataset(default_synthetic(Path(cache_folder())))
     clips = make_clips(get_task("diagnosis"), dataset)
-    datamodule = DataModule(dataset, clips, make_split(dataset, clips, "patient"))
+    datamodule = DataModule(dataset, clips, make_split(dataset, clips, SplitSpec("patient")))
     assert datamodule.split.leaks(dataset).patients == 0
     config = preset("baseline").replace({"epochs": 15, "precision": "float32"})
     stems = datamodule.split.test

@@ -8,6 +8,7 @@ import pytest
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import UserError
 from resp_tune.tracking.load_trial import trial_run
 from resp_tune.tracking.search_run import SearchRuns
@@ -27,6 +28,7 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
             "task_classes": '{"sick":["COPD"]}',
             "split_seed": 3,
             "folds": 2,
+            "protocol": "official",
             "hold_out_device": None,
             "drop_shared_patients": True,
             "split_sha256": "ab12",
@@ -42,12 +44,9 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
     found = trial_run(uri, run_id)
     assert TrialConfig().replace(found.config) == config
     assert (found.task, found.task_classes) == ("diagnosis", {"sick": ["COPD"]})
-    assert found.settings == {
-        "split_seed": 3,
-        "folds": 2,
-        "hold_out_device": None,
-        "drop_shared_patients": True,
-    }
+    assert found.split_spec == SplitSpec(
+        "official", folds=2, split_seed=3, drop_shared_patients=True
+    )
     assert (found.split_sha256, found.threads, found.on_cpu) == ("ab12", 2, True)
     with pytest.raises(UserError, match="not the run of a trial"):
         trial_run(uri, runs.parent_run_id)

@@ -378,7 +378,7 @@ def test_each_bad_file_has_its_line_and_the_good_ones_remain(tmp_path: Path) -> 
     _problem(dataset, "101_1b5", "left out")
     _problem(dataset, "101_1b6", "cannot be opened")
     _problem(dataset, "1 annotation without a recording: 107_1b1_Al_sc_Meditron")
-    _problem(dataset, "od?d.wav")
+    _problem(dataset, "od d.wav")
     assert len(dataset.problems) == 8
     assert not any("\n" in line for line in dataset.problems)
 

@@ -21,6 +21,7 @@ from resp_tune.common.choices import PROTOCOLS
 from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Fold, Split, clips_of, load_split, save_split
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
 
@@ -54,7 +55,7 @@ def all_sides(split: Split) -> list[tuple[str, ...]]:
     return both if split.test is None else [*both, split.test]
 
 
-def check_sound(dataset: Dataset, clips: Clips, split: Split) -> None:
+def check_valid(dataset: Dataset, clips: Clips, split: Split) -> None:
     """What must hold for any protocol: a partition, every class everywhere, nobody twice."""
     assert split.folds
     for fold in split.folds:
@@ -78,7 +79,7 @@ def test_patient_is_the_documented_split(icbhi: Dataset) -> None:
     for seed in (0, 7):
         outer = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
         rest, test = next(outer.split(labels, labels, patients))
-        split = make_split(icbhi, clips, "patient", split_seed=seed, folds=4)
+        split = make_split(icbhi, clips, SplitSpec("patient", split_seed=seed, folds=4))
         assert split.test == tuple(stems[test])
         inner = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
         expected = tuple(
@@ -86,7 +87,7 @@ def test_patient_is_the_documented_split(icbhi: Dataset) -> None:
             for a, b in inner.split(labels[rest], labels[rest], patients[rest])
         )
         assert split.folds == expected
-        one = make_split(icbhi, clips, "patient", split_seed=seed)
+        one = make_split(icbhi, clips, SplitSpec("patient", split_seed=seed))
         assert (one.folds, one.test) == (expected[:1], split.test)
 
 
@@ -96,8 +97,8 @@ def test_patient_on_the_real_set_over_seeds(icbhi: Dataset, task: str) -> None:
     patients = {r.stem: r.patient for r in icbhi.recordings}
     tests = set()
     for seed in range(10):
-        split = make_split(icbhi, clips, "patient", split_seed=seed, folds=4)
-        check_sound(icbhi, clips, split)
+        split = make_split(icbhi, clips, SplitSpec("patient", split_seed=seed, folds=4))
+        check_valid(icbhi, clips, split)
         assert dataclasses.astuple(split.leaks(icbhi)) == (0, 0, 0.0)
         assert split.notes == ()
         assert len(set().union(*(fold.validation for fold in split.folds))) == sum(
@@ -111,14 +112,14 @@ def test_patient_on_the_real_set_over_seeds(icbhi: Dataset, task: str) -> None:
 
 def test_patient_leaves_out_what_it_cannot_score(icbhi: Dataset) -> None:
     clips = clips_for("diagnosis-8", icbhi)
-    split = make_split(icbhi, clips, "patient")
+    split = make_split(icbhi, clips, SplitSpec("patient"))
     assert split.classes == SIX
     assert len(split.notes) == 1
     assert "Asthma (1 recording of 1 patient)" in split.notes[0]
     assert "LRTI (2 recordings of 2 patients)" in split.notes[0]
     diagnoses = {r.stem: r.diagnosis for r in icbhi.recordings}
     assert {diagnoses[stem] for side in all_sides(split) for stem in side} == set(SIX)
-    check_sound(icbhi, clips, split)
+    check_valid(icbhi, clips, split)
 
 
 GROUPS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=15, max_size=40)
@@ -139,14 +140,14 @@ def test_no_patient_on_two_sides_whatever_the_groups(
     enough = [label for label in range(3) if sum(g == label for g, _ in groups) >= 5]
     if task == "diagnosis" and len(enough) < 2:
         with pytest.raises(UserError, match="fewer than two classes remain"):
-            make_split(dataset, clips, "patient", split_seed=seed)
+            make_split(dataset, clips, SplitSpec("patient", split_seed=seed))
         return
     try:
-        split = make_split(dataset, clips, "patient", split_seed=seed, folds=4)
+        split = make_split(dataset, clips, SplitSpec("patient", split_seed=seed, folds=4))
     except UserError as error:
         assert "on every side" in str(error)  # noqa: PT017
         return
-    check_sound(dataset, clips, split)
+    check_valid(dataset, clips, split)
     assert dataclasses.astuple(split.leaks(dataset)) == (0, 0, 0.0)
     patients = {r.stem: r.patient for r in dataset.recordings}
     for fold in split.folds:
@@ -160,8 +161,8 @@ def test_smallest_cohort_is_divided_for_any_seed() -> None:
     dataset = cohort({"COPD": 5, "Healthy": 5, "URTI": 5})
     clips = clips_for("diagnosis", dataset)
     for seed in range(20):
-        split = make_split(dataset, clips, "patient", split_seed=seed, folds=4)
-        check_sound(dataset, clips, split)
+        split = make_split(dataset, clips, SplitSpec("patient", split_seed=seed, folds=4))
+        check_valid(dataset, clips, split)
         assert split.classes == ("COPD", "Healthy", "URTI")
         assert "Bronchiectasis, Bronchiolitis, Pneumonia: none in this data set" in split.notes
 
@@ -181,9 +182,9 @@ def test_a_missing_class_moves_on_to_the_next_state() -> None:
     clips = clips_for("cycles", dataset)
     moved = 0
     for seed in range(10):
-        split = make_split(dataset, clips, "patient", split_seed=seed)
-        check_sound(dataset, clips, split)
-        assert split == make_split(dataset, clips, "patient", split_seed=seed)
+        split = make_split(dataset, clips, SplitSpec("patient", split_seed=seed))
+        check_valid(dataset, clips, split)
+        assert split == make_split(dataset, clips, SplitSpec("patient", split_seed=seed))
         moved += any("random state" in note for note in split.notes)
     assert moved > 0
 
@@ -195,13 +196,13 @@ def test_cycles_of_a_few_recordings() -> None:
     recordings = tuple(recording for part in parts for recording in part.recordings)
     dataset = dataclasses.replace(parts[0], recordings=recordings)
     clips = clips_for("cycles", dataset)
-    check_sound(dataset, clips, make_split(dataset, clips, "patient", folds=4))
+    check_valid(dataset, clips, make_split(dataset, clips, SplitSpec("patient", folds=4)))
 
 
 def test_too_few_patients() -> None:
     dataset = cohort({"COPD": 9, "Healthy": 4})
     with pytest.raises(UserError, match=r"Healthy \(8 recordings of 4 patients\): left out, fewer"):
-        make_split(dataset, clips_for("diagnosis", dataset), "patient")
+        make_split(dataset, clips_for("diagnosis", dataset), SplitSpec("patient"))
 
 
 # ---- official
@@ -210,8 +211,8 @@ def test_too_few_patients() -> None:
 @pytest.mark.parametrize("drop", [False, True])
 def test_official_on_the_real_set(icbhi: Dataset, drop: bool) -> None:
     clips = clips_for("cycles", icbhi)
-    split = make_split(icbhi, clips, "official", folds=4, drop_shared_patients=drop)
-    check_sound(icbhi, clips, split)
+    split = make_split(icbhi, clips, SplitSpec("official", folds=4, drop_shared_patients=drop))
+    check_valid(icbhi, clips, split)
     assert split.test is not None
     assert len(split.test) == 381
     assert len(clips_of(icbhi, clips, split, split.test)) == 2756
@@ -228,20 +229,20 @@ def test_official_on_the_real_set(icbhi: Dataset, drop: bool) -> None:
         assert (leaks.patients, leaks.sessions) == (2, 5)
         assert leaks.recording_share > 0
     assert len(split.notes) == 1
-    assert "patients 156, 218 stand on both sides" in split.notes[0]
+    assert "patients 156, 218 are in training and test" in split.notes[0]
     for fold in split.folds:
         assert not {patients[s] for s in fold.train} & {patients[s] for s in fold.validation}
 
 
 def test_official_is_for_cycles_only(icbhi: Dataset) -> None:
-    with pytest.raises(UserError, match="use --task cycles"):
-        make_split(icbhi, clips_for("diagnosis", icbhi), "official")
+    with pytest.raises(UserError, match="use the task cycles"):
+        make_split(icbhi, clips_for("diagnosis", icbhi), SplitSpec("official"))
 
 
 def test_official_needs_the_official_split() -> None:
     dataset = cohort({"COPD": 10})
     with pytest.raises(UserError, match="has no official split"):
-        make_split(dataset, clips_for("cycles", dataset), "official")
+        make_split(dataset, clips_for("cycles", dataset), SplitSpec("official"))
 
 
 # ---- recording
@@ -251,7 +252,7 @@ def test_recording_is_the_notebooks(icbhi: Dataset) -> None:
     clips = clips_for("diagnosis-8", icbhi)
     shares = []
     for seed in range(20):
-        split = make_split(icbhi, clips, "recording", split_seed=seed)
+        split = make_split(icbhi, clips, SplitSpec("recording", split_seed=seed))
         (fold,) = split.folds
         assert (len(fold.train), len(fold.validation), split.test) == (736, 184, None)
         assert set(fold.train) | set(fold.validation) == {r.stem for r in icbhi.recordings}
@@ -264,7 +265,7 @@ def test_recording_is_the_notebooks(icbhi: Dataset) -> None:
 
 
 def test_recording_folds_are_disjoint_and_name_what_is_absent(icbhi: Dataset) -> None:
-    split = make_split(icbhi, clips_for("diagnosis-8", icbhi), "recording", folds=4)
+    split = make_split(icbhi, clips_for("diagnosis-8", icbhi), SplitSpec("recording", folds=4))
     held_out = [stem for fold in split.folds for stem in fold.validation]
     assert len(held_out) == len(set(held_out)) == 4 * 184
     # One recording of Asthma: at least three of four validation sides cannot have it.
@@ -277,25 +278,27 @@ def test_recording_folds_are_disjoint_and_name_what_is_absent(icbhi: Dataset) ->
 @pytest.mark.parametrize("device", ["AKGC417L", "LittC2SE", "Litt3200", "Meditron"])
 def test_device_holds_out_its_patients(icbhi: Dataset, device: str) -> None:
     clips = clips_for("cycles", icbhi)
-    split = make_split(icbhi, clips, "device", hold_out_device=device, folds=4)
-    check_sound(icbhi, clips, split)
+    split = make_split(icbhi, clips, SplitSpec("device", hold_out_device=device, folds=4))
+    check_valid(icbhi, clips, split)
     devices = {r.stem: r.device for r in icbhi.recordings}
     assert split.test == tuple(sorted(s for s, d in devices.items() if d == device))
     assert dataclasses.astuple(split.leaks(icbhi)) == (0, 0, 0.0)
-    assert any("the patient is on the test side" in note for note in split.notes)
+    assert any("the patient is in the test split" in note for note in split.notes)
 
 
 def test_device_that_cannot_be_scored(icbhi: Dataset) -> None:
     with pytest.raises(UserError, match=r"fewer than two classes remain \(Bronchiectasis, .*test"):
-        make_split(icbhi, clips_for("diagnosis", icbhi), "device", hold_out_device="AKGC417L")
+        make_split(
+            icbhi, clips_for("diagnosis", icbhi), SplitSpec("device", hold_out_device="AKGC417L")
+        )
 
 
 def test_device_leaves_out_classes_by_name(icbhi: Dataset) -> None:
     clips = clips_for("chronic", icbhi)
-    split = make_split(icbhi, clips, "device", hold_out_device="LittC2SE")
+    split = make_split(icbhi, clips, SplitSpec("device", hold_out_device="LittC2SE"))
     assert split.classes == ("chronic", "non-chronic")
-    assert "healthy: left out, no patient on the test side" in split.notes
-    check_sound(icbhi, clips, split)
+    assert "healthy: left out, no patient in the test split" in split.notes
+    check_valid(icbhi, clips, split)
 
 
 # ---- options
@@ -309,19 +312,19 @@ DIAGNOSIS = make_clips(TASKS["diagnosis"], DATASET)
     ("protocol", "options", "message"),
     [
         ("patients", {}, "unknown protocol 'patients': did you mean 'patient'"),
-        ("patient", {"folds": 5}, "1 to 4 inner folds"),
-        ("patient", {"folds": 0}, "1 to 4 inner folds"),
-        ("patient", {"split_seed": -1}, "--split-seed -1"),
-        ("patient", {"hold_out_device": "Meditron"}, "needs --protocol device"),
-        ("patient", {"drop_shared_patients": True}, "needs --protocol official"),
-        ("device", {}, "needs --hold-out-device, one of Meditron"),
+        ("patient", {"folds": 5}, "is outside 1 to 4"),
+        ("patient", {"folds": 0}, "is outside 1 to 4"),
+        ("patient", {"split_seed": -1}, "split_seed: -1 is outside 0 to 4294967295"),
+        ("patient", {"hold_out_device": "Meditron"}, "needs the protocol device"),
+        ("patient", {"drop_shared_patients": True}, "needs the protocol official"),
+        ("device", {}, "needs hold_out_device, one of Meditron"),
         ("device", {"hold_out_device": "Meditrom"}, "did you mean 'Meditron'"),
         ("device", {"hold_out_device": "Meditron"}, "nothing is left to train on"),
     ],
 )
 def test_options_are_checked(protocol: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        make_split(DATASET, DIAGNOSIS, protocol, **options)  # type: ignore[arg-type]
+        make_split(DATASET, DIAGNOSIS, SplitSpec(protocol, **options))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
@@ -329,14 +332,14 @@ def test_options_are_checked(protocol: str, options: dict[str, object], message:
 def test_one_class_is_no_task(protocol: str) -> None:
     dataset = cohort({"COPD": 10})
     with pytest.raises(UserError, match="cannot be scored"):
-        make_split(dataset, clips_for("diagnosis", dataset), protocol)
+        make_split(dataset, clips_for("diagnosis", dataset), SplitSpec(protocol))
 
 
 # ---- the value and its file
 
 
 def test_labels_are_indices_of_the_scored_classes() -> None:
-    split = make_split(DATASET, DIAGNOSIS, "patient")
+    split = make_split(DATASET, DIAGNOSIS, SplitSpec("patient"))
     assert split.classes == ("COPD", "Healthy")
     assert split.test is not None
     for clip in clips_of(DATASET, DIAGNOSIS, split, split.test):
@@ -359,19 +362,19 @@ def test_leaks_are_counted() -> None:
 def test_a_file_gives_the_sides_back(icbhi: Dataset, protocol: str, tmp_path: Path) -> None:
     device = "Meditron" if protocol == "device" else None
     clips = clips_for("cycles", icbhi)
-    split = make_split(icbhi, clips, protocol, hold_out_device=device, folds=2)
+    split = make_split(icbhi, clips, SplitSpec(protocol, hold_out_device=device, folds=2))
     save_split(split, tmp_path / "split.json")
     assert load_split(tmp_path / "split.json") == split
     assert [path.name for path in tmp_path.iterdir()] == ["split.json"]
 
 
 def test_digest_names_the_division() -> None:
-    split = make_split(DATASET, DIAGNOSIS, "patient")
-    assert split.digest == make_split(DATASET, DIAGNOSIS, "patient").digest
+    split = make_split(DATASET, DIAGNOSIS, SplitSpec("patient"))
+    assert split.digest == make_split(DATASET, DIAGNOSIS, SplitSpec("patient")).digest
     assert split.digest == dataclasses.replace(split, notes=("other words",)).digest
     others = [
-        make_split(DATASET, DIAGNOSIS, "patient", split_seed=1),
-        make_split(DATASET, DIAGNOSIS, "patient", folds=2),
+        make_split(DATASET, DIAGNOSIS, SplitSpec("patient", split_seed=1)),
+        make_split(DATASET, DIAGNOSIS, SplitSpec("patient", folds=2)),
         dataclasses.replace(split, test=None),
         dataclasses.replace(split, classes=("COPD",)),
     ]
@@ -381,9 +384,9 @@ def test_digest_names_the_division() -> None:
 def test_same_sides_in_another_process() -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[1:];"
-        "from test_splits import DATASET, DIAGNOSIS, make_split;"
-        "print(make_split(DATASET, DIAGNOSIS, 'patient', split_seed=3, folds=4).digest,"
-        "      make_split(DATASET, DIAGNOSIS, 'recording', split_seed=3).digest)"
+        "from test_splits import DATASET, DIAGNOSIS, SplitSpec, make_split;"
+        "print(make_split(DATASET, DIAGNOSIS, SplitSpec('patient', split_seed=3, folds=4)).digest,"
+        "      make_split(DATASET, DIAGNOSIS, SplitSpec('recording', split_seed=3)).digest)"
     )
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     answer = subprocess.run(
@@ -394,8 +397,8 @@ def test_same_sides_in_another_process() -> None:
         check=True,
     )
     here = [
-        make_split(DATASET, DIAGNOSIS, "patient", split_seed=3, folds=4).digest,
-        make_split(DATASET, DIAGNOSIS, "recording", split_seed=3).digest,
+        make_split(DATASET, DIAGNOSIS, SplitSpec("patient", split_seed=3, folds=4)).digest,
+        make_split(DATASET, DIAGNOSIS, SplitSpec("recording", split_seed=3)).digest,
     ]
     assert answer.stdout.split() == here
 
@@ -418,7 +421,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_files_are_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "split.json"
-    save_split(make_split(DATASET, DIAGNOSIS, "patient"), path)
+    save_split(make_split(DATASET, DIAGNOSIS, SplitSpec("patient")), path)
     before = path.read_bytes()
     path.write_bytes(DAMAGE[kind](before))
     assert path.read_bytes() != before

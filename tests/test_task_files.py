@@ -13,6 +13,7 @@ from support.small_sets import imagined
 from resp_tune.cli import run
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.data.metadata import DIAGNOSES
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.task_files import find_task, load_task, task_from_classes
 from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
@@ -240,7 +241,7 @@ def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
     runs.close("FINISHED")
     asked = read_arguments(parser().parse(given))
     assert asked.task == replace(INFECTION, description="")
-    assert (asked.options.folds, asked.options.split_seed) == (2, 3)
+    assert asked.split_spec == SplitSpec("patient", folds=2, split_seed=3)
     assert read_arguments(parser().parse([*given, "--task", "copd"])).task == TASKS["copd"]
 
 

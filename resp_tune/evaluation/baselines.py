@@ -23,10 +23,11 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from resp_tune.common.text import count
+from resp_tune.common.text import plural
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split, clips_of
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
 from resp_tune.errors import UserError
 
@@ -94,7 +95,7 @@ def check_enough(dataset: Dataset, clips: Clips) -> None:
     patients = {_patient(dataset, clip) for clip in clips.clips}
     if len(patients) < 2:
         raise UserError(
-            f"the task '{clips.task.name}' has the clips of {count(len(patients), 'patient')} "
+            f"the task '{clips.task.name}' has the clips of {plural(len(patients), 'patient')} "
             "here: what can be told without audio needs at least two patients; give more recordings"
         )
     if max(Counter(clip.label for clip in clips.clips).values()) < 2:
@@ -172,7 +173,7 @@ def patient_lookup(dataset: Dataset, clips: Clips, *, seeds: int = 20) -> dict[s
     """
     by_seed = []
     for seed in range(seeds):
-        split = make_split(dataset, clips, "recording", split_seed=seed)
+        split = make_split(dataset, clips, SplitSpec("recording", split_seed=seed))
         fold = split.folds[0]
         train = clips_of(dataset, clips, split, fold.train)
         asked = clips_of(dataset, clips, split, fold.validation)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect
 from resp_tune.tracking.store_probe import check_there, probe
@@ -15,7 +16,6 @@ from resp_tune.tracking.uri import redact, root_cause
 
 THREADS = "resp_tune.threads"
 DEVICE = "resp_tune.device"
-_SETTINGS = ("protocol", "folds", "split_seed", "hold_out_device", "drop_shared_patients")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrialRun:
     config: dict[str, Any]
     task: str
     task_classes: Any
-    settings: dict[str, Any]
+    split_spec: SplitSpec
     split_sha256: str
     threads: int
     on_cpu: bool
@@ -60,7 +60,7 @@ def trial_run(uri: str, run_id: str) -> TrialRun:
         config=config,
         task=params["task"],
         task_classes=_classes(params.get("task_classes")),
-        settings={name: _value(text) for name, text in params.items() if name in _SETTINGS},
+        split_spec=SplitSpec.from_dict({name: _value(text) for name, text in params.items()}),
         split_sha256=params["split_sha256"],
         threads=int(tags.get(THREADS, "1")),
         on_cpu=tags.get(DEVICE, "").startswith("cpu"),

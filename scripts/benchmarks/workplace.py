@@ -16,6 +16,7 @@ from resp_tune.cluster.resources import Machine, this_machine
 from resp_tune.config import FrontEnd, TrialConfig, preset
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.protocols import make_split
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.features.cache import fill
 from resp_tune.training.datamodule import DataModule, FoldTables
@@ -63,7 +64,7 @@ class Workplace:
         dataset = load_dataset(self.data)
         clips = make_clips(get_task(TASK), dataset)
         return DataModule(
-            dataset, clips, make_split(dataset, clips, PROTOCOL, split_seed=0, folds=1)
+            dataset, clips, make_split(dataset, clips, SplitSpec(PROTOCOL, split_seed=0, folds=1))
         )
 
     @property
