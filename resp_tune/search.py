@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from resp_tune.cli import Parser, add_fields, run
+from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import full_disk_in_one_line, user_path
 from resp_tune.errors import UserError, nearest
 from resp_tune.harness.options import GROUPS, SearchOptions
 
 if TYPE_CHECKING:
     from resp_tune.cluster.connect import Cluster
+    from resp_tune.harness.spec import Compute
+    from resp_tune.harness.stages import Backend
 
 FIELDS = [field.name for field in dataclasses.fields(SearchOptions)]
 
@@ -66,8 +69,13 @@ def _read_config(path: str) -> list[str]:
     return flags
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run a search; the last line on stdout is the path of its `summary.json`."""
+def main(
+    argv: Sequence[str] | None = None, backend: Callable[[Compute], Backend] | None = None
+) -> None:
+    """Run a search; the last line on stdout is the path of its `summary.json`.
+
+    `backend` makes what runs the trials; the default is Ray Tune.
+    """
     options = read_options(argv)
     from rich.console import Console
 
@@ -82,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             def join(address: str) -> Cluster:
                 return connection.enter_context(connect(address))
 
+        fault_point("search-starts")
         spec = validate(options, sys.argv[1:] if argv is None else argv, join)
         # The plan is the result of a dry run, and else a message: stdout is for results.
         console = Console(stderr=not options.dry_run)
@@ -100,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Most writers name the file; other errors do not say which disk is full.
         disks = ", there, in $TMPDIR and in the cache folder, whichever is full"
         with handle_interrupts(resume), full_disk_in_one_line(location.folder, disks):
-            summary = run_search(spec, console)
+            summary = run_search(spec, console, backend)
     show_result(summary)
 
 
