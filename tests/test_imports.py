@@ -32,7 +32,7 @@ OWNERS = {
         "tracking",
     },
     "plotly": {"reporting"},
-    "pyarrow": {"storage"},
+    "obstore": {"storage"},
     "jinja2": {"reporting", "audit"},
     "sqlalchemy": {"tracking", "study"},
     "pydantic": {"space"},

@@ -64,7 +64,7 @@ def test_names_in_a_store_never_leave_the_folder(
     [
         ("s3://sounds/nothing-there{at}", "nothing is there"),
         ("s3://no-such-bucket-here/x{at}", "no-such-bucket-here"),
-        ("ftp://host/set", "not the URI of an object store"),
+        ("ftp://host/set", "not the URI of a supported object store"),
         ("s3:///set", "names no bucket"),
     ],
 )

@@ -27,7 +27,7 @@ class TrialArtifacts:
     @property
     def here(self) -> Path:
         """The folder on this machine."""
-        return self.folder if self.remote is None else self.remote.copy
+        return self.folder if self.remote is None else self.remote.local_copy
 
     def newest_checkpoint(
         self, trial: Path | str, config: TrialConfig, study: str | None

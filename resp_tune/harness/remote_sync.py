@@ -66,7 +66,7 @@ class RemoteSync(NullSync):
         if location.remote is None:
             raise ValueError("a search in a folder has no mirror")
         self.place, self.folder, self.lease = location.remote, location.folder, lease
-        self.uploads = Uploader(self.place, outage=self._outage, back=self._back)
+        self.uploads = Uploader(self.place, on_outage=self._outage, on_recovery=self._back)
 
     def _outage(self, reason: str) -> None:
         log.warning(
@@ -152,10 +152,10 @@ class RemoteSync(NullSync):
 
     def _patiently(self, seconds: float) -> str | None:
         """`flush` again and again; the reason, where nothing went up for so long."""
-        deadline, sent = time.monotonic() + seconds, self.uploads.sent
+        deadline, sent = time.monotonic() + seconds, self.uploads.uploaded
         while (reason := self.uploads.flush(seconds)) is not None:
-            if self.uploads.sent > sent:
-                deadline, sent = time.monotonic() + seconds, self.uploads.sent
+            if self.uploads.uploaded > sent:
+                deadline, sent = time.monotonic() + seconds, self.uploads.uploaded
             elif time.monotonic() > deadline:
                 return reason
             time.sleep(1.0)

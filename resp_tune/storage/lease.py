@@ -1,4 +1,8 @@
-"""One driver at a time runs a search in an object store: a lease, renewed by a living holder."""
+"""A lease that lets one driver at a time run a search in an object store.
+
+Every write is conditional: the first one on the lease's absence, each later one on the version read
+before. So the store itself decides between two drivers, however close they come.
+"""
 
 from __future__ import annotations
 
@@ -11,162 +15,186 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.errors import UserError
-from resp_tune.storage.object_store import ObjectPath, StorageError
+from resp_tune.storage.object_store import ObjectPath, StorageError, Version
 
 log = logging.getLogger(__name__)
 
-LEASE = ".lease"  # in the search's place, and in the folder of whoever holds it
+LEASE = ".lease"  # in the search's prefix, and in the local folder of the holder
 BEAT_SECONDS = 10.0
 EXPIRE_SECONDS = 60.0
-SETTLE_SECONDS = 1.5
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 class LeaseLostError(Exception):
-    """Somebody else holds the search now; the message says who."""
+    """Another process holds the lease now; the message names it."""
 
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """What stands in the lease: `beat` moves while its holder lives."""
+    """The content of the lease. `beat` grows while its holder lives, so no content repeats."""
 
     id: str
     holder: str
     beat: int
+    released: bool = False
 
 
 class Lease:
-    """The claim of this process on the search in `place`, whose copy here is `folder`.
+    """The lease of this process on the search at `store`, whose local copy is `folder`.
 
-    A claim that was not renewed for `EXPIRE_SECONDS`, by the store's own clock, is dead and may be
-    taken over; so may at once one that was made in `folder`, whose lock the caller holds.
-
-    What this cannot do: object stores by way of pyarrow have no put that is refused where an object
-    exists, so a claim is written, left to settle, and read back: of two that come at once, the last
-    one written stands. A process that is stopped between looking and writing for longer than that
-    may still put its claim over a good one; whichever of the two holders does not find its own at
-    its next beat ends. Until then, `BEAT_SECONDS`, both may run, and the study that is written
-    last stands.
+    A lease that was not renewed for `EXPIRE_SECONDS`, by the store's clock, has expired and may be
+    taken over. One last taken from `folder` may be taken over at once: its holder is dead, since
+    the caller holds the folder's lock. `on_lost(holder)` is called, once, when another process
+    took the lease over.
     """
 
-    def __init__(self, place: ObjectPath, folder: Path, lost: Callable[[str], None]) -> None:
-        self.place, self.folder, self._lost = place, folder, lost
+    def __init__(self, store: ObjectPath, folder: Path, on_lost: Callable[[str], None]) -> None:
+        self.store, self.folder, self._on_lost = store, folder, on_lost
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         self._mine = LeaseRecord(uuid.uuid4().hex, holder, 0)
-        self._one_at_a_time = threading.Lock()
-        self._over = threading.Event()
+        self._version: Version | None = None  # that we wrote last
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
         self._confirmed = time.monotonic()
-        self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_until_ended, name="lease", daemon=True)
 
     def take(self) -> None:
-        """Take the lease and keep it alive; `UserError` says who else holds it.
+        """Take the lease and renew it in the background.
 
-        Raises `StorageError` where the store cannot be asked.
+        Raises `UserError` naming the holder if another process has it, `StorageError` if the store
+        fails.
         """
-        found = self._read()
-        if found is not None and found.id != self._kept():
-            self._await_end(found)
-        self._write()
+        record, self._version = self._read()
+        if record is not None and not record.released and record.id != self._last_taken_here():
+            self._version = self._await_expiry(record, self._version)
+        if not self._write(self._mine):
+            raise self._held_by(self._read()[0])
         write_atomically(self.folder / LEASE, self._mine.id.encode())
-        time.sleep(SETTLE_SECONDS)
-        now = self._read()
-        if now is None or now.id != self._mine.id:
-            raise self._held_by(now)
         self._confirmed = time.monotonic()
         self._thread.start()
 
-    def _kept(self) -> str | None:
-        """The claim that was last made in this folder: its holder is gone, or we had no lock."""
+    def _last_taken_here(self) -> str | None:
+        """Return the id of the last lease taken from this folder, or None."""
         with suppress(OSError, UnicodeDecodeError):
-            return (self.folder / LEASE).read_text()
+            return (self.folder / LEASE).read_text() or None
         return None
 
-    def _await_end(self, found: LeaseRecord) -> None:
-        """Wait until `found` is dead, or refuse because it beats."""
-        left = EXPIRE_SECONDS - self._age()
-        if left <= 0:
-            return
+    def _await_expiry(self, record: LeaseRecord, version: Version | None) -> Version | None:
+        """Wait until `record` has expired; return its version, or None if it is gone.
+
+        Raises `UserError` as soon as it is renewed.
+        """
+        remaining = EXPIRE_SECONDS - self._age()
+        if remaining <= 0:
+            return version
         log.info(
-            f"'{self.place}' was held by {found.holder} a moment ago: waiting {left:.0f} s at most "
-            "to see whether it lives"
+            f"'{self.store}' was held by {record.holder} a moment ago: waiting up to "
+            f"{remaining:.0f} s to see whether it is alive"
         )
-        deadline = time.monotonic() + left
+        deadline = time.monotonic() + remaining
         while time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS)
-            now = self._read()
-            if now is None:
-                return
-            if now != found:
-                raise self._held_by(now)
+            time.sleep(POLL_SECONDS)
+            current, current_version = self._read()
+            if current is None or current.released:
+                return current_version
+            if current != record:
+                raise self._held_by(current)
+        return version
 
     def _age(self) -> float:
-        """Seconds since the lease was renewed, both ends by the store's clock."""
+        """Return the seconds since the lease was renewed, by the store's clock."""
         clock = f"{LEASE}-{self._mine.id}"
-        self.place.write(b"", clock)
-        now, then = self.place.written(clock), self.place.written(LEASE)
-        self.place.remove(clock)
-        return 0.0 if now is None or then is None else (now - then).total_seconds()
+        self.store.write(b"", clock)
+        now, renewed = self.store.modified_at(clock), self.store.modified_at(LEASE)
+        self.store.remove(clock)
+        return 0.0 if now is None or renewed is None else (now - renewed).total_seconds()
 
-    def _held_by(self, claim: LeaseRecord | None) -> UserError:
-        who = "another process" if claim is None else claim.holder
+    def _held_by(self, record: LeaseRecord | None) -> UserError:
+        holder = "another process" if record is None else record.holder
         return UserError(
-            f"search '{self.place}' is being run by {who}: wait for it, or give another --name"
+            f"search '{self.store}' is being run by {holder}: wait until it ends, or choose "
+            "another --name"
         )
 
     def confirm(self) -> None:
-        """Raise `LeaseLostError` where somebody else holds the lease; asks when it was long ago."""
+        """Raise `LeaseLostError` if the lease is lost, renewing it first if that is overdue."""
         if time.monotonic() - self._confirmed > 2 * BEAT_SECONDS:
-            self._beat()
-        if self._over.is_set():
+            self._renew()
+        if self._ended.is_set():
             raise LeaseLostError("the lease is lost")
 
-    def _live(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
-            with suppress(StorageError, LeaseLostError):  # away: the next beat may get through
-                self._beat()
+    def _renew_until_ended(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with suppress(StorageError, LeaseLostError):  # an outage may be over at the next beat
+                self._renew()
 
-    def _beat(self) -> None:
-        with self._one_at_a_time:
-            now = self._read()
-            if self._over.is_set():
+    def _renew(self) -> None:
+        with self._lock:
+            if self._ended.is_set():
                 return
-            if now is not None and now.id != self._mine.id:
-                self._over.set()
-                self._lost(now.holder)
-                raise LeaseLostError(now.holder)
-            self._mine = LeaseRecord(self._mine.id, self._mine.holder, self._mine.beat + 1)
-            self._write()
+            if not self._write(replace(self._mine, beat=self._mine.beat + 1)):
+                self._ended.set()
+                holder = "another process"
+                with suppress(StorageError):
+                    holder = getattr(self._read()[0], "holder", holder)
+                self._on_lost(holder)
+                raise LeaseLostError(holder)
             self._confirmed = time.monotonic()
 
     def release(self) -> None:
-        """Give it back, if it is still ours and the store can be asked."""
-        with self._one_at_a_time:
-            held = not self._over.is_set()
-            self._over.set()
-        if held:
+        """Mark the lease as released if it is still ours and the store answers.
+
+        The object stays: a store cannot delete one version only, and the lease may be another's by
+        the time that a deletion arrives.
+        """
+        with self._lock:
+            ours = not self._ended.is_set()
+            self._ended.set()
+        if ours and self._version is not None:
             with suppress(StorageError):
-                now = self._read()
-                if now is not None and now.id == self._mine.id:
-                    self.place.remove(LEASE)
+                self._write(replace(self._mine, beat=self._mine.beat + 1, released=True))
         if self._thread.ident is not None:
             self._thread.join(timeout=1)
 
-    def _read(self) -> LeaseRecord | None:
-        content = self.place.read(LEASE)
-        if content is None:
-            return None
+    def _read(self) -> tuple[LeaseRecord | None, Version | None]:
+        """Return the lease with its version; None and None if there is no lease."""
+        versioned = self.store.read_version(LEASE)
+        if versioned is None:
+            return None, None
         try:
-            claim = json.loads(content)
-            # It is shown on a terminal, and may be anybody's.
-            holder = "".join(c for c in str(claim["holder"]) if c.isprintable())[:100]
-            return LeaseRecord(str(claim["id"]), holder, int(claim["beat"]))
-        except (ValueError, TypeError, KeyError):
-            return LeaseRecord("", "a process that wrote no claim that can be read", 0)
+            values = json.loads(versioned.content)
+            # Printed on a terminal, and possibly foreign.
+            holder = "".join(c for c in str(values["holder"]) if c.isprintable())[:100]
+            released = values.get("released") is True
+            record = LeaseRecord(str(values["id"]), holder, int(values["beat"]), released)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            record = LeaseRecord("", "a process that wrote an unreadable lease", 0)
+        return record, versioned.version
 
-    def _write(self) -> None:
-        self.place.write(json.dumps(asdict(self._mine)).encode(), LEASE)
+    def _write(self, record: LeaseRecord) -> bool:
+        """Write `record` over `self._version`; return whether the store accepted it."""
+        version = self._put(record)
+        if version is None:
+            current, current_version = self._read()
+            if current is None:  # deleted by hand
+                self._version = None
+                version = self._put(record)
+            elif current.id == self._mine.id:  # an earlier write arrived, but its answer was lost
+                self._version = current_version
+                record = replace(record, beat=current.beat + 1)
+                version = self._put(record)
+        if version is None:
+            return False
+        self._version, self._mine = version, record
+        return True
+
+    def _put(self, record: LeaseRecord) -> Version | None:
+        data = json.dumps(asdict(record)).encode()
+        if self._version is None:
+            return self.store.create(data, LEASE)
+        return self.store.replace(data, LEASE, self._version)

@@ -1,171 +1,215 @@
-"""A folder in an object store (`s3://bucket/prefix`, `gs://…`, `abfs://…`), by way of pyarrow.
+"""Objects below a prefix in a store such as S3, Google Cloud Storage or Azure, through obstore.
 
-place = Place("s3://bucket/searches") / "first"
-place.write(b"…", "summary.json")   # seen whole or not at all
+search = ObjectPath("s3://bucket/searches") / "first"
+search.write(b"…", "summary.json")   # readers see the whole object or none
 """
 
 from __future__ import annotations
 
+import configparser
 import functools
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from resp_tune.common.paths import cache_folder, write_atomically
+from resp_tune.common.paths import cache_folder, user_path, write_atomically
 from resp_tune.errors import UserError
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
-LARGEST = 1 << 30  # bytes: no file of a search has as many, and a stranger's object may
-_GIVE = "give s3://BUCKET/PREFIX, gs://… or abfs://…, or a folder"
-# What a URI's query is completed with. One request for a small object instead of three; and
-# Google's client would try again for a quarter of an hour.
-_OPTIONS = {
-    "s3": {"allow_delayed_open": "true"},
-    "gs": {"retry_limit_seconds": "10"},
-    "gcs": {"retry_limit_seconds": "10"},
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "az")
+LARGEST = 1 << 30  # bytes; no file of a search is larger, but a foreign object may be
+_FORMS = "give s3://BUCKET/PREFIX, gs://… or abfs://…, or a folder"
+_TIMEOUTS = {"connect_timeout": "5s", "timeout": "60s"}  # of one request, of 5 MB at most
+_RETRIES: Any = {
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=10),
+    "backoff": {
+        "init_backoff": timedelta(seconds=0.1),
+        "max_backoff": timedelta(seconds=2),
+        "base": 2,
+    },
 }
+# Options of a URI's query under the names that release 0.1 took (pyarrow's), and ours of today.
+_RENAMED = {
+    "endpoint_override": "endpoint",
+    "force_virtual_addressing": "virtual_hosted_style_request",
+}
+_OBSOLETE = {"scheme", "allow_bucket_creation", "allow_delayed_open", "retry_limit_seconds"}
+
+
+# What `ObjectPath.replace` compares: an entity tag, and in Google's stores a generation.
+Version = Mapping[str, str]
 
 
 class StorageError(Exception):
-    """The store did not do what it was asked; the message is its reason, without secrets."""
+    """The store failed or refused a request; the message is its reason, without secrets."""
 
 
 def is_uri(storage: str) -> bool:
-    """Whether `--storage` names something else than a folder."""
+    """Return whether `--storage` is a URI rather than a folder."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", storage) is not None
 
 
 @dataclass(frozen=True)
-class ObjectPath:
-    """The folder `below` the one that `uri` names.
+class Versioned:
+    """The content of an object and its version."""
 
-    Credentials come from the environment of each process, as the store's own tools read them, or
-    from the URI: user and password, or its query. `str` shows a place without them. Every method
-    that asks the store raises `StorageError`; the client behind it has tried again for some
-    seconds by then.
+    content: bytes
+    version: Version
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """The objects below `prefix`, relative to the URI of a bucket and a folder in it.
+
+    Each process reads credentials from its environment, as the store's own tools do, or from the
+    URI (user and password, or its query). `str` leaves them out. Methods that contact the store
+    raise `StorageError` after the client has retried for up to ten seconds.
     """
 
     uri: str = field(repr=False)
-    below: str = ""
+    prefix: str = ""
 
     @classmethod
     def parse(cls, flag: str, uri: str) -> ObjectPath:
-        """`uri` as typed; `UserError` names `flag` where it cannot be one. Asks nobody."""
-        place = cls(uri.rstrip("/") if "?" not in uri else uri)
+        """Check the syntax of `uri` without contacting the store; `UserError` names `flag`."""
+        path = cls(uri.rstrip("/") if "?" not in uri else uri)
         try:
             parts = urlsplit(uri)
             bucket = parts.hostname
         except ValueError:
-            raise UserError(f"{flag} '{uri.partition(':')[0]}:…' is not a URI: {_GIVE}") from None
-        if "@" in uri and "@" not in parts.netloc:  # it may be a key that is cut in two here
+            raise UserError(f"{flag} '{uri.partition(':')[0]}:…' is not a URI: {_FORMS}") from None
+        if "@" in uri and "@" not in parts.netloc:  # possibly a key that was split here
             raise UserError(
                 f"{flag} '{parts.scheme}://…' holds a key with '/', '?', '#' or '@' in it: write "
                 "them as %2F, %3F, %23, %40, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         if parts.scheme not in SCHEMES:
-            raise UserError(
-                f"{flag} '{place}': not the URI of an object store that is known here: {_GIVE}"
-            )
+            raise UserError(f"{flag} '{path}' is not the URI of a supported object store: {_FORMS}")
         if not bucket or not uri.startswith(f"{parts.scheme}://"):
-            raise UserError(f"{flag} '{place}' names no bucket: {_GIVE}")
+            raise UserError(f"{flag} '{path}' names no bucket: {_FORMS}")
         if parts.fragment or re.search(r"[\s\\%]|//|/\.\.?(/|$)", parts.path):
             raise UserError(
-                f"{flag} '{place}': the prefix holds a space, '#', '%', '\\', '//' or dots alone: "
+                f"{flag} '{path}': the prefix contains a space, '#', '%', '\\', '//', '.' or '..': "
                 "give a plainer one"
             )
-        return place
+        return path
 
     def __truediv__(self, name: str | Path) -> ObjectPath:
-        below = f"{self.below}/{name}" if self.below else str(name)
-        return ObjectPath(self.uri, below)
+        return ObjectPath(self.uri, _join(self.prefix, str(name)))
 
     def __str__(self) -> str:
         parts = urlsplit(self.uri)
-        # abfs://container@account: there what stands before the @ is no secret.
+        # In abfs://container@account the part before the @ is not a secret.
         login, at, host = parts.netloc.rpartition("@")
         container = parts.scheme.startswith("abfs") and at and ":" not in login
         shown = f"{parts.scheme}://{parts.netloc if container else host}{parts.path.rstrip('/')}"
-        return f"{shown}/{self.below}" if self.below else shown
+        return _join(shown, self.prefix)
 
     @property
-    def copy(self) -> Path:
-        """The folder in which this machine keeps its copy."""
+    def local_copy(self) -> Path:
+        """Return the folder in which this machine keeps its copy."""
         options = dict(parse_qsl(urlsplit(self.uri).query))
-        where = (str(ObjectPath(self.uri)), options.get("endpoint_override", ""))
-        key = hashlib.sha256("\n".join(where).encode()).hexdigest()[:16]
-        return cache_folder() / "searches" / key / self.below
+        identity = (
+            str(ObjectPath(self.uri)),
+            options.get("endpoint_override", options.get("endpoint", "")),
+        )
+        key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+        return cache_folder() / "searches" / key / self.prefix
 
     def read(self, name: str = "") -> bytes | None:
-        """The object `name` of this place, or this itself; None where there is none."""
-        with self._asked() as (files, path):
-            try:
-                with files.open_input_stream(_join(path, name)) as stream:
-                    return bytes(stream.read())
-            except FileNotFoundError:
-                return None
+        """Return the content of the object `name`, or of this path itself; None if it is absent."""
+        versioned = self.read_version(name)
+        return None if versioned is None else versioned.content
+
+    def read_version(self, name: str = "") -> Versioned | None:
+        """Return an object with its version, or None if it is absent."""
+        import obstore
+
+        with self._connection(name) as (store, path):
+            result = obstore.get(store, path)
+            return Versioned(bytes(result.bytes()), _version(result.meta))
+        return None
 
     def write(self, data: bytes, name: str = "") -> None:
-        """Put an object, which others see whole or not at all."""
-        with self._asked() as (files, path):
-            target = beside = _join(path, name)
-            if files.type_name not in ("s3", "gcs", "abfs"):  # there a file is seen while it grows
-                parent, _, last = target.rpartition("/")
-                files.create_dir(parent)
-                beside = f"{parent}/.{last}.part"
-            with files.open_output_stream(beside) as stream:
-                stream.write(data)
-            if beside != target:
-                files.move(beside, target)
+        """Write an object, which readers see whole or not at all."""
+        self._put(data, name, "overwrite")
+
+    def create(self, data: bytes, name: str = "") -> Version | None:
+        """Write an object unless it exists; return its version, or None if it does exist."""
+        return self._put(data, name, "create")
+
+    def replace(self, data: bytes, name: str, version: Version) -> Version | None:
+        """Write an object if it still has `version`; return the new version, or None if not."""
+        return self._put(data, name, version)
+
+    def _put(self, data: bytes, name: str, mode: Any) -> Version | None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        with self._connection(name, missing_ok=False) as (store, path):
+            try:
+                return _version(obstore.put(store, path, data, mode=mode))
+            except (AlreadyExistsError, PreconditionError):
+                return None
 
     def remove(self, name: str = "") -> None:
-        """Take an object away, if it is there."""
-        with self._asked() as (files, path):
-            try:
-                files.delete_file(_join(path, name))
-            except FileNotFoundError:
-                return
+        """Delete an object if it exists."""
+        import obstore
 
-    def written(self, name: str = "") -> datetime | None:
-        """When an object was put, by the store's clock; None where there is none."""
-        with self._asked() as (files, path):
-            found: datetime | None = files.get_file_info(_join(path, name)).mtime
-            return found
+        with self._connection(name) as (store, path):
+            obstore.delete(store, path)
 
-    def sizes(self) -> dict[str, int]:
-        """The objects below this place by their relative names, with their sizes in bytes."""
-        return {name: size for name, (size, _) in self.listing().items()}
+    def modified_at(self, name: str = "") -> datetime | None:
+        """Return when an object was written, by the store's clock; None if it is absent."""
+        import obstore
 
-    def listing(self) -> dict[str, tuple[int, int]]:
-        """The objects below this place: size in bytes, and when each was put, in nanoseconds."""
-        from pyarrow.fs import FileSelector, FileType
+        with self._connection(name) as (store, path):
+            return obstore.head(store, path)["last_modified"]
+        return None
 
-        with self._asked() as (files, path):
-            found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
-            return {
-                info.path.removeprefix(f"{path}/"): (info.size, info.mtime_ns or 0)
-                for info in found
-                if info.type == FileType.File
-            }
+    def list_sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each object below this path, by relative name."""
+        return {name: size for name, (size, _) in self.list_objects().items()}
+
+    def list_objects(self) -> dict[str, tuple[int, int]]:
+        """Return size in bytes and time of writing in ns of each object below, by relative name."""
+        import obstore
+
+        objects: dict[str, tuple[int, int]] = {}
+        with self._connection("") as (store, path):
+            for batch in obstore.list(store, path or None):
+                for meta in batch:
+                    name = meta["path"].removeprefix(path).removeprefix("/")
+                    moment = round(meta["last_modified"].timestamp() * 1e6) * 1000
+                    objects[name] = (meta["size"], moment)
+        folders = {str(parent) for name in objects for parent in Path(name).parents}
+        # An empty object may mark a folder.
+        return {name: values for name, values in objects.items() if name and name not in folders}
 
     def fetch(self, name: str, to: Path, most: int | None = None) -> bool:
-        """Copy an object to the file `to`, whole or not at all; whether there is one.
+        """Copy an object to the file `to` atomically; return whether the object exists.
 
-        One of more than `most` bytes is not taken.
+        `StorageError` if it has more than `most` bytes.
         """
+        import obstore
+
         if most is not None:
-            with self._asked() as (files, path):
-                size = files.get_file_info(_join(path, name)).size or 0
-            if size > most:
-                raise StorageError(f"'{name}' has {size:,} bytes: more than any file of a search")
+            with self._connection(name) as (store, path):
+                size = obstore.head(store, path)["size"]
+                if size > most:
+                    raise StorageError(
+                        f"'{name}' has {size:,} bytes: more than any file of a search"
+                    )
         content = self.read(name)
         if content is not None:
             to.parent.mkdir(parents=True, exist_ok=True)
@@ -173,47 +217,115 @@ class ObjectPath:
         return content is not None
 
     @contextmanager
-    def _asked(self) -> Iterator[tuple[FileSystem, str]]:
-        from pyarrow import ArrowException
+    def _connection(
+        self, name: str, *, missing_ok: bool = True
+    ) -> Iterator[tuple[ObjectStore, str]]:
+        """Yield the client and the path in it; errors become `StorageError`.
+
+        With `missing_ok` the end of the block is skipped if the object is absent.
+        """
+        from obstore.exceptions import BaseError, NotFoundError
 
         try:
-            files, path = _open(self.uri)
-            yield files, _join(path, self.below)
-        except (OSError, ArrowException) as error:
+            yield _open(self.uri), _join(self.prefix, name)
+        except (BaseError, OSError, ValueError) as error:
+            absent = isinstance(error, NotFoundError | FileNotFoundError)
+            if absent and missing_ok and not _NO_BUCKET.search(str(error)):
+                return
             raise StorageError(self._reason(error)) from None
 
     def _reason(self, error: BaseException) -> str:
-        """The store's own words, one line, without what the URI keeps secret."""
+        """Return the store's own reason as one line, without the secrets of the URI."""
+        text, _, details = str(error).partition("\n\nDebug source:")
+        code = re.search(r"<Code>([^<]*)</Code>.*?<Message>([^<]*)", text, re.DOTALL)
+        status = re.search(r"status code: (\d+[^:]*)", text)
+        cause = re.findall(r'message: "([^"]*)"|"([^"\n]*(?:error|timed out)[^"\n]*)"', details)
+        if code:
+            text = f"{code[1]}: {code[2]}"
+        elif "HTTP error" in text:
+            text = f"no connection: {next((a or b for a, b in reversed(cause)), text)}"
+        elif status:
+            text = f"status {status[1].strip()}"
         parts = urlsplit(self.uri)
-        # pyarrow quotes a URI that it cannot read.
-        text = str(error).replace(self.uri, str(self)).replace(_completed(self.uri), str(self))
         login, _, _ = parts.netloc.rpartition("@")
-        values = [value for _, value in parse_qsl(parts.query)]
-        for secret in (*login.split(":"), *values):
+        for secret in (*login.split(":"), *(value for _, value in parse_qsl(parts.query))):
             if len(secret) > 3:
-                text = text.replace(secret, "***").replace(quote(secret), "***")
-        found = re.search(r"AWS Error ([A-Z_]+) during (\w+) operation: ([^;]*)", text)
-        if found:
-            said = re.sub(r"\s*\(Request ID.*|^curlCode: \d+, ", "", found[3])
-            text = f"{found[1]} during {found[2]}: {said}"
+                for form in (secret, quote(secret), unquote(secret)):
+                    text = text.replace(form, "***")
         return " ".join(text.split())[:300]
 
 
+_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
+
+
 @functools.lru_cache(maxsize=8)
-def _open(uri: str) -> tuple[FileSystem, str]:
-    """The file system and the path in it. May ask the store: for the region of a bucket."""
-    from pyarrow.fs import FileSystem
+def _open(uri: str) -> ObjectStore:
+    """Return the client of a bucket, below the URI's own folder."""
+    from obstore.store import AzureStore, GCSStore, S3Store
 
-    files, path = FileSystem.from_uri(_completed(uri))
-    return files, path.rstrip("/")
-
-
-def _completed(uri: str) -> str:
     parts = urlsplit(uri)
-    given = parse_qsl(parts.query, keep_blank_values=True)
-    names = {name for name, _ in given}
-    more = [(k, v) for k, v in _OPTIONS.get(parts.scheme, {}).items() if k not in names]
-    return parts._replace(query=urlencode([*given, *more])).geturl()
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = {_RENAMED.get(k, k): value for k, value in query.items() if k not in _OBSOLETE}
+    login, _, host = parts.netloc.rpartition("@")
+    common: dict[str, Any] = {
+        "prefix": parts.path.strip("/") or None,
+        "client_options": {**_TIMEOUTS, "allow_http": True},
+        "retry_config": _RETRIES,
+    }
+    endpoint = options.get("endpoint")
+    if endpoint and "://" not in endpoint:
+        endpoint = options["endpoint"] = f"{query.get('scheme', 'https')}://{endpoint}"
+    if parts.scheme == "s3":
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3")
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint and not re.fullmatch(
+        r"https?://[\w.-]+(:\d+)?(/[\w./-]*)?|https?://\[[^]]+\](:\d+)?/?", endpoint
+    ):
+        raise ValueError("the endpoint is not an address such as http://minio:9000")
+    if parts.scheme == "s3":
+        options.setdefault("disable_bulk_delete", "true")  # which not every S3 server has
+        key, colon, secret = login.partition(":")
+        if colon:
+            options |= {"access_key_id": unquote(key), "secret_access_key": unquote(secret)}
+        elif "AWS_ACCESS_KEY_ID" not in os.environ:
+            options = {**_aws_profile(), **options}
+        return S3Store(host, config=options, **common)  # type: ignore[arg-type]  # names of users
+    if parts.scheme in ("gs", "gcs"):
+        if "endpoint" in options:
+            options["base_url"] = options.pop("endpoint")
+        return GCSStore(host, config=options, **common)  # type: ignore[arg-type]  # likewise
+    if login:  # abfs://container@account.dfs.core.windows.net/…
+        options["account_name"] = host.partition(".")[0]
+    return AzureStore(login or host, config=options, **common)  # type: ignore[arg-type]  # likewise
+
+
+def _version(meta: Any) -> Version:
+    return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
+
+
+def _aws_profile() -> dict[str, str]:
+    """Return key and region of `$AWS_PROFILE` (or `default`) from the files of the AWS tools."""
+    profile = os.environ.get("AWS_PROFILE", "default")
+    config = configparser.RawConfigParser()
+    config.read(
+        [
+            user_path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")),
+            user_path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")),
+        ]
+    )
+    names = {
+        "aws_access_key_id": "access_key_id",
+        "aws_secret_access_key": "secret_access_key",
+        "aws_session_token": "session_token",
+        "region": "region",
+    }
+    values: dict[str, str] = {}
+    for section in (f"profile {profile}", profile):
+        if config.has_section(section):
+            values |= {names[k]: value for k, value in config.items(section) if k in names}
+    if "AWS_REGION" in os.environ or "AWS_DEFAULT_REGION" in os.environ:
+        values.pop("region", None)
+    return values
 
 
 def _join(*parts: str) -> str:

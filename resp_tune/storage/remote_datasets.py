@@ -12,7 +12,7 @@ from filelock import FileLock
 from resp_tune.common.paths import cache_folder, full_disk_in_one_line
 from resp_tune.errors import UserError
 from resp_tune.storage.object_store import ObjectPath, StorageError
-from resp_tune.storage.storage_probe import check_place
+from resp_tune.storage.storage_probe import check_store
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +26,12 @@ def fetched(uri: str) -> Path:
     cannot be read, or has nothing there.
     """
     place = ObjectPath.parse("--data", uri)
-    check_place("--data", place, write=False)
-    folder = cache_folder() / "datasets" / place.copy.name / (PurePosixPath(str(place)).name)
+    check_store("--data", place, write=False)
+    folder = cache_folder() / "datasets" / place.local_copy.name / (PurePosixPath(str(place)).name)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(".lock")), full_disk_in_one_line(folder):
         try:
-            there = {name: found for name, found in place.listing().items() if _inside(name)}
+            there = {name: found for name, found in place.list_objects().items() if _inside(name)}
             if not there:
                 raise UserError(
                     f"--data '{place}': nothing is there: give the prefix of a data set"

@@ -1,4 +1,4 @@
-"""Whether an object store can hold a search, before anything depends on it."""
+"""Check that an object store can hold a search, before anything depends on it."""
 
 from __future__ import annotations
 
@@ -10,58 +10,67 @@ from resp_tune.storage.object_store import ObjectPath, StorageError
 
 PROBE_SECONDS = 10.0
 _HINTS = {
-    "NO_SUCH_BUCKET": "make that bucket, or give another {flag}",
-    "ACCESS_DENIED": "give credentials that may read, write and delete there",
-    "INVALID_ACCESS_KEY_ID": "set AWS_ACCESS_KEY_ID to a key that the store knows",
-    "SIGNATURE_DOES_NOT_MATCH": "set AWS_SECRET_ACCESS_KEY to the key's own",
-    "INVALID_CLIENT_TOKEN_ID": "set AWS_ACCESS_KEY_ID to a key that the store knows",
-    "NETWORK_CONNECTION": "start it, or give another {flag}",
+    "NoSuchBucket": "create that bucket, or give another {flag}",
+    "AccessDenied": "set credentials that may read, write and delete there",
+    "InvalidAccessKeyId": "set AWS_ACCESS_KEY_ID to a key that the store knows",
+    "InvalidClientTokenId": "set AWS_ACCESS_KEY_ID to a key that the store knows",
+    "SignatureDoesNotMatch": "set AWS_SECRET_ACCESS_KEY to the secret of that key",
+    "redirect": "set AWS_DEFAULT_REGION to the region of the bucket",
+    "169.254.169.254": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "no connection": "start it, or give another {flag}",
 }
 
 
-def check_place(flag: str, place: ObjectPath, *, write: bool = True) -> None:
-    """Raise `UserError` where `place` cannot be read and, with `write`, written and deleted.
+def check_store(flag: str, store: ObjectPath, *, write: bool = True) -> None:
+    """Raise `UserError` if `store` cannot be read and, with `write`, written and deleted.
 
-    It is tried with a small object, which is removed at once: rights cannot be asked for. Takes
-    `PROBE_SECONDS` at most, also for a host that never answers.
+    A small object is written and removed at once, because rights cannot be queried. Takes at most
+    `PROBE_SECONDS`, also if a host never answers.
     """
     failures: list[BaseException] = []
 
     def body() -> None:
         try:
-            _try(place, write)
-        except BaseException as error:  # carried to the caller's thread, raised there
+            _try(store, write)
+        except BaseException as error:  # raised in the caller's thread
             failures.append(error)
 
-    import pyarrow.fs  # noqa: F401  # its import is not the store's time
+    import obstore  # noqa: F401  # its import does not count as the store's time
 
     thread = threading.Thread(target=body, name="storage-probe", daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
     if thread.is_alive():
-        leave_at_exit(UserError.exit_code)  # the store's client waits for a minute or more
+        leave_at_exit(UserError.exit_code)  # the client may wait for a minute
         raise UserError(
-            f"{flag} '{place}' did not answer within {PROBE_SECONDS:g} s: check the network, or "
+            f"{flag} '{store}' did not answer within {PROBE_SECONDS:g} s: check the network, or "
             f"give another {flag}"
         )
     if failures:
-        raise _in_one_line(flag, place, failures[0]) from None
+        raise _in_one_line(flag, store, failures[0]) from None
 
 
-def _try(place: ObjectPath, write: bool) -> None:
+def _try(store: ObjectPath, write: bool) -> None:
     if not write:
-        place.read(".resp_tune_probe")
+        store.read(".resp_tune_probe")
         return
     name = f".resp_tune_probe-{uuid.uuid4().hex}"
-    place.write(b"may be removed\n", name)
-    if place.read(name) is None:
-        raise StorageError("what was just written there is not there")
-    place.remove(name)
+    store.read(name)  # its refusal tells more than that of a write: of a missing bucket, say
+    store.create(b"may be removed\n", name)
+    try:
+        if store.read(name) is None:
+            raise StorageError("an object that was just written is missing")
+        if store.create(b"may be removed too\n", name) is not None:
+            raise StorageError(
+                "it ignores If-None-Match, by which two drivers are kept apart; update its server"
+            )
+    finally:
+        store.remove(name)
 
 
-def _in_one_line(flag: str, place: ObjectPath, error: BaseException) -> BaseException:
+def _in_one_line(flag: str, store: ObjectPath, error: BaseException) -> BaseException:
     if not isinstance(error, StorageError):
         return error
-    found = (hint for key, hint in _HINTS.items() if key in str(error))
-    hint = next(found, "give another {flag}").format(flag=flag)
-    return UserError(f"{flag} '{place}' cannot be used ({error}): {hint}")
+    hints = (hint for key, hint in _HINTS.items() if key in str(error))
+    hint = next(hints, "give another {flag}").format(flag=flag)
+    return UserError(f"{flag} '{store}' cannot be used ({error}): {hint}")
