@@ -261,7 +261,7 @@ def test_the_real_set_leaks_and_has_shortcuts() -> None:
     assert age.value == 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_whole_audit_of_the_real_set(tmp_path: Path) -> None:
     done = command("evaluate", "--data", str(real_set()), "--json", "--out", str(tmp_path))
     assert done.code == 0

@@ -439,7 +439,7 @@ def test_no_sides_at_all(damage: Callable[[Path], None], begun: Path) -> None:
     assert (code, str(path) in error) == ((0, False) if damage is a_loop else (2, True)), error
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_many_more() -> None:
     """All of the above with many more examples, in a process of its own."""

@@ -14,7 +14,6 @@ from support.small_sets import imagined, real_set
 
 from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import make_split
-from resp_tune.data.split import clips_of
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError
@@ -165,9 +164,9 @@ def test_held_out_is_fitted_on_the_other_sides() -> None:
     assert split.test is not None
     scores = predict_baselines(dataset, clips, split, seeds=1).scores()
     assert scores["device"] == {"balanced_accuracy": 1.0, "macro_f1": 1.0}
-    truth = [dataset.recordings[c.recording].diagnosis for c in clips.clips]
+    truth = [c.recording.diagnosis for c in clips.clips]
     assert truth.count("COPD") > truth.count("Healthy")
-    asked = clips_of(dataset, clips, split, split.test)
+    asked = split.select_clips(clips, split.test)
     copd = np.mean([split.classes[clip.label] == "COPD" for clip in asked])
     assert scores["majority_accuracy"] == pytest.approx(copd)
     # With the test side's devices swapped, what was learnt on the other sides is always wrong.
@@ -217,7 +216,7 @@ def test_looking_up_strangers_gives_the_majority() -> None:
 
 def test_the_controlled_group(icbhi: Dataset) -> None:
     clips = controlled_clips(icbhi)
-    chosen = [icbhi.recordings[clip.recording] for clip in clips.clips]
+    chosen = [clip.recording for clip in clips.clips]
     healthy = [r for r in chosen if r.diagnosis == "Healthy"]
     sick = [r for r in chosen if r.diagnosis != "Healthy"]
     assert (len(healthy), len({r.patient for r in healthy})) == (35, 26)

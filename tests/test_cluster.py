@@ -20,7 +20,7 @@ import resp_tune
 
 UNAVAILABLE = why_not()
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.xdist_group("cluster"),
     pytest.mark.timeout(600),
     pytest.mark.skipif(UNAVAILABLE is not None, reason=UNAVAILABLE or ""),
 ]
@@ -66,6 +66,7 @@ def errors(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error:")]
 
 
+@pytest.mark.thorough
 def test_four_gpus_on_two_hosts_run_four_trials_at_once(
     net: Network, data: Path, gate: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_four_gpus_on_two_hosts_run_four_trials_at_once(
     assert "5 trials have ended already" in again.stderr
 
 
+@pytest.mark.thorough
 def test_more_gpus_than_there_are(net: Network, data: Path, tmp_path: Path) -> None:
     done = net.head.run(*command_line(net, tmp_path, data, "--gpus", "9"))
     assert done.returncode == 2
@@ -107,6 +109,7 @@ def test_more_gpus_than_there_are(net: Network, data: Path, tmp_path: Path) -> N
     assert files_below(tmp_path) == set()
 
 
+@pytest.mark.thorough
 def test_a_dry_run_asks_every_node_and_leaves_nothing(
     net: Network, data: Path, tmp_path: Path
 ) -> None:
@@ -121,8 +124,9 @@ def test_a_dry_run_asks_every_node_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("token", "said"),
-    [("", "wants a token"), ("x" * 64, "refuses the token")],
+    [("", "requires a token"), ("x" * 64, "refuses this token")],
 )
+@pytest.mark.thorough
 def test_without_the_token_nobody_comes_in(
     token: str, said: str, net: Network, data: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +137,7 @@ def test_without_the_token_nobody_comes_in(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.thorough
 def test_a_machine_outside_the_cluster_is_told_so(net: Network, data: Path, tmp_path: Path) -> None:
     done = net.hosts[3].run(*command_line(net, tmp_path / "r", data))
     assert done.returncode == 2
@@ -157,6 +162,7 @@ def left(net: Network, host: Host, alive: int = 3) -> None:
              .stdout.split()[-1:] == [str(alive)], 60)  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_storage_that_a_node_does_not_see(net: Network, data: Path, tmp_path: Path) -> None:
     storage = tmp_path / "only-here"
     storage.mkdir()
@@ -175,6 +181,7 @@ def test_storage_that_a_node_does_not_see(net: Network, data: Path, tmp_path: Pa
     assert files_below(storage) == set()
 
 
+@pytest.mark.slow
 def test_recordings_that_a_node_does_not_see_are_lent(
     net: Network, data: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +213,7 @@ def other_code(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_other_code_on_a_node(net: Network, data: Path, tmp_path: Path) -> None:
     host = with_another_node(net.hosts[3], PYTHONPATH=str(other_code(tmp_path / "other")))
     try:
@@ -221,6 +229,7 @@ def test_other_code_on_a_node(net: Network, data: Path, tmp_path: Path) -> None:
     assert host.address in errors(done.stderr)[0]
 
 
+@pytest.mark.thorough
 def test_a_node_with_other_code_joins(net: Network, data: Path, gate: Path, tmp_path: Path) -> None:
     """It was not there to be asked before the first trial; nothing is trained by it."""
     space = str(Path("search_spaces/smoke.yaml").absolute())
@@ -246,6 +255,7 @@ def test_a_node_with_other_code_joins(net: Network, data: Path, gate: Path, tmp_
     check_whole(tmp_path / "r", "late", 6)
 
 
+@pytest.mark.slow
 def test_a_host_is_cut_off_and_another_joins(
     net: Network, data: Path, gate: Path, tmp_path: Path
 ) -> None:
@@ -277,6 +287,7 @@ def test_a_host_is_cut_off_and_another_joins(
     lost.worker()  # for the tests that follow, and that it can come back
 
 
+@pytest.mark.thorough
 def test_a_search_waits_for_a_host_that_comes_back(
     net: Network, data: Path, gate: Path, tmp_path: Path
 ) -> None:
@@ -303,6 +314,7 @@ def test_a_search_waits_for_a_host_that_comes_back(
     check_whole(tmp_path, "waits", 4)
 
 
+@pytest.mark.thorough
 def test_a_drained_node_hands_its_trials_over(
     net: Network, data: Path, gate: Path, tmp_path: Path
 ) -> None:
@@ -338,6 +350,7 @@ def test_a_drained_node_hands_its_trials_over(
     check_whole(tmp_path, "drained", 5)
 
 
+@pytest.mark.thorough
 def test_a_job_survives_its_laptop(net: Network, data: Path, gate: Path, tmp_path: Path) -> None:
     """Handed over by the job API: refused without the token, goes on with the same name."""
     outside = net.hosts[3]
@@ -387,6 +400,7 @@ def redis(host: Host, folder: Path) -> None:
     wait_for(lambda: "Ready to accept" in (folder / "log").read_text(), 20)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
 def test_the_head_is_killed_and_comes_back(data: Path, gate: Path, tmp_path: Path) -> None:
     """With Redis behind its control store the search goes on; its driver is on another host."""
@@ -411,6 +425,7 @@ def test_the_head_is_killed_and_comes_back(data: Path, gate: Path, tmp_path: Pat
     check_whole(storage, "headless", 4)
 
 
+@pytest.mark.thorough
 def test_without_redis_a_new_cluster_goes_on(data: Path, gate: Path, tmp_path: Path) -> None:
     storage, out = tmp_path / "r", tmp_path / "out"
     args = ("--trials", "4", "--epochs", str(EPOCHS), "--name", "moved")

@@ -25,7 +25,8 @@ from resp_tune.study.study import trial_seed
 
 UNAVAILABLE = why_not() or why_none()
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
+    pytest.mark.xdist_group("cluster"),
     pytest.mark.timeout(900),
     pytest.mark.skipif(UNAVAILABLE is not None, reason=UNAVAILABLE or ""),
 ]

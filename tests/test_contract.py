@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.contract import COMMANDS, SNAPSHOT, flags, results
-from support.searches import search
+from support.inline import search_inline
 
 PROMISED: dict[str, Any] = json.loads(SNAPSHOT.read_text())
 
@@ -24,10 +24,9 @@ def test_flags_and_their_defaults(command: str) -> None:
     ][command]
 
 
-@pytest.mark.slow
 def test_what_a_search_writes(tmp_path: Path) -> None:
     arguments = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--gpus", "0")
-    outcome = search(
+    outcome = search_inline(
         tmp_path, *arguments, "--trials", "2", "--replicates", "2", "--name", "contract"
     )
     assert outcome.code == 0, outcome.err

@@ -186,7 +186,7 @@ def test_a_wrong_input_gets_one_line(
     assert files_below(tmp_path) == set()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_four_logical_gpus_run_four_trials_at_once(tmp_path: Path) -> None:
     args = ("--space", "search_spaces/smoke.yaml", "--epochs", "8", "--scheduler", "none")
     outcome = search(
