@@ -28,11 +28,11 @@ def test_page_says_what_the_files_say(folder: Path) -> None:
         "Validation macro-F1 0.520",
         "Price of searching +0.070",
         "4 finished, 1 pruned, 1 failed",
-        "The whole 95 % interval lies above the best baseline without audio (0.310)",
+        "The whole 95 % interval is above the best baseline without audio (0.310)",
         "Device only 0.250",
-        "Device, place, age, sex only 0.310",
-        "0 patients and 0 sessions stand on more than one side",
-        "It was read once, after the search",
+        "Device, location, age, sex only 0.310",
+        "0 patients and 0 sessions occur in more than one split",
+        "The test split was evaluated once, after the search",
         "python -m resp_tune.search --name plain",
         f"python -m resp_tune.predict --winner {folder / 'winner'} FILE…",
         "while bash scripts/ui first runs",
@@ -55,7 +55,7 @@ def test_page_of_a_search_with_replicates(folder: Path) -> None:
         "Test macro-F1 0.450 95 % interval 0.330 to 0.570",
         "Validation macro-F1 0.470 ± 0.010 mean ± sd over 3 fresh seeds",
         "Price of searching +0.100 best validation 0.550 → test 0.450 , one seed on average",
-        "The model beats the device alone, but it cannot be told",
+        "The model is better than the device alone, but whether",
         "Device only macro-F1: 0.450 − 0.300 +0.150 [+0.020, +0.280] winner better",
         "trial 4 dropped early 0.390 ± 0.014 0.380 0.550 2",
         "macro-F1 0.520 0.450 0.330 to 0.570 0.440 ± 0.020",
@@ -64,18 +64,18 @@ def test_page_of_a_search_with_replicates(folder: Path) -> None:
         "COPD 0.500 0.250 – 5 4",
     ):
         assert words in page.words
-    headings = ("Was the choice luck?", "Does it hold everywhere?")
+    headings = ("Was the choice luck?", "Does it hold in every group?")
     assert [h in page.words for h in headings] == [True, True]
     assert [h in old.words for h in headings] == [False, False]
     assert "Beside published results" not in page.words
 
 
-def test_every_reading_of_the_test_side_is_listed(folder: Path) -> None:
+def test_every_access_to_the_test_split_is_listed(folder: Path) -> None:
     first = json.loads((folder / "summary.json").read_text())["test_readings"]
     second = {"time": "2026-02-03T01:02:03Z", "winner_number": 8, "weights_sha256": "0b" * 32}
     change(folder, test_readings=[*first, second])
     page = Page(render(folder))
-    assert "the test side was read 2 times" in page.words
+    assert "the test split was accessed 2 times" in page.words
     assert "2026-01-05T10:11:12Z 2 0a0a0a0a0a0a 2026-02-03T01:02:03Z 8 0b0b0b0b0b0b" in page.words
 
 
@@ -93,7 +93,7 @@ def test_page_is_alone_and_the_same_again(folder: Path) -> None:
     assert scripts.count("'sha256-") == 2
     assert "unsafe" not in scripts
     drawn = json.loads(page.scripts[0])
-    assert {"history", "curves", "losses", "parallel", "slice0"} <= set(drawn)
+    assert set(drawn) == {"history", "curves", "losses", "parallel", "slice0"}
 
 
 def test_banners(folder: Path) -> None:
@@ -101,24 +101,24 @@ def test_banners(folder: Path) -> None:
     change(folder, data=data, leaks={"patients": 9, "sessions": 12})
     page = Page(render(folder))
     assert "Synthetic data." in page.words
-    assert "9 patients and 12 sessions stand on more than one side" in page.words
+    assert "9 patients and 12 sessions occur in more than one split" in page.words
 
 
-def test_without_a_test_side(folder: Path) -> None:
+def test_without_a_test_split(folder: Path) -> None:
     winner = json.loads((folder / "summary.json").read_text())["winner"]
     change(folder, winner={**winner, "test": None}, test_readings=[], protocol="recording")
     path = folder / "winner" / "predictions.csv"
     path.write_text("".join(x for x in path.open() if not x.startswith("test")))
     page = Page(render(folder))
-    assert "no test side was read" in page.words
-    assert "the protocol recording has no test side" in page.words
-    assert "There is no reading of a test side" in page.words
-    assert "What it takes for what, on the validation side" in page.words
+    assert "no test split was evaluated" in page.words
+    assert "the protocol recording has no test split" in page.words
+    assert "No test split was evaluated. The search selected by" in page.words
+    assert "Confusions on the validation split" in page.words
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "bytes", "empty", "quote"])
-def test_one_file_less_is_said_and_survived(folder: Path, name: str, damage: str) -> None:
+def test_a_missing_or_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
     path = folder / name
     if damage == "missing":
         path.unlink()
@@ -148,7 +148,7 @@ def test_odd_values_in_the_summary(folder: Path, key: str, value: object) -> Non
 
 
 @pytest.mark.parametrize("value", [None, [], 3, "x", {"x": 1}, {"x": {"macro_f1": None}}, [[]]])
-def test_odd_values_of_the_test_side(folder: Path, value: object) -> None:
+def test_odd_values_of_the_test_split(folder: Path, value: object) -> None:
     judge(folder)
     winner = json.loads((folder / "summary.json").read_text())["winner"]
     parts = ("against", "by_seed", "per_class", "by_patient", "by_device", "controlled")

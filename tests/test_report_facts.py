@@ -14,9 +14,9 @@ from support.report_folders import CLASSES, change, judge, make
 from resp_tune.reporting import (
     baseline_comparison,
     group_tables,
-    plots,
     published,
     replicate_table,
+    search_plots,
     winner_metrics,
 )
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
@@ -62,14 +62,65 @@ def test_confusion_is_sklearns(folder: Path) -> None:
     assert sum(c.clips for c in found.per_class) == 14
 
 
-def test_history_and_the_direction_of_the_metric(folder: Path) -> None:
+def charts(results: Results, metric: str = "macro_f1") -> dict[str, search_plots.Chart]:
+    found = search_plots.search_charts(results.trials, results.epochs, metric, "2")
+    return {chart.id: chart for chart in found}
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("macro_f1", [0.30, 0.52, 0.52, 0.52]), ("log_loss", [0.30] * 4)]
+)
+def test_history_has_the_finished_trials_by_their_numbers(
+    folder: Path, metric: str, best: list[float]
+) -> None:
+    points, line = charts(read_results(folder), metric)["history"].figure["data"]
+    assert points["x"] == [0, 2, 4, 5]
+    assert points["y"] == [0.30, 0.52, 0.41, 0.35]
+    at = dict(zip(line["x"], line["y"], strict=True))
+    assert [at[x] for x in points["x"]] == best
+
+
+def test_learning_curves_show_pruned_trials_and_the_winner(folder: Path) -> None:
+    lines = charts(read_results(folder))["curves"].figure["data"]
+    assert [line["name"] for line in lines] == [f"trial {n}" for n in (0, 1, 2, 4, 5)]
+    assert [line["line"]["width"] for line in lines] == [1.5, 1.5, 3.5, 1.5, 1.5]
+    assert lines[2]["y"] == pytest.approx([0.13, 0.26, 0.39, 0.52])
+
+
+def test_the_study_has_the_states_and_types_of_the_tables(folder: Path) -> None:
     results = read_results(folder)
-    for metric, best in (("macro_f1", [0.30, 0.52, 0.52, 0.52]), ("log_loss", [0.30] * 4)):
-        chart = plots.history(results.trials, results.epochs, metric)
-        assert chart is not None
-        line, *group_tables = chart.plot["data"]
-        assert line["y"] == best
-        assert [g["name"] for g in group_tables] == ["finished", "pruned", "failed"]
+    rows = [dict(row) for row in results.trials]
+    rows[4] |= {"state": "diverged", "score": "0.0", "balance": ""}
+    study = search_plots.make_study(rows, "macro_f1", results.epochs)
+    assert [t.state.name for t in study.trials] == [
+        "COMPLETE", "PRUNED", "COMPLETE", "FAIL", "FAIL", "COMPLETE"
+    ]  # fmt: skip
+    kinds = {name: type(d).__name__ for name, d in study.trials[0].distributions.items()}
+    assert kinds == {
+        "lr": "FloatDistribution", "n_mels": "IntDistribution", "balance": "CategoricalDistribution"
+    }  # fmt: skip
+    assert getattr(study.trials[0].distributions["lr"], "log")  # noqa: B009  # not of the base
+    assert "balance" not in study.trials[4].params
+    assert study.trials[1].intermediate_values == pytest.approx({1: 0.05, 2: 0.1, 3: 0.15, 4: 0.2})
+
+
+@pytest.mark.parametrize(("finished", "words"), [(19, None), (20, "unstable"), (50, "")])
+def test_importances_need_enough_trials(folder: Path, finished: int, words: str | None) -> None:
+    """`lr` is all that matters here; one trial in two has `n_mels`, which fANOVA leaves out."""
+    rows = [
+        {**row, "number": f"{n}", "state": "finished", "score": f"{n / 100}", "lr": f"{n + 1}",
+         "n_mels": "32" if n % 2 else "", "balance": "ab"[n % 2]}
+        for n, row in enumerate([read_results(folder).trials[0]] * finished)
+    ]  # fmt: skip
+    found = search_plots.search_charts(rows, [], "macro_f1", "0")
+    chart = next((chart for chart in found if chart.id == "importances"), None)
+    assert (chart is None) == (words is None)
+    if chart is not None:
+        bars = chart.figure["data"][0]
+        assert bars["y"] == ["balance", "lr"]
+        assert bars["x"][1] > 0.9
+        assert ("unstable" in chart.text) == (words == "unstable")
+        assert "not every trial has are left out" in chart.text
 
 
 @pytest.mark.parametrize(("metric", "gap"), [("macro_f1", 0.07), ("log_loss", 0.07)])
@@ -80,7 +131,7 @@ def test_price_is_positive_where_validation_flatters(folder: Path, metric: str, 
     assert price_of_searching is not None
     assert price_of_searching.gap == pytest.approx(gap)
     assert (
-        "The winner does worse on the test side than the search's best trial"
+        "The winner does worse on the test split than the search's best trial"
         in price_of_searching.text
     )
 
@@ -117,7 +168,7 @@ def test_the_sign_of_the_price_is_the_summary_s(
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.40, 0.50, "lies above"), (0.10, 0.20, "lies below"), (0.20, 0.40, "cannot be told")],
+    [(0.40, 0.50, "is above"), (0.10, 0.20, "is below"), (0.20, 0.40, "cannot show")],
 )
 def test_verdict(folder: Path, low: float, high: float, words: str) -> None:
     winner = json.loads((folder / "summary.json").read_text())["winner"]
@@ -146,14 +197,18 @@ def against(summary: dict[str, Any], **intervals: list[float]) -> dict[str, Any]
 @pytest.mark.parametrize(
     ("device", "everything", "words"),
     [
-        ([0.1, 0.2], [0.05, 0.15], "stands 0.100 above what the data sheet"),
-        ([0.1, 0.2], [-0.1, 0.2], "beats the device alone, but it cannot be told"),
-        ([-0.2, 0.1], [-0.1, 0.2], "It cannot be told whether the sound has taught it more than"),
-        ([0.1, 0.2], [-0.3, -0.1], "learnt less than the data sheet"),
+        ([0.1, 0.2], [0.05, 0.15], "is 0.100 above that of the metadata"),
+        ([0.1, 0.2], [-0.1, 0.2], "better than the device alone, but whether"),
+        ([-0.2, 0.1], [-0.1, 0.2], "Whether the sound has taught it more than"),
+        ([0.1, 0.2], [-0.3, -0.1], "learnt less than the metadata"),
         ([-0.3, -0.2], [0.1, 0.2], "learnt less than the device alone"),
-        ([-0.1, 0.5], [0.01, 0.09], "beats the data sheet (device, place, age, sex), but it"),
-        ([0.02, 0.38], [0.05, 0.15], "stands 0.100 above what the data sheet"),
-        ([-0.2, 0.1], [-0.15, -0.05], "learnt less than the data sheet"),
+        (
+            [-0.1, 0.5],
+            [0.01, 0.09],
+            "better than the metadata (device, location, age, sex), but whether",
+        ),
+        ([0.02, 0.38], [0.05, 0.15], "is 0.100 above that of the metadata"),
+        ([-0.2, 0.1], [-0.15, -0.05], "learnt less than the metadata"),
     ],
 )
 def test_verdict_of_paired_differences(
@@ -170,11 +225,11 @@ def test_forest_tells_apart_without_colour(judged: Results) -> None:
     summary = against(dict(judged.summary), device=[0.02, 0.28], all=[-0.05, 0.13])
     table = baseline_comparison.forest_plot(summary)
     lines = drawn(table)
-    device, everything = lines["Device only"], lines["Device, place, age, sex only"]
+    device, everything = lines["Device only"], lines["Device, location, age, sex only"]
     assert kinds(device) == [("diamond", pytest.approx(0.15))]
     assert device.cells == ("+0.150 [+0.020, +0.280]", "winner better")
     assert kinds(everything) == [("ring", pytest.approx(0.04))]
-    assert everything.cells == ("+0.040 [−0.050, +0.130]", "cannot be told")
+    assert everything.cells == ("+0.040 [−0.050, +0.130]", "inconclusive")
     assert (device.tone, everything.tone) == ("better", "open")
     worse = drawn(baseline_comparison.forest_plot(against(summary, device=[-0.3, -0.1])))[
         "Device only"
@@ -186,9 +241,9 @@ def test_forest_tells_apart_without_colour(judged: Results) -> None:
 
 
 def test_bars_show_the_baselines_of_the_same_clips(judged: Results) -> None:
-    bars = {bar.label: bar.value for bar in baseline_comparison.comparison(judged.summary)}
+    bars = {bar.label: bar.value for bar in baseline_comparison.comparison_bars(judged.summary)}
     assert bars["Device only"] == 0.30  # 0.25 over all data
-    assert bars["Device, place, age, sex only"] == 0.41
+    assert bars["Device, location, age, sex only"] == 0.41
 
 
 def test_candidates(judged: Results) -> None:
@@ -205,15 +260,15 @@ def test_candidates(judged: Results) -> None:
     explain_candidates = " ".join(replicate_table.explain_candidates(found, "macro_f1", winner))
     assert "up to 3 fresh seeds" in explain_candidates
     assert (
-        "0.105 below their scores in the search: picking the best picks the lucky"
+        "0.105 below their scores in the search: the best of many scores is partly luck"
         in explain_candidates
     )
-    assert "One seed alone would have chosen trial 4" in explain_candidates
+    assert "One seed alone would have selected trial 4" in explain_candidates
     loss = " ".join(
         replicate_table.explain_candidates(found, "log_loss", winner)
     )  # a lower loss: better than it was
-    assert "lucky" not in loss
-    assert "would have chosen" not in loss
+    assert "luck" not in loss
+    assert "would have selected" not in loss
 
 
 def test_no_candidates_no_words(folder: Path) -> None:
@@ -231,10 +286,10 @@ def test_a_winner_by_its_one_score(judged: Results, run: int) -> None:
     ]
     winner = {**judged.summary["winner"], "replicates": None}
     explain_candidates = " ".join(replicate_table.explain_candidates(found, "macro_f1", winner))
-    assert "The winner was chosen by its one score in the search" in explain_candidates
+    assert "The winner was selected by its one score in the search" in explain_candidates
     assert "do not count" not in explain_candidates
-    assert "would have chosen" not in explain_candidates
-    assert ("ran again on 1 fresh seed each" in explain_candidates) == bool(run)
+    assert "would have selected" not in explain_candidates
+    assert ("were rerun on 1 fresh seed each" in explain_candidates) == bool(run)
     bounded = replicate_table.candidates(judged.summary)
     for one, wins in ((winner, False), (judged.summary["winner"], True)):
         table = replicate_table.candidate_table(bounded, "macro_f1", one)

@@ -110,7 +110,8 @@ def explain_candidates(
     chosen = winner_replicates(winner) is not None
     counts = [len(c.scores) for c in found]
     most = ("up to " if min(counts) < max(counts) else "") + plural(max(counts), "fresh seed")
-    again = f"The {plural(len(found), 'best trial')} of the search was rerun on {most} each"
+    were = "was" if len(found) == 1 else "were"
+    again = f"The {plural(len(found), 'best trial')} of the search {were} rerun on {most} each"
     sentences = []
     if chosen:
         sentences.append(f"{again}; the scores that made them candidates do not count.")

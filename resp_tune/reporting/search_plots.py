@@ -180,7 +180,7 @@ def _history(trials: Sequence[Row], finished: Sequence[Row], metric: str) -> Cha
         "Score of each finished trial, in the order they were tried",
         f"{len(trials)} trials, {len(finished)} of them finished; the best {name} is "
         f"{number(finished[0]['score']):.4f}. The line is the best so far.",
-        _plain(figure, x="trial", legend=True),
+        _plain(figure, x="trial", integer_x=True, legend=True),
     )
 
 
@@ -260,18 +260,18 @@ def _importances(finished: Sequence[Row], metric: str) -> Chart | None:
     except (ValueError, RuntimeError):  # no parameter varied, or no score did
         return None
     figure.update_traces(marker_color=COLOURS[0])
-    few = (
-        f" With fewer than {STABLE} the order is unstable: a few more trials may change it."
-        if len(finished) < STABLE
-        else ""
-    )
+    notes = ""
+    if len(finished) < STABLE:
+        notes += f" With fewer than {STABLE} the order is unstable: more trials may change it."
+    if len(figure.data[0].y) < len(parameters(finished)):
+        notes += " Parameters that not every trial has are left out."
     return Chart(
         "importances",
         "Importance of the parameters",
         f"Share of the variance of {metric_name(metric)} that each parameter explains, by fANOVA "
-        f"(random forests) over {len(finished)} finished trials.{few}",
+        f"(random forests) over {len(finished)} finished trials.{notes}",
         _plain(figure, x="share of the variance", y=""),
-        height=120 + 28 * len(figure.data[0].y or ()),
+        height=120 + 28 * len(figure.data[0].y),
     )
 
 
@@ -290,11 +290,11 @@ def _parallel(finished: Sequence[Row], metric: str) -> Chart | None:
         "parallel",
         "Parameters of the finished trials",
         f"Each line is one of the {len(finished)} best finished trials; it runs from its "
-        f"{metric_name(metric)} on the left through its parameters, and is the darker the better. "
-        "Learning rates and what else spans decades are drawn by logarithm.",
+        f"{metric_name(metric)} on the left through its parameters; the stronger its colour, the "
+        "better. Learning rates and what else spans decades are drawn by logarithm.",
         _plain(figure, grid=False),
         height=420,
-        min_width=85 * (len(fields) + 1),
+        min_width=75 * (len(fields) + 1),
     )
 
 
@@ -316,8 +316,8 @@ def _slices(trials: Sequence[Row], finished: Sequence[Row], metric: str) -> list
             Chart(
                 f"slice{start // SLICES_A_ROW}",
                 f"{sentence(metric_name(metric))} against {listed}",
-                "Finished trials only, later ones darker. A sampler tries more where it has found "
-                "good values, so a crowd is not evidence by itself.",
+                "Finished trials only, later ones in a stronger colour. A sampler tries more where "
+                "it has found good values, so a crowd is not evidence by itself.",
                 _plain(figure),
                 height=260,
                 min_width=180 * len(chosen),
@@ -360,7 +360,6 @@ def _plain(
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
     figure.update_xaxes(**axis, title_font={"size": 13, "color": MUTED}, showgrid=grid)
     figure.update_yaxes(**axis, title_font={"size": 13, "color": MUTED}, showgrid=grid)
-    figure.update_xaxes(dtick="D2", selector={"type": "log"})
     if x is not None:
         figure.update_xaxes(title_text=x)
     if y is not None:
