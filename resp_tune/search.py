@@ -98,7 +98,8 @@ def main(
         if join is not None:
             from resp_tune.harness.preflight import check_nodes
 
-            spec = check_nodes(spec, console)
+            compute = check_nodes(spec.location, spec.data, spec.compute, console)
+            spec = dataclasses.replace(spec, compute=compute)
         if options.dry_run:
             return
         from resp_tune.harness.run import run_search

@@ -218,7 +218,7 @@ def _print_result(training: Training, datamodule: DataModule) -> None:
     if line := datamodule.split.leaks(datamodule.dataset).line:
         print(line)
     if datamodule.dataset.synthetic:
-        print("the data is SYNTHETIC: these figures say nothing about patients")
+        print("the data is SYNTHETIC: these scores say nothing about patients")
 
 
 def _save(folder: Path, training: Training, datamodule: DataModule, split_spec: SplitSpec) -> Path:

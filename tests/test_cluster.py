@@ -42,7 +42,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _open(gate: Path) -> Iterator[None]:
     """Nobody waits, but where a test says so."""
     allow(gate)
-    (gate / "epochs").write_text("")
+    (gate / JOURNAL).write_text("")
     yield
     allow(gate)
 
@@ -196,7 +196,7 @@ def test_recordings_that_a_node_does_not_see_are_lent(
         left(net, host)
     assert done.returncode == 0, done.stderr
     table = " ".join(done.stderr.split())
-    assert "lent through Ray" in table
+    assert "sent by the driver" in table
     assert "MB lent to nodes that do not see them" in done.stderr
     kept = list((host.folder / "cache" / "recordings").iterdir())
     searched = json.loads((tmp_path / "lent" / "recordings.json").read_text())
@@ -381,7 +381,7 @@ def test_a_job_survives_its_laptop(net: Network, data: Path, gate: Path, tmp_pat
     ended = outside.run(*job, "stop", "--address", jobs, "stopped")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     logs = outside.run(*job, "logs", "--address", jobs, "stopped").stdout
-    assert "to go on: the same command with --name job" in logs, "as Ctrl-C would"
+    assert "rerun the same command with --name job to resume" in logs, "as Ctrl-C would"
     allow(gate)
     more = outside.run(*submit, *search, "5")
     assert more.returncode == 0, more.stdout + more.stderr

@@ -66,7 +66,7 @@ def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path
     ended = time.monotonic() - told_at
     assert marked(mark) == []
     said = err.read_text()
-    assert "to go on: the same command with --name cut" in said
+    assert "rerun the same command with --name cut to resume" in said
     assert "Traceback" not in said
     again = search(storage, *ARGS, "--epochs", "400", "--time-budget", "1s")
     assert again.code in (0, 1), again.err  # 1: nothing finished within a second
@@ -95,7 +95,7 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
     running, mark = begin(storage, "--epochs", "400", err=err)
     wait_for(lambda: epochs_told(storage) >= 2)
     os.kill(running.pid, signal.SIGINT)
-    wait_for(lambda: "once more stops at once" in err.read_text(), 20)
+    wait_for(lambda: "once more to stop at once" in err.read_text(), 20)
     os.kill(running.pid, signal.SIGINT)
     told_at = time.monotonic()
     assert running.wait(timeout=10) == 130

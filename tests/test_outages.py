@@ -96,7 +96,7 @@ def test_away_for_good_and_back_for_the_next_command(tmp_path: Path) -> None:
         wait_for(lambda: epochs_told(storage) >= 4)
     assert running.wait(timeout=300) == 1
     said = err.read_text()
-    assert "is away: the winner is" in said
+    assert "cannot be reached: the winner is" in said
     assert "Traceback" not in said
     assert set(trials(storage, "away")["state"]) == {"finished"}
     with mlflow_server(tmp_path, port):
@@ -177,6 +177,6 @@ def test_a_study_that_stays_locked_is_a_line(
         ):
             opened.set_user_attr("a", 1)
         other.rollback()
-    assert "another program has held it" in str(caught.value)
+    assert "another program has locked it" in str(caught.value)
     opened.set_user_attr("a", 1)
     survived("the study locked longer than it is waited for")

@@ -141,7 +141,7 @@ def test_the_same_name_extends_and_repeats_nothing(finished: Path) -> None:
 def test_dry_run_says_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     outcome = search(tmp_path / "r", *SMOKE, "--dry-run", "--trials", "7", "--name", "dry")
     assert outcome.code == 0, outcome.err
-    assert "7 trials of 1 epochs" in outcome.out
+    assert "7 trials of 1 epoch, " in outcome.out
     assert "1 front end, filled before the search" in outcome.out
     assert not (tmp_path / "r").exists()
 

@@ -489,7 +489,7 @@ def test_a_store_that_was_emptied_gets_the_copy_again(
     write_study(folder, ["a"])
     download_search(place, folder)
     assert drivers_of(folder) == ["a"]
-    assert "to begin anew, remove that folder" in said[0]
+    assert "to start over, remove that folder" in said[0]
 
 
 def test_an_object_whose_name_leaves_the_folder_is_refused(

@@ -28,11 +28,11 @@ from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.search import main
 from resp_tune.storage.lease import LEASE
 from resp_tune.study.samplers import make_sampler
-from resp_tune.study.study import open_study, trial_seed
+from resp_tune.study.study import open_study
 
 EPOCHS = 10
 TRIALS = 3
-LAST = trial_seed(0, TRIALS - 1)
+LAST = TRIALS - 1
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def last_waits(shared: Path) -> bool:
 @pytest.mark.slow
 def test_killed_and_continued_on_another_machine(store: ObjectStore, shared: Path) -> None:
     first, second = Machine(shared / "one", store), Machine(shared / "two", store)
-    allow(shared, of_one=5, seed=LAST)
+    allow(shared, of_one=5, trial=LAST)
     running = start("search", *first.args("moved"), env=first.env)
     # Two trials have ended, and the third has a checkpoint of its midst.
     wait_for(lambda: last_waits(shared), 400)
@@ -172,15 +172,15 @@ def test_cut_off_from_its_store_and_asked_for_by_another(store: WiredStore, shar
     assert not (other.storage / "cut" / "study.db").exists()
     store.wire.cut()
     try:
-        allow(shared, of_one=5, seed=LAST)
+        allow(shared, of_one=5, trial=LAST)
         wait_for(lambda: last_waits(shared), 400)
-        wait_for(lambda: "the search goes on, and what is missing" in err.read_text())
+        wait_for(lambda: "the search continues, and what is missing" in err.read_text())
     finally:
         store.wire.mend()
         allow(shared)
     assert running.wait(timeout=400) == 0, err.read_text()
     said = err.read_text()
-    assert said.count("the search goes on, and what is missing") == 1
+    assert said.count("the search continues, and what is missing") == 1
     assert "the storage is back" in said
     assert "Traceback" not in said
     assert "failed" not in said
@@ -201,12 +201,12 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
     (spec.folder / "winner" / "config.json").write_text("{}")
     with synchronize_storage(spec) as sync:
         sync.opened(made)
-        sync.record("the test side is read")
+        sync.record("the test set is evaluated")
         store.wire.cut()
         try:
-            with pytest.raises(RunError, match="nothing goes on record before the test side"):
-                sync.record("the test side is read")
-            with pytest.raises(RunError, match="it sends the rest"):
+            with pytest.raises(RunError, match="must be recorded there before the test set"):
+                sync.record("the test set is evaluated")
+            with pytest.raises(RunError, match="to upload the rest"):
                 sync.complete()
         finally:
             store.wire.mend()
@@ -232,7 +232,7 @@ lease.BEAT_SECONDS = 0.5
 uri, below, folder = sys.argv[1:]
 def body(_):
     search = SimpleNamespace(remote=ObjectPath(uri, below), folder=Path(folder))
-    with handle_interrupts("type it again"), synchronize_storage(search):
+    with handle_interrupts("rerun it"), synchronize_storage(search):
         print("holds", flush=True)
         time.sleep(120)
 sys.exit(cli.run(body, []))
@@ -255,8 +255,8 @@ def test_a_driver_that_is_taken_over_stops_as_if_interrupted(
         finally:
             driver.kill()
     assert driver.returncode == 130
-    assert "was taken over by process 7 on other while it was silent here" in err
-    assert "type it again" in err
+    assert "was taken over by process 7 on other: it was silent here" in err
+    assert "rerun it" in err
     assert place.read(LEASE) == theirs.encode(), "it is not given back"
 
 

@@ -23,6 +23,7 @@ from resp_tune.harness.spec import SearchData, SearchSpec
 from resp_tune.harness.tracking_listener import TrackingListener
 from resp_tune.study.study import STUDY_ID, TrialRecord
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.uri import root_cause
 from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.metrics import METRICS
@@ -97,9 +98,12 @@ class BackgroundSetup:
         runs = SearchRuns(
             location.tracking_uri,
             location.storage,
-            location.name,
-            metric=options.metric,
-            mode=METRICS[options.metric].mode,
+            SearchRef(
+                location.name,
+                options.metric,
+                METRICS[options.metric].mode,
+                self._study.user_attrs[STUDY_ID],
+            ),
             params={
                 "task": task.name,
                 "task_classes": json.dumps(task.grouping, ensure_ascii=False),
@@ -110,7 +114,6 @@ class BackgroundSetup:
                 "synthetic": datamodule.dataset.synthetic,
             },
             tags={},
-            study_id=self._study.user_attrs[STUDY_ID],
             columns=list(space.parameters),
         )
         listener = TrackingListener(runs, options.metric, self._spec.compute.trial_tags)

@@ -1,9 +1,10 @@
-"""What a search says: its plan before it starts, its result at the end."""
+"""Print the plan of a search before it starts, and its result at the end."""
 
 from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from resp_tune.cluster.connect import AUTO
+from resp_tune.common.text import amount, plural
 from resp_tune.data.split import Leaks
 from resp_tune.harness.options import in_ray_job
 from resp_tune.harness.spec import SearchSpec
+from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.replicates import MAX_CANDIDATES
 from resp_tune.study.samplers import blind_to
 from resp_tune.tracking.uri import redact, sqlite_file
@@ -23,95 +26,86 @@ _COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
 
 
 def show_plan(spec: SearchSpec, console: Console) -> None:
-    """The plan in a few lines, on the console."""
-    for name, text in describe_plan(spec):
-        line = f"[bold]{name:<9}[/]{escape(text)}"
+    """Print the plan, a line per topic."""
+    for topic, text in _describe_plan(spec):
+        line = f"[bold]{topic:<9}[/]{escape(text)}"
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def describe_plan(spec: SearchSpec) -> list[tuple[str, str]]:
-    """Topics and what the plan says of each."""
-    s, datamodule = spec.options, spec.data.datamodule
-    data, split = datamodule.dataset, datamodule.split
-    patients = len({r.patient for r in data.recordings})
-    kind = "SYNTHETIC recordings" if data.synthetic else "recordings"
+def _describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
+    options, location, compute = spec.options, spec.location, spec.compute
+    datamodule, space = spec.data.datamodule, spec.space
+    dataset, split = datamodule.dataset, datamodule.split
+    folder = str(location.folder)
+    if location.remote is not None:
+        folder = f"{location.remote}, with a copy on this machine in {folder}"
+    yield "search", f"{location.name} → {folder}"
+    kind = "SYNTHETIC recording" if dataset.synthetic else "recording"
+    patients = len({r.patient for r in dataset.recordings})
+    yield "data", f"{dataset.root}: {amount(len(dataset.recordings), kind, patients)}"
+    yield "task", f"{split.task}: {', '.join(split.classes)}"
     fold = split.folds[0]
-    test = "no test side" if split.test is None else f"{len(split.test)} test (the winner's alone)"
-    budget = "trials until the time is up" if s.budget is None else f"{s.budget} trials"
-    lines = [
-        ("search", f"{spec.location.name} → {_where(spec)}"),
-        ("data", f"{data.root}: {len(data.recordings)} {kind} of {patients} patients"),
-        ("task", f"{split.task}: {', '.join(split.classes)}"),
-        (
-            "protocol",
-            f"{s.protocol}, {len(split.folds)} inner fold{'s' * (len(split.folds) > 1)}: "
-            f"{len(fold.train)} recordings train, {len(fold.validation)} validation, {test}",
-        ),
-        (
-            "space",
-            f"{s.space}: {', '.join(spec.space.parameters)}; {_front_ends(spec)}",
-        ),
-        (
-            "budget",
-            f"{budget} of {s.epochs} epochs, {s.sampler} and {s.scheduler}, {spec.compute.slots}"
-            + (f"; then the best {MAX_CANDIDATES} on {s.replicates} seeds" * (s.replicates > 1)),
-        ),
-        ("metric", f"{s.metric} on validation"),
-        ("tracking", _tracking(spec)),
-    ]
-    if spec.compute.cluster is not None:
-        nodes = len(spec.compute.cluster.nodes)
-        auto = ", that this job is in" if in_ray_job() and s.ray_address == AUTO else ""
-        where = f"{spec.compute.cluster}{auto}: {nodes} node{'s' * (nodes > 1)}"
-        lines.append(("cluster", where))
-    preset, first = (c.as_dict() for c in (spec.space.base, spec.space.baseline()))
-    moved = [
-        f"{name} {preset[name]} → {first[name]}" for name in preset if preset[name] != first[name]
-    ]
+    test = "no test" if split.test is None else f"{len(split.test)} test (for the winner only)"
+    yield (
+        "protocol",
+        f"{options.protocol}, {plural(len(split.folds), 'inner fold')}: {len(fold.train)} "
+        f"recordings train, {len(fold.validation)} validation, {test}",
+    )
+    prefilled = "before the search" if spec.data.prefilled else "when a trial first needs it"
+    front_ends = plural(len(spec.data.front_ends), "front end")
+    yield (
+        "space",
+        f"{options.space}: {', '.join(space.parameters)}; {front_ends}, filled {prefilled}",
+    )
+    budget = "trials until the time budget is spent"
+    if options.budget is not None:
+        budget = plural(options.budget, "trial")
+    reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
+    yield (
+        "budget",
+        f"{budget} of {plural(options.epochs, 'epoch')}, {options.sampler} and "
+        f"{options.scheduler}, {compute.slots}{reruns if options.replicates > 1 else ''}",
+    )
+    yield "metric", f"{options.metric} on the validation split"
+    tracking = redact(location.tracking_uri)
+    if compute.cluster is None:
+        yield "tracking", tracking
+    else:
+        if sqlite_file(location.tracking_uri) is not None:
+            tracking += f" on {socket.gethostname()}, written by this driver alone"
+        yield "tracking", tracking
+        job = ", of this job" if in_ray_job() and options.ray_address == AUTO else ""
+        yield "cluster", f"{compute.cluster}{job}: {plural(len(compute.cluster.nodes), 'node')}"
+    for note in _notes(spec.space, options.sampler):
+        yield "note", note
+    for note in (*dataset.problems, *datamodule.clips.dropped, *split.notes):
+        yield "note", note
+    if leak := split.leaks(dataset).line:
+        yield "note", leak
+
+
+def _notes(space: SearchSpace, sampler: str) -> Iterator[str]:
+    preset, first = space.base.as_dict(), space.baseline().as_dict()
+    moved = [f"{k} {preset[k]} → {first[k]}" for k in preset if preset[k] != first[k]]
     if moved:
-        lines.append(("note", f"trial 0, the preset, is moved into the space: {'; '.join(moved)}"))
-    if blind := blind_to(s.sampler, spec.space):
-        lines.append(
-            (
-                "note",
-                f"{s.sampler} draws {', '.join(blind)} at random: not numbers, or not asked for in "
-                "every trial",
-            )
+        yield f"trial 0 is the preset, moved into the space: {'; '.join(moved)}"
+    if names := blind_to(sampler, space):
+        yield (
+            f"{sampler} draws {', '.join(names)} at random: they are not numbers, or not in every "
+            "trial"
         )
-    leak = split.leaks(data).line
-    notes = [*data.problems, *datamodule.clips.dropped, *split.notes, *([leak] if leak else [])]
-    return [*lines, *(("note", note) for note in notes)]
-
-
-def _tracking(spec: SearchSpec) -> str:
-    uri = redact(spec.location.tracking_uri)
-    if spec.compute.cluster is None or sqlite_file(spec.location.tracking_uri) is None:
-        return uri
-    return f"{uri} on {socket.gethostname()}, where this driver alone writes to it"
-
-
-def _where(spec: SearchSpec) -> str:
-    if spec.location.remote is None:
-        return str(spec.location.folder)
-    return f"{spec.location.remote}, with a copy on this machine in {spec.location.folder}"
-
-
-def _front_ends(spec: SearchSpec) -> str:
-    count = len(spec.data.front_ends)
-    when = "filled before the search" if spec.data.prefilled else "each filled when first wanted"
-    return f"{count} front end{'s' * (count > 1)}, {when}"
 
 
 def show_result(path: Path) -> None:
-    """The result in a few lines on stdout, the path of `summary.json` last."""
+    """Print the result on stdout, the path of `summary.json` last."""
     summary = json.loads(path.read_bytes())
-    for line in result_lines(summary, path.parent):
+    for line in describe_result(summary, path.parent):
         print(line)
     print(path)
 
 
-def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
-    """The winner's figures beside what can be had without listening."""
+def describe_result(summary: dict[str, Any], folder: Path) -> list[str]:
+    """Return the winner's scores beside those of baselines without audio, a line each."""
     winner, metric = summary["winner"], summary["metric"]
     trials = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     params = ", ".join(f"{k} {_short(v)}" for k, v in winner["params"].items())
@@ -119,23 +113,23 @@ def result_lines(summary: dict[str, Any], folder: Path) -> list[str]:
         f"{summary['name']}: {trials} in {summary['seconds']['total']:.0f} s",
         f"winner: trial {winner['number']} ({params})",
     ]
-    if (again := winner["replicates"]) is not None:
+    if (reruns := winner["replicates"]) is not None:
         lines.append(
-            f"chosen among {len(summary['candidates'])} by its bound over {len(again['scores'])} "
-            f"seeds: {metric} {_spread(again)}, bound {again['bound']:.3f}; in the search it had "
-            f"{again['search_score']:.3f}"
+            f"selected among {len(summary['candidates'])} by its bound over "
+            f"{len(reruns['scores'])} seeds: {metric} {_spread(reruns)}, bound "
+            f"{reruns['bound']:.3f}; its score in the search was {reruns['search_score']:.3f}"
         )
-    lines.append(f"validation: {_figures(winner['validation'], metric)}")
+    lines.append(f"validation: {_scores(winner['validation'], metric)}")
     lines += _test_lines(summary)
     if (times := len(summary["test_readings"])) > 1:
         lines.append(
-            f"the test side was read {times} times, by different weights or on changed recordings: "
-            "each reading after the first weakens what it says"
+            f"the test set was evaluated {times} times, by different weights or on changed "
+            "recordings: each access after the first makes the result less reliable"
         )
     if line := Leaks(**summary["leaks"], recording_share=summary["leaked_recording_share"]).line:
         lines.append(line)
     if summary["data"]["synthetic"]:
-        lines.append("the data is SYNTHETIC: these figures say nothing about patients")
+        lines.append("the data is SYNTHETIC: these scores say nothing about patients")
     links = summary["mlflow"]["links"]
     lines += [f"{name}: {link}" for name, link in links.items()]
     if not summary["mlflow"]["tracking_uri"].startswith("http"):
@@ -153,9 +147,9 @@ def _test_lines(summary: dict[str, Any]) -> list[str]:
     )
     test = winner["test"]
     if test is None:
-        none = f"test: none, the protocol {summary['protocol']} has no test side"
+        none = f"test: none, the protocol {summary['protocol']} has no test split"
         return [none, without_audio]
-    lines = [f"test: {_figures(test, metric)}; majority {test['majority_accuracy']:.3f}"]
+    lines = [f"test: {_scores(test, metric)}; majority {test['majority_accuracy']:.3f}"]
     if (price := winner["price_of_searching"]) is not None:
         lines.append(
             f"best validation {price['best_validation']:.3f}, test {price['test']:.3f}"
@@ -168,13 +162,13 @@ def _test_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"test, each seed alone: {each}")
     lines.append(without_audio)
     for what, rows in test["against"].items():
-        said = ", ".join(f"{name} {_difference(row)}" for name, row in rows.items())
-        lines.append(f"winner − {_COLUMNS[what]} alone, on the test side's patients: {said}")
+        differences = ", ".join(f"{name} {_difference(row)}" for name, row in rows.items())
+        lines.append(f"winner − {_COLUMNS[what]} alone, on the test patients: {differences}")
     if (controlled := test["controlled"]) is not None:
         lines.append(
-            "healthy or sick among the test side's children on the Meditron "
+            "healthy or sick among the children of the test split on the Meditron "
             f"({controlled['clips']} recordings of {controlled['patients']} patients): "
-            f"{_figures(controlled, 'macro_f1')}; majority {controlled['majority_accuracy']:.3f}"
+            f"{_scores(controlled, 'macro_f1')}; majority {controlled['majority_accuracy']:.3f}"
         )
     return lines
 
@@ -191,7 +185,7 @@ def _difference(row: dict[str, Any]) -> str:
     return f"{shown} [{low:+.3f}, {high:+.3f}]"
 
 
-def _figures(values: dict[str, Any], metric: str) -> str:
+def _scores(values: dict[str, Any], metric: str) -> str:
     names = dict.fromkeys((metric, *SHOWN_METRICS))
     spans = values.get("intervals", {})
     return ", ".join(

@@ -1,11 +1,11 @@
-"""The end of a search: the winner and its one test, the files, MLflow's registry, the report."""
+"""Finish a search: the winner and its one test-set access, result files, MLflow and report."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from resp_tune.evaluation.score import (
     score_test_split,
     write_bundle,
 )
-from resp_tune.harness import result_files
-from resp_tune.harness.remote_sync import NullSync
-from resp_tune.harness.select_winner import Winner, choose_winner, trained_networks
+from resp_tune.harness.remote_sync import StorageSync
+from resp_tune.harness.result_files import seconds_spent, versions, write_csv, write_summary
+from resp_tune.harness.select_winner import Winner, load_networks, select_winner
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.summary import summarise
 from resp_tune.harness.test_access_log import access_entry, add_access
@@ -34,7 +34,7 @@ from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact
-from resp_tune.training.datamodule import FeatureCaches, make_feature_caches
+from resp_tune.training.datamodule import DataModule, FeatureCaches, make_feature_caches
 from resp_tune.training.fingerprint import (
     TEST_KEPT,
     changed_recordings,
@@ -42,55 +42,69 @@ from resp_tune.training.fingerprint import (
     recording_hashes,
     save_recording_hashes,
 )
-from resp_tune.training.metrics import METRICS
-from resp_tune.training.model_bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-FLOAT32 = 9  # digits that tell any two of its numbers apart
+FLOAT32_DIGITS = 9  # enough to distinguish any two float32 numbers
 
 
 def finalize(
     spec: SearchSpec,
     study: optuna.Study,
-    sync: NullSync,
+    sync: StorageSync,
     runs: SearchRuns,
     caches: FeatureCaches,
     baselines: Mapping[str, Any],
 ) -> Path:
-    """Everything that follows the last trial; the path of `summary.json`."""
+    """Do everything that follows the last trial; return the path of `summary.json`."""
+    options, datamodule, folder = spec.options, spec.data.datamodule, spec.location.folder
     trials = records(study, spec.space)
-    winner = choose_winner(spec, study, trials)
-    folder, datamodule = spec.location.folder / "winner", spec.data.datamodule
-    networks = trained_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
-    bundle = write_bundle(folder, winner.runs[0], networks, datamodule, _details(spec, winner))
+    winner = select_winner(study, trials, options.metric, options.replicates)
+    networks = load_networks(
+        winner.runs,
+        study.user_attrs[STUDY_ID],
+        spec.location.trials,
+        datamodule,
+        caches,
+        spec.compute,
+    )
+    details = _model_details(spec, winner)
+    bundle = write_bundle(folder / "winner", winner.runs[0], networks, datamodule, details)
     fault_point("bundle-written")
+    weights = str(bundle.details["weights_sha256"])
     predictions = [predict_validation_split(bundle, datamodule, caches)]
-    side = None if datamodule.split.test is None else _test_side(spec)
-    scored, readings = _read_test(spec, study, sync, winner, bundle, side)
-    if scored is not None:
+    scored = None
+    if datamodule.split.test is not None:
+        cpus = spec.compute.machine.cpus
+        test_caches = _hash_test_split(datamodule, folder, cpus)
+        digest = data_digest(datamodule, test_caches.sources)
+        _record_access(study, sync, access_entry(winner.trial.number, weights, digest))
+        fault_point("test-access")
+        stems = datamodule.split.test
+        scored = score_test_split(bundle, datamodule, stems, test_caches, workers=cpus)
+        fault_point("test-scored")
         predictions.append(scored.predictions)
-    every = pd.concat(predictions, ignore_index=True)
-    result_files.write_csv(folder / "predictions.csv", every, digits=FLOAT32)
-    everything = [*trials, *replicates(study, trials)]
+    table = pd.concat(predictions, ignore_index=True)
+    write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
     summary = {
         **summarise(spec, trials, winner, scored),
-        "test_readings": readings,
+        "test_readings": study.user_attrs.get(READINGS, []),
         "baselines": dict(baselines),
-        "seconds": result_files.seconds_spent(everything, study.user_attrs[SECONDS]),
-        "mlflow": _into_mlflow(spec, study, runs, winner, scored, bundle, trials),
-        "versions": result_files.versions(),
+        "seconds": seconds_spent([*trials, *replicates(study, trials)], study.user_attrs[SECONDS]),
+        "mlflow": _register(spec, runs, winner, scored, weights)
+        | {"links": _links(spec, runs, trials)},
+        "versions": versions(),
     }
-    path = spec.location.folder / "summary.json"
+    path = folder / "summary.json"
     fault_point("summary-writes")
-    result_files.write_summary(path, summary)
+    write_summary(path, summary)
     fault_point("report-writes")
-    render(spec.location.folder)
+    render(folder)
     return path
 
 
-def _details(spec: SearchSpec, winner: Winner) -> dict[str, Any]:
-    """What `config.json` says of where the model comes from."""
+def _model_details(spec: SearchSpec, winner: Winner) -> dict[str, Any]:
+    """Return what the model's `config.json` holds beside its config."""
     options, datamodule = spec.options, spec.data.datamodule
     task = datamodule.clips.task
     score = winner.trial.score if winner.chosen is None else winner.chosen.mean
@@ -107,71 +121,46 @@ def _details(spec: SearchSpec, winner: Winner) -> dict[str, Any]:
             "synthetic": datamodule.dataset.synthetic,
             **options.split_spec.provenance(),
             "split_sha256": datamodule.split.digest,
-            "command": command(spec),
-            "versions": result_files.versions(),
+            "command": command(spec.arguments, options.data),
+            "versions": versions(),
         },
     }
 
 
-def command(spec: SearchSpec) -> str:
-    """The command that was typed, with the data it found and without what may hold a password."""
-    shown = [redact(a) for a in spec.arguments]
-    if spec.options.data is None and (found := os.environ.get("RESP_TUNE_DATA")):
-        shown += ["--data", found]
+def command(arguments: Sequence[str], data: str | None) -> str:
+    """Return the command as typed, with the data it used and without passwords."""
+    shown = [redact(argument) for argument in arguments]
+    if data is None and (folder := os.environ.get("RESP_TUNE_DATA")):
+        shown += ["--data", folder]
     return shlex.join(["python", "-m", "resp_tune.search", *shown])
 
 
-def _test_side(spec: SearchSpec) -> FeatureCaches:
-    """The recordings of the test side, hashed and not yet read; what has changed is said."""
-    folder, datamodule = spec.location.folder, spec.data.datamodule
-    caches = make_feature_caches(datamodule, datamodule.split.test or (), spec.compute.machine.cpus)
-    now = recording_hashes(datamodule, caches.sources)
-    save_recording_hashes(folder, now, TEST_KEPT)
-    if changed := changed_recordings(folder, now, TEST_KEPT):
+def _hash_test_split(datamodule: DataModule, folder: Path, cpus: int) -> FeatureCaches:
+    """Return the caches of the test split, not yet filled; warn if its recordings have changed."""
+    caches = make_feature_caches(datamodule, datamodule.split.test or (), cpus)
+    hashes = recording_hashes(datamodule, caches.sources)
+    save_recording_hashes(folder, hashes, TEST_KEPT)
+    if changed := changed_recordings(folder, hashes, TEST_KEPT):
         log.warning(
-            f"the test side has changed since it was first read ({changed}): this is "
-            "another reading, on record beside the first"
+            f"the test split has changed since its first evaluation ({changed}): this is another "
+            "test-set access, recorded beside the first"
         )
     return caches
 
 
-def _read_test(
-    spec: SearchSpec,
-    study: optuna.Study,
-    sync: NullSync,
-    winner: Winner,
-    bundle: Bundle,
-    side: FeatureCaches | None,
-) -> tuple[TestScore | None, list[dict[str, Any]]]:
-    """The winner on the test `side`. The reading is in the study before the side is opened."""
-    readings = study.user_attrs.get(READINGS, [])
-    datamodule, test = spec.data.datamodule, spec.data.datamodule.split.test
-    if test is None or side is None:
-        return None, readings
-    recordings = data_digest(datamodule, side.sources)
-    reading = access_entry(winner.trial.number, bundle.details["weights_sha256"], recordings)
-    readings = add_access(readings, reading)
-    study.set_user_attr(READINGS, readings)
-    sync.record("the test side is read")
-    fault_point("test-access")
-    scored = score_test_split(bundle, datamodule, test, side, workers=spec.compute.machine.cpus)
-    fault_point("test-scored")
-    return scored, readings
+def _record_access(study: optuna.Study, sync: StorageSync, entry: Mapping[str, Any]) -> None:
+    """Put the test-set access on record, in the study and its storage, before it happens."""
+    study.set_user_attr(READINGS, add_access(study.user_attrs.get(READINGS, []), entry))
+    sync.record("the test set is evaluated")
 
 
-def _into_mlflow(
-    spec: SearchSpec,
-    study: optuna.Study,
-    runs: SearchRuns,
-    winner: Winner,
-    scored: TestScore | None,
-    bundle: Bundle,
-    trials: list[TrialRecord],
+def _register(
+    spec: SearchSpec, runs: SearchRuns, winner: Winner, scored: TestScore | None, weights: str
 ) -> dict[str, Any]:
-    """The reading of the test side, the registered model, and links."""
-    weights = bundle.details["weights_sha256"]
-    metrics = {} if scored is None else {f"test_{k}": v for k, v in scored.metrics.items()}
+    """Log the evaluation to MLflow and register the model; return the ids for the summary."""
+    location, metrics = spec.location, dict[str, float]()
     if scored is not None:
+        metrics = {f"test_{name}": value for name, value in scored.metrics.items()}
         metrics["test_majority_accuracy"] = scored.majority
         for name, (low, high) in scored.intervals.items():
             metrics |= {f"test_{name}_low": low, f"test_{name}_high": high}
@@ -181,35 +170,35 @@ def _into_mlflow(
         metrics=metrics,
         tags={"resp_tune.weights_sha256": weights},
     )
+    bundle = location.folder / "winner"
     if run_id is None:
         raise RunError(
-            f"the MLflow store '{redact(spec.location.tracking_uri)}' is away: the winner is "
-            f"{spec.location.folder / 'winner'}; the same command with --name {spec.location.name} "
-            "registers it"
+            f"the MLflow store '{redact(location.tracking_uri)}' cannot be reached: the winner is "
+            f"in {bundle}; rerun the same command with --name {location.name} to register it"
         )
     model = register_winner(
-        spec.location.tracking_uri,
-        spec.location.storage,
+        location.tracking_uri,
+        location.storage,
         run_id=run_id,
-        bundle=spec.location.folder / "winner",
-        tags={"resp_tune.search": spec.location.name},
-    )
-    options, run_ids = spec.options, runs.run_ids()
-    best = ranked(trials, options.metric)
-    links = search_links(
-        spec.location.tracking_uri,
-        runs.experiment_id,
-        spec.location.name,
-        options.metric,
-        METRICS[options.metric].mode,
-        [run_ids[t.key] for t in best[:COMPARED_RUNS] if t.key in run_ids],
-        study_id=study.user_attrs[STUDY_ID],
+        bundle=bundle,
+        tags={"resp_tune.search": location.name},
     )
     return {
-        "tracking_uri": redact(spec.location.tracking_uri),
+        "tracking_uri": redact(location.tracking_uri),
         "experiment_id": runs.experiment_id,
         "parent_run_id": runs.parent_run_id,
         "model": model.name,
         "version": model.version,
-        "links": links,
     }
+
+
+def _links(spec: SearchSpec, runs: SearchRuns, trials: Sequence[TrialRecord]) -> dict[str, str]:
+    """Return links to MLflow's pages on the search."""
+    metric, run_ids = spec.options.metric, runs.run_ids()
+    best = ranked(trials, metric)[:COMPARED_RUNS]
+    return search_links(
+        spec.location.tracking_uri,
+        runs.experiment_id,
+        runs.search,
+        [run_ids[t.key] for t in best if t.key in run_ids],
+    )

@@ -1,4 +1,4 @@
-"""One process at a time may run a search of one name."""
+"""Allow one process at a time to run a search of a name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELD_BY = ".held_by"
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`; `UserError` says who else does. A dead holder's lock is gone with it."""
+    """Hold the lock of `folder`, which ends with the process; `UserError` names another holder."""
     lock, holder = FileLock(folder / ".lock", timeout=0), folder / HELD_BY
     try:
         lock.acquire()
@@ -30,6 +30,6 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        with suppress(OSError):  # who it says holds it is then dead, which the lock knows
+        with suppress(OSError):  # a stale file does no harm: only the lock counts
             holder.unlink(missing_ok=True)
         lock.release()

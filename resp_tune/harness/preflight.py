@@ -1,8 +1,9 @@
-"""What every node of a cluster must see is tried out there, before any trial."""
+"""Check on every node of a cluster, before any trial, what trials need there."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import secrets
 import shutil
@@ -29,79 +30,78 @@ from resp_tune.cluster.node_setup import common_device
 from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.paths import folder_to_write
 from resp_tune.errors import UserError
-from resp_tune.harness.spec import SearchSpec
+from resp_tune.harness.spec import Compute, SearchData, SearchLocation
 from resp_tune.storage.object_store import ObjectPath, StorageError
 from resp_tune.tracking.uri import is_server
 
-TRIED = 3  # recordings whose bytes are compared; of the others the size
+COMPARED_RECORDINGS = 3  # whose content is compared; of the others the size
 COLUMNS = ("versions", "storage", "data", "tracking")
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node said. Reasons by `COLUMNS`, None where all is well.
+    """The problems of a node by `COLUMNS`, and how many trials it can hold.
 
-    `trials`: how many it has room for; a node without room may lack everything.
+    A node that cannot hold any may lack everything.
     """
 
     node: Node
     trials: int
-    reasons: Mapping[str, str | None]
+    problems: Mapping[str, str | None]
 
     @property
     def fatal(self) -> str | None:
-        """Why no trial can run there; None where it can, or none will."""
+        """Return why trials that the node can hold cannot run there."""
         if not self.trials:
             return None
-        found = (self.reasons[what] for what in ("versions", "storage"))
-        return next((reason for reason in found if reason), None)
+        return self.problems["versions"] or self.problems["storage"]
 
 
-def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
-    """The search, knowing what its trials compute on; prints a table of the nodes.
+def check_nodes(
+    location: SearchLocation, data: SearchData, compute: Compute, console: Console
+) -> Compute:
+    """Print a table of the cluster's nodes; return `compute` with the device of its trials.
 
-    Raises `UserError` where a node that trials would run on has other versions or cannot reach the
-    storage. Leaves nothing behind. Without a cluster there is nothing to do.
+    Raises `UserError` if a node that can hold trials has other versions or cannot use the storage.
+    Leaves nothing behind.
     """
-    cluster, place = spec.compute.cluster, spec.location.remote
-    if cluster is None:
-        return spec
-    with _token(spec.location.storage) if place is None else _object(place) as token:
-        answers = probe_nodes(cluster.nodes, _questions(spec, token))
-        answered = {
-            id_ for id_, a in answers.items() if isinstance(a, ProbeResult) and not a.storage
-        }
-        # What a node could read and write in an object store is the driver's.
-        unseen = answered - _seen(token, answered) if isinstance(token, Path) else set[str]()
-    here = versions()
+    if compute.cluster is None:
+        return compute
+    nodes, remote, tracking = compute.cluster.nodes, location.remote, location.tracking_uri
+    with _token_file(location.storage) if remote is None else _token_object(remote) as token:
+        results = probe_nodes(nodes, _probe_request(token, data, tracking))
+        wrote = {i for i, r in results.items() if isinstance(r, ProbeResult) and not r.storage}
+        # A node that could use the object store has seen the driver's object there.
+        unseen = wrote - _seen(token, wrote) if isinstance(token, Path) else set[str]()
     reports = [
         NodeReport(
             node,
-            trial_capacity(spec.compute.slots, [node.machine]),
-            _reasons(answers[node.id], here, hidden=node.id in unseen),
+            trial_capacity(compute.slots, [node.machine]),
+            _problems(results[node.id], unseen=node.id in unseen),
         )
-        for node in cluster.nodes
+        for node in nodes
     ]
-    console.print(_table(reports, spec))
-    _check(reports, spec)
+    title = f"nodes of {compute.cluster}"
+    console.print(_table(title, reports, has_server=_host_and_port(tracking) is not None))
+    if failing := [r for r in reports if r.fatal]:
+        raise _error(failing, location)
     used = [r.node for r in reports if r.trials]
-    device = common_device(used, spec.compute.device_type, spec.compute.slots.gpus)
-    return spec.with_compute(node_device=device)
+    device = common_device(used, compute.device_type, compute.slots.gpus)
+    return dataclasses.replace(compute, node_device=device)
 
 
-def _questions(spec: SearchSpec, token: Path | ObjectPath) -> ProbeRequest:
-    digests = {s.stem: s.digest for s in spec.data.sources}
-    read = spec.data.paths
-    tried = sorted(digests)[:: max(1, len(digests) // TRIED)][:TRIED]
+def _probe_request(token: Path | ObjectPath, data: SearchData, tracking_uri: str) -> ProbeRequest:
+    digests = {s.stem: s.digest for s in data.sources}
+    compared = sorted(digests)[:: max(1, len(digests) // COMPARED_RECORDINGS)]
     return ProbeRequest(
         token=token,
-        sizes={path: path.stat().st_size for path in read.values()},
-        digests={read[stem]: digests[stem] for stem in tried},
-        tracking=_server(spec.location.tracking_uri),
+        sizes={path: path.stat().st_size for path in data.paths.values()},
+        digests={data.paths[stem]: digests[stem] for stem in compared[:COMPARED_RECORDINGS]},
+        tracking=_host_and_port(tracking_uri),
     )
 
 
-def _server(uri: str) -> tuple[str, int] | None:
+def _host_and_port(uri: str) -> tuple[str, int] | None:
     parts = urlsplit(uri)
     if not is_server(uri) or parts.hostname is None:
         return None
@@ -109,14 +109,14 @@ def _server(uri: str) -> tuple[str, int] | None:
 
 
 @contextlib.contextmanager
-def _token(storage: Path) -> Iterator[Path]:
-    """A file with a secret, in a folder of its own in the storage or where that will be."""
+def _token_file(storage: Path) -> Iterator[Path]:
+    """Write a file with a secret to a new folder in the storage, or where that will be."""
     folder_to_write("--storage", str(storage))
-    place = next(p for p in (storage, *storage.parents) if p.exists())
-    folder = place / f".resp_tune_{secrets.token_hex(8)}"
+    parent = next(p for p in (storage, *storage.parents) if p.exists())
+    folder = parent / f".resp_tune_{secrets.token_hex(8)}"
     try:
         folder.mkdir()
-        folder.chmod(0o777)  # another host may know us by another number
+        folder.chmod(0o777)  # another host may know this user by another number
         token = folder / "driver"
         token.write_text(secrets.token_hex(32))
         yield token
@@ -125,18 +125,18 @@ def _token(storage: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _object(place: ObjectPath) -> Iterator[ObjectPath]:
-    """The same in an object store: a place of its own, with the object `driver`."""
-    folder = place / f".resp_tune_{secrets.token_hex(8)}"
+def _token_object(store: ObjectPath) -> Iterator[ObjectPath]:
+    """Write an object `driver` with a secret below a new prefix of the store."""
+    prefix = store / f".resp_tune_{secrets.token_hex(8)}"
     try:
-        folder.write(secrets.token_hex(32).encode(), "driver")
-        yield folder
+        prefix.write(secrets.token_hex(32).encode(), "driver")
+        yield prefix
     except StorageError as error:
-        raise UserError(f"--storage '{place}' cannot be used ({error})") from error
+        raise UserError(f"--storage '{store}' cannot be used ({error})") from error
     finally:
         with contextlib.suppress(StorageError):
-            for name in folder.list_sizes():
-                folder.remove(name)
+            for name in prefix.list_sizes():
+                prefix.remove(name)
 
 
 def _seen(token: Path, ids: set[str]) -> set[str]:
@@ -148,56 +148,50 @@ def _seen(token: Path, ids: set[str]) -> set[str]:
     }
 
 
-def _reasons(
-    answer: ProbeResult | str, here: Mapping[str, str], *, hidden: bool
-) -> dict[str, str | None]:
-    if isinstance(answer, str):
-        return {"versions": answer, "storage": "not asked", "data": None, "tracking": None}
-    storage = "what it writes is not seen by the driver" if hidden else answer.storage
+def _problems(result: ProbeResult | str, *, unseen: bool) -> dict[str, str | None]:
+    if isinstance(result, str):
+        return {"versions": result, "storage": "not probed", "data": None, "tracking": None}
     return {
-        "versions": difference(answer.versions, here),
-        "storage": storage,
-        "data": answer.data,
-        "tracking": answer.tracking,
+        "versions": difference(result.versions, versions()),
+        "storage": "its files are not visible to the driver" if unseen else result.storage,
+        "data": result.data,
+        "tracking": result.tracking,
     }
 
 
-def _table(reports: Sequence[NodeReport], spec: SearchSpec) -> Table:
-    table = Table(title=f"nodes of {spec.compute.cluster}", title_justify="left", box=None)
+def _table(title: str, reports: Sequence[NodeReport], *, has_server: bool) -> Table:
+    table = Table(title=title, title_justify="left", box=None)
     for name in ("node", "CPU", "GPU", "trials", *COLUMNS):
         table.add_column(name, overflow="fold")
     for report in reports:
-        cells = [report.reasons[what] for what in COLUMNS]
-        told = ["✓" if cell is None else cell for cell in cells]
-        if report.reasons["data"]:
-            told[2] += ": lent through Ray" if report.trials else ""
-        if report.reasons["tracking"]:
-            told[3] += ": only the driver writes to it"
-        if _server(spec.location.tracking_uri) is None:
-            told[3] = "the driver's"
+        cells = {column: report.problems[column] or "✓" for column in COLUMNS}
+        if report.problems["data"] and report.trials:
+            cells["data"] += ": sent by the driver"
+        if report.problems["tracking"]:
+            cells["tracking"] += ": only the driver writes to it"
+        if not has_server:
+            cells["tracking"] = "the driver's"
         machine = report.node.machine
         counts = (str(n) if n else "–" for n in (machine.cpus, machine.gpus, report.trials))
-        table.add_row(*map(escape, (str(report.node), *counts, *told)))
+        table.add_row(*map(escape, (str(report.node), *counts, *cells.values())))
     return table
 
 
-def _check(reports: Sequence[NodeReport], spec: SearchSpec) -> None:
-    bad = [r for r in reports if r.fatal]
-    if not bad:
-        return
-    first = bad[0]
-    more = f"; {len(bad) - 1} more like it" if len(bad) > 1 else ""
-    if first.reasons["versions"]:
-        raise UserError(
+def _error(failing: Sequence[NodeReport], location: SearchLocation) -> UserError:
+    first = failing[0]
+    more = f"; {len(failing) - 1} more nodes fail" if len(failing) > 1 else ""
+    on_node = f"on node {first.node} {first.fatal}{more}"
+    if first.problems["versions"]:
+        return UserError(
             f"node {first.node} cannot run trials: {first.fatal}{more}: install there what is "
             "installed here, or take the node out of the cluster"
         )
-    if spec.location.remote is not None:
-        raise UserError(
-            f"--storage '{spec.location.remote}' on node {first.node} {first.fatal}{more}: give that "
-            "node's Ray the store's credentials in its environment, and a way to the store"
+    if location.remote is not None:
+        return UserError(
+            f"--storage '{location.remote}' {on_node}: give that node's Ray the store's "
+            "credentials in its environment, and a route to the store"
         )
-    raise UserError(
-        f"--storage '{spec.location.storage}' on node {first.node} {first.fatal}{more}: give a "
-        "folder that all nodes share (NFS and the like), or an object store such as s3://BUCKET"
+    return UserError(
+        f"--storage '{location.storage}' {on_node}: give a folder that all nodes share (NFS and "
+        "the like), or an object store such as s3://BUCKET"
     )

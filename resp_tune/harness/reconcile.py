@@ -1,9 +1,11 @@
-"""Two copies of a search, here and in an object store: which one goes on.
+"""Decide which copy of a search is current: the one on this disk or the one in the object store.
 
-Each run of the command adds a name to the study's list of drivers, so that a copy says who wrote
-it. The store's copy is the search, unless it is an earlier state of the one here: then the last
-driver ran on this disk, which may hold what did not go up before it was killed. A count of trials
-would not do: two machines may each have some that the other lacks.
+Each run of the command adds an id to the study's list of drivers, so that a copy tells who wrote
+it. The store's copy is current unless its list is the beginning of the local one: then the last
+driver ran on this disk, which may hold what was not uploaded before it was killed. For example,
+local [a, b] and remote [a]: local; local [a] and remote [a, b]: remote; local [a, c] and remote
+[a, b]: remote. A count of trials would not do: two machines may each have some that the other
+lacks.
 """
 
 from __future__ import annotations
@@ -25,119 +27,117 @@ from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
 log = logging.getLogger(__name__)
 
 STUDY = "study.db"
-CHECKED = (STUDY, "split.json", "recordings.json")  # what a continued search is held against
-LOCAL = (".lock", ".held_by", ".lease")  # what a folder does not share
-REPLACED = ".replaced"  # beside the searches' folders: copies that gave way
+CHECKED = (STUDY, "split.json", "recordings.json")  # what a resumed search is compared with
+LOCAL = (".lock", ".held_by", ".lease")  # files of a folder that are not part of the search
+REPLACED = ".replaced"  # beside the searches' folders: local copies that were replaced
 
 
 @contextmanager
 def search_state(remote: ObjectPath | None, folder: Path) -> Iterator[Path]:
-    """A folder with the files that a search is checked by, as they stand now; changes nothing.
+    """Yield a folder with the search's current state; change nothing.
 
-    `folder` itself, or one for the moment.
+    It is `folder`, or a temporary download if the store's copy is the current one.
     """
     if remote is None:
         yield folder
         return
-    with _fetched(remote, folder.name, CHECKED) as fetched:
-        yield fetched if fetched is not None and _gives_way(folder, fetched) else folder
+    with _download(remote, folder.name, CHECKED) as copy:
+        yield copy if copy is not None and _remote_is_current(folder, copy) else folder
 
 
 def download_search(remote: ObjectPath, folder: Path) -> None:
-    """Let `folder` be the search as it stands; the caller holds its lock, and the lease.
+    """Make `folder` the current copy; the caller holds its lock, and the lease.
 
-    Trials' own files stay where they are; each is fetched when it is wanted.
+    Files of trials are not touched; each is fetched when it is needed.
     """
-    with _fetched(remote, folder.name, (STUDY,)) as fetched:
-        if fetched is None:
+    with _download(remote, folder.name, (STUDY,)) as copy:
+        if copy is None:
             if (folder / STUDY).exists():
                 log.info(
-                    f"nothing is left at '{remote}': this machine's copy '{folder}' goes on, and "
-                    "goes up again (to begin anew, remove that folder)"
+                    f"'{remote}' is empty: the search resumes from this machine's copy '{folder}', "
+                    "which is uploaded again (to start over, remove that folder)"
                 )
-        elif not _gives_way(folder, fetched):
-            _keep_readings(fetched, folder)
+        elif _remote_is_current(folder, copy):
+            _replace(remote, folder, copy)
         else:
-            _replace(remote, folder, fetched)
+            _merge_test_accesses(copy, into=folder)
 
 
-def _replace(remote: ObjectPath, folder: Path, fetched: Path) -> None:
+def _replace(remote: ObjectPath, folder: Path, copy: Path) -> None:
+    """Replace the files in `folder` by those of the store; `copy` holds the store's study."""
     try:
-        of_this = _attributes(folder).get(STUDY_ID) == _attributes(fetched)[STUDY_ID]
+        same_search = _attributes(folder).get(STUDY_ID) == _attributes(copy)[STUDY_ID]
     except UserError:  # damaged
-        of_this = False
-    if of_this:
-        _keep_readings(folder, fetched)
-    elif kept := _aside(folder):
-        log.info(
-            f"this machine's copy is not of the search at '{remote}': it was moved to '{kept}'"
-        )
+        same_search = False
+    if same_search:
+        _merge_test_accesses(folder, into=copy)
+    elif backup := _move_aside(folder):
+        log.info(f"'{folder}' held another search than '{remote}' and was moved to '{backup}'")
     with report_storage_errors(remote):
-        for name in filter(_belongs, remote.list_sizes()):
+        for name in filter(_is_search_file, remote.list_sizes()):
             remote.fetch(name, folder / name, LARGEST)
-    for journal in folder.glob(f"{STUDY}-*"):  # of the study that was here; it would be applied
+    for journal in folder.glob(f"{STUDY}-*"):  # of the replaced study; it would be applied
         journal.unlink()
-    # Last: a folder with the old one is fetched again.
-    write_atomically(folder / STUDY, (fetched / STUDY).read_bytes())
+    # Last: if this is interrupted, the folder with the old study is replaced again.
+    write_atomically(folder / STUDY, (copy / STUDY).read_bytes())
 
 
-def _belongs(name: str) -> bool:
-    """Whether an object is a file of the search, but for the study; its name may be anybody's."""
+def _is_search_file(name: str) -> bool:
+    """Return whether an object is a file of the search, other than its study; distrust names."""
     parts = name.split("/")
     known = len(parts) == 1 or (len(parts) == 2 and parts[0] == "winner")
     return known and name != STUDY and all(p and not p.startswith(".") for p in parts)
 
 
-def _gives_way(folder: Path, fetched: Path) -> bool:
-    """Whether the copy in `folder` is not there, or not a later state of the fetched one."""
-    there = _attributes(fetched).get(DRIVERS, [])
+def _remote_is_current(folder: Path, copy: Path) -> bool:
+    """Return whether the store's study in `copy` is current, and not the one in `folder`."""
+    remote_drivers = _attributes(copy).get(DRIVERS, [])
     if not (folder / STUDY).exists():
         return True
     try:
-        here = _attributes(folder).get(DRIVERS, [])
+        drivers = _attributes(folder).get(DRIVERS, [])
     except UserError:  # damaged
         return True
-    return bool(here[: len(there)] != there)
+    return bool(drivers[: len(remote_drivers)] != remote_drivers)
 
 
 def _attributes(folder: Path) -> dict[str, Any]:
-    """The attributes of the study; {} where there is none that can be read."""
+    """Return the attributes of the study in `folder`, if there is one."""
     if not (folder / STUDY).exists():
         return {}
     return dict(read_study(folder / STUDY, folder.name).user_attrs)
 
 
-def _keep_readings(of: Path, into: Path) -> None:
-    """No reading of the test side is forgotten, whichever copy goes on."""
-    readings = _attributes(into).get(READINGS, [])
-    known = readings
-    for reading in _attributes(of).get(READINGS, []):
-        known = add_access(known, reading)
-    if known != readings:
-        read_study(into / STUDY, into.name).set_user_attr(READINGS, known)
+def _merge_test_accesses(folder: Path, *, into: Path) -> None:
+    """Copy the test-set accesses on record, so that none is lost whichever copy is current."""
+    known = merged = _attributes(into).get(READINGS, [])
+    for entry in _attributes(folder).get(READINGS, []):
+        merged = add_access(merged, entry)
+    if merged != known:
+        read_study(into / STUDY, into.name).set_user_attr(READINGS, merged)
 
 
-def _aside(folder: Path) -> Path | None:
-    """Move what `folder` holds to where it is in nobody's way; None where it holds nothing."""
+def _move_aside(folder: Path) -> Path | None:
+    """Move the content of `folder` to a new folder and return that; None if it is empty."""
     content = [path for path in folder.iterdir() if path.name not in LOCAL]
     if not content:
         return None
     (folder.parent / REPLACED).mkdir(exist_ok=True)
     prefix = f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-"
-    to = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent / REPLACED))
+    backup = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent / REPLACED))
     for path in content:
-        path.rename(to / path.name)
-    return to
+        path.rename(backup / path.name)
+    return backup
 
 
 @contextmanager
-def _fetched(remote: ObjectPath, name: str, files: tuple[str, ...]) -> Iterator[Path | None]:
-    """A folder with `files` of the store, for the moment; None where it has no study."""
+def _download(remote: ObjectPath, name: str, files: tuple[str, ...]) -> Iterator[Path | None]:
+    """Yield a temporary folder with `files`, the study first; None if the store has no study."""
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch) / name
         with report_storage_errors(remote):
-            found = [remote.fetch(file, folder / file, LARGEST) for file in files]
-        if not found[0]:
+            fetched = [remote.fetch(file, folder / file, LARGEST) for file in files]
+        if not fetched[0]:
             yield None
             return
         try:
@@ -149,10 +149,10 @@ def _fetched(remote: ObjectPath, name: str, files: tuple[str, ...]) -> Iterator[
 
 @contextmanager
 def report_storage_errors(remote: ObjectPath) -> Iterator[None]:
-    """Inside, a store that does not answer is a `UserError`."""
+    """Turn the error of a store that does not answer into a `UserError`."""
     try:
         yield
     except StorageError as error:
         raise UserError(
-            f"'{remote}' cannot be read ({error}): type the command again when it can"
+            f"'{remote}' cannot be read ({error}): rerun the same command when it can"
         ) from error

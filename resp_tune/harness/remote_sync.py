@@ -1,8 +1,8 @@
-"""A search whose storage is an object store: kept on this disk, mirrored there as it goes.
+"""Keep a search in this disk's folder in sync with its object store.
 
 The study and the files are read and written in the search's folder below the cache. A snapshot of
-the study goes up whenever a trial begins or ends, and everything at the end; trials' checkpoints go
-up from the workers. While the store is away the search goes on.
+the study is uploaded whenever a trial starts or ends, and everything at the end; workers upload
+their trials' checkpoints. The search continues while the store cannot be reached.
 """
 
 from __future__ import annotations
@@ -28,57 +28,57 @@ from resp_tune.study.study import DRIVERS, TrialRecord
 
 log = logging.getLogger(__name__)
 
-
-PATIENCE_SECONDS = 60.0  # with a store that is away when all else is done
-LEAVING_SECONDS = 15.0  # the same of somebody who has interrupted
+PATIENCE_SECONDS = 60.0  # how long to wait for the store when all else is done
+LEAVING_SECONDS = 15.0  # the same after an interruption
 
 
 class StorageUnreachableError(RunError):
-    """The store was waited for, in vain: to ask it once more is of no use."""
+    """The store could not be reached for `PATIENCE_SECONDS`; do not wait for it once more."""
 
 
-class NullSync:
-    """Of a search in a folder: that is all there is to it."""
+class StorageSync:
+    """Follow a search and keep its storage up to date: nothing to do if that is a folder."""
 
     def opened(self, study: optuna.Study) -> None:
-        """The study is there, and what a continued search is held against."""
+        """Handle the opened study, beside the files that a resumed search is compared with."""
 
     def started(self, trial: TrialRecord, seed: int) -> None:
-        """A trial was handed out."""
+        """Handle the start of a trial."""
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
-        """A trial has new epochs: its checkpoint has them too, so they need not go up."""
+        """Handle new epochs of a trial; its checkpoint has them too, so none are uploaded."""
 
     def ended(self, trial: TrialRecord) -> None:
-        """A trial is over."""
+        """Handle the end of a trial."""
 
-    def record(self, what: str) -> None:
-        """Let the study be in the storage as it is now, before `what` is done; else `RunError`."""
+    def record(self, step: str) -> None:
+        """Store the study as it is now, before `step`; raise `RunError` if that fails."""
 
     def complete(self) -> None:
-        """Let the storage hold all the files; else `RunError`."""
+        """Store all files; raise `RunError` if that fails."""
 
 
-class RemoteSync(NullSync):
-    """Sends a search's files from its folder to its place in the object store."""
+class RemoteSync(StorageSync):
+    """Upload a search's files from its folder to the object store."""
 
     def __init__(self, location: SearchLocation, lease: Lease) -> None:
         if location.remote is None:
-            raise ValueError("a search in a folder has no mirror")
-        self.place, self.folder, self.lease = location.remote, location.folder, lease
-        self.uploads = Uploader(self.place, on_outage=self._outage, on_recovery=self._back)
+            raise ValueError("the search has no object store")
+        self.store, self.folder, self.lease = location.remote, location.folder, lease
+        self.uploads = Uploader(
+            self.store,
+            on_outage=self._outage,
+            on_recovery=lambda: log.info("the storage is back"),
+        )
 
     def _outage(self, reason: str) -> None:
         log.warning(
-            f"the storage '{self.place}' cannot be written to ({reason}): the search goes "
-            "on, and what is missing there goes up when it is back"
+            f"the storage '{self.store}' cannot be written to ({reason}): the search continues, "
+            "and what is missing there is uploaded when it is back"
         )
 
-    def _back(self) -> None:
-        log.info("the storage is back")
-
     def opened(self, study: optuna.Study) -> None:
-        """Add this process to those that have run the search, and send what there is."""
+        """Add this process to the study's drivers, and upload what there is."""
         study.set_user_attr(DRIVERS, [*study.user_attrs.get(DRIVERS, []), uuid.uuid4().hex[:12]])
         self._send_study()
         for path in self.folder.iterdir():
@@ -86,59 +86,59 @@ class RemoteSync(NullSync):
                 self.uploads.add(path.name, path)
 
     def started(self, trial: TrialRecord, seed: int) -> None:
-        """Another machine must not give its number to other parameters."""
+        """Upload the study: another machine must not give the number to other parameters."""
         self._send_study()
 
     def ended(self, trial: TrialRecord) -> None:
-        """Its end, in the study."""
+        """Upload the study with the trial's end."""
         self._send_study()
 
-    def record(self, what: str) -> None:
-        """Wait until the study is there."""
+    def record(self, step: str) -> None:
+        """Wait until the study is uploaded."""
         self._send_study()
-        if (reason := self._patiently(PATIENCE_SECONDS)) is not None:
+        if (reason := self._flush(PATIENCE_SECONDS)) is not None:
             raise StorageUnreachableError(
-                f"the storage '{self.place}' is away ({reason}), and nothing goes on record before "
-                f"{what}: everything is kept in '{self.folder}'; type the same command again when "
-                "it is back"
+                f"the storage '{self.store}' cannot be reached ({reason}), and the search must be "
+                f"recorded there before {step}: everything is kept in '{self.folder}'; rerun the "
+                "same command to resume when it is back"
             )
 
     def complete(self) -> None:
-        """Send every file that is the search's, and wait until it is there."""
+        """Upload every file of the search, and wait until it is stored."""
         self._send_study()
         try:
-            there = self.place.list_sizes()
+            stored = self.store.list_sizes()
         except StorageError:
-            there = {}
+            stored = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder)
             if not path.is_file() or any(part.startswith(".") for part in name.parts):
                 continue
-            trials = name.parts[0] == "trials"
-            sent = trials and there.get(name.as_posix()) == path.stat().st_size
-            if not sent and not name.name.startswith(STUDY):
+            is_trial = name.parts[0] == "trials"
+            is_stored = is_trial and stored.get(name.as_posix()) == path.stat().st_size
+            if not is_stored and not name.name.startswith(STUDY):
                 self.uploads.add(name.as_posix(), path)
-        if (reason := self._patiently(PATIENCE_SECONDS)) is not None:
+        if (reason := self._flush(PATIENCE_SECONDS)) is not None:
             raise StorageUnreachableError(
-                f"the storage '{self.place}' is away ({reason}): the search is complete in "
-                f"'{self.folder}'; type the same command again when it is back: it sends the rest"
+                f"the storage '{self.store}' cannot be reached ({reason}): the search is complete "
+                f"in '{self.folder}'; rerun the same command to upload the rest when it is back"
             )
-        log.info(f"everything is at {self.place}, and on this machine in {self.folder}")
+        log.info(f"everything is at {self.store}, and on this machine in {self.folder}")
 
     def leave(self) -> None:
-        """Send what is due, but not for long: the search has ended early."""
+        """Upload what is pending, but not for long: the search has ended early."""
         self._send_study()
         if (reason := self.uploads.flush(LEAVING_SECONDS)) is not None:
             log.warning(
-                f"not all is at '{self.place}' ({reason}): this machine has it in "
-                f"'{self.folder}', and the same command sends it"
+                f"not everything is at '{self.store}' ({reason}): it is in '{self.folder}' on this "
+                "machine; rerun the same command to upload it"
             )
 
     def _send_study(self) -> None:
         self.uploads.add(STUDY, self._snapshot)
 
     def _snapshot(self) -> bytes:
-        """The study as one consistent file, while others write it."""
+        """Return the study as one consistent file, while other threads write it."""
         self.lease.confirm()
         copy = self.folder / f".{STUDY}.snapshot.part"
         with (
@@ -150,12 +150,12 @@ class RemoteSync(NullSync):
         copy.unlink()
         return content
 
-    def _patiently(self, seconds: float) -> str | None:
-        """`flush` again and again; the reason, where nothing went up for so long."""
-        deadline, sent = time.monotonic() + seconds, self.uploads.uploaded
+    def _flush(self, seconds: float) -> str | None:
+        """Flush until nothing was uploaded for `seconds`; return the reason if not all was."""
+        deadline, uploaded = time.monotonic() + seconds, self.uploads.uploaded
         while (reason := self.uploads.flush(seconds)) is not None:
-            if self.uploads.uploaded > sent:
-                deadline, sent = time.monotonic() + seconds, self.uploads.uploaded
+            if self.uploads.uploaded > uploaded:
+                deadline, uploaded = time.monotonic() + seconds, self.uploads.uploaded
             elif time.monotonic() > deadline:
                 return reason
             time.sleep(1.0)
@@ -163,28 +163,30 @@ class RemoteSync(NullSync):
 
 
 @contextmanager
-def synchronize_storage(location: SearchLocation) -> Iterator[NullSync]:
-    """The search in its folder as it stands in its storage, and nobody else's while this lasts.
+def synchronize_storage(location: SearchLocation) -> Iterator[StorageSync]:
+    """Make the folder the search's current state and, inside, this process its only driver.
 
-    The caller holds the folder's lock. `UserError` says who else runs the search. Where somebody
-    takes it over in the end (we must have been silent for a minute), this process is interrupted.
+    The caller holds the folder's lock. Raises `UserError` that names another driver of the search.
+    If another one takes over (after this process was silent for a minute), this one is interrupted.
     """
     if location.remote is None:
-        yield NullSync()
+        yield StorageSync()
         return
     lost = threading.Event()
     sync: RemoteSync | None = None
 
-    def lose(holder: str) -> None:
+    def on_lost(holder: str) -> None:
         lost.set()
         if sync is not None:
             sync.uploads.close()
-        log.info(f"search '{location.remote}' was taken over by {holder} while it was silent here")
+        log.warning(
+            f"search '{location.remote}' was taken over by {holder}: this driver was silent"
+        )
         main = threading.main_thread().ident
         if main is not None:
             signal.pthread_kill(main, signal.SIGTERM)
 
-    lease = Lease(location.remote, location.folder, lose)
+    lease = Lease(location.remote, location.folder, on_lost)
     try:
         lease.take()
     except StorageError as error:

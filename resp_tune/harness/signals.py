@@ -1,4 +1,4 @@
-"""What Ctrl-C and a polite SIGTERM do to a search: end it in order, and the second time at once."""
+"""Handle Ctrl-C and SIGTERM during a search: the first ends it in order, the second at once."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def handle_interrupts(how_to_go_on: str) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM raises `KeyboardInterrupt`, and the second ends at once.
+def handle_interrupts(how_to_resume: str) -> Iterator[None]:
+    """Raise `KeyboardInterrupt` at the first SIGINT or SIGTERM; end at once at the second.
 
-    At once is: this process and all that it has started are killed, as by a power cut, which a
+    At once means that this process and its descendants are killed, as by a power cut, which a
     search survives. A SIGINT that is ignored (`nohup … &`) stays ignored.
     """
-    asked = 0
+    signals = 0
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        if asked > 1:
-            _write(f"stopped at once; {how_to_go_on}")
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            _write(f"stopped at once; {how_to_resume}")
             kill(descendants())
             os._exit(INTERRUPTED)
-        _write("stopping: a few seconds to leave everything in order; once more stops at once")
+        _write("stopping: this takes a few seconds; interrupt once more to stop at once")
         raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -42,7 +42,7 @@ def handle_interrupts(how_to_go_on: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        log.info(how_to_go_on)
+        log.info(how_to_resume)
         raise
     finally:
         for number, handler in before.items():

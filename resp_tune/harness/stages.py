@@ -33,7 +33,7 @@ from resp_tune.execution.tuner import run_trials
 from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
-from resp_tune.harness.remote_sync import NullSync
+from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.spec import Compute, SearchData, SearchSpec
 from resp_tune.study.replicate_source import ReplicateSource
 from resp_tune.study.replicates import replicates
@@ -107,7 +107,7 @@ def run_stages(
     spec: SearchSpec,
     study: optuna.Study,
     backend: Backend,
-    sync: NullSync,
+    sync: StorageSync,
     setup: BackgroundSetup,
     console: Console,
 ) -> None:

@@ -1,30 +1,30 @@
-"""What `summary.json` says of the winner, of its rivals, and of the price of choosing."""
+"""Describe the winner, its rivals and the price of searching in `summary.json`."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from resp_tune.evaluation.baseline_difference import baseline_differences
 from resp_tune.evaluation.group_metrics import group_metrics
 from resp_tune.evaluation.score import TestScore
-from resp_tune.harness import result_files
+from resp_tune.harness.result_files import count_states
 from resp_tune.harness.select_winner import Winner
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.study import TrialRecord, best_of
+from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import METRICS
 
 
 def summarise(
     spec: SearchSpec, trials: Sequence[TrialRecord], winner: Winner, scored: TestScore | None
 ) -> dict[str, Any]:
-    """The search's part of the summary; JSON values, `None` where there is nothing to say."""
+    """Return the part of the summary on the search and its winner, as JSON values."""
     options, datamodule = spec.options, spec.data.datamodule
-    test = None if scored is None else _test(spec, scored, winner)
-    price = None if scored is None else _price(trials, scored, options.metric)
-    leaks = datamodule.split.leaks(datamodule.dataset)
+    dataset, split = datamodule.dataset, datamodule.split
+    leaks = split.leaks(dataset)
     return {
         "name": spec.location.name,
         "task": datamodule.clips.task.name,
@@ -32,26 +32,22 @@ def summarise(
         "metric": options.metric,
         "data": {
             "name": spec.data.name,
-            "synthetic": datamodule.dataset.synthetic,
-            "recordings": len(datamodule.dataset.recordings),
-            "notes": [
-                *datamodule.dataset.problems,
-                *datamodule.clips.dropped,
-                *datamodule.split.notes,
-            ],
+            "synthetic": dataset.synthetic,
+            "recordings": len(dataset.recordings),
+            "notes": [*dataset.problems, *datamodule.clips.dropped, *split.notes],
         },
-        "classes": list(datamodule.split.classes),
-        "trials": result_files.count_states(trials),
+        "classes": list(split.classes),
+        "trials": count_states(trials),
         "winner": {
             "number": winner.trial.number,
             "params": winner.trial.values,
             "seeds": winner.seeds,
             "validation": winner.validation,
             "replicates": _replicates(winner),
-            "price_of_searching": price,
-            "test": test,
+            "price_of_searching": scored and _price(trials, scored, options.metric),
+            "test": scored and _test(datamodule, scored, winner),
         },
-        "candidates": winner.told,
+        "candidates": winner.candidate_summaries(),
         "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
         "leaked_recording_share": leaks.recording_share,
     }
@@ -60,16 +56,16 @@ def summarise(
 def _replicates(winner: Winner) -> dict[str, Any] | None:
     if winner.chosen is None:
         return None
-    told = winner.chosen.summary(dropped=False)
-    return {k: told[k] for k in ("seeds", "scores", "mean", "sd", "bound", "search_score")}
+    entry = winner.chosen.summary(dropped=False)
+    return {k: entry[k] for k in ("seeds", "scores", "mean", "sd", "bound", "search_score")}
 
 
 def _price(
     trials: Sequence[TrialRecord], scored: TestScore, metric: str
 ) -> dict[str, float] | None:
-    """How much of the best validation score was luck: the best of many is lucky too.
+    """Return how much of the best validation score was luck: the best of many is lucky too.
 
-    Above 0 is worse on the test side, whichever way the metric goes. Of several seeds the test
+    Positive: worse on the test split, whichever direction is better. With several seeds, the test
     value is their mean: an average of networks would hide some of the price.
     """
     best = best_of(trials, metric)
@@ -80,20 +76,17 @@ def _price(
     return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
 
 
-def _test(spec: SearchSpec, scored: TestScore, winner: Winner) -> dict[str, Any]:
-    datamodule = spec.data.datamodule
+def _test(datamodule: DataModule, scored: TestScore, winner: Winner) -> dict[str, Any]:
+    by_seed = {
+        name: {"mean": statistics.fmean(v), "sd": statistics.stdev(v), "values": v}
+        for name, v in scored.by_seed.items()
+        if len(winner.runs) > 1
+    }
     return {
         **scored.metrics,
         "majority_accuracy": scored.majority,
         "intervals": {k: list(v) for k, v in scored.intervals.items()},
-        "by_seed": _by_seed(scored.by_seed) if len(winner.runs) > 1 else None,
+        "by_seed": by_seed or None,
         **group_metrics(scored.predictions, datamodule),
         "against": baseline_differences(scored.predictions, datamodule),
-    }
-
-
-def _by_seed(values: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"mean": statistics.fmean(v), "sd": statistics.stdev(v), "values": v}
-        for name, v in values.items()
     }

@@ -1,8 +1,8 @@
-"""Readings of a test side after the search: on record before the side is opened, or not read.
+"""The record of test-set accesses: an access is written down before the test set is opened.
 
-A bundle in its search's folder is on the search's record: the study, and `summary.json` after it.
-One that stands alone (moved, or made by `train`) keeps `test_readings.json` beside its weights.
-The same weights on recordings that have changed since are another reading.
+A model in its search's folder is on the search's record: the study, and `summary.json` after it.
+One in any other folder (moved, or made by `train`) keeps `test_readings.json` beside its weights.
+The same weights on recordings that have changed since are another access.
 """
 
 from __future__ import annotations
@@ -24,99 +24,95 @@ from resp_tune.tracking.uri import root_cause
 from resp_tune.training.model_bundle import Bundle
 
 KEPT = "test_readings.json"
+_JSON_ERRORS = (ValueError, TypeError, KeyError, RecursionError)
+
+Entry = Mapping[str, Any]
 
 
 def access_entry(
     number: int | None, weights_sha256: str, recordings_sha256: str | None = None
 ) -> dict[str, Any]:
-    """`{time, winner_number, weights_sha256, recordings_sha256}` of now.
+    """Return `{time, winner_number, weights_sha256, recordings_sha256}` of now.
 
-    No number for a bundle of `train`; `recordings_sha256` is the `data_digest` of the test side.
+    `number` is None for a model of `train`; `recordings_sha256` is the test split's `data_digest`.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    known = {"time": now, "winner_number": number, "weights_sha256": weights_sha256}
-    return known | ({"recordings_sha256": recordings_sha256} if recordings_sha256 else {})
-
-
-def add_access(
-    known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """`known` with `reading` added, unless the same weights read the same recordings before."""
-    new = not any(same_access(old, reading) for old in known)
-    return [dict(one) for one in (*known, *([reading] if new else []))]
+    entry = {"time": now, "winner_number": number, "weights_sha256": weights_sha256}
+    return entry | ({"recordings_sha256": recordings_sha256} if recordings_sha256 else {})
 
 
 def access_by(bundle: Bundle, recordings_sha256: str | None = None) -> dict[str, Any]:
-    """The reading of now by the weights of `bundle`."""
-    details = bundle.details
-    number = details["provenance"].get("trial")
-    return access_entry(number, details["weights_sha256"], recordings_sha256)
+    """Return the entry of an access now by the weights of `bundle`."""
+    number = bundle.details["provenance"].get("trial")
+    return access_entry(number, bundle.details["weights_sha256"], recordings_sha256)
 
 
-def first_access(known: Sequence[Mapping[str, Any]], reading: Mapping[str, Any]) -> dict[str, Any]:
-    """The same reading among `known`: the first one stands."""
-    return dict(next((old for old in known if same_access(old, reading)), reading))
+def add_access(log: Sequence[Entry], entry: Entry) -> list[dict[str, Any]]:
+    """Return `log` with `entry`, unless it holds an access by these weights to this data."""
+    is_new = not any(same_access(old, entry) for old in log)
+    return [dict(one) for one in (*log, *([entry] if is_new else []))]
 
 
-def record_test_access(
-    folder: Path, bundle: Bundle, reading: Mapping[str, Any]
-) -> tuple[dict[str, Any], Path]:
-    """Put the reading on record, unless the same one is; the one that stands, and where.
+def first_access(log: Sequence[Entry], entry: Entry) -> dict[str, Any]:
+    """Return the first access in `log` that equals `entry`."""
+    return dict(next((old for old in log if same_access(old, entry)), entry))
 
-    Raises `UserError` where that cannot be done, or where the search is being run.
+
+def record_test_access(folder: Path, bundle: Bundle, entry: Entry) -> tuple[dict[str, Any], Path]:
+    """Put `entry` on the record of the model in `folder`; return the first equal one, and the file.
+
+    Raises `UserError` if the record cannot be written, or while the search is running.
     """
     folder = folder.resolve()  # a link to a search's winner is that winner
     name = bundle.details["provenance"].get("search")
-    if isinstance(name, str) and (folder.parent / "study.db").is_file():
-        path = folder.parent / "study.db"
-    else:
-        name, path = None, folder / KEPT
+    in_search = isinstance(name, str) and (folder.parent / "study.db").is_file()
+    path = folder.parent / "study.db" if in_search else folder / KEPT
     try:
-        if name is None:
-            known = add_access(_kept(path), reading)
-            write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
-        else:
+        if in_search:
             with exclusive_lock(folder.parent):
-                known = _into_search(folder.parent, name, reading)
+                log = _add_to_search(folder.parent, name, entry)
+        else:
+            log = add_access(_read_log(path), entry)
+            write_atomically(path, (json.dumps(log, indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(
-            f"the reading of the test side cannot be recorded in '{path}' ({error.strerror}), so "
-            "it is not read: copy the folder to where it can be written"
+            f"the test-set access cannot be recorded in '{path}' ({error.strerror}), so the test "
+            "set is not evaluated: copy the folder to a writable place"
         ) from error
-    return first_access(known, reading), path
+    return first_access(log, entry), path
 
 
-def _into_search(folder: Path, name: str, reading: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The search's readings with this one among them."""
+def _add_to_search(folder: Path, name: str, entry: Entry) -> list[dict[str, Any]]:
+    """Add the entry to the study, the summary and the report of a search; return its log."""
     summary, path = None, folder / "summary.json"
     if path.exists():
         try:
             summary = json.loads(path.read_bytes())
             summary["test_readings"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except _JSON_ERRORS as error:
             raise UserError(
-                f"'{path}' is damaged: the command of search '{name}', typed again, makes it anew"
+                f"'{path}' is damaged: rerun the command of search '{name}' to write it again"
             ) from error
     study = read_study(folder / "study.db", name)
-    known = add_access(study.user_attrs.get(READINGS, []), reading)
+    log = add_access(study.user_attrs.get(READINGS, []), entry)
     try:
-        study.set_user_attr(READINGS, known)
+        study.set_user_attr(READINGS, log)
     except Exception as error:  # sqlalchemy, sqlite and optuna each have their own
         raise OSError(None, root_cause(error)) from error
     if summary is not None:
-        write_summary(path, {**summary, "test_readings": known})
+        write_summary(path, {**summary, "test_readings": log})
         render(folder)
-    return known
+    return log
 
 
-def _kept(path: Path) -> list[dict[str, Any]]:
+def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        readings: list[dict[str, Any]] = json.loads(path.read_bytes())
-        [reading["weights_sha256"] for reading in readings]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        log: list[dict[str, Any]] = json.loads(path.read_bytes())
+        [entry["weights_sha256"] for entry in log]
+    except _JSON_ERRORS as error:
         raise UserError(
-            f"'{path}' is damaged: it is not a list of readings; restore it from a copy"
+            f"'{path}' is damaged: it is not a list of test-set accesses; restore it from a copy"
         ) from error
-    return readings
+    return log

@@ -39,7 +39,7 @@ from resp_tune.harness.spec import (
 from resp_tune.space.conditions import APART
 from resp_tune.space.search_space import SearchSpace, load_space
 from resp_tune.storage.object_store import ObjectPath, is_uri
-from resp_tune.storage.remote_datasets import fetched
+from resp_tune.storage.remote_datasets import fetch_dataset
 from resp_tune.storage.storage_probe import check_store
 from resp_tune.study.replicates import check_count
 from resp_tune.study.study import SPLIT, check_settings, read_study
@@ -86,7 +86,7 @@ def validate(
             digest = None if study is None else study.user_attrs.get(SPLIT)
             split = load_same_split(saved, datamodule.split, digest)
             datamodule = dataclasses.replace(datamodule, split=split)
-        check_enough(dataset, datamodule.clips)
+        check_enough(datamodule.clips)
         if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
             raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
         stems = datamodule.search_stems
@@ -160,7 +160,7 @@ def data_folder(given: str | None) -> Path:
         log.info(f"data: no --data given: using a small SYNTHETIC set in {folder}")
         return folder
     if is_uri(chosen):
-        return fetched(chosen)
+        return fetch_dataset(chosen)
     return user_path(chosen)
 
 
