@@ -40,7 +40,8 @@ from resp_tune.features.batches import ClipIndex, make_batch  # noqa: E402
 from resp_tune.features.frames import join_frames  # noqa: E402
 from resp_tune.features.logmel import log_mels  # noqa: E402
 from resp_tune.space.search_space import load_space  # noqa: E402
-from resp_tune.study.trial_queue import TrialQueue  # noqa: E402
+from resp_tune.study.study import read_epochs  # noqa: E402
+from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings  # noqa: E402
 from resp_tune.training.loop import SplitTensors, Training, TrainingData, build_network  # noqa: E402
 
 NOTEBOOK = preset("notebook")
@@ -244,9 +245,8 @@ def test_a_simulated_trial_speaks_like_a_real_one(tmp_path: Path) -> None:
     """Driven by hand through the searcher, its trials finish in the study."""
     study = optuna.create_study(direction="maximize")
     space = load_space("search_spaces/notebook.yaml")
-    recorder = TrialQueue(
-        study, space, metric="macro_f1", epochs=3, seed=0, budget=2, deadline=None, listeners=[]
-    )
+    settings = TrialSettings("macro_f1", epochs=3, seed=0)
+    recorder = TrialQueue(SamplerSource(study, space, settings, budget=2))
     searcher = StudySearcher(recorder, lambda: 8)
     trial = object.__new__(Instant)  # Ray's own constructor wants a cluster
     for name in ("first", "second"):
@@ -261,7 +261,7 @@ def test_a_simulated_trial_speaks_like_a_real_one(tmp_path: Path) -> None:
         searcher.on_trial_complete(name, result)
     assert searcher.suggest("third") == StudySearcher.FINISHED
     assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE"]
-    rows = study.trials[0].user_attrs["epochs"]
+    rows = read_epochs(study.trials[0].user_attrs)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert {f"val_{name}" for name in METRICS} <= set(rows[0])
     (steps,) = tmp_path.glob("steps-*")

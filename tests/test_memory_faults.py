@@ -15,7 +15,7 @@ from support import faults
 from support.fault_log import survived
 from support.searches import search, study, trials
 from support.toy_trials import rows, run, trial
-from support.trial_queues import SPACE, finish, next_of, recorder_of, row, study_at
+from support.trial_queues import SPACE, finish, next_of, recorder_of, row, settings_of, study_at
 
 from resp_tune.execution.searcher import (
     WORKER_LOSSES,
@@ -23,8 +23,9 @@ from resp_tune.execution.searcher import (
     StudySearcher,
     TrialSource,
 )
-from resp_tune.study.replicate_queue import ReplicateQueue
+from resp_tune.study.replicate_source import ReplicateSource
 from resp_tune.study.study import records
+from resp_tune.study.trial_queue import TrialQueue
 from resp_tune.training.loop import _FoldRun
 
 MONITOR = (
@@ -34,20 +35,13 @@ MONITOR = (
 KILLER = "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task."
 
 
-def replicates_of(folder: Path) -> ReplicateQueue:
+def replicates_of(folder: Path) -> TrialQueue:
     """Two replicates to run of the only trial, which is made where it is missing."""
     opened = study_at(folder)
     if not opened.trials:
         recorder = recorder_of(opened, budget=1)
         finish(recorder, next_of(recorder)["key"].number, 0.5)
-    return ReplicateQueue(
-        opened,
-        records(opened, SPACE),
-        metric="macro_f1",
-        epochs=3,
-        seed=5,
-        count=2,
-    )
+    return TrialQueue(ReplicateSource(opened, records(opened, SPACE), settings_of(), 2))
 
 
 def trials_of(folder: Path) -> TrialSource:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
 from support.trial_queues import SPACE, Diary, finish, next_of, recorder_of, row, study_at
 
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.config import preset
+from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import UserError
+from resp_tune.execution.searcher import StudySearcher
+from resp_tune.execution.trainable import TrialTrainable
+from resp_tune.study.optuna_internals import SingleWriterStorage
 from resp_tune.study.study import (
     RECORDINGS,
     best_of,
@@ -22,7 +27,7 @@ from resp_tune.study.study import (
     records,
     trial_seed,
 )
-from resp_tune.study.trial_queue import HOPELESS
+from resp_tune.study.trial_queue import MAX_INITIAL_FAILURES
 from resp_tune.training.metrics import METRICS
 
 
@@ -38,7 +43,7 @@ def test_the_first_trial_is_the_baseline(tmp_path: Path) -> None:
 
 def test_what_is_settled_is_what_is_recorded(tmp_path: Path) -> None:
     study = study_at(tmp_path)
-    settled = recorder_of(study, settle=lambda config: config.replace({"precision": "float32"}))
+    settled = recorder_of(study, precision="float32")
     assert next_of(settled)["config"].precision == "float32"
     assert records(study, SPACE)[0].config.precision == "float32"
 
@@ -189,10 +194,10 @@ def test_failed_and_pruned_trials_count(tmp_path: Path) -> None:
 
 def test_a_deadline_ends_the_search_but_not_what_was_begun(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path), budget=None, deadline=time.monotonic() + 3600)
-    assert not recorder.out_of_time()
+    assert not recorder.stop_reason(TrialKey(0))
     assert next_of(recorder)["key"].number == 0
     late = recorder_of(study_at(tmp_path), budget=None, deadline=time.monotonic() - 1)
-    assert late.out_of_time()
+    assert late.stop_reason(TrialKey(0)) == "time budget"
     assert next_of(late)["key"].number == 0
     assert late.next_trial() is None
 
@@ -204,7 +209,7 @@ def test_without_a_budget_it_goes_on(tmp_path: Path) -> None:
 
 def test_when_everything_fails_it_gives_up(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path), budget=50)
-    for number in range(HOPELESS):
+    for number in range(MAX_INITIAL_FAILURES):
         assert next_of(recorder)["key"].number == number
         recorder.end(TrialKey(number), "failed", "no")
     assert recorder.next_trial() is None
@@ -214,10 +219,10 @@ def test_one_success_and_it_goes_on(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path), budget=50)
     next_of(recorder)
     finish(recorder, 0, 0.5)
-    for number in range(1, HOPELESS + 2):
+    for number in range(1, MAX_INITIAL_FAILURES + 2):
         assert next_of(recorder)["key"].number == number
         recorder.end(TrialKey(number), "failed", "no")
-    assert next_of(recorder)["key"].number == HOPELESS + 2
+    assert next_of(recorder)["key"].number == MAX_INITIAL_FAILURES + 2
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
@@ -227,8 +232,8 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         bind_settings(study_at(tmp_path), settings | {"epochs": 5})
     assert str(caught.value) == (
-        "search 'first' was started with other settings: epochs was 3, now 5. Give the old ones, "
-        "or another --name"
+        "search 'first' was started with other settings: epochs was 3, now 5. Give the old "
+        "settings, or another --name"
     )
 
 
@@ -246,12 +251,12 @@ def test_a_hash_is_not_shown_where_words_say_more(tmp_path: Path) -> None:
 
 def test_a_copied_search_keeps_its_name(tmp_path: Path) -> None:
     study_at(tmp_path)
-    with pytest.raises(UserError, match="holds the study 'first', not 'second': a copied"):
+    with pytest.raises(UserError, match="has the study 'first', not 'second': a copied"):
         read_study(tmp_path / "study.db", "second")
 
 
 def test_a_study_that_is_not_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not there: no search of that name"):
+    with pytest.raises(UserError, match="does not exist: no search of that name"):
         read_study(tmp_path / "study.db", "first")
     (tmp_path / "study.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(UserError, match="cannot be read as the study 'first'"):
@@ -314,4 +319,50 @@ def test_an_act_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
         recorder.advance(TrialKey(0), [row(1, 0.5), row(2, 0.5) | {"val_loss": object()}])  # type: ignore[dict-item]  # no JSON
     (trial,) = read_study(tmp_path / "study.db", "first").trials
     assert trial.intermediate_values == {}
-    assert "epochs" not in trial.user_attrs
+    assert set(trial.user_attrs) == {"seed", "config"}
+
+
+def test_a_config_is_validated_once_on_its_way_to_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = StudySearcher(recorder_of(study_at(tmp_path), precision="float32"), lambda: 1)
+    built: list[TrialConfig] = []
+    validate = TrialConfig.__post_init__
+
+    def note(config: TrialConfig) -> None:
+        validate(config)
+        built.append(config)
+
+    monkeypatch.setattr(TrialConfig, "__post_init__", note)
+    suggested = searcher.suggest("a")
+    assert isinstance(suggested, dict)
+    made = TrialTrainable.__new__(TrialTrainable)  # without Ray around it
+    made.work, made.watch = SimpleNamespace(trials=SimpleNamespace(here=tmp_path)), None  # type: ignore[assignment]  # all that is used
+    made._begin(pickle.loads(pickle.dumps(suggested)))  # noqa: S301  # as Ray passes it on
+    assert built == [made.trial_config]
+    assert (built[0].seed, built[0].epochs, built[0].precision) == (trial_seed(5, 0), 3, "float32")
+
+
+def test_a_report_writes_no_earlier_epochs(tmp_path: Path) -> None:
+    """Or n epochs would write O(n²) bytes."""
+    recorder = recorder_of(study_at(tmp_path))
+    key = next_of(recorder)["key"]
+    for epoch in range(1, 40, 2):
+        recorder.advance(key, [row(epoch, 0.5), row(epoch + 1, 0.5)])
+    (trial,) = read_study(tmp_path / "study.db", "first").trials
+    reports = [v for name, v in trial.user_attrs.items() if name.startswith("epochs")]
+    assert [len(rows) for rows in reports] == [2] * 20
+    assert [r["epoch"] for r in records(study_at(tmp_path), SPACE)[0].epochs] == [*range(1, 41)]
+
+
+def test_a_trial_of_release_010_is_resumed(tmp_path: Path) -> None:
+    """Its epochs are all in one attribute."""
+    study = study_at(tmp_path)
+    key = next_of(recorder_of(study))["key"]
+    SingleWriterStorage.set_trial_user_attr(study._storage, 1, "epochs", [row(1, 0.1), row(2, 0.2)])  # type: ignore[arg-type]  # it is one
+    recorder = recorder_of(study_at(tmp_path))
+    assert next_of(recorder)["epochs_reported"] == 2
+    recorder.advance(key, [row(2, 0.2), row(3, 0.3)])
+    recorder.end(key, "finished")
+    (told,) = [t for t in records(study_at(tmp_path), SPACE) if t.key == key]
+    assert ([r["epoch"] for r in told.epochs], told.score) == ([1, 2, 3], 0.3)

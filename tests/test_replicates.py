@@ -10,23 +10,24 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from support.trial_queues import Diary, next_of, recorder_of, row, study_at
+from support.trial_queues import Diary, next_of, recorder_of, row, settings_of, study_at
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.space.search_space import load_space
-from resp_tune.study.replicate_queue import ReplicateQueue
+from resp_tune.study.replicate_source import ReplicateSource
 from resp_tune.study.replicates import (
-    CANDIDATES,
+    MAX_CANDIDATES,
     Candidate,
     candidates,
     check_count,
-    choose,
+    eligible,
     replicate_seed,
     replicates,
-    standing,
+    select,
 )
 from resp_tune.study.study import TrialRecord, records, trial_seed
+from resp_tune.study.trial_queue import TrialQueue
 from resp_tune.training.metrics import METRICS
 
 SPACE = load_space("default.yaml")
@@ -41,24 +42,17 @@ def searched(study: optuna.Study, scores: Sequence[float], metric: str = "macro_
         recorder.end(key, "finished")
 
 
-def rerunner(study: optuna.Study, count: int, **more: Any) -> ReplicateQueue:
-    given: dict[str, Any] = {
-        "metric": "macro_f1",
-        "epochs": 3,
-        "seed": 5,
-    }
-    listeners = more.pop("listeners", [])
-    recorder = ReplicateQueue(study, records(study, SPACE), count=count, **(given | more))
-    recorder.listeners += listeners
-    return recorder
+def rerunner(study: optuna.Study, count: int, **more: Any) -> TrialQueue:
+    settings = settings_of(more.pop("metric", "macro_f1"))
+    return TrialQueue(ReplicateSource(study, records(study, SPACE), settings, count), **more)
 
 
-def finish(recorder: ReplicateQueue, key: TrialKey, score: float) -> None:
-    recorder.advance(key, [row(e, score, recorder.metric) for e in (1, 2, 3)])
+def finish(recorder: TrialQueue, key: TrialKey, score: float) -> None:
+    recorder.advance(key, [row(e, score, recorder.source.settings.metric) for e in (1, 2, 3)])
     recorder.end(key, "finished")
 
 
-def run_all(recorder: ReplicateQueue, scores: Mapping[int, Sequence[float]]) -> list[Any]:
+def run_all(recorder: TrialQueue, scores: Mapping[int, Sequence[float]]) -> list[Any]:
     """Run what is left one by one; replicate `index` of a trial has `scores[number][index − 1]`."""
     keys = []
     while (handed := recorder.next_trial()) is not None:
@@ -75,7 +69,7 @@ def found(study: optuna.Study, count: int, metric: str = "macro_f1") -> list[Can
 
 
 def winner(study: optuna.Study, count: int, metric: str = "macro_f1") -> int | None:
-    chosen = choose(found(study, count, metric), count)
+    chosen = select(found(study, count, metric), count)
     return None if chosen is None else chosen.trial.number
 
 
@@ -84,7 +78,7 @@ def test_all_first_seeds_come_before_second_ones(tmp_path: Path) -> None:
     searched(study, [0.1, 0.5, 0.2, 0.4, 0.5, 0.3])
     assert len(study.trials) == 6
     recorder = rerunner(study, 2)
-    handed = [next_of(recorder) for _ in range(2 * CANDIDATES)]
+    handed = [next_of(recorder) for _ in range(2 * MAX_CANDIDATES)]
     best = [1, 4, 3, 5]
     assert [h["key"] for h in handed] == [(n, 1) for n in best] + [(n, 2) for n in best]
     assert recorder.next_trial() is None
@@ -113,7 +107,7 @@ def test_the_best_bound_wins_and_not_the_luckiest(tmp_path: Path) -> None:
     assert lucky.scores == scores.tolist(), "the search's own 0.9 is not counted"
     assert lucky.mean == pytest.approx(scores.mean())
     assert lucky.sd == pytest.approx(scores.std(ddof=1))
-    assert lucky.bound == pytest.approx(scores.mean() - scores.std(ddof=1) / math.sqrt(3))
+    assert lucky.lower_bound == pytest.approx(scores.mean() - scores.std(ddof=1) / math.sqrt(3))
     assert lucky.mean == pytest.approx(steady.mean)
     assert poor.mean < steady.mean  # type: ignore[operator]  # both have seeds
     assert winner(study, 3) == 1
@@ -127,7 +121,7 @@ def test_of_a_loss_the_lowest_bound_wins_and_of_equals_the_first(tmp_path: Path)
     searched(study, [1.0, 1.1, 1.2], "log_loss")
     run_all(rerunner(study, 2, metric="log_loss"), {0: [1.0, 2.0], 1: [1.3, 1.4], 2: [1.4, 1.3]})
     first = next(c for c in found(study, 2, "log_loss") if c.trial.number == 0)
-    assert first.bound == pytest.approx(2.0)  # mean 1.5, sd √½, standard error ½
+    assert first.lower_bound == pytest.approx(2.0)  # mean 1.5, sd √½, standard error ½
     assert winner(study, 2, "log_loss") == 1
 
 
@@ -138,14 +132,16 @@ def test_the_hopeless_get_no_more_seeds(said: list[str], tmp_path: Path) -> None
     handed = [next_of(recorder)["key"] for _ in range(8)]
     assert handed == [(n, index) for index in (1, 2, 3, 4) for n in (0, 1)]
     for index, scores in enumerate([(0.7, 0.1), (0.72, 0.12), (0.71, 0.11)], start=1):
-        assert recorder.stopped(TrialKey(1, 4)) is None, "two seeds are near each other by chance"
+        assert recorder.stop_reason(TrialKey(1, 4)) is None, (
+            "two seeds are near each other by chance"
+        )
         assert not said
         finish(recorder, TrialKey(0, index), scores[0])
         finish(recorder, TrialKey(1, index), scores[1])
     assert len(said) == 1
-    assert "trial 1 is given no more seeds" in said[0]
-    assert recorder.stopped(TrialKey(1, 4)) == "dropped"
-    assert recorder.stopped(TrialKey(0, 4)) is None
+    assert "trial 1 gets no more replicates" in said[0]
+    assert recorder.stop_reason(TrialKey(1, 4)) == "dropped"
+    assert recorder.stop_reason(TrialKey(0, 4)) is None
     recorder.advance(TrialKey(1, 4), [row(1, 0.9)])
     recorder.end(TrialKey(1, 4), "pruned", "dropped")
     assert [line for line in diary.lines if line[0] == "ended"][-1] == ("ended", 1, "pruned")
@@ -153,9 +149,9 @@ def test_the_hopeless_get_no_more_seeds(said: list[str], tmp_path: Path) -> None
     assert recorder.next_trial() is None
     finish(recorder, TrialKey(0, 4), 0.69)
     finish(recorder, TrialKey(0, 5), 0.69)
-    assert [c.trial.number for c in standing(found(study, 5))] == [0]
+    assert [c.trial.number for c in eligible(found(study, 5))] == [0]
     assert winner(study, 5) == 0
-    assert not rerunner(study, 5).left(), "what was decided stands"
+    assert rerunner(study, 5).next_trial() is None, "what was decided stands"
     assert len(said) == 1
 
 
@@ -174,9 +170,9 @@ def test_a_proven_trial_is_not_forgotten_for_lucky_ones(tmp_path: Path) -> None:
     study = study_at(tmp_path)
     searched(study, [0.5])
     run_all(rerunner(study, 2), {0: [0.5, 0.51]})
-    searched(study, [0.6] * CANDIDATES)
-    poor = {n: [0.3, 0.31] for n in range(1, 1 + CANDIDATES)}
-    assert len(run_all(rerunner(study, 2), poor)) == 2 * CANDIDATES
+    searched(study, [0.6] * MAX_CANDIDATES)
+    poor = {n: [0.3, 0.31] for n in range(1, 1 + MAX_CANDIDATES)}
+    assert len(run_all(rerunner(study, 2), poor)) == 2 * MAX_CANDIDATES
     assert winner(study, 2) == 0
 
 
@@ -187,7 +183,7 @@ def test_fewer_replicates_than_before_are_refused(tmp_path: Path) -> None:
     run_all(rerunner(study, 3), {0: [0.5, 0.51, 0.52]})
     check_count(study, 3)
     check_count(study, 4)
-    with pytest.raises(UserError, match=r"has replicates on 3 seeds.* give --replicates 3 or more"):
+    with pytest.raises(UserError, match=r"has 3 replicates.* give --replicates 3 or more"):
         check_count(study, 2)
 
 
@@ -275,8 +271,8 @@ def test_what_a_killed_driver_left_running_is_ended_when_nobody_needs_it(tmp_pat
     study, diary = study_at(tmp_path), Diary()
     searched(study, [0.5])
     next_of(rerunner(study, 2))
-    searched(study, [0.6] * CANDIDATES)
-    flat = {n: [0.6, 0.6] for n in range(1, 1 + CANDIDATES)}
+    searched(study, [0.6] * MAX_CANDIDATES)
+    flat = {n: [0.6, 0.6] for n in range(1, 1 + MAX_CANDIDATES)}
     run_all(rerunner(study, 2, listeners=[diary]), flat)
     left = replicates(study, records(study, SPACE))[0]
     assert (left.number, left.state) == (0, "pruned")

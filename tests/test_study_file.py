@@ -17,9 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from resp_tune.common.choices import State
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.space.search_space import load_space
+from resp_tune.study.optuna_internals import one_commit
 from resp_tune.study.samplers import SAMPLERS, make_sampler
-from resp_tune.study.study import one_commit, open_study, read_study, state_of
-from resp_tune.study.trial_queue import TrialQueue
+from resp_tune.study.study import open_study, read_study, state_of
+from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings
 
 WIDE = load_space("wide.yaml")
 
@@ -34,16 +35,8 @@ def in_file(folder: Path) -> list[FrozenTrial]:
 
 
 def recorder_of(study: optuna.Study, budget: int) -> TrialQueue:
-    return TrialQueue(
-        study,
-        WIDE,
-        metric="macro_f1",
-        epochs=4,
-        seed=1,
-        budget=budget,
-        deadline=None,
-        listeners=[],
-    )
+    settings = TrialSettings("macro_f1", epochs=4, seed=1)
+    return TrialQueue(SamplerSource(study, WIDE, settings, budget=budget))
 
 
 def row_of(epoch: int, score: float) -> dict[str, float]:

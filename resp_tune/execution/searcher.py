@@ -51,7 +51,7 @@ class TrialSource(Protocol):
     def end(self, key: TrialKey, state: State, reason: str | None = None, /) -> None:
         """The end of a run."""
 
-    def stopped(self, key: TrialKey, /) -> str | None:
+    def stop_reason(self, key: TrialKey, /) -> str | None:
         """Why a run must not go on; None where it may."""
 
     def config(self, key: TrialKey, /) -> TrialConfig:
@@ -144,7 +144,7 @@ class StudySearcher(Searcher):
         elif result["epoch"] == self.runs.epochs:
             self.runs.end(key, "finished")
         else:
-            self.runs.end(key, "pruned", self.runs.stopped(key) or "scheduler")
+            self.runs.end(key, "pruned", self.runs.stop_reason(key) or "scheduler")
 
     def after_loss(
         self, trial_id: str, losses: int, said: str, *, with_node: bool = False
@@ -190,7 +190,7 @@ class StudyStopper(tune.Stopper):
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """True for a trial that must not go on."""
         key = self.searcher.keys.get(trial_id)
-        return key is not None and self.searcher.runs.stopped(key) is not None
+        return key is not None and self.searcher.runs.stop_reason(key) is not None
 
     def stop_all(self) -> bool:
         """Only for a halt: else each trial ends at its own next report, with its epochs kept."""

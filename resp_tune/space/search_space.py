@@ -39,19 +39,24 @@ class SearchSpace:
     parameters: Mapping[str, Parameter]
 
     def suggest(self, trial: optuna.trial.Trial) -> TrialConfig:
-        """A config for `trial`, every active parameter chosen by the study's sampler."""
-        return self._config(lambda name, parameter: parameter.suggest(trial, name))
+        """Return a config for `trial`, with all active parameters suggested by its sampler."""
+        return self.base.replace(self.suggest_values(trial))
+
+    def suggest_values(self, trial: optuna.trial.Trial) -> dict[str, Any]:
+        """Return the fields of `suggest`'s config, not yet validated together."""
+        return self._values(lambda name, parameter: parameter.suggest(trial, name))
 
     def baseline(self) -> TrialConfig:
-        """The base config, each active parameter moved to the nearest value the space allows."""
-        return self._config(lambda name, parameter: parameter.nearest(getattr(self.base, name)))
+        """Return the base config, with each active parameter at the nearest value in the space."""
+        values = self._values(lambda name, parameter: parameter.nearest(getattr(self.base, name)))
+        return self.base.replace(values)
 
-    def _config(self, choose: Callable[[str, Parameter], Any]) -> TrialConfig:
+    def _values(self, choose: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         values = self.base.as_dict()
         for name, parameter in self.parameters.items():
             if parameter.active(values):
                 values |= parameter.fields(name, choose(name, parameter))
-        return self.base.replace(values)
+        return values
 
     def baseline_params(self) -> dict[str, Any]:
         """The baseline as parameters of the study: the active ones."""

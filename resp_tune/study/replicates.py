@@ -1,8 +1,9 @@
-"""The best few trials run again on fresh seeds, so that the winner is not the luckiest.
+"""Choose the winner among the best trials by replicates on other seeds, not by one lucky score.
 
-The score that made a trial a candidate is not counted: it was picked for being high. Replicates are
-no trials of the study, which holds what the sampler asked for; each is an attribute of the study,
-`resp_tune.replicate.<number>.<index>`.
+The score that made a trial a candidate does not count: it was selected for being high. Replicates
+are not trials of the study, which holds what the sampler proposed, but attributes of it:
+`resp_tune.replicate.NUMBER.INDEX`, and `resp_tune.replicate.NUMBER.INDEX.epochs.FIRST` for the rows
+of a report (release 0.1.0 kept the rows in the first).
 """
 
 from __future__ import annotations
@@ -18,24 +19,25 @@ import optuna
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
-from resp_tune.study.study import TrialRecord, ranked
+from resp_tune.study.optuna_internals import one_commit
+from resp_tune.study.study import TrialRecord, epochs_key, ranked, read_epochs
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
-CANDIDATES = 4
-LEAST = 2  # seeds that a mean and its standard error need
-# Two values are close together by chance too often: on two seeds, one in thirteen candidates that
-# are better by half a deviation would be given up.
-LEAST_TO_DROP = 3
+MAX_CANDIDATES = 4  # by the score of the search
+MIN_REPLICATES = 2  # for a mean and its standard error
+# Two values are often close together by chance: after two replicates, one in thirteen candidates
+# that are better by half a standard deviation would be dropped.
+MIN_REPLICATES_TO_DROP = 3
 _PREFIX = "resp_tune.replicate."
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trial of the search and the replicates of it that count, by index.
+    """A trial of the search and its replicates that count, by index.
 
-    A replicate that has diverged counts with the metric's worst value, but has no network to use.
-    `failure`: why one of its replicates failed, which takes it out until that is run again.
+    A diverged replicate counts with the metric's worst value but has no usable network. `failure`:
+    the error of a failed replicate, which excludes the candidate until it is run again.
     """
 
     trial: TrialRecord
@@ -45,46 +47,45 @@ class Candidate:
 
     @property
     def scores(self) -> list[float]:
-        """One a replicate."""
+        """The score of each replicate."""
         worst = METRICS[self.metric].worst
         return [worst if r.score is None else r.score for r in self.runs]
 
     @property
     def finished(self) -> list[TrialRecord]:
-        """Replicates whose networks can be used."""
+        """The replicates whose networks can be used."""
         return [r for r in self.runs if r.state == "finished"]
 
     @property
     def mean(self) -> float | None:
-        """Mean score, None without any."""
+        """The mean score, or None without replicates."""
         return statistics.fmean(self.scores) if self.runs else None
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation of the scores (n − 1), None for fewer than two."""
-        return statistics.stdev(self.scores) if len(self.runs) >= LEAST else None
+        """The standard deviation of the scores (n − 1), or None for fewer than two."""
+        return statistics.stdev(self.scores) if len(self.runs) >= MIN_REPLICATES else None
 
     @property
-    def bound(self) -> float | None:
-        """The mean, worsened by its standard error: what candidates are compared by."""
-        return self._moved(-1.0)
+    def lower_bound(self) -> float | None:
+        """The mean made worse by its standard error, by which candidates are compared."""
+        return self._shifted_mean(-1.0)
 
-    def _moved(self, errors: float) -> float | None:
-        """The mean moved by so many standard errors, upwards to the better."""
+    def _shifted_mean(self, errors: float) -> float | None:
+        """Return the mean made better by `errors` standard errors."""
         if self.mean is None or self.sd is None:
             return None
-        sign = 1 if METRICS[self.metric].mode == "max" else -1
-        return self.mean + sign * errors * self.sd / math.sqrt(len(self.runs))
+        return self.mean + _sign(self.metric) * errors * self.sd / math.sqrt(len(self.runs))
 
-    def hopeless_beside(self, best: Candidate) -> bool:
-        """Whether even its mean, bettered by its error, is worse than the bound of `best`."""
-        own, bound = self._moved(1.0), best.bound
-        if own is None or bound is None or len(self.runs) < LEAST_TO_DROP:
+    def clearly_worse_than(self, best: Candidate) -> bool:
+        """Return whether its mean made better by its error is worse than the bound of `best`."""
+        own, bound, sign = self._shifted_mean(1.0), best.lower_bound, _sign(self.metric)
+        if own is None or bound is None or len(self.runs) < MIN_REPLICATES_TO_DROP:
             return False
-        return own < bound if METRICS[self.metric].mode == "max" else own > bound
+        return sign * own < sign * bound
 
     def summary(self, *, dropped: bool) -> dict[str, Any]:
-        """What `summary.json` says of it."""
+        """Return the candidate's entry in `summary.json`."""
         return {
             "number": self.trial.number,
             "search_score": self.trial.score,
@@ -92,63 +93,86 @@ class Candidate:
             "scores": self.scores,
             "mean": self.mean,
             "sd": self.sd,
-            "bound": self.bound,
+            "bound": self.lower_bound,
             "dropped": dropped,
         }
 
 
+def _sign(metric: str) -> int:
+    return 1 if METRICS[metric].mode == "max" else -1
+
+
 def replicate_seed(search_seed: int, number: int, index: int) -> int:
-    """The seed of a trial's replicate `index`, from 1."""
+    """Return the seed of replicate `index` (from 1) of a trial."""
     return mix_seed(search_seed, number, index) % 2**32
 
 
 def replicates(study: optuna.Study, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Every replicate that has been handed out, by number and index."""
+    """Return every replicate that was handed out, by number and index."""
+    values: dict[TrialKey, Any] = {}
+    reports: dict[TrialKey, dict[str, Any]] = {}
+    for name, value in _attributes(study).items():
+        number, index, *report = name.split(".", 2)
+        key = TrialKey(int(number), int(index))
+        if report:
+            reports.setdefault(key, {})[report[0]] = value
+        else:
+            values[key] = value
     by_number = {t.number: t for t in trials}
-    found = []
-    for name, value in study.user_attrs.items():
-        if name.startswith(_PREFIX):
-            number, index = (int(part) for part in name.removeprefix(_PREFIX).split("."))
-            found.append(_from_attribute(by_number[number], index, value))
-    return sorted(found, key=lambda r: r.key)
+    return [
+        _read_replicate(by_number[key.number], key, value, reports.get(key, {}))
+        for key, value in sorted(values.items())
+    ]
+
+
+def _attributes(study: optuna.Study) -> dict[str, Any]:
+    attributes = study.user_attrs.items()
+    return {k.removeprefix(_PREFIX): v for k, v in attributes if k.startswith(_PREFIX)}
 
 
 def check_count(study: optuna.Study, count: int) -> None:
-    """Raise `UserError` when `study` was run with more replicates than `count`.
+    """Raise `UserError` if `study` was run with more replicates than `count`.
 
-    With fewer, another trial could win and read the test side, by nothing but a forgotten flag.
+    With fewer, another trial could win and be scored on the test split because of a forgotten flag.
     """
-    indices = (name.rsplit(".", 1)[1] for name in study.user_attrs if name.startswith(_PREFIX))
-    most = max(map(int, indices), default=1)
+    most = max((int(name.split(".")[1]) for name in _attributes(study)), default=1)
     if count < most:
         raise UserError(
-            f"search '{study.study_name}' has replicates on {most} seeds, which --replicates "
-            f"{count} would not count: give --replicates {most} or more, or another --name"
+            f"search '{study.study_name}' has {most} replicates of a trial, of which --replicates "
+            f"{count} would ignore some: give --replicates {most} or more, or another --name"
         )
 
 
-def save_replicate(study: optuna.Study, replicate: TrialRecord) -> None:
-    """Write a replicate as it stands now."""
+def save_replicate(
+    study: optuna.Study, replicate: TrialRecord, rows: Sequence[Mapping[str, float]] = ()
+) -> None:
+    """Store a replicate, and `rows`, those at the end of its epochs that are not stored yet."""
+    key = replicate.key
+    name = f"{_PREFIX}{key.number}.{key.replicate}"
     value = {
         "seed": replicate.config.seed,
         "micro_batch": replicate.config.micro_batch,
         "state": replicate.state,
-        "epochs": replicate.epochs,
         "score": replicate.score,
         "seconds": replicate.seconds,
         "error": replicate.error,
     }
-    study.set_user_attr(f"{_PREFIX}{replicate.number}.{replicate.key.replicate}", value)
+    with one_commit(study):
+        if rows:
+            study.set_user_attr(f"{name}.{epochs_key(rows)}", rows)
+        study.set_user_attr(name, value)
 
 
-def _from_attribute(trial: TrialRecord, index: int, value: Mapping[str, Any]) -> TrialRecord:
+def _read_replicate(
+    trial: TrialRecord, key: TrialKey, value: Mapping[str, Any], reports: Mapping[str, Any]
+) -> TrialRecord:
     return dataclasses.replace(
         trial,
-        key=TrialKey(trial.number, index),
+        key=key,
         state=value["state"],
         score=value["score"],
         config=trial.config.replace({k: value[k] for k in ("seed", "micro_batch") if k in value}),
-        epochs=value["epochs"],
+        epochs=read_epochs({**value, **reports}),
         seconds=value["seconds"],
         error=value["error"],
     )
@@ -157,42 +181,44 @@ def _from_attribute(trial: TrialRecord, index: int, value: Mapping[str, Any]) ->
 def candidates(
     trials: Sequence[TrialRecord], runs: Sequence[TrialRecord], *, metric: str, count: int
 ) -> list[Candidate]:
-    """The best trials by their score in the search, and the replicates of each; best bound first.
+    """Return the best trials of the search with their replicates, best bound first.
 
-    A trial that has proven itself on `LEAST` seeds stays a candidate when later trials have higher
-    single scores. None with a `count` of 1: nothing is run again.
+    A trial with `MIN_REPLICATES` replicates stays a candidate when later trials have higher single
+    scores. With a `count` of 1 nothing is replicated, and there are no candidates.
     """
-    if count < LEAST:
+    if count < MIN_REPLICATES:
         return []
     of_trial: dict[int, list[TrialRecord]] = {}
     for run in sorted(runs, key=lambda r: r.key):
         of_trial.setdefault(run.number, []).append(run)
     found = []
-    for place, trial in enumerate(ranked(trials, metric)):
+    for rank, trial in enumerate(ranked(trials, metric)):
         own = of_trial.get(trial.number, [])
         counted = tuple(r for r in own if r.state in ("finished", "diverged"))
-        if place < CANDIDATES or len(counted) >= LEAST:
+        if rank < MAX_CANDIDATES or len(counted) >= MIN_REPLICATES:
             failure = next((r.error for r in own if r.state == "failed"), None)
             found.append(Candidate(trial, counted, metric, failure))
-    return sorted(found, key=_place)
+    return sorted(found, key=_order)
 
 
-def standing(found: Sequence[Candidate]) -> list[Candidate]:
-    """Those of `found` that can still win, in their order: nothing failed, and not hopeless."""
-    able = [c for c in found if c.failure is None]
-    leaders = [c for c in able if len(c.runs) >= LEAST_TO_DROP]
-    return [c for c in able if not any(c.hopeless_beside(best) for best in leaders[:1])]
+def eligible(ordered: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates that can still win: without a failure, not clearly worse than the best.
+
+    `ordered`: best bound first, as the result.
+    """
+    able = [c for c in ordered if c.failure is None]
+    leaders = [c for c in able if len(c.runs) >= MIN_REPLICATES_TO_DROP]
+    return [c for c in able if not any(c.clearly_worse_than(best) for best in leaders[:1])]
 
 
-def choose(found: Sequence[Candidate], count: int) -> Candidate | None:
-    """The candidate with the best bound over all `count` seeds, of equals the lower number."""
-    whole = [c for c in standing(found) if len(c.runs) >= count and c.finished]
-    return next(iter(whole), None)
+def select(ordered: Sequence[Candidate], count: int) -> Candidate | None:
+    """Return the best of the eligible candidates that have all `count` replicates, if any."""
+    complete = [c for c in eligible(ordered) if len(c.runs) >= count and c.finished]
+    return next(iter(complete), None)
 
 
-def _place(c: Candidate) -> tuple[bool, float, int]:
-    """Best bound first; those without one, by their score in the search, last."""
-    sign = 1 if METRICS[c.metric].mode == "max" else -1
-    value = c.trial.score if c.bound is None else c.bound
+def _order(c: Candidate) -> tuple[bool, float, int]:
+    """Sort by bound, best first; then those without one, by their score in the search."""
+    value = c.trial.score if c.lower_bound is None else c.lower_bound
     # Rounded, or the last bit of a sum would decide between equals.
-    return c.bound is None, -sign * round(value or 0.0, 9), c.trial.number
+    return c.lower_bound is None, -_sign(c.metric) * round(value or 0.0, 9), c.trial.number

@@ -1,19 +1,16 @@
-"""CMA-ES as Optuna has it, but for its optimiser, which the study keeps as a pickle.
+"""Read the optimiser of CMA-ES, which Optuna keeps in the study as a pickle, safely.
 
-A study is a file that people hand on, and to read a pickle is to run what it names. This reader
-knows the few names that an optimiser consists of, and refuses every other.
+Studies are passed from person to person, and reading a pickle runs what it names. This reader knows
+the few names that an optimiser consists of, and refuses every other.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
 from typing import Any
 
 import cmaes
-from optuna.samplers import CmaEsSampler
-from optuna.trial import FrozenTrial
 
 from resp_tune.errors import RunError
 
@@ -26,30 +23,20 @@ _NAMES = {
     ("numpy.core.multiarray", "_reconstruct"),  # numpy before 2
     ("numpy.core.multiarray", "scalar"),
 }
-_KEY = "cma:optimizer:"
-
-
-class SafeCmaEsSampler(CmaEsSampler):
-    """Optuna's sampler; a study whose optimiser is no optimiser is a `RunError`."""
-
-    def _restore_optimizer(self, completed_trials: Sequence[FrozenTrial]) -> cmaes.CMA | None:
-        for trial in reversed(completed_trials):
-            parts = {k: v for k, v in trial.system_attrs.items() if k.startswith(_KEY)}
-            if parts:
-                in_order = [parts.get(f"{_KEY}{i}", "a part is missing") for i in range(len(parts))]
-                return read_optimiser("".join(map(str, in_order)), trial.number)
-        return None
 
 
 def read_optimiser(text: str, number: int) -> cmaes.CMA:
-    """The optimiser that Optuna wrote, in hexadecimal digits, to trial `number`."""
+    """Return the optimiser that Optuna wrote, in hexadecimal digits, with trial `number`.
+
+    Raises `RunError` for text that is anything else.
+    """
     try:
-        found = _SafeUnpickler(io.BytesIO(bytes.fromhex(text))).load()
+        optimiser = _SafeUnpickler(io.BytesIO(bytes.fromhex(text))).load()
     except Exception as error:  # a damaged pickle may raise anything
         raise _refusal(number, " ".join(str(error).split())[:200]) from error
-    if not isinstance(found, cmaes.CMA):
-        raise _refusal(number, f"it is a {type(found).__name__}")
-    return found
+    if not isinstance(optimiser, cmaes.CMA):
+        raise _refusal(number, f"it is a {type(optimiser).__name__}")
+    return optimiser
 
 
 class _SafeUnpickler(pickle.Unpickler):
@@ -61,6 +48,6 @@ class _SafeUnpickler(pickle.Unpickler):
 
 def _refusal(number: int, why: str) -> RunError:
     return RunError(
-        f"what the study keeps of CMA-ES at trial {number} is damaged, or was not written by it "
-        f"({why}): restore study.db from a copy, or go on with --sampler tpe"
+        f"the state of CMA-ES that the study keeps with trial {number} is damaged or was not "
+        f"written by CMA-ES ({why}): restore study.db from a copy, or continue with --sampler tpe"
     )

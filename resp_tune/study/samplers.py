@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from optuna.samplers import (
 
 from resp_tune.space.parameters import Categorical
 from resp_tune.space.search_space import SearchSpace
-from resp_tune.study.safe_cmaes import SafeCmaEsSampler
+from resp_tune.study.optuna_internals import SafeCmaEsSampler, silence_qmc_sampler
 
 
 def _cmaes(seed: int) -> BaseSampler:
@@ -29,8 +28,7 @@ def _gp(seed: int) -> BaseSampler:
 
 
 def _qmc(seed: int) -> BaseSampler:
-    # It warns of conditions whatever it is told; `blind_to` says the same in our own words.
-    logging.getLogger("optuna.samplers._qmc").setLevel(logging.ERROR)
+    silence_qmc_sampler()  # `blind_to` says the same in our own words
     return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
 
 

@@ -1,17 +1,16 @@
-"""The study: the one truth about a search, from which all else that is written can be made again.
+"""Open and read the study, the single source of truth from which all other results are made.
 
-A trial of the search is a trial of the Optuna study, and its number. Beside Optuna's own values it
-carries `config`, `seed`, `epochs` (one row an epoch), at its end `seconds`, and where they apply
-`diverged`, `error`, `stopped`. Only what the sampler asked for is a trial: replicates are
-attributes of the study (`replicates.py`).
+A trial of the search is a trial of the Optuna study. Beside Optuna's own values it has the
+attributes `config`, `seed`, `epochs.FIRST` (the rows of one report), `seconds` once it has ended,
+and where they apply `diverged`, `error`, `stopped`. Replicates are no trials of the study, but
+attributes of it (`replicates.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import FIELDS, TrialConfig
 from resp_tune.errors import RunError, UserError
 from resp_tune.space.search_space import SearchSpace
-from resp_tune.study.optuna_storage import SingleWriterStorage
+from resp_tune.study.optuna_internals import fast_storage
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
@@ -43,14 +42,15 @@ DRIVERS = "resp_tune.drivers"  # who has run it on an object store, one after an
 
 # Longer than anything that should hold the file, shorter than a person's patience.
 LOCKED_SECONDS = 120
-_RESTORE = "restore it from a copy, or move the search's folder away to begin anew"
+_RESTORE = "restore it from a copy, or move the search's folder away to start over"
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as the study has it. `state` is None while it runs; `score` is for finished ones.
+    """A trial or a replicate, as the study has it.
 
-    `values` are the searched fields, `epochs` the rows of `EpochResult.row()`.
+    `state` is None while it runs, and `score` unless it has finished. `values`: the searched
+    fields. `epochs`: the rows of `EpochResult.row()`.
     """
 
     key: TrialKey
@@ -69,39 +69,32 @@ class TrialRecord:
 
     @property
     def validation(self) -> dict[str, float]:
-        """The metrics of its last epoch."""
+        """The validation metrics of the last epoch."""
         last = self.epochs[-1] if self.epochs else {}
         names = {f"val_{name}": name for name in METRICS}
         return {names[key]: value for key, value in last.items() if key in names}
 
 
-def with_micro_batch(record: TrialRecord, size: int | None) -> TrialRecord:
-    """The trial with a micro-batch of `size`."""
-    config = record.config.replace({"micro_batch": size})
-    return dataclasses.replace(record, config=config)
-
-
 def open_study(
     path: Path, name: str, metric: str, sampler: optuna.samplers.BaseSampler
 ) -> optuna.Study:
-    """The study in the sqlite file `path`; made, if it is not there, whole or not at all.
+    """Open the study in the sqlite file `path`, which is created atomically if it is missing.
 
-    For who alone writes it, as the search's lock makes sure.
+    The caller must be the only writer, as the search's lock ensures.
     """
     if not path.exists():
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        storage = _storage(beside)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        database = _storage(part)
         optuna.create_study(
-            storage=storage,
+            storage=database,
             study_name=name,
             direction="maximize" if METRICS[metric].mode == "max" else "minimize",
         )
-        storage.remove_session()
-        storage.engine.dispose()
-        beside.replace(path)
-    return optuna.load_study(
-        storage=SingleWriterStorage(_storage(path)), study_name=name, sampler=sampler
-    )
+        database.remove_session()
+        database.engine.dispose()
+        part.replace(path)
+    storage = fast_storage(_storage(path))
+    return optuna.load_study(storage=storage, study_name=name, sampler=sampler)
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
@@ -113,75 +106,68 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def _url(path: Path) -> str:
-    """Of the sqlite file, as SQLAlchemy quotes it, and Optuna, which takes it for a template."""
+    """Return the URL of a sqlite file, quoted for SQLAlchemy and for Optuna's templates."""
     url = URL.create("sqlite", database=str(path)).render_as_string()
     return url.replace("{", "{{").replace("}", "}}")
 
 
-def one_commit(study: optuna.Study) -> AbstractContextManager[None]:
-    """Inside, all that this thread writes to the study is one commit; none of it after an error."""
-    storage = study._storage
-    return (
-        storage.one_commit() if isinstance(storage, SingleWriterStorage) else nullcontext()
-    )  # in memory
-
-
 @contextmanager
 def study_in_one_line(path: Path) -> Iterator[None]:
-    """Inside, a study that cannot be read or written is a `RunError` that names its file `path`."""
+    """Turn errors of the study's database inside into a `RunError` that names its file `path`."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        said = _said(error)
+        cause = _database_message(error)
         raise RunError(
-            f"the study '{path}' cannot be used ({said}): {_way_out(said)}, then type the same "
-            "command again: it goes on"
+            f"the study '{path}' cannot be used ({cause}): {_remedy(cause)}, then rerun the same "
+            "command to resume"
         ) from error
 
 
-def _said(error: Exception) -> str:
-    """What the database itself said, without the statement."""
+def _database_message(error: Exception) -> str:
+    """Return the database's own message, without the statement."""
     inner = error.__cause__ or error
     return (str(getattr(inner, "orig", None) or inner).strip() or repr(error)).splitlines()[0]
 
 
-def _way_out(said: str) -> str:
-    if "locked" in said:
-        return f"another program has held it for {LOCKED_SECONDS} s; close that"
-    if "full" in said or "disk I/O" in said:  # sqlite says the one or the other of a full disk
-        return "make sure that there is space on its disk, and that it can be written"
-    if "malformed" in said or "not a database" in said:
+def _remedy(cause: str) -> str:
+    if "locked" in cause:
+        return f"another program has locked it for {LOCKED_SECONDS} s; close that program"
+    if "full" in cause or "disk I/O" in cause:  # sqlite's two messages for a full disk
+        return "free space on its disk and make it writable"
+    if "malformed" in cause or "not a database" in cause:
         return f"it is damaged; {_RESTORE}"
     return "make it readable and writable"
 
 
 def read_study(path: Path, name: str) -> optuna.Study:
-    """The study in an existing file; raises `UserError` when there is none that can be read."""
+    """Open the study in an existing file, for reading; raise `UserError` if that is impossible."""
     if path.exists() and not path.is_file():
-        raise UserError(f"'{path}' is no file: {_RESTORE}")
+        raise UserError(f"'{path}' is not a file: {_RESTORE}")
     if not path.is_file():
-        raise UserError(f"'{path}' is not there: no search of that name was run here")
+        raise UserError(f"'{path}' does not exist: no search of that name was run here")
     if path.stat().st_size == 0:  # Optuna would fill it with its tables
         raise UserError(f"'{path}' is empty: {_RESTORE}")
-    storage = _url(path)
+    url = _url(path)
     try:
-        held = optuna.get_all_study_names(storage)
-        if name in held:
-            return optuna.load_study(study_name=name, storage=storage)
+        names = optuna.get_all_study_names(url)
+        if name in names:
+            return optuna.load_study(study_name=name, storage=url)
     except Exception as error:  # sqlalchemy, sqlite and optuna each have their own
+        cause = _database_message(error)
         raise UserError(
-            f"'{path}' cannot be read as the study '{name}' ({_said(error)}): {_RESTORE}"
+            f"'{path}' cannot be read as the study '{name}' ({cause}): {_RESTORE}"
         ) from error
-    if not held:
-        raise UserError(f"'{path}' holds no study: it was cut off while it was made; remove it")
+    if not names:
+        raise UserError(f"'{path}' has no study: its creation was interrupted; remove it")
     raise UserError(
-        f"'{path}' holds the study {', '.join(map(repr, held))}, not '{name}': a copied or renamed "
+        f"'{path}' has the study {', '.join(map(repr, names))}, not '{name}': a copied or renamed "
         "search keeps its name; give its folder that name again"
     )
 
 
 def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
-    """Remember what a trial of this study means; refuse a command that means something else."""
+    """Store the settings that define a trial on first use; then as `check_settings`."""
     if SETTINGS not in study.user_attrs:
         study.set_user_attr(SETTINGS, dict(settings))
     check_settings(study, settings)
@@ -190,11 +176,11 @@ def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
 def check_settings(
     study: optuna.Study, settings: Mapping[str, Any], recordings: str | None = None
 ) -> None:
-    """Raise `UserError` with the difference when trials of `study` mean something else.
+    """Raise `UserError` with the differences if `study` was started with other settings.
 
-    `recordings` says what differs in them, where that is known.
+    `recordings`: a description of the changed recordings, if known.
     """
-    # A field that did not exist when the search began had its default.
+    # A field that was added after the search began had its default.
     newer = {f"field {name}": spec.default for name, spec in FIELDS.items()}
     known = {**newer, **study.user_attrs.get(SETTINGS, settings)}
     differing = [key for key, value in settings.items() if known.get(key) != value]
@@ -205,34 +191,34 @@ def check_settings(
     ]
     if differing:
         if not changed:
-            said = f" ({recordings})" if recordings else ""
-            changed = [f"its recordings, or their labels, have changed since{said}"]
+            details = f" ({recordings})" if recordings else ""
+            changed = [f"its recordings, or their labels, have changed since{details}"]
         raise UserError(
             f"search '{study.study_name}' was started with other settings: {'; '.join(changed)}. "
-            "Give the old ones, or another --name"
+            "Give the old settings, or another --name"
         )
 
 
 def trial_seed(search_seed: int, number: int) -> int:
-    """A trial's own seed, so that any trial can be run again alone."""
+    """Return a trial's own seed, so that any trial can be repeated alone."""
     return mix_seed(search_seed, number) % 2**32
 
 
 def records(study: optuna.Study, space: SearchSpace) -> list[TrialRecord]:
-    """Every trial that has been handed out, by number."""
+    """Return every trial that was handed out, by number."""
     return [
-        record(trial, space)
+        read_record(trial, space, TrialConfig().replace(trial.user_attrs["config"]))
         for trial in study.get_trials(deepcopy=False)
         if "config" in trial.user_attrs
     ]
 
 
-def record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
-    """One trial of the study."""
-    attrs = trial.user_attrs
-    config = TrialConfig().replace(attrs["config"])
-    epochs = attrs.get("epochs", [])
-    state = state_of(trial)
+def read_record(trial: FrozenTrial, space: SearchSpace, config: TrialConfig) -> TrialRecord:
+    """Return a trial of the study as a record, with its `config`."""
+    attributes = trial.user_attrs
+    epochs, state = read_epochs(attributes), state_of(trial)
+    # The total is written at the end; an interrupted trial took at least the time of its epochs.
+    seconds = max(attributes.get("seconds", 0.0), sum(row.get("seconds", 0.0) for row in epochs))
     return TrialRecord(
         key=TrialKey(trial.number),
         state=state,
@@ -240,26 +226,40 @@ def record(trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         config=config,
         values=space.values(config),
         epochs=epochs,
-        # Written when it ends; one that was cut off has spent at least its epochs.
-        seconds=max(attrs.get("seconds", 0.0), sum(row.get("seconds", 0.0) for row in epochs)),
-        error=attrs.get("error"),
+        seconds=seconds,
+        error=attributes.get("error"),
     )
 
 
+def epochs_key(rows: Sequence[Mapping[str, float]]) -> str:
+    """Return the name of the attribute for the rows of one report, `epochs.FIRST`.
+
+    One attribute a report, so that n reports write O(n) bytes in all.
+    """
+    return f"epochs.{int(rows[0]['epoch'])}"
+
+
+def read_epochs(attributes: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return the rows of all reports by epoch; release 0.1.0 wrote them all into `epochs`."""
+    reports = {k: v for k, v in attributes.items() if k.startswith("epochs.")}
+    ordered = sorted(reports.items(), key=lambda item: int(item[0].removeprefix("epochs.")))
+    return [*attributes.get("epochs", []), *(row for _, rows in ordered for row in rows)]
+
+
 def state_of(trial: FrozenTrial) -> State | None:
-    """A trial's state in the words of this project; None while it waits or runs."""
+    """Return the final state of a trial, or None while it waits or runs."""
     if trial.state == TrialState.COMPLETE:
         return "diverged" if trial.user_attrs.get("diverged") else "finished"
     return {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}.get(trial.state)  # type: ignore[return-value]  # the two values are States
 
 
 def ranked(trials: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
-    """The finished trials, best score first; of equals, the lower number."""
+    """Return the finished trials, best score first, and by number among equals."""
     finished = [t for t in trials if t.state == "finished" and t.score is not None]
     sign = 1 if METRICS[metric].mode == "max" else -1
     return sorted(finished, key=lambda t: (-sign * (t.score or 0.0), t.number))
 
 
 def best_of(trials: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
-    """The first of `ranked`, None where no trial has finished."""
+    """Return the finished trial with the best score, if any."""
     return next(iter(ranked(trials, metric)), None)

@@ -1,11 +1,13 @@
-"""What happens to trials, written to the study first and then told to whoever listens."""
+"""Hand out training runs, and record their progress in the study first and with listeners next."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
@@ -14,32 +16,163 @@ from optuna.trial import TrialState
 from resp_tune.common.choices import State
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.config import TrialConfig
+from resp_tune.config import Precision, TrialConfig
 from resp_tune.space.search_space import SearchSpace
-from resp_tune.study.study import TrialRecord, one_commit, record, trial_seed, with_micro_batch
+from resp_tune.study.optuna_internals import one_commit, reopen_trial, stored_trial
+from resp_tune.study.study import TrialRecord, epochs_key, read_record, trial_seed
 from resp_tune.training.metrics import METRICS
 
-HOPELESS = 3
+MAX_INITIAL_FAILURES = 3
 
 
 class Listener(Protocol):
-    """Something that follows a search: the tracker, the table on the terminal."""
+    """A follower of a search, such as the tracker or the table on the terminal."""
 
     def started(self, trial: TrialRecord, seed: int) -> None:
-        """A trial was handed out, for the first time or again."""
+        """Take note of a run that was handed out, for the first time or again."""
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
-        """A trial has reported new epochs."""
+        """Take note of new epochs of a run."""
 
     def ended(self, trial: TrialRecord) -> None:
-        """A trial has reached its final state."""
+        """Take note of the final state of a run."""
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """The settings that all runs of a search share. `precision`: the one that `auto` stands for."""
+
+    metric: str
+    epochs: int
+    seed: int
+    precision: Precision = "auto"
+
+
+class ProposalSource(ABC):
+    """A source of runs for a `TrialQueue`, which also stores their progress in the study."""
+
+    def __init__(self, study: optuna.Study, settings: TrialSettings) -> None:
+        self.study, self.settings = study, settings
+
+    @abstractmethod
+    def propose(self, running: Collection[TrialKey]) -> TrialRecord | None:
+        """Return the next run, stored as running, or None while there is none."""
+
+    @abstractmethod
+    def stop_reason(self, key: TrialKey) -> str | None:
+        """Return why a running run must stop at its next report, or None."""
+
+    @abstractmethod
+    def save_config(self, run: TrialRecord) -> None:
+        """Store the config of a running run, whose micro-batch has changed."""
+
+    @abstractmethod
+    def save_epochs(self, run: TrialRecord, rows: Sequence[Mapping[str, float]]) -> None:
+        """Store `rows`, the new ones at the end of `run.epochs`."""
+
+    @abstractmethod
+    def save_end(self, run: TrialRecord, reason: str | None) -> None:
+        """Store the final state of `run`. `reason`: its error, or what stopped it."""
+
+    def end_abandoned(self, running: Collection[TrialKey]) -> list[TrialRecord]:
+        """End runs that an earlier driver left running and nobody resumes; return their records."""
+        return []
 
 
 class TrialQueue:
-    """Hands out trials of a study and writes down what becomes of them.
+    """Drives the runs of a `ProposalSource`, for one driver.
 
-    Trials that an earlier driver left running come first, with the same number and parameters; then
-    the study's sampler is asked until there are `budget` trials or `deadline` (of `time.monotonic`)
+    What a worker reports is stored in the study before any listener hears of it.
+    """
+
+    def __init__(self, source: ProposalSource, listeners: Sequence[Listener] = ()) -> None:
+        self.source, self.listeners = source, listeners
+        self._running: dict[TrialKey, TrialRecord] = {}
+        self._started_at: dict[TrialKey, float] = {}  # of the monotonic clock, less earlier seconds
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of a whole run."""
+        return self.source.settings.epochs
+
+    def stop_reason(self, key: TrialKey) -> str | None:
+        """Return why a running run must stop at its next report, or None."""
+        return self.source.stop_reason(key)
+
+    def config(self, key: TrialKey) -> TrialConfig:
+        """Return the current config of a running run."""
+        return self._running[key].config
+
+    def next_trial(self) -> dict[str, Any] | None:
+        """Return what a worker needs for the next run, or None while there is none."""
+        run = self.source.propose(self._running.keys())
+        if run is None:
+            for abandoned in self.source.end_abandoned(self._running.keys()):
+                self._report_end(abandoned)
+            return None
+        self._running[run.key] = run
+        self._started_at[run.key] = time.monotonic() - run.seconds
+        for listener in self.listeners:
+            listener.started(run, run.config.seed)
+        fault_point("trial-handed-out", str(run.key.folder))
+        return {
+            "key": run.key,
+            "config": run.config,
+            "epochs_reported": len(run.epochs),
+            "attempt": uuid.uuid4().hex,
+        }
+
+    def advance(
+        self, key: TrialKey, rows: Sequence[dict[str, float]], micro_batch: int | None = None
+    ) -> None:
+        """Record epochs of a running run, except those already known.
+
+        A worker that takes over from a lost one reports from its checkpoint on, hence again what
+        the lost one had reported. `micro_batch`: the one that it continues with after running out
+        of memory.
+        """
+        fault_point("trial-advances", str(key.folder))
+        run = self._running[key]
+        if micro_batch not in (None, run.config.micro_batch):
+            config = run.config.replace({"micro_batch": micro_batch})
+            run = self._update(run, config=config)
+            self.source.save_config(run)
+            self._running[key] = run
+        rows = [row for row in rows if row["epoch"] > len(run.epochs)]
+        if not rows:
+            return
+        run = self._update(run, epochs=[*run.epochs, *rows])
+        self.source.save_epochs(run, rows)
+        self._running[key] = run
+        for listener in self.listeners:
+            listener.advanced(run, rows)
+
+    def end(self, key: TrialKey, state: State, reason: str | None = None) -> None:
+        """Record the end of a running run. `reason`: its error, or what stopped it."""
+        fault_point("trial-ends", str(key.folder))
+        run, metric = self._running[key], self.source.settings.metric
+        score = run.epochs[-1][f"val_{metric}"] if state == "finished" else None
+        error = reason if state == "failed" else None
+        run = self._update(run, state=state, score=score, error=error)
+        self.source.save_end(run, reason)
+        del self._running[key], self._started_at[key]
+        self._report_end(run)
+        fault_point("trial-ended", str(key.folder))
+
+    def _update(self, run: TrialRecord, **changes: Any) -> TrialRecord:
+        seconds = time.monotonic() - self._started_at[run.key]
+        return dataclasses.replace(run, seconds=seconds, **changes)
+
+    def _report_end(self, run: TrialRecord) -> None:
+        for listener in self.listeners:
+            listener.ended(run)
+
+
+class SamplerSource(ProposalSource):
+    """Trials of the study, with parameters from its sampler.
+
+    Trials that an earlier driver left running come first, with the same number and parameters;
+    then the sampler is asked until there are `budget` trials or `deadline` (of `time.monotonic`)
     has passed.
     """
 
@@ -47,147 +180,95 @@ class TrialQueue:
         self,
         study: optuna.Study,
         space: SearchSpace,
+        settings: TrialSettings,
         *,
-        metric: str,
-        epochs: int,
-        seed: int,
         budget: int | None,
-        deadline: float | None,
-        listeners: Sequence[Listener],
-        settle: Callable[[TrialConfig], TrialConfig] = lambda config: config,
+        deadline: float | None = None,
     ) -> None:
-        self.study, self.space = study, space
-        self.metric, self.epochs, self.seed = metric, epochs, seed
-        self.budget, self.deadline = budget, deadline
-        self.listeners, self.settle = listeners, settle
+        super().__init__(study, settings)
+        self.space, self.budget, self.deadline = space, budget, deadline
         trials = study.get_trials(deepcopy=False)
-        self._left_running = [t._trial_id for t in trials if t.state == TrialState.RUNNING]
+        self._interrupted = [t for t in trials if t.state == TrialState.RUNNING]
         self._handed_out = sum(t.state != TrialState.WAITING for t in trials)
-        self._ended: set[State] = set()
-        self._failures = 0
-        self._trials: dict[TrialKey, optuna.trial.Trial] = {}
-        self._records: dict[TrialKey, TrialRecord] = {}  # of those that run now
-        self._clock: dict[TrialKey, float] = {}
+        self._ends: list[State] = []
+        self._trials: dict[TrialKey, optuna.trial.Trial] = {}  # the running ones
         if not trials:
             study.enqueue_trial(space.baseline_params())
 
     def out_of_time(self) -> bool:
-        """True once the deadline has passed."""
+        """Return whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def stopped(self, key: TrialKey) -> str | None:
-        """Why a running trial must not go on; None where it may."""
+    def stop_reason(self, key: TrialKey) -> str | None:
+        """Return why a running trial must stop at its next report, or None."""
         return "time budget" if self.out_of_time() else None
 
-    def config(self, key: TrialKey) -> TrialConfig:
-        """What a running trial goes on with."""
-        return self._records[key].config
-
-    def next_trial(self) -> dict[str, Any] | None:
-        """What a worker needs to run the next trial, None when the budget is met."""
-        if not self._left_running and (
-            self._hopeless() or self.out_of_time() or self._budget_met()
+    def propose(self, running: Collection[TrialKey]) -> TrialRecord | None:
+        """Return the next trial, stored as running, or None once the budget is spent."""
+        if not self._interrupted and (
+            self._only_failures() or self.out_of_time() or self._budget_is_spent()
         ):
             return None
         with one_commit(self.study):
-            if self._left_running:
-                trial = optuna.trial.Trial(self.study, self._left_running.pop(0))
+            if self._interrupted:
+                trial = reopen_trial(self.study, self._interrupted.pop(0))
             else:
                 trial = self.study.ask()
                 self._handed_out += 1
-            config = self._settled(trial)
+            fault_point("trial-asked")
+            config = self._config(trial)
             trial.set_user_attr("seed", config.seed)
             trial.set_user_attr("config", config.as_dict())
-        found = self._read(trial)
-        key = found.key
-        self._trials[key], self._records[key] = trial, found
-        self._clock[key] = time.monotonic() - found.seconds
-        for listener in self.listeners:
-            listener.started(found, config.seed)
-        fault_point("trial-handed-out", str(key.folder))
-        return {
-            "key": key,
-            "config": config,
-            "epochs_reported": len(found.epochs),
-            "attempt": uuid.uuid4().hex,
-        }
+        run = read_record(stored_trial(trial), self.space, config)
+        self._trials[run.key] = trial
+        return run
 
-    def _settled(self, trial: optuna.trial.Trial) -> TrialConfig:
-        fault_point("trial-asked")
-        seed = trial_seed(self.seed, trial.number)
-        suggested = self.settle(self.space.suggest(trial))
-        config = suggested.replace({"seed": seed, "epochs": self.epochs})
-        # One that was cut off keeps what it began with: the precision of the machine it was on,
-        # and a micro-batch that it had to halve.
-        return config.replace(trial.user_attrs.get("config", {}))
+    def _config(self, trial: optuna.trial.Trial) -> TrialConfig:
+        values = self.space.suggest_values(trial)
+        values |= {"seed": trial_seed(self.settings.seed, trial.number)}
+        values |= {"epochs": self.settings.epochs}
+        if values["precision"] == "auto":
+            values["precision"] = self.settings.precision
+        # An interrupted trial keeps the config it began with: the precision of the machine it was
+        # on, and a micro-batch that it had to halve.
+        return self.space.base.replace(values | stored_trial(trial).user_attrs.get("config", {}))
 
-    def _budget_met(self) -> bool:
+    def _budget_is_spent(self) -> bool:
         return self.budget is not None and self._handed_out >= self.budget
 
-    def _hopeless(self) -> bool:
-        """True when nothing but failures has come back: the next trial would fail as well."""
-        return self._ended == {"failed"} and self._failures >= HOPELESS
+    def _only_failures(self) -> bool:
+        """Return whether all trials have failed, so that the next one would fail as well."""
+        return set(self._ends) == {"failed"} and len(self._ends) >= MAX_INITIAL_FAILURES
 
-    def advance(
-        self, key: TrialKey, rows: Sequence[dict[str, float]], micro_batch: int | None = None
-    ) -> None:
-        """Epochs of a running trial; those that are known are skipped.
+    def save_config(self, run: TrialRecord) -> None:
+        """Store the config of a running trial, whose micro-batch has changed."""
+        self._trials[run.key].set_user_attr("config", run.config.as_dict())
 
-        A worker that takes over from a lost one tells again what the lost one had told.
-        `micro_batch`: what the trial went on with when memory did not suffice.
-        """
-        fault_point("trial-advances", str(key.folder))
-        known, trial = self._records[key], self._trials[key]
-        if micro_batch not in (None, known.config.micro_batch):
-            known = with_micro_batch(known, micro_batch)
-            trial.set_user_attr("config", known.config.as_dict())
-            self._records[key] = known
-        rows = [row for row in rows if row["epoch"] > len(known.epochs)]
-        if not rows:
-            return
-        # Kept here as well: to read it back from the study would take longer than to write it.
-        told = dataclasses.replace(known, epochs=[*known.epochs, *rows], seconds=self._seconds(key))
+    def save_epochs(self, run: TrialRecord, rows: Sequence[Mapping[str, float]]) -> None:
+        """Store the new epochs, and their scores as Optuna's intermediate values."""
+        trial = self._trials[run.key]
         with one_commit(self.study):
             for row in rows:
-                value = row.get(f"val_{self.metric}")
-                if value is not None:
-                    trial.report(value, int(row["epoch"]))
-            trial.set_user_attr("epochs", told.epochs)
-        self._records[key] = told
-        for listener in self.listeners:
-            listener.advanced(told, rows)
+                score = row.get(f"val_{self.settings.metric}")
+                if score is not None:
+                    trial.report(score, int(row["epoch"]))
+            trial.set_user_attr(epochs_key(rows), rows)
 
-    def end(self, key: TrialKey, state: State, reason: str | None = None) -> None:
-        """The end of a running trial; `reason` is the error, or what stopped it."""
-        fault_point("trial-ends", str(key.folder))
-        trial = self._trials[key]
+    def save_end(self, run: TrialRecord, reason: str | None) -> None:
+        """Store the end of a trial, and tell the sampler its score."""
+        trial = self._trials[run.key]
         with one_commit(self.study):
-            self._tell(trial, state, reason)
-        self._ended.add(state)
-        self._failures += state == "failed"
-        ended = self._read(trial)
-        del self._trials[key], self._records[key], self._clock[key]
-        for listener in self.listeners:
-            listener.ended(ended)
-        fault_point("trial-ended", str(key.folder))
-
-    def _tell(self, trial: optuna.trial.Trial, state: State, reason: str | None) -> None:
-        trial.set_user_attr("seconds", self._seconds(TrialKey(trial.number)))
-        if reason is not None:
-            trial.set_user_attr("error" if state == "failed" else "stopped", reason)
-        if state == "diverged":
-            trial.set_user_attr("diverged", True)
-            self.study.tell(trial, METRICS[self.metric].worst)
-        elif state == "finished":
-            self.study.tell(
-                trial, self._records[TrialKey(trial.number)].epochs[-1][f"val_{self.metric}"]
-            )
-        else:
-            end = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
-            self.study.tell(trial, state=end)
-
-    def _seconds(self, key: TrialKey) -> float:
-        return time.monotonic() - self._clock[key]
-
-    def _read(self, trial: optuna.trial.Trial) -> TrialRecord:
-        return record(self.study._storage.get_trial(trial._trial_id), self.space)
+            trial.set_user_attr("seconds", run.seconds)
+            if reason is not None:
+                trial.set_user_attr("error" if run.state == "failed" else "stopped", reason)
+            if run.state == "diverged":
+                trial.set_user_attr("diverged", True)
+                self.study.tell(trial, METRICS[self.settings.metric].worst)
+            elif run.state == "finished":
+                self.study.tell(trial, run.score)
+            else:
+                end = TrialState.PRUNED if run.state == "pruned" else TrialState.FAIL
+                self.study.tell(trial, state=end)
+        if run.state is not None:
+            self._ends.append(run.state)
+        del self._trials[run.key]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from resp_tune.config import TrialConfig
+from resp_tune.config import Precision, TrialConfig
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,11 @@ class ComputeDevice:
     type: str
     name: str
     bfloat16: bool
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that `auto` stands for on the device."""
+        return "bfloat16" if self.bfloat16 else "float32"
 
 
 def detect_compute_device(device_type: str) -> ComputeDevice:
@@ -32,10 +37,8 @@ def common_compute_device(devices: Sequence[ComputeDevice]) -> ComputeDevice:
 
 
 def resolve_precision(config: TrialConfig, device: ComputeDevice) -> TrialConfig:
-    """`config` with `precision: auto` replaced by what the device has, so that it is recorded."""
-    if config.precision != "auto":
-        return config
-    return config.replace({"precision": "bfloat16" if device.bfloat16 else "float32"})
+    """Return `config` with the device's precision instead of `auto`, so that it is recorded."""
+    return config.replace({"precision": device.precision}) if config.precision == "auto" else config
 
 
 def has_native_bfloat16(device_type: str) -> bool:

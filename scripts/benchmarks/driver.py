@@ -21,8 +21,9 @@ from resp_tune.harness.tracking_listener import TrackingListener
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import TrialRecord, open_study
-from resp_tune.study.trial_queue import TrialQueue
+from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import SearchRef
 
 METRIC = "macro_f1"
 
@@ -94,22 +95,12 @@ def drive(
     runs = SearchRuns(
         f"sqlite:///{folder / 'mlflow.db'}",
         folder,
-        folder.name,
-        metric=METRIC,
-        mode="max",
+        SearchRef(folder.name, METRIC, "max"),
         params={},
         tags={},
     )
-    recorder = TrialQueue(
-        study,
-        space,
-        metric=METRIC,
-        epochs=epochs,
-        seed=0,
-        budget=trials,
-        deadline=None,
-        listeners=[TrackingListener(runs, METRIC, {}), clock],
-    )
+    source = SamplerSource(study, space, TrialSettings(METRIC, epochs, seed=0), budget=trials)
+    recorder = TrialQueue(source, [TrackingListener(runs, METRIC, {}), clock])
     before = time.monotonic()
     with local_ray(machine, round(slots.concurrency * slots.gpus)):
         ready = time.monotonic()
@@ -139,7 +130,7 @@ def _work(trials_folder: Path, threads: int) -> TrialContext:
         caches=None,  # type: ignore[arg-type]  # would bring torch into the workers
         trials_folder=trials_folder,
         metric=METRIC,
-        milestones=(),
+        rungs=(),
         threads=threads,
         gpus=0.0,
     )

@@ -16,7 +16,7 @@ from benchmarks.simulated import METRICS
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import open_study
-from resp_tune.study.trial_queue import TrialQueue
+from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings
 from scaling.sizes import Sizes
 
 log = logging.getLogger("resp_tune")
@@ -113,16 +113,9 @@ def _fill(study: optuna.Study, size: int) -> None:
 
 
 def _recorder(study: optuna.Study) -> TrialQueue:
-    return TrialQueue(
-        study,
-        load_space("search_spaces/notebook.yaml"),
-        metric=METRIC,
-        epochs=ALONE + TOGETHER,
-        seed=0,
-        budget=None,
-        deadline=None,
-        listeners=[],
-    )
+    space = load_space("search_spaces/notebook.yaml")
+    settings = TrialSettings(METRIC, epochs=ALONE + TOGETHER, seed=0)
+    return TrialQueue(SamplerSource(study, space, settings, budget=None))
 
 
 def row(number: int, epoch: int) -> dict[str, float]:
