@@ -14,7 +14,6 @@ from support.small_sets import imagined
 
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import make_split
-from resp_tune.data.split import clips_of
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes
@@ -48,10 +47,8 @@ def frame_of(datamodule: DataModule, *, right: float, seed: int = 0) -> pd.DataF
     """Predictions of the test side, each right with probability `right`."""
     rng = np.random.default_rng(seed)
     classes = np.array(datamodule.split.classes)
-    clips = clips_of(
-        datamodule.dataset, datamodule.clips, datamodule.split, datamodule.split.test or ()
-    )
-    recordings = [datamodule.dataset.recordings[clip.recording] for clip in clips]
+    clips = datamodule.split.select_clips(datamodule.clips, datamodule.split.test or ())
+    recordings = [clip.recording for clip in clips]
     labels = np.array([clip.label for clip in clips])
     guess = np.where(
         rng.random(len(clips)) < right, labels, rng.integers(len(classes), size=len(clips))
@@ -174,7 +171,7 @@ def test_against_the_baselines_of_the_table(datamodule: DataModule) -> None:
     """Each draw by hand: the winner's figure less the mean of the forests' figures."""
     frame = frame_of(datamodule, right=0.6)
     found = baseline_differences(frame, datamodule)
-    table = predict_baselines(datamodule.dataset, datamodule.clips, datamodule.split).scores()
+    table = predict_baselines(datamodule.clips, datamodule.split).scores()
     answers = load_baseline_predictions(datamodule)
     names = sorted(set(frame["patient"]))
     drawn = np.random.default_rng(0).integers(len(names), size=(DRAWS, len(names)))
@@ -229,7 +226,7 @@ def test_other_clips_are_no_test_side(datamodule: DataModule) -> None:
 
 def test_answers_are_fitted_once(datamodule: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load_baselines(datamodule, 1)
-    answers = predict_baselines(datamodule.dataset, datamodule.clips, datamodule.split)
+    answers = predict_baselines(datamodule.clips, datamodule.split)
     assert found["test_side"] == answers.scores()
 
     def never(*_: object, **__: object) -> None:

@@ -40,7 +40,7 @@ def test_a_short_training_beats_the_baselines_on_unseen_patients() -> None:
     test = datamodule.clip_labels(stems, stems).tensors(unseen, config.front_end)
     probabilities = bundle.predict_clips(test.clips)
     labels = test.labels.numpy()
-    without_audio = predict_baselines(dataset, clips, datamodule.split, seeds=2).scores()
+    without_audio = predict_baselines(clips, datamodule.split, seeds=2).scores()
     scores = macro_f1(labels, probabilities), balanced_accuracy(labels, probabilities)
     device = without_audio["device"]["macro_f1"], without_audio["device"]["balanced_accuracy"]
     majority = 1 / len(datamodule.split.classes)

@@ -20,7 +20,7 @@ from support.small_sets import imagined, real_set
 from resp_tune.common.choices import PROTOCOLS
 from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import make_split
-from resp_tune.data.split import Fold, Split, clips_of, load_split, save_split
+from resp_tune.data.split import Fold, Split, load_split, save_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
@@ -63,7 +63,7 @@ def check_valid(dataset: Dataset, clips: Clips, split: Split) -> None:
         assert len(set.union(*parts)) == sum(len(part) for part in parts)
     for side in all_sides(split):
         assert side == tuple(sorted(set(side)))
-        labels = {clip.label for clip in clips_of(dataset, clips, split, side)}
+        labels = {clip.label for clip in split.select_clips(clips, side)}
         assert labels == set(range(len(split.classes))), (split.protocol, split.classes)
 
 
@@ -72,8 +72,8 @@ def check_valid(dataset: Dataset, clips: Clips, split: Split) -> None:
 
 def test_patient_is_the_documented_split(icbhi: Dataset) -> None:
     clips = clips_for("diagnosis", icbhi)
-    stems = np.array([icbhi.recordings[clip.recording].stem for clip in clips.clips])
-    patients = np.array([icbhi.recordings[clip.recording].patient for clip in clips.clips])
+    stems = np.array([clip.recording.stem for clip in clips.clips])
+    patients = np.array([clip.recording.patient for clip in clips.clips])
     labels = np.array([clip.label for clip in clips.clips])
     assert list(stems) == sorted(stems)
     for seed in (0, 7):
@@ -215,7 +215,7 @@ def test_official_on_the_real_set(icbhi: Dataset, drop: bool) -> None:
     check_valid(icbhi, clips, split)
     assert split.test is not None
     assert len(split.test) == 381
-    assert len(clips_of(icbhi, clips, split, split.test)) == 2756
+    assert len(split.select_clips(clips, split.test)) == 2756
     whole = set(split.folds[0].train) | set(split.folds[0].validation)
     leaks = split.leaks(icbhi)
     patients = {r.stem: r.patient for r in icbhi.recordings}
@@ -225,7 +225,7 @@ def test_official_on_the_real_set(icbhi: Dataset, drop: bool) -> None:
         assert not {"156", "218"} & {patients[stem] for stem in whole}
     else:
         assert len(whole) == 539
-        assert len(clips_of(icbhi, clips, split, whole)) == 4142
+        assert len(split.select_clips(clips, whole)) == 4142
         assert (leaks.patients, leaks.sessions) == (2, 5)
         assert leaks.recording_share > 0
     assert len(split.notes) == 1
@@ -342,8 +342,8 @@ def test_labels_are_indices_of_the_scored_classes() -> None:
     split = make_split(DATASET, DIAGNOSIS, SplitSpec("patient"))
     assert split.classes == ("COPD", "Healthy")
     assert split.test is not None
-    for clip in clips_of(DATASET, DIAGNOSIS, split, split.test):
-        assert split.classes[clip.label] == DATASET.recordings[clip.recording].diagnosis
+    for clip in split.select_clips(DIAGNOSIS, split.test):
+        assert split.classes[clip.label] == clip.recording.diagnosis
 
 
 def test_leaks_are_counted() -> None:

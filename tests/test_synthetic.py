@@ -165,7 +165,7 @@ def test_device_only_baseline(tmp_path: Path, confound: str, low: float, high: f
     make_synthetic(tmp_path / "set", settings)
     dataset = load_dataset(tmp_path / "set")
     clips = make_clips(get_task("diagnosis"), dataset)
-    scores = no_audio_baselines(dataset, clips, seeds=1)
+    scores = no_audio_baselines(clips, seeds=1)
     assert low <= scores["device"]["balanced_accuracy"] <= high
 
 

@@ -42,8 +42,8 @@ def write(path: Path, text: str = CLASSES, name: str = "infection") -> str:
 
 def labels(task: Task, pairs: list[tuple[str, str]]) -> dict[str, str]:
     """Class by diagnosis."""
-    clips, recordings = make_clips(task, imagined(pairs)).clips, imagined(pairs).recordings
-    return {recordings[c.recording].diagnosis: task.classes[c.label] for c in clips}
+    clips = make_clips(task, imagined(pairs)).clips
+    return {c.recording.diagnosis: task.classes[c.label] for c in clips}
 
 
 @pytest.mark.parametrize("ending", ["yaml", "yml"])
@@ -223,6 +223,7 @@ def test_an_edited_file_is_refused_with_the_difference(tmp_path: Path) -> None:
 
 def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
     from resp_tune.tracking.search_run import SearchRuns
+    from resp_tune.tracking.tags import SearchRef
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     params = {
@@ -235,7 +236,7 @@ def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
         "drop_shared_patients": False,
         "split_sha256": "ab12",
     }
-    runs = SearchRuns(uri, tmp_path, "first", metric="macro_f1", mode="max", params=params, tags={})
+    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params=params, tags={})
     runs.start_trial(TrialKey(0), params={"lr": 1e-3}, seed=7, tags={})
     given = ["--run", runs.run_ids()[TrialKey(0)], "--tracking-uri", uri]
     runs.close("FINISHED")

@@ -57,7 +57,7 @@ def controlled(dataset: Dataset, jobs: int | None) -> dict[str, Any]:
         return {"healthy": None, "sick": None, "baselines": None, "reason": str(error)}
     sizes = {}
     for label, name in enumerate(clips.task.classes):
-        chosen = [dataset.recordings[c.recording] for c in clips.clips if c.label == label]
+        chosen = [c.recording for c in clips.clips if c.label == label]
         patients = {r.patient for r in chosen}
         sizes[name] = {"recordings": len(chosen), "patients": len(patients)}
     return {**sizes, "baselines": _baselines(dataset, clips, jobs)}

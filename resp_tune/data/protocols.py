@@ -39,7 +39,7 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
     next of a fixed sequence of random states is tried.
     Raises `UserError` for a pair of task and protocol, or a data set, that cannot be scored.
     """
-    rows = _Rows.of(dataset, clips)
+    rows = _Rows.of(clips)
     notes: list[str] = []
     test: _Rows | None = None
     if spec.protocol == "recording":
@@ -85,8 +85,8 @@ class _Rows:
     label: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, dataset: Dataset, clips: Clips) -> _Rows:
-        recordings = [dataset.recordings[clip.recording] for clip in clips.clips]
+    def of(cls, clips: Clips) -> _Rows:
+        recordings = [clip.recording for clip in clips.clips]
         return cls(
             np.array([r.stem for r in recordings], dtype=np.str_),
             np.array([r.patient for r in recordings], dtype=np.str_),

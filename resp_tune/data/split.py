@@ -73,6 +73,19 @@ class Split:
             json.dumps(_content(self), sort_keys=True, separators=(",", ":")).encode()
         ).hexdigest()
 
+    def select_clips(self, clips: Clips, stems: Iterable[str]) -> tuple[Clip, ...]:
+        """Return the clips of the recordings `stems` that have one of `classes`, in their order.
+
+        Their labels are indices into `classes`.
+        """
+        wanted = set(stems)
+        label_of = {clips.task.classes.index(name): i for i, name in enumerate(self.classes)}
+        return tuple(
+            Clip(clip.recording, clip.start, clip.end, label_of[clip.label])
+            for clip in clips.clips
+            if clip.label in label_of and clip.recording.stem in wanted
+        )
+
     def leaks(self, dataset: Dataset) -> Leaks:
         """What stands on more than one side; `UserError` for sides of another data set."""
         known = {r.stem: r for r in dataset.recordings}
@@ -93,22 +106,6 @@ class Split:
             held_out = [*fold.validation, *(self.test or ())]
             shares.append(sum(known[s].patient in trained for s in held_out) / len(held_out))
         return Leaks(len(patients), len(sessions), float(np.mean(shares)))
-
-
-def clips_of(
-    dataset: Dataset, clips: Clips, split: Split, stems: Iterable[str]
-) -> tuple[Clip, ...]:
-    """The clips of the recordings `stems` that can be scored, labels as indices of `split.classes`.
-
-    In the order of `clips`.
-    """
-    wanted = set(stems)
-    index = {clips.task.classes.index(name): i for i, name in enumerate(split.classes)}
-    return tuple(
-        Clip(clip.recording, clip.start, clip.end, index[clip.label])
-        for clip in clips.clips
-        if clip.label in index and dataset.recordings[clip.recording].stem in wanted
-    )
 
 
 def save_split(split: Split, path: str | Path) -> None:

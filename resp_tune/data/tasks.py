@@ -8,7 +8,7 @@ from typing import Literal
 
 from resp_tune.common.text import amount, shorten
 from resp_tune.data.annotations import Cycle
-from resp_tune.data.dataset import Dataset
+from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.errors import UserError, nearest
 
@@ -19,11 +19,10 @@ ANY_OTHER = "*"
 class Clip:
     """A part of a recording with one label.
 
-    `recording` is an index into `dataset.recordings`, `start` and `end` are seconds, `label` is an
-    index into the classes.
+    `start` and `end` are seconds, `label` is an index into the classes.
     """
 
-    recording: int
+    recording: Recording
     start: float
     end: float
     label: int
@@ -161,13 +160,13 @@ def _whole_clips(task: Task, dataset: Dataset) -> tuple[list[Clip], list[str]]:
     clips: list[Clip] = []
     counts: Counter[str] = Counter()
     patients: dict[str, set[str]] = {}
-    for index, recording in enumerate(dataset.recordings):
+    for recording in dataset.recordings:
         label = task.label(recording.diagnosis)
         if label is None:
             counts[recording.diagnosis] += 1
             patients.setdefault(recording.diagnosis, set()).add(recording.patient)
         else:
-            clips.append(Clip(index, 0.0, recording.seconds, label))
+            clips.append(Clip(recording, 0.0, recording.seconds, label))
     dropped = []
     for name, count in sorted(counts.items()):
         reason = (
@@ -182,8 +181,8 @@ def _whole_clips(task: Task, dataset: Dataset) -> tuple[list[Clip], list[str]]:
 
 def _cycle_clips(dataset: Dataset) -> tuple[list[Clip], list[str]]:
     clips = [
-        Clip(index, cycle.start, cycle.end, _cycle_label(cycle))
-        for index, recording in enumerate(dataset.recordings)
+        Clip(recording, cycle.start, cycle.end, _cycle_label(cycle))
+        for recording in dataset.recordings
         for cycle in recording.cycles
     ]
     without = [recording for recording in dataset.recordings if not recording.cycles]

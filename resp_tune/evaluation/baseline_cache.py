@@ -18,8 +18,8 @@ from resp_tune.evaluation import baselines
 from resp_tune.evaluation.baselines import (
     COLUMNS,
     BaselinePredictions,
-    predict_baselines,
     no_audio_baselines,
+    predict_baselines,
 )
 from resp_tune.training.datamodule import DataModule
 
@@ -39,7 +39,7 @@ def load_baseline_scores(dataset: Dataset, clips: Clips, jobs: int | None) -> di
     """`no_audio_baselines` of the clips, by patient in 5 folds."""
     return _kept(
         f"{_key(dataset, clips)}.json",
-        lambda: no_audio_baselines(dataset, clips, jobs=jobs),
+        lambda: no_audio_baselines(clips, jobs=jobs),
         _scores,
     )
 
@@ -48,7 +48,7 @@ def load_baseline_predictions(datamodule: DataModule) -> BaselinePredictions:
     """`predict_baselines` of the problem."""
 
     def answer() -> dict[str, Any]:
-        made = predict_baselines(datamodule.dataset, datamodule.clips, datamodule.split)
+        made = predict_baselines(datamodule.clips, datamodule.split)
         by_columns = {name: rows.tolist() for name, rows in made.by_columns.items()}
         return {**asdict(made), "labels": made.labels.tolist(), "by_columns": by_columns}
 
@@ -92,7 +92,7 @@ def _key(dataset: Dataset, clips: Clips, *more: str) -> str:
         [r.stem, r.patient, r.location, r.device, r.diagnosis, r.age, r.sex]
         for r in dataset.recordings
     ]
-    labels = [[c.recording, c.label] for c in clips.clips]
+    labels = [[c.recording.stem, c.label] for c in clips.clips]
     parts = [FORMAT, baselines.TREES, sheets, labels, asdict(clips.task), *more]
     content = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from resp_tune.common.text import plural
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import make_split
-from resp_tune.data.split import Split, clips_of
+from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
 from resp_tune.errors import UserError
@@ -41,9 +41,7 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def no_audio_baselines(
-    dataset: Dataset, clips: Clips, *, seeds: int = 5, jobs: int | None = None
-) -> dict[str, Any]:
+def no_audio_baselines(clips: Clips, *, seeds: int = 5, jobs: int | None = None) -> dict[str, Any]:
     """Scores of forests that see a recording's data sheet only, by patient in 5 folds.
 
     `{"majority_accuracy": a, "device": {"balanced_accuracy": b, "macro_f1": f}, "all": {…}}`, all
@@ -51,8 +49,8 @@ def no_audio_baselines(
     over the seeds 0 to `seeds − 1`. Of `cycles` each clip is a row with its recording's columns.
     `jobs` processes, None: one a core. Raises the `UserError` of `check_enough`.
     """
-    check_enough(dataset, clips)
-    sheet = _Sheet(dataset, clips.clips)
+    check_enough(clips)
+    sheet = _Sheet(clips.clips)
     # Small sets: there cannot be more folds than patients, nor than clips of the largest class.
     folds = min(FOLDS, len(set(sheet.patients.tolist())), int(np.bincount(sheet.labels).max()))
     splits = [split for seed in range(seeds) for split in _splits(sheet, folds, seed)]
@@ -90,9 +88,9 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-def check_enough(dataset: Dataset, clips: Clips) -> None:
+def check_enough(clips: Clips) -> None:
     """Raise `UserError` for fewer than two patients, or no class with two clips."""
-    patients = {_patient(dataset, clip) for clip in clips.clips}
+    patients = {clip.recording.patient for clip in clips.clips}
     if len(patients) < 2:
         raise UserError(
             f"the task '{clips.task.name}' has the clips of {plural(len(patients), 'patient')} "
@@ -107,7 +105,7 @@ def check_enough(dataset: Dataset, clips: Clips) -> None:
 
 @dataclass(frozen=True)
 class BaselinePredictions:
-    """What the forests say of the clips of the held-out side, in the order of `clips_of`.
+    """What the forests say of the clips of the held-out side, in the order of `Split.select_clips`.
 
     `stems` and `labels` are those of the clips, labels as indices of `Split.classes`;
     `by_columns[name]` holds the class answered by each seed's forest, int `[seeds, clips]`;
@@ -130,9 +128,7 @@ class BaselinePredictions:
         }
 
 
-def predict_baselines(
-    dataset: Dataset, clips: Clips, split: Split, *, seeds: int = 5
-) -> BaselinePredictions:
+def predict_baselines(clips: Clips, split: Split, *, seeds: int = 5) -> BaselinePredictions:
     """The same forests, fitted on the train and validation side and asked about the test side.
 
     Without a test side they are fitted on train alone and asked about validation, of the first
@@ -143,11 +139,11 @@ def predict_baselines(
         fitted, held_out = fold.train, fold.validation
     else:
         fitted, held_out = fold.train + fold.validation, split.test
-    known = clips_of(dataset, clips, split, fitted)
-    asked = clips_of(dataset, clips, split, held_out)
+    known = split.select_clips(clips, fitted)
+    asked = split.select_clips(clips, held_out)
     if not known or not asked:
         raise UserError("the sides hold no clips of this data set: give the set they were made of")
-    sheet = _Sheet(dataset, known + asked)
+    sheet = _Sheet(known + asked)
     train, test = np.arange(len(known)), np.arange(len(known), len(known) + len(asked))
 
     def answers(features: Floats) -> Integers:
@@ -158,7 +154,7 @@ def predict_baselines(
         return np.stack(list(forests))
 
     return BaselinePredictions(
-        stems=tuple(dataset.recordings[clip.recording].stem for clip in asked),
+        stems=tuple(clip.recording.stem for clip in asked),
         labels=sheet.labels[test],
         by_columns={name: answers(sheet.columns(columns)) for name, columns in COLUMNS.items()},
         majority=int(np.bincount(sheet.labels[train]).argmax()),
@@ -175,14 +171,14 @@ def patient_lookup(dataset: Dataset, clips: Clips, *, seeds: int = 20) -> dict[s
     for seed in range(seeds):
         split = make_split(dataset, clips, SplitSpec("recording", split_seed=seed))
         fold = split.folds[0]
-        train = clips_of(dataset, clips, split, fold.train)
-        asked = clips_of(dataset, clips, split, fold.validation)
+        train = split.select_clips(clips, fold.train)
+        asked = split.select_clips(clips, fold.validation)
         labels: dict[str, Counter[int]] = {}
         for clip in train:
-            labels.setdefault(_patient(dataset, clip), Counter())[clip.label] += 1
+            labels.setdefault(clip.recording.patient, Counter())[clip.label] += 1
         fallback = _commonest(Counter(clip.label for clip in train))
         guesses = [
-            _commonest(labels[who]) if (who := _patient(dataset, clip)) in labels else fallback
+            _commonest(labels[who]) if (who := clip.recording.patient) in labels else fallback
             for clip in asked
         ]
         truth = np.array([clip.label for clip in asked])
@@ -206,7 +202,7 @@ def controlled_clips(dataset: Dataset) -> Clips:
     23. Empty for data sets without such recordings.
     """
     clips = make_clips(get_task("healthy-sick"), dataset)
-    kept = tuple(clip for clip in clips.clips if is_controlled(dataset.recordings[clip.recording]))
+    kept = tuple(clip for clip in clips.clips if is_controlled(clip.recording))
     reason = f"{len(clips.clips) - len(kept)} recordings left out: adults, or another device"
     return Clips(clips.task, kept, (*clips.dropped, reason))
 
@@ -214,8 +210,8 @@ def controlled_clips(dataset: Dataset) -> Clips:
 class _Sheet:
     """Clips as rows of what is known without audio: features, labels, patients and weights."""
 
-    def __init__(self, dataset: Dataset, clips: Sequence[Clip]) -> None:
-        self._recordings = [dataset.recordings[clip.recording] for clip in clips]
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        self._recordings = [clip.recording for clip in clips]
         self.labels: Integers = np.array([clip.label for clip in clips], dtype=np.int64)
         self.patients = np.array([r.patient for r in self._recordings], dtype=np.str_)
         counts = Counter(self.patients.tolist())
@@ -279,10 +275,6 @@ def _scores(truth: Integers, answer: Integers) -> dict[str, float]:
 
 def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([one[key] for one in scores])) for key in scores[0]}
-
-
-def _patient(dataset: Dataset, clip: Clip) -> str:
-    return dataset.recordings[clip.recording].patient
 
 
 def _commonest(labels: Counter[int]) -> int:

@@ -44,23 +44,23 @@ class ClipIndex:
 def cut_clips(
     frames: Frames,
     front_end: FrontEnd,
-    recording: torch.Tensor,
+    index: torch.Tensor,
     start: torch.Tensor,
     end: torch.Tensor,
 ) -> ClipIndex:
-    """Clips from `start` to `end` seconds of recordings `recording` (indices), all `[clips]`.
+    """Return the clips from `start` to `end` seconds of the recordings at `index` in `frames`.
 
-    A clip has at least one frame.
+    All three are `[clips]`. A clip has at least one frame.
     """
     rate = front_end.sample_rate / front_end.hop_length
-    rows = frames.count[recording]
+    rows = frames.count[index]
     first = torch.minimum((start * rate).round().long(), rows - 1)
     last = torch.minimum((end * rate).round().long() + 1, rows)
-    return ClipIndex(frames, frames.first[recording] + first, (last - first).clamp(min=1))
+    return ClipIndex(frames, frames.first[index] + first, (last - first).clamp(min=1))
 
 
-def _level(frames: Frames, recording: int, top_db: float) -> torch.Tensor:
-    first, count = int(frames.first[recording]), int(frames.count[recording])
+def _level(frames: Frames, index: int, top_db: float) -> torch.Tensor:
+    first, count = int(frames.first[index]), int(frames.count[index])
     x = frames.values[first : first + count].float()
     x.clamp_(min=x.max() - top_db)
     return torch.stack([x.mean(), x.std().clamp(min=1e-3)])

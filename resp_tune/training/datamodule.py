@@ -20,7 +20,7 @@ from resp_tune.config import FrontEnd
 from resp_tune.data.audio_files import AudioError
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import make_split
-from resp_tune.data.split import Split, clips_of
+from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clips, Task, make_clips
 from resp_tune.data.waveforms import load_waveform
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 class ClipLabels:
     """Clips of a side as plain arrays `[clips]`, small enough to send to every trial.
 
-    `recording` is an index into the recordings of a feature store; `start` and `end` are seconds.
-    `stem`, `patient` and `device` are text.
+    `cache_index` is the position of a clip's recording in the feature cache; `start` and `end` are
+    seconds; `stem`, `patient` and `device` are text.
     """
 
-    recording: npt.NDArray[np.int64]
+    cache_index: npt.NDArray[np.int64]
     start: npt.NDArray[np.float64]
     end: npt.NDArray[np.float64]
     label: npt.NDArray[np.int64]
@@ -53,8 +53,8 @@ class ClipLabels:
 
     def tensors(self, frames: Frames, front_end: FrontEnd) -> SplitTensors:
         """These clips as rows of `frames`; a clip has at least one frame."""
-        recording, start, end = map(torch.from_numpy, (self.recording, self.start, self.end))
-        clips = cut_clips(frames, front_end, recording, start, end)
+        index, start, end = map(torch.from_numpy, (self.cache_index, self.start, self.end))
+        clips = cut_clips(frames, front_end, index, start, end)
         return SplitTensors(clips, torch.from_numpy(self.label))
 
 
@@ -100,17 +100,16 @@ class DataModule:
 
     def clip_labels(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipLabels:
         """The clips of recordings `stems`, over a store that holds `store_stems`."""
-        row = {stem: i for i, stem in enumerate(store_stems)}
-        chosen = clips_of(self.dataset, self.clips, self.split, stems)
-        of_clip = [self.dataset.recordings[c.recording] for c in chosen]
+        index = {stem: i for i, stem in enumerate(store_stems)}
+        chosen = self.split.select_clips(self.clips, stems)
         return ClipLabels(
-            np.array([row[r.stem] for r in of_clip], dtype=np.int64),
+            np.array([index[c.recording.stem] for c in chosen], dtype=np.int64),
             np.array([c.start for c in chosen], dtype=np.float64),
             np.array([c.end for c in chosen], dtype=np.float64),
             np.array([c.label for c in chosen], dtype=np.int64),
-            np.array([r.stem for r in of_clip], dtype=np.str_),
-            np.array([r.patient for r in of_clip], dtype=np.str_),
-            np.array([r.device for r in of_clip], dtype=np.str_),
+            np.array([c.recording.stem for c in chosen], dtype=np.str_),
+            np.array([c.recording.patient for c in chosen], dtype=np.str_),
+            np.array([c.recording.device for c in chosen], dtype=np.str_),
         )
 
     def audio_sources(self, stems: Sequence[str], workers: int) -> list[AudioSource]:

@@ -64,10 +64,7 @@ def changed_recordings(folder: Path, now: Contents, kept: str = KEPT) -> str | N
 
 
 def _clips(datamodule: DataModule) -> list[tuple[str, tuple[float, float, int]]]:
-    recordings = datamodule.dataset.recordings
-    return [
-        (recordings[c.recording].stem, (c.start, c.end, c.label)) for c in datamodule.clips.clips
-    ]
+    return [(c.recording.stem, (c.start, c.end, c.label)) for c in datamodule.clips.clips]
 
 
 def _hash(content: object) -> str:

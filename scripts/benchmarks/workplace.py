@@ -77,7 +77,7 @@ class Workplace:
         stems = self.datamodule.search_stems
         paths = {r.stem: str(r.path) for r in self.datamodule.dataset.recordings}
         train, validation = (
-            [(paths[stems[n]], int(label)) for n, label in zip(t.recording, t.label, strict=True)]
+            [(paths[stems[n]], int(label)) for n, label in zip(t.cache_index, t.label, strict=True)]
             for t in (self.tables.train, self.tables.validation)
         )
         return train, validation
