@@ -9,7 +9,8 @@ import pytest
 import torch
 from support.toy import toy_config
 
-from resp_tune.cluster.connect import Cluster, Node
+from resp_tune.cluster.connect import Cluster, Node, live_nodes
+from resp_tune.cluster.local import local_ray
 from resp_tune.cluster.resources import Machine, ResourceRequest, TrialResources
 from resp_tune.errors import RunError
 from resp_tune.execution import trials_per_gpu
@@ -171,6 +172,24 @@ def test_the_machine_with_the_fewest_cores_per_gpu_bounds_what_is_measured(
     slots = benchmark_slots(ResourceRequest(), pool, toy_config(), LOAD)
     assert slots == TrialResources(8, 1.5, 0.5, 1)
     assert best["calls"][0][2] == {1: 3, 2: 1}
+
+
+@pytest.mark.slow
+def test_every_gpu_type_is_measured_by_an_actor_on_its_node() -> None:
+    """On one node with two logical GPUs; without CUDA all measurements fail, in one line."""
+    with local_ray(Machine(2, 0, 10**9), 2):
+        (node,) = live_nodes()
+        nodes = {"H100": node, "T4": node}
+        arguments = (nodes, 1.0, toy_config(epochs=1), SMALL, {1: 1})
+        results = trials_per_gpu._measure_on_nodes(*arguments, device="cpu")
+        if not torch.cuda.is_available():
+            with pytest.raises(RunError, match="measured on H100, so no trial was started: "):
+                trials_per_gpu._measure_on_nodes(*arguments)
+    assert node.gpu_type == node.address, "Ray has no name for logical GPUs"
+    assert {name: [r.trials for r in rs] for name, rs in results.items()} == {
+        "H100": [1],
+        "T4": [1],
+    }
 
 
 def test_caps_on_a_cluster(best: dict[str, Any]) -> None:

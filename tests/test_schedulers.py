@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from resp_tune.cluster.ray_internals import asha_rungs
 from resp_tune.common.choices import SCHEDULERS
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
-from resp_tune.execution.schedulers import grace_period, make_scheduler, milestones
+from resp_tune.execution.schedulers import grace_period, make_scheduler, rungs
 from resp_tune.study.study import TrialRecord
 from resp_tune.training.metrics import METRICS
 
@@ -20,18 +21,18 @@ EPOCHS = 30
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5, 9, 20, 27, 30, 100, 243, 1000])
-def test_milestones_are_the_rungs_of_ray(epochs: int) -> None:
+def test_our_rungs_are_those_of_ray(epochs: int) -> None:
     """A trial reports at each of them; one more or one less would be a decision of chance."""
     scheduler: Any = make_scheduler("asha", epochs=epochs, metric="macro_f1", past=[])
-    rungs = sorted(rung for rung, _ in scheduler._brackets[0]._rungs)
-    assert milestones("asha", epochs) == tuple(rung for rung in rungs if rung < epochs)
-    assert milestones("none", epochs) == ()
+    epochs_of_ray = sorted(epoch for epoch, _ in asha_rungs(scheduler))
+    assert rungs("asha", epochs) == tuple(epoch for epoch in epochs_of_ray if epoch < epochs)
+    assert rungs("none", epochs) == ()
 
 
 def test_every_trial_is_given_a_third_of_its_budget() -> None:
     """OneCycle's learning rate is still near its peak before."""
     assert [grace_period(e) for e in (1, 2, 3, 20, 100)] == [1, 1, 2, 7, 35]
-    assert all(rung >= 0.35 * 100 for rung in milestones("asha", 100))
+    assert all(rung >= 0.35 * 100 for rung in rungs("asha", 100))
 
 
 def test_without_a_scheduler_nothing_is_stopped() -> None:
@@ -125,11 +126,11 @@ def test_a_trial_that_was_cut_off_goes_on_as_if_it_had_not_been(reached: int, me
 
 def test_epochs_without_a_figure_are_not_counted() -> None:
     """What a diverged trial reported last has no place on a rung."""
-    first = milestones("asha", EPOCHS)[0]
+    first = rungs("asha", EPOCHS)[0]
     rows: list[dict[str, float]] = [{"epoch": e, "val_macro_f1": 0.9} for e in range(1, first)]
     diverged = [*rows, {"epoch": first, "val_macro_f1": float("nan")}]
     unscored: list[dict[str, float]] = [*rows, {"epoch": first}]
     for past in (rows, diverged, unscored):
         record = TrialRecord(TrialKey(0), "diverged", None, TrialConfig(), {}, past, 1.0, None)
         scheduler: Any = asha("macro_f1", [record])
-        assert all(not recorded for _, recorded in scheduler._brackets[0]._rungs)
+        assert all(not recorded for _, recorded in asha_rungs(scheduler))

@@ -1,6 +1,6 @@
-"""A Ray cluster that others have started, joined for one search and left as it was.
+"""Connect to a Ray cluster that is already running, and leave it running.
 
-with joined(settled("auto")) as cluster:
+with connect(resolve_address("auto")) as cluster:
     print(cluster.nodes)
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from resp_tune.cluster import ray_internals
-from resp_tune.cluster.ray_thread import on_its_own_thread
+from resp_tune.cluster.ray_thread import run_in_thread
 from resp_tune.cluster.resources import LOGICAL_GPUS, Machine
 from resp_tune.errors import UserError
 
@@ -30,21 +30,12 @@ log = logging.getLogger(__name__)
 LOCAL, AUTO = "local", "auto"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job API in what it starts
 CONNECT_SECONDS = 5.0
-KNOCK_SECONDS = 15.0
-
-# Asked by a process of its own: Ray repeats a refused question for 20 s, an unanswered one for
-# longer, and writes to our stderr meanwhile.
-_KNOCK = """
-import json, sys
-from ray._raylet import GcsClient
-nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values()
-print(json.dumps([n.node_manager_address for n in nodes if n.state == 0]))
-"""
+LIST_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a cluster. `machine` is what Ray may hand out there.
+    """A machine of a cluster. `machine` holds the resources that Ray may assign there.
 
     `gpu_type` is Ray's name for its GPUs (`T4`), or the node's address when Ray has none.
     """
@@ -61,73 +52,71 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster as it was when it was joined; nodes may come and go: see `live_nodes`."""
+    """A cluster and its nodes at the moment of connecting; `live_nodes` returns those of now."""
 
     address: str
     nodes: tuple[Node, ...]
 
     @property
     def machines(self) -> tuple[Machine, ...]:
-        """What trials may use."""
+        """Return the resources of all nodes."""
         return tuple(node.machine for node in self.nodes)
 
     @property
     def gpus(self) -> int:
-        """GPUs of all nodes, logical ones among them."""
+        """Return the number of GPUs of all nodes, logical ones included."""
         return sum(machine.gpus for machine in self.machines)
 
     def __str__(self) -> str:
         return f"the cluster at {self.address}"
 
 
-def settled(address: str) -> str:
-    """`address` as HOST:PORT; of `auto`, the cluster that this machine belongs to.
+def resolve_address(address: str) -> str:
+    """Return `address` as HOST:PORT; for `auto`, that of the cluster this machine belongs to.
 
-    `UserError` where it has another form, or this machine belongs to none. Reaches for nothing.
+    Opens no connection. Raises `UserError` if the address has another form, or there is no such
+    cluster.
     """
-    found = address
+    resolved = address
     if address == AUTO:
-        from ray._private.services import canonicalize_bootstrap_address
-
-        found = canonicalize_bootstrap_address(AUTO) or ""
-        if not found:
+        resolved = ray_internals.address_of_this_node() or ""
+        if not resolved:
             raise UserError(
                 "--address auto: this machine belongs to no Ray cluster that it knows of: give "
                 "HOST:PORT, or start one with 'ray start --head'"
             )
-    host, colon, port = found.rpartition(":")
-    if found.startswith("ray://"):
+    host, colon, port = resolved.rpartition(":")
+    if resolved.startswith("ray://"):
         raise UserError(
             f"--address {address}: Ray Client is not supported: run the command on a node of the "
-            "cluster with --address auto, or hand it over with 'ray job submit'"
+            "cluster with --address auto, or submit it with 'ray job submit'"
         )
     if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise UserError(
-            f"--address '{found}' is not an address: give local, auto or HOST:PORT, as "
+            f"--address '{resolved}' is not an address: give local, auto or HOST:PORT, as "
             "'ray start' printed it"
         )
-    return found
+    return resolved
 
 
 @contextlib.contextmanager
-def joined(address: str) -> Iterator[Cluster]:
-    """The cluster at `address` (HOST:PORT), left at the end.
+def connect(address: str) -> Iterator[Cluster]:
+    """Connect to the cluster at `address` (HOST:PORT), and disconnect at the end.
 
-    `UserError` where nothing answers there, what answers is no Ray or refuses this token, this
+    Raises `UserError` if nothing answers there, what answers is not Ray or refuses this token, this
     machine is none of its nodes, or they run other versions of Ray or Python.
     """
-    _connect(address)
-    own = _own_address(address, _knock(address))
-    ray_internals.apply()
+    _check_reachable(address)
+    own = _own_address(address, _list_nodes(address))
+    ray_internals.prepare()
     import ray
 
     options: dict[str, Any] = {
         "address": address,
-        # Ray would guess, and where it guesses wrong take the head for this machine.
-        "_node_ip_address": own,
+        ray_internals.NODE_ADDRESS: own,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": _for_workers()},
+        "runtime_env": {"env_vars": _worker_env()},
     }
 
     def begin() -> None:
@@ -136,25 +125,25 @@ def joined(address: str) -> Iterator[Cluster]:
         except (RuntimeError, ConnectionError, ValueError) as error:
             cause = " ".join(str(error).split())
             raise UserError(
-                f"--address {address}: this machine cannot join that cluster: {cause[:400]}"
+                f"--address {address}: this machine cannot connect to that cluster: {cause[:400]}"
             ) from error
 
-    with on_its_own_thread(begin, ray.shutdown):
+    with run_in_thread(begin, ray.shutdown):
         yield Cluster(address, live_nodes())
 
 
-def _for_workers() -> dict[str, str]:
-    """What trials must find in their environment, but for what a Ray job gives them already."""
+def _worker_env() -> dict[str, str]:
+    """Return the environment variables that trials need and that no Ray job has set for them."""
     job = json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {}).get("env_vars", {})
     names = (LOGICAL_GPUS, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
     return {name: os.environ[name] for name in names if name in os.environ and name not in job}
 
 
-def await_gpus(cluster: Cluster, wanted: int | None, seconds: float | None) -> Cluster:
-    """The cluster, once it has `wanted` GPUs (None: whatever it has).
+def wait_for_gpus(cluster: Cluster, wanted: int | None, seconds: float | None) -> Cluster:
+    """Return the cluster once it has `wanted` GPUs; None means any number.
 
-    Waits for them up to `seconds`, and asks the cluster's autoscaler for them where it has one;
-    `UserError` where it has too few and nobody waits, or it still has too few then.
+    Waits up to `seconds`, and requests the GPUs from the cluster's autoscaler if it has one.
+    Raises `UserError` if there are too few then, or at once if `seconds` is None.
     """
     if wanted is None or cluster.gpus >= wanted:
         return cluster
@@ -177,24 +166,24 @@ def await_gpus(cluster: Cluster, wanted: int | None, seconds: float | None) -> C
             time.sleep(1.0)
             cluster = Cluster(cluster.address, live_nodes())
     finally:
-        request_resources(bundles=[])  # from now on the trials themselves ask
+        request_resources(bundles=[])  # from now on the trials themselves request them
     return cluster
 
 
 def live_nodes() -> tuple[Node, ...]:
-    """The living nodes of the cluster that this process has joined, by address."""
+    """Return the live nodes of the cluster that this process is connected to, by address."""
     import ray
 
     nodes = [
         Node(
-            id=found["NodeID"],
-            host=found["NodeManagerHostname"],
-            address=found["NodeManagerAddress"],
-            machine=_machine(found["Resources"]),
-            gpu_type=_gpu_type(found["Resources"]) or found["NodeManagerAddress"],
+            id=node["NodeID"],
+            host=node["NodeManagerHostname"],
+            address=node["NodeManagerAddress"],
+            machine=_machine(node["Resources"]),
+            gpu_type=_gpu_type(node["Resources"]) or node["NodeManagerAddress"],
         )
-        for found in ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no annotation here
-        if found["Alive"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no annotation here
+        if node["Alive"]
     ]
     return tuple(sorted(nodes, key=lambda node: (node.address, node.id)))
 
@@ -212,7 +201,7 @@ def _machine(resources: dict[str, float]) -> Machine:
     )
 
 
-def _connect(address: str) -> None:
+def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
@@ -225,44 +214,44 @@ def _connect(address: str) -> None:
         ) from error
 
 
-def _knock(address: str) -> list[str]:
-    """The addresses of the living nodes."""
-    command = [sys.executable, "-c", _KNOCK, address]
+def _list_nodes(address: str) -> list[str]:
+    """Return the addresses of the live nodes."""
+    command = [sys.executable, "-c", ray_internals.LIST_NODES, address]
     try:
         done = subprocess.run(  # noqa: S603  # this Python and our own code
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=KNOCK_SECONDS,
+            timeout=LIST_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"--address {address}: what answers there is no Ray cluster, or a hanging one: give "
+            f"--address {address}: what answers there is not a Ray cluster, or hangs: give "
             "the address that 'ray start' printed"
         ) from None
     if done.returncode == 0:
         addresses: list[str] = json.loads(done.stdout.splitlines()[-1])
         return addresses
     if "uthenticat" in done.stderr:
-        what = "refuses the token given" if "InvalidAuthToken" in done.stderr else "wants a token"
+        what = "refuses this token" if "InvalidAuthToken" in done.stderr else "requires a token"
         raise UserError(
             f"--address {address}: the cluster {what}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
             "to the cluster's token or RAY_AUTH_TOKEN_PATH to its file"
         )
     cause = " ".join(done.stderr.strip().splitlines()[-1:])[:300]
-    raise UserError(f"--address {address}: no Ray cluster can be asked there: {cause}")
+    raise UserError(f"--address {address}: no Ray cluster answers there: {cause}")
 
 
 def _own_address(address: str, nodes: Sequence[str]) -> str:
-    """That of `nodes` which is this machine."""
+    """Return the address in `nodes` that is this machine's."""
     own = {ip.address for ips in psutil.net_if_addrs().values() for ip in ips}
-    found = next((node for node in nodes if node in own), None)
-    if found is None:
+    match = next((node for node in nodes if node in own), None)
+    if match is None:
         raise UserError(
             f"--address {address}: this machine is none of that cluster's nodes "
             f"({', '.join(nodes[:4])}{', …' * (len(nodes) > 4)}): run the command on one of them, "
-            f"hand it over with 'ray job submit', or make it one: ray start --address={address}"
+            f"submit it with 'ray job submit', or add this machine: ray start --address={address}"
         )
-    return found
+    return match

@@ -1,6 +1,6 @@
-"""What each node of a cluster sees: its versions, the storage, the recordings, the tracking server.
+"""Probe each node of a cluster: versions, access to storage, recordings and tracking server.
 
-The code that runs there is shipped as it is, so that it also tells of nodes without `resp_tune`.
+This module is shipped to the nodes by value, so that it also works on nodes without `resp_tune`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PACKAGES = ("torch", "ray", "resp_tune")
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """`token`: a file that the driver has written in a folder of its own in the storage, or the
-    object `driver` in a place of its own. A node answers beside it, in a file named by the node's
-    id, with its hash.
+    """What the nodes are to check.
 
-    `sizes`: the bytes of every recording by path, `digests`: SHA-256 of a few of them.
-    `tracking`: host and port of the server, None where it is a file.
+    `token` is a file that the driver has written to a new folder of the storage, or the object
+    store's prefix with the object `driver`. A node writes the token's hash beside it, under its id.
+    `sizes` holds the bytes of every recording by path, `digests` the SHA-256 of a few of them,
+    `tracking` host and port of the tracking server, or None when it is a file.
     """
 
     token: Path | ObjectPath
@@ -41,48 +41,48 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a node said. Reasons are None where all is well."""
+    """A node's versions, and why it cannot use storage, data or tracking: None if it can."""
 
-    versions: Mapping[str, str]  # of Python and `PACKAGES`; `source`, a hash of resp_tune's code
+    versions: Mapping[str, str]  # of Python and `PACKAGES`; `source`: a hash of resp_tune's code
     storage: str | None
     data: str | None
     tracking: str | None
 
 
-def ask(nodes: Sequence[Node], questions: ProbeRequest) -> dict[str, ProbeResult | str]:
-    """Each node's answer by its id, or why there is none within `ANSWER_SECONDS`."""
+def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> dict[str, ProbeResult | str]:
+    """Return each node's result by its id, or why it sent none within `ANSWER_SECONDS`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     module = sys.modules[__name__]
-    # A node that lacks this module, or has another version of it, can answer all the same.
+    # A node that lacks this module, or has another version of it, can run it all the same.
     ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # Ray's
     try:
         actor: Any = ray.remote(num_cpus=0, max_restarts=0)(_Probe)
-        witnesses = {
+        probes = {
             node.id: actor.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
             ).remote()
             for node in nodes
         }
-        token = questions.token
-        given = (
-            (token.uri, token.below) if isinstance(token, ObjectPath) else str(token),
-            {str(path): size for path, size in questions.sizes.items()},
-            {str(path): digest for path, digest in questions.digests.items()},
-            questions.tracking,
+        token = request.token
+        arguments = (
+            (token.uri, token.prefix) if isinstance(token, ObjectPath) else str(token),
+            {str(path): size for path, size in request.sizes.items()},
+            {str(path): digest for path, digest in request.digests.items()},
+            request.tracking,
         )
-        asked = {id_: witness.tell.remote(id_, *given) for id_, witness in witnesses.items()}
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
-        answers = {id_: _answer(reference) for id_, reference in asked.items()}
-        for witness in witnesses.values():
-            ray.kill(witness)
-        return answers
+        pending = {id_: probe.run.remote(id_, *arguments) for id_, probe in probes.items()}
+        ray.wait(list(pending.values()), num_returns=len(pending), timeout=ANSWER_SECONDS)
+        results = {id_: _result(reference) for id_, reference in pending.items()}
+        for probe in probes.values():
+            ray.kill(probe)
+        return results
     finally:
         ray.cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]  # Ray's
 
 
-def _answer(reference: Any) -> ProbeResult | str:
+def _result(reference: Any) -> ProbeResult | str:
     import ray
 
     try:
@@ -94,9 +94,9 @@ def _answer(reference: Any) -> ProbeResult | str:
 
 
 class _Probe:
-    """Runs on a node; uses nothing but the standard library, unless the storage is no folder."""
+    """Runs on a node; uses only the standard library, unless the storage is an object store."""
 
-    def tell(
+    def run(
         self,
         node_id: str,
         token: str | tuple[str, str],
@@ -106,69 +106,69 @@ class _Probe:
     ) -> dict[str, Any]:
         return {
             "versions": versions(),
-            "storage": _folder(Path(token), node_id)
+            "storage": _try_folder(Path(token), node_id)
             if isinstance(token, str)
-            else _place(*token, node_id),
-            "data": _data(sizes, digests),
-            "tracking": None if tracking is None else _reach(tracking),
+            else _try_object_store(*token, node_id),
+            "data": _try_recordings(sizes, digests),
+            "tracking": None if tracking is None else _try_server(tracking),
         }
 
 
 def versions() -> dict[str, str]:
-    """Of Python and `PACKAGES`, without the part that names a build; `source`: of our own code."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and `PACKAGES` without build tags, and a hash of our code."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package).partition("+")[0]
+            installed[package] = importlib.metadata.version(package).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "missing"
+            installed[package] = "missing"
     # A copy that is only on the path, as Ray ships working folders, has no metadata.
     spec = importlib.util.find_spec("resp_tune")
     if spec is not None and spec.submodule_search_locations:
         folder = Path(next(iter(spec.submodule_search_locations)))
-        found["source"] = _source(folder)
-    return found
+        installed["source"] = _source_hash(folder)
+    return installed
 
 
 def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    """What differs in `versions` from `here`, in words; None where nothing does."""
-    found = []
+    """Return how a node's `versions` differ from those `here`, or None if they are equal."""
+    differences = []
     for name, own in here.items():
         other = there.get(name, "missing")
         if other == own:
             continue
         if name == "source":
             if there.get("resp_tune") == here.get("resp_tune"):
-                found.append("other code of resp_tune under the same version")
+                differences.append("other code of resp_tune under the same version")
         else:
-            found.append(f"{name} {other} (here {own})")
-    return ", ".join(found) or None
+            differences.append(f"{name} {other} (here {own})")
+    return ", ".join(differences) or None
 
 
-def _source(folder: Path) -> str:
+def _source_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _place(uri: str, below: str, node_id: str) -> str | None:
+def _try_object_store(uri: str, prefix: str, node_id: str) -> str | None:
     try:
         from resp_tune.storage.object_store import ObjectPath, StorageError
     except ImportError as error:
-        return f"cannot be asked ({error})"
-    place = ObjectPath(uri, below)
+        return f"cannot be used ({error})"
+    store = ObjectPath(uri, prefix)
     try:
-        content = place.read("driver")
+        content = store.read("driver")
         if content is None:
             return "is not the driver's"
-        place.write(hashlib.sha256(content).hexdigest().encode(), node_id)
+        store.write(hashlib.sha256(content).hexdigest().encode(), node_id)
     except StorageError as error:
         return f"cannot be used ({error})"
     return None
 
 
-def _folder(token: Path, node_id: str) -> str | None:
+def _try_folder(token: Path, node_id: str) -> str | None:
     try:
         content = token.read_bytes()
     except OSError as error:
@@ -180,7 +180,7 @@ def _folder(token: Path, node_id: str) -> str | None:
     return None
 
 
-def _data(sizes: dict[str, int], digests: dict[str, str]) -> str | None:
+def _try_recordings(sizes: dict[str, int], digests: dict[str, str]) -> str | None:
     missing = [path for path, size in sizes.items() if _size(path) != size]
     if missing:
         return f"{len(missing)} of {len(sizes)} recordings not seen"
@@ -198,7 +198,7 @@ def _size(path: str) -> int | None:
         return None
 
 
-def _reach(server: tuple[str, int]) -> str | None:
+def _try_server(server: tuple[str, int]) -> str | None:
     try:
         with socket.create_connection(server, timeout=5.0):
             return None

@@ -1,4 +1,4 @@
-"""What a node must share with the driver to run trials; also asked of nodes that join later."""
+"""What a node must share with the driver to run trials; checked on nodes that join later, too."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SHARED_SECONDS = 10.0  # in which a shared folder shows what another machine has
 
 @dataclass(frozen=True)
 class NodeRequirements:
-    """The driver's `versions`, and a file of the storage with what it has written there.
+    """The driver's `versions`, and the `content` that it has written to a `file` of the storage.
 
-    `file` is None where the storage is an object store, which every trial asks anyway.
+    `file` is None when the storage is an object store, which every trial accesses anyway.
     """
 
     versions: Mapping[str, str]
@@ -26,41 +26,43 @@ class NodeRequirements:
 
     @classmethod
     def of_driver(cls, file: Path | None) -> NodeRequirements:
-        """As this process sees them."""
+        """Return the requirements that this process, the driver, sets."""
         return cls(versions(), file, "" if file is None else file.read_text())
 
-    def lacking(self) -> str | None:
-        """Why this machine can run no trial, and what to do; None where it can."""
+    def violation(self) -> str | None:
+        """Return why this machine cannot run trials and what to do, or None if it can."""
         other = difference(versions(), self.versions)
         if other is not None:
             return (
-                f"{_own_name()} has joined with {other}: install there what the driver has, or "
-                "take it out of the cluster, then type the same command again: it goes on"
+                f"{_this_node()} has joined with {other}: install there what the driver has, or "
+                "take it out of the cluster, then rerun the same command to resume"
             )
-        if self.file is None or self._seen(self.file):
+        if self.file is None or shows_content(self.file, self.content):
             return None
         return (
-            f"{_own_name()} has joined and does not see the storage '{self.file.parent}': let it, "
-            "or take it out of the cluster, then type the same command again: it goes on"
+            f"{_this_node()} has joined and does not see the storage '{self.file.parent}': mount "
+            "it there, or take the node out of the cluster, then rerun the same command to resume"
         )
 
-    def _seen(self, file: Path) -> bool:
-        deadline = time.monotonic() + SHARED_SECONDS
-        while _content(file) != self.content:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.2)
-        return True
+
+def shows_content(file: Path, content: str, seconds: float | None = None) -> bool:
+    """Wait up to `seconds` (default `SHARED_SECONDS`) until a shared `file` has this content."""
+    deadline = time.monotonic() + (SHARED_SECONDS if seconds is None else seconds)
+    while _read(file) != content:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
-def _content(file: Path) -> str | None:
+def _read(file: Path) -> str | None:
     try:
         return file.read_text()
     except OSError:
         return None
 
 
-def _own_name() -> str:
+def _this_node() -> str:
     import ray
 
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray has no annotation here

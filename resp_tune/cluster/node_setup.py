@@ -1,8 +1,9 @@
-"""What the nodes of a cluster lack is brought to them: recordings, filled caches."""
+"""Send recordings to nodes that cannot read them, and fill the feature caches of the nodes."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cluster.connect import Node
-from resp_tune.cluster.received_recordings import keep, kept
+from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
 from resp_tune.training.compute_device import (
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
     from resp_tune.training.datamodule import FeatureCaches
 
-READ_AT_ONCE = 4
+CONCURRENT_READS = 4
 
 
 @dataclass(frozen=True)
-class Filling:
-    """What filling a node's cache took: wall time, and how many front ends it did not have."""
+class CacheFill:
+    """How long filling a node's cache took, and how many front ends were missing there."""
 
     node: Node
     seconds: float
@@ -39,65 +40,70 @@ class Filling:
 
 
 class RecordingServer:
-    """The recordings of a search, lent by the driver's machine to nodes that cannot see them."""
+    """Serve the recordings of a search from the driver's machine to nodes that lack them."""
 
     def __init__(self, recordings: Mapping[str, Path]) -> None:
-        """`recordings`: files by their SHA-256."""
+        """Start an actor on this machine; `recordings` holds paths by SHA-256."""
         import ray
 
-        made: Any = ray.remote(num_cpus=0)(_RecordingActor)
+        actor: Any = ray.remote(num_cpus=0)(_RecordingActor)
         here = on_node(ray.get_runtime_context().get_node_id())
-        lender = made.options(scheduling_strategy=here, max_concurrency=READ_AT_ONCE)
-        self._lender = lender.remote(dict(recordings))
+        self._actor = actor.options(
+            scheduling_strategy=here, max_concurrency=CONCURRENT_READS
+        ).remote(dict(recordings))
 
-    def lending(self, caches: FeatureCaches, recordings: Mapping[str, Path]) -> FeatureCaches:
-        """`caches`, whose recordings are borrowed where they are not seen."""
+    def serve(self, caches: FeatureCaches, recordings: Mapping[str, Path]) -> FeatureCaches:
+        """Return `caches` that fetch a recording from the driver where its path is not readable."""
         sources = tuple(
             dataclasses.replace(
-                s, load=partial(_load_or_borrow, recordings[s.digest], s.digest, self._lender)
+                s, load=partial(_load_or_fetch, recordings[s.digest], s.digest, self._actor)
             )
             for s in caches.sources
         )
         return dataclasses.replace(caches, sources=sources)
 
-    def lent(self) -> int:
-        """Bytes that nodes have borrowed up to now."""
+    def bytes_sent(self) -> int:
+        """Return the bytes that nodes have fetched so far."""
         import ray
 
-        found: int = ray.get(self._lender.lent.remote())
-        return found
+        sent: int = ray.get(self._actor.bytes_sent.remote())
+        return sent
 
 
 class _RecordingActor:
-    """Runs on the driver's machine."""
-
     def __init__(self, recordings: dict[str, Path]) -> None:
-        self.recordings, self.bytes = recordings, 0
+        self.recordings, self.sent = recordings, 0
 
     def read(self, digest: str) -> bytes:
         content = self.recordings[digest].read_bytes()
-        self.bytes += len(content)
+        self.sent += len(content)
         return content
 
-    def lent(self) -> int:
-        return self.bytes
+    def bytes_sent(self) -> int:
+        return self.sent
 
 
-def _load_or_borrow(path: Path, digest: str, lender: Any, sample_rate: int) -> torch.Tensor:
-    """The recording from its own place, else from what was borrowed; `RunError` as of that."""
+def _load_or_fetch(path: Path, digest: str, actor: Any, sample_rate: int) -> torch.Tensor:
+    """Load a recording from its path, or from this node's cache, fetched from the driver first.
+
+    Raises the `RunError` of its path if the driver cannot read it either, or reads other bytes.
+    """
     import ray
 
-    copy = kept(digest, path.suffix)
+    # Content-addressed: another process of this node may write the same file at the same time.
+    copy = cache_folder() / "recordings" / f"{digest}{path.suffix}"
     if not copy.exists():
         try:
             return load_unchanged(path, digest, sample_rate)
-        except RunError as unseen:
+        except RunError as unreadable:
             try:
-                content = ray.get(lender.read.remote(digest))
+                content = ray.get(actor.read.remote(digest))
             except ray.exceptions.RayError:
-                raise unseen from None  # nor does the driver's machine see it any more
-            if keep(content, path.suffix) != copy:
-                raise  # it has changed there
+                raise unreadable from None
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(copy, content)
     return load_unchanged(copy, digest, sample_rate)
 
 
@@ -115,39 +121,39 @@ class _NodeAgent:
         return time.monotonic() - begun, len(computed)
 
 
-def device_of(nodes: Sequence[Node], device_type: str, gpus: float) -> ComputeDevice:
-    """What a trial that is given `gpus` of a GPU may compute on, whichever of `nodes` it is on."""
+def common_device(nodes: Sequence[Node], device_type: str, gpus: float) -> ComputeDevice:
+    """Return what trials with `gpus` of a GPU can rely on, whichever of `nodes` they run on."""
     import ray
 
-    stewards = [_steward(node, gpus=gpus) for node in nodes]
-    found = _get([steward.device.remote(device_type) for steward in stewards])
-    for steward in stewards:
-        ray.kill(steward)
-    return common_compute_device(found)
+    agents = [_start_agent(node, gpus=gpus) for node in nodes]
+    devices = _get([agent.device.remote(device_type) for agent in agents])
+    for agent in agents:
+        ray.kill(agent)
+    return common_compute_device(devices)
 
 
 def fill_caches(
     nodes: Sequence[Node], caches: FeatureCaches, front_ends: Sequence[FrontEnd]
-) -> list[Filling]:
-    """Fill the feature cache of every node, all at once; raises `RunError` where one cannot."""
+) -> list[CacheFill]:
+    """Fill the feature caches of all nodes at the same time; raises `RunError` if one fails."""
     import ray
 
-    stewards = [_steward(node) for node in nodes]
-    asked = [
-        steward.fill.remote(caches, list(front_ends), max(1, node.machine.cpus))
-        for steward, node in zip(stewards, nodes, strict=True)
+    agents = [_start_agent(node) for node in nodes]
+    pending = [
+        agent.fill.remote(caches, list(front_ends), max(1, node.machine.cpus))
+        for agent, node in zip(agents, nodes, strict=True)
     ]
-    done = _get(asked)
-    for steward in stewards:
-        ray.kill(steward)
-    return [Filling(node, *found) for node, found in zip(nodes, done, strict=True)]
+    results = _get(pending)
+    for agent in agents:
+        ray.kill(agent)
+    return [CacheFill(node, *result) for node, result in zip(nodes, results, strict=True)]
 
 
-def _steward(node: Node, gpus: float = 0.0) -> Any:
+def _start_agent(node: Node, gpus: float = 0.0) -> Any:
     import ray
 
-    made: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0)(_NodeAgent)
-    return made.options(scheduling_strategy=on_node(node.id)).remote()
+    actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0)(_NodeAgent)
+    return actor.options(scheduling_strategy=on_node(node.id)).remote()
 
 
 def on_node(node_id: str) -> Any:
@@ -163,11 +169,11 @@ def _get(references: Sequence[Any]) -> list[Any]:
     try:
         return list(ray.get(list(references)))
     except ray.exceptions.RayTaskError as error:
-        # What it was raised from there: a full disk, a recording that has changed.
+        # The exception raised there: a full disk, a recording that has changed.
         cause = " ".join(str(error.cause).split())
-        raise RunError(f"a node could not be made ready: {cause}") from error
+        raise RunError(f"a node could not be prepared: {cause}") from error
     except ray.exceptions.RayError as error:
         cause = " ".join(str(error).split())[:200]
         raise RunError(
-            f"a node was lost while it was made ready ({cause}): type the same command again"
+            f"a node was lost while it was prepared ({cause}): rerun the same command"
         ) from error

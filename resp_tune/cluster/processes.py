@@ -1,4 +1,4 @@
-"""The processes that this one has started."""
+"""Find and end the processes that this one has started."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from contextlib import suppress
 
 import psutil
 
-GONE_SECONDS = 2.0
+KILL_SECONDS = 2.0
 
 
 def descendants() -> list[psutil.Process]:
-    """Every process that this one has started, at whatever remove, and that lives."""
+    """Return all living processes that this one, or one of them, has started."""
     return psutil.Process().children(recursive=True)
 
 
-def naming(word: str) -> list[psutil.Process]:
-    """Those of `descendants` whose command line has `word` in it."""
-    found = []
+def with_argument(text: str) -> list[psutil.Process]:
+    """Return the descendants whose command line contains `text`."""
+    matching = []
     for process in descendants():
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if any(word in argument for argument in process.cmdline()):
-                found.append(process)
-    return found
+            if any(text in argument for argument in process.cmdline()):
+                matching.append(process)
+    return matching
 
 
-def family(process: psutil.Process) -> list[psutil.Process]:
-    """A process with its descendants; of one that has ended, nobody."""
+def process_tree(process: psutil.Process) -> list[psutil.Process]:
+    """Return a process and its descendants; empty if it has ended."""
     with suppress(psutil.NoSuchProcess):
         return [process, *process.children(recursive=True)]
     return []
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:
-    """SIGKILL to those that still live; back when they are gone, after `GONE_SECONDS` at most."""
+    """Send SIGKILL to those that still live, and wait at most `KILL_SECONDS` until they end."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):  # it has ended; its number may be another's now
             process.kill()
-    psutil.wait_procs(processes, timeout=GONE_SECONDS)
+    psutil.wait_procs(processes, timeout=KILL_SECONDS)

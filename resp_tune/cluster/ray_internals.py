@@ -1,10 +1,33 @@
-"""What Ray reads from the environment, as a search needs it of every Ray, ours or joined."""
+"""All uses of private parts of Ray, checked with Ray 2.60, and Ray's settings for a search.
+
+tests/test_ray_internals.py checks each of them and says what depends on it, for the day when an
+upgrade of Ray changes one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
-from resp_tune.cluster.ray_oom import mend
+# Options of `ray.init`.
+NODE_ADDRESS = "_node_ip_address"  # without it Ray guesses, and may take the head for this machine
+TEMP_FOLDER = "_temp_dir"
+
+# With 0, Ray takes 127.0.0.1 for its own address, and then listens nowhere else. Without it, Ray
+# replaces `_node_ip_address="127.0.0.1"` by the host's address.
+ENABLE_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+# Run in a process of its own: Ray repeats a refused request for 20 s, an unanswered one for longer,
+# and writes to our stderr meanwhile.
+LIST_NODES = """
+import json, sys
+from ray._raylet import GcsClient
+nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values()
+print(json.dumps([n.node_manager_address for n in nodes if n.state == 0]))
+"""
 
 # Each is read when it is used, not when Ray is imported, so it is early enough before `ray.init`.
 # Our tracker and table replace Ray's loggers and output, and the study replaces its snapshots,
@@ -21,15 +44,56 @@ _SETTINGS = {
 }
 
 
-def apply() -> None:
-    """Call it before `ray.init`; a value that the user has set stays."""
+def prepare() -> None:
+    """Set up Ray before `ray.init`; environment variables that the user has set stay."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    mend()
+    treat_out_of_memory_as_lost_worker()
 
 
-def reread_authentication() -> None:
-    """Let this process see `RAY_AUTH_*` as they are now; Ray must not be running in it.
+def treat_out_of_memory_as_lost_worker() -> None:
+    """Let Ray Tune retry a trial whose worker Ray's memory monitor has ended.
+
+    Ray Tune knows a dead worker by `RayActorError`. What the monitor ends in the middle of a call
+    comes as `OutOfMemoryError`, which is none, and it gives up all trials ("unexpected exception").
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    original = RayActorManager._actor_task_failed
+    if original.__module__ == __name__:
+        return
+
+    def _actor_task_failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=f"OutOfMemoryError: {exception}")
+        original(self, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = _actor_task_failed  # type: ignore[method-assign]  # it has no hook
+
+
+def address_of_this_node() -> str | None:
+    """Return HOST:PORT of the cluster that this machine is a node of, if it is one."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return canonicalize_bootstrap_address("auto") or None
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Let a Ray started inside use 127.0.0.1, with `ENABLE_CLUSTER=0` in the environment."""
+    from ray._private import ray_constants
+
+    original = ray_constants.ENABLE_RAY_CLUSTER  # the variable as it was when Ray was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = original
+
+
+def reload_authentication() -> None:
+    """Let this process use `RAY_AUTH_*` as they are now; Ray must not be running in it.
 
     Ray reads the mode when it is imported and the token when it is first used, and keeps both.
     """
@@ -41,3 +105,14 @@ def reread_authentication() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def asha_rungs(scheduler: Any) -> list[tuple[int, dict[str, float]]]:
+    """Return the rungs of an ASHA scheduler with one bracket: epoch, and score by trial id."""
+    rungs: list[tuple[int, dict[str, float]]] = scheduler._brackets[0]._rungs
+    return rungs
+
+
+def record_asha_result(scheduler: Any, trial_id: str, epoch: int, score: float) -> None:
+    """Enter a result of an earlier run on the rungs of an ASHA scheduler with one bracket."""
+    scheduler._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), epoch, score)

@@ -1,4 +1,4 @@
-"""Ray on a thread of its own, so that signals are heard while it starts."""
+"""Start Ray in a thread, so that the main thread can handle signals meanwhile."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from resp_tune.errors import INTERRUPTED, leave_at_exit
 
 
 @contextlib.contextmanager
-def on_its_own_thread(begin: Callable[[], object], end: Callable[[], None]) -> Iterator[None]:
-    """Ray, begun and ended on a thread which lives as long as Ray does; raises what `begin` does.
+def run_in_thread(begin: Callable[[], object], end: Callable[[], None]) -> Iterator[None]:
+    """Call `begin` and, after the body, `end` in a thread that lives as long as Ray does.
 
-    On the main thread no signal would be heard while Ray waits, a minute or more, for processes
-    that the same signal has ended. The thread lives on because they end with the thread that
-    started them.
+    On the main thread no signal would be handled while Ray waits, for a minute or more, for
+    processes that the same signal has ended. The thread lives on because Ray's processes end with
+    the thread that started them. Raises what `begin` raises.
     """
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it remarks on the thread
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it warns about the thread
     begun: Future[None] = Future()
     over = threading.Event()
 
@@ -39,12 +39,12 @@ def on_its_own_thread(begin: Callable[[], object], end: Callable[[], None]) -> I
     thread = threading.Thread(target=body, name="ray", daemon=True)
     try:
         thread.start()
-        _await_with_our_handler(begun)
+        _wait_and_keep_handler(begun)
     except KeyboardInterrupt:
-        # Ray would tell, with tracebacks, that its start has been cut off.
+        # Ray would report, with tracebacks, that its start was interrupted.
         logging.disable()
         threading.excepthook = lambda _: None
-        # Half begun, it is not waited for; what it has started by then is ended.
+        # Half started, Ray is not waited for; what it has started by then is ended.
         leave_at_exit(INTERRUPTED)
         atexit.register(lambda: kill(descendants()))
         raise
@@ -55,11 +55,11 @@ def on_its_own_thread(begin: Callable[[], object], end: Callable[[], None]) -> I
         thread.join()
 
 
-def _await_with_our_handler(begun: Future[None]) -> None:
-    """Wait for Ray, which at some moment puts a handler of SIGTERM in place that aborts."""
-    ours = signal.getsignal(signal.SIGTERM)
+def _wait_and_keep_handler(begun: Future[None]) -> None:
+    """Wait for Ray, and undo that it installs a handler of SIGTERM which aborts the process."""
+    handler = signal.getsignal(signal.SIGTERM)
     while not begun.done():
-        signal.signal(signal.SIGTERM, ours)
+        signal.signal(signal.SIGTERM, handler)
         wait([begun], timeout=0.005)
-    signal.signal(signal.SIGTERM, ours)
+    signal.signal(signal.SIGTERM, handler)
     begun.result()

@@ -1,14 +1,14 @@
-"""The schedulers that stop poor trials early, by name, with what they knew before a restart."""
+"""The schedulers that stop poor trials early, restored from the study after a restart."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from resp_tune.cluster.ray_internals import asha_rungs, record_asha_result
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.study.study import TrialRecord
 from resp_tune.training.metrics import METRICS
@@ -19,46 +19,46 @@ REDUCTION = 3
 GRACE = 0.35
 
 
-def milestones(name: str, epochs: int) -> tuple[int, ...]:
-    """The epochs after which the scheduler decides, ascending; none where nothing is stopped."""
+def rungs(name: str, epochs: int) -> tuple[int, ...]:
+    """Return the epochs after which scheduler `name` decides, ascending; empty for `none`."""
     if name == "none":
         return ()
-    rungs = []
+    found = []
     rung = grace_period(epochs)
     while rung < epochs:
-        rungs.append(rung)
+        found.append(rung)
         rung *= REDUCTION
-    return tuple(rungs)
+    return tuple(found)
 
 
 def grace_period(epochs: int) -> int:
-    """Epochs that every trial is given."""
+    """Return the number of epochs that every trial gets."""
     return max(1, math.ceil(GRACE * epochs))
 
 
 class ResumedAsha(AsyncHyperBandScheduler):
-    """ASHA whose rungs may hold trials of an earlier run of the search, by their number.
+    """ASHA whose rungs may hold trials of an earlier run of the search, by their key.
 
-    Such a trial has another id when it goes on; it must not be judged again where it has passed.
+    Such a trial has another id when it resumes; it must not be judged again where it has passed.
     """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial is about to run, for the first time or again."""
+        """Give the rungs that a resumed trial had reached to its new id."""
         super().on_trial_add(tune_controller, trial)
-        past = _past(trial.config["key"])
-        for _, recorded in self._brackets[0]._rungs:
-            if past in recorded:
-                recorded[trial.trial_id] = recorded.pop(past)
+        past_id = _past_id(trial.config["key"])
+        for _, scores in asha_rungs(self):
+            if past_id in scores:
+                scores[trial.trial_id] = scores.pop(past_id)
 
 
-def _past(key: TrialKey) -> str:
+def _past_id(key: TrialKey) -> str:
     return f"past-{key.label}"
 
 
 def make_scheduler(
     name: str, *, epochs: int, metric: str, past: Sequence[TrialRecord]
 ) -> TrialScheduler:
-    """The scheduler `name`, with the rungs that the trials in `past` had reached."""
+    """Return scheduler `name`, with the rungs that the trials in `past` had reached."""
     if name == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray's
     mode = METRICS[metric].mode
@@ -71,15 +71,14 @@ def make_scheduler(
         reduction_factor=REDUCTION,
     )
     sign, better = (1.0, max) if mode == "max" else (-1.0, min)
-    bracket = scheduler._brackets[0]  # no public way in; test_schedulers holds it to a fresh run
+    deciding = rungs(name, epochs)
     for trial in past:
-        key = SimpleNamespace(trial_id=_past(trial.key))
         best: float | None = None
         for row in trial.epochs:
             value = row.get(f"val_{metric}")
             if value is None or not math.isfinite(value):
                 break
             best = value if best is None else better(best, value)
-            if row["epoch"] in milestones(name, epochs):
-                bracket.on_result(key, int(row["epoch"]), sign * best)  # type: ignore[arg-type]  # it reads the id
+            if (epoch := int(row["epoch"])) in deciding:
+                record_asha_result(scheduler, _past_id(trial.key), epoch, sign * best)
     return scheduler

@@ -68,9 +68,8 @@ def benchmark_slots(
     On a cluster one node of each GPU type is measured, all at the same time, and the smallest
     number holds for all nodes. Raises `RunError` when a measurement fails.
     """
-    on_cluster = isinstance(pool, Cluster)
-    machines = pool.machines if on_cluster else (pool,)
-    where = str(pool) if on_cluster else THIS_MACHINE
+    machines = pool.machines if isinstance(pool, Cluster) else (pool,)
+    where = str(pool) if isinstance(pool, Cluster) else THIS_MACHINE
     one = allocate(machines, request, where)
     used = [m for m in machines if m.gpus and trial_capacity(one, [m])]
     gpus = request.gpus or sum(m.gpus for m in used)
@@ -81,7 +80,7 @@ def benchmark_slots(
         if count <= most
     }
     threads = {count: slots.threads for count, slots in options.items()}
-    if on_cluster:
+    if isinstance(pool, Cluster):
         nodes = {n.gpu_type: n for n in reversed(pool.nodes) if n.machine in used}
         results = _measure_on_nodes(nodes, one.cpus, config, load, threads)
     else:
@@ -119,9 +118,9 @@ class _BenchmarkActor:
     """Run the benchmark on a node, with one GPU and the cores that belong to it."""
 
     def measure(
-        self, config: TrialConfig, load: Workload, threads: dict[int, int]
+        self, config: TrialConfig, load: Workload, device: str, threads: dict[int, int]
     ) -> list[PackingResult]:
-        return list(measure_all(config, load, "cuda", threads=threads, epochs=EPOCHS))
+        return list(measure_all(config, load, device, threads=threads, epochs=EPOCHS))
 
 
 def _measure_on_nodes(
@@ -130,6 +129,7 @@ def _measure_on_nodes(
     config: TrialConfig,
     load: Workload,
     threads: Mapping[int, int],
+    device: str = "cuda",
 ) -> dict[str, list[PackingResult]]:
     """Measure on all `nodes` (by GPU type) at once; each benchmark gets a GPU and `cpus` cores."""
     import ray
@@ -140,15 +140,15 @@ def _measure_on_nodes(
         gpu_type: actor.options(scheduling_strategy=on_node(node.id)).remote()
         for gpu_type, node in nodes.items()
     }
-    pending = {t: a.measure.remote(config, load, dict(threads)) for t, a in actors.items()}
+    pending = {t: a.measure.remote(config, load, device, dict(threads)) for t, a in actors.items()}
     results, failures = {}, []
     try:
         for gpu_type, reference in pending.items():  # all are fetched, or Ray prints tracebacks
             try:
                 results[gpu_type] = ray.get(reference)
             except ray.exceptions.RayError as error:
-                is_task = isinstance(error, ray.exceptions.RayTaskError)
-                failures.append(_not_measured(error.cause if is_task else error, gpu_type))
+                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                failures.append(_not_measured(cause, gpu_type))
     finally:
         for each in actors.values():
             ray.kill(each)

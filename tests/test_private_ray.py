@@ -19,8 +19,14 @@ import ray  # before any of our settings, as a program that uses us may have don
 
 from resp_tune import search
 from resp_tune.cli import run
+from resp_tune.cluster.connect import _list_nodes
 from resp_tune.cluster.local import local_ray
-from resp_tune.cluster.private_ray import check_closed, closed_folder, rays_folder, secluded
+from resp_tune.cluster.private_ray import (
+    check_private,
+    make_ray_folder,
+    private_ray_env,
+    ray_folder,
+)
 from resp_tune.cluster.resources import Machine
 from resp_tune.errors import UserError
 
@@ -55,7 +61,7 @@ def test_what_the_user_has_set_stays(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
-    with secluded():
+    with private_ray_env():
         mode, token, file = map(os.environ.get, AUTH)
         assert (mode, len(token or ""), file) == found
         assert token == given.get("RAY_AUTH_TOKEN", token)
@@ -95,7 +101,7 @@ def own_ray() -> Iterator[Running]:
             yield Running(
                 ray.get_runtime_context().gcs_address,
                 os.environ["RAY_AUTH_TOKEN"],
-                rays_folder(),
+                ray_folder(),
                 home,
                 [psutil.Process(), *psutil.Process().children(recursive=True)],
             )
@@ -129,6 +135,10 @@ def join(own: Running, **auth: str) -> subprocess.CompletedProcess[str]:
 def test_who_has_the_token_is_let_in(own_ray: Running) -> None:
     joined = join(own_ray, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=own_ray.token)
     assert joined.stdout == "let in 1\n", joined.stderr
+
+
+def test_its_nodes_are_listed(own_ray: Running) -> None:
+    assert _list_nodes(own_ray.address) == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize(
@@ -169,10 +179,10 @@ def test_rays_files_are_behind_a_closed_door(own_ray: Running) -> None:
 
 def test_a_folder_of_somebody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    folder = closed_folder()
+    folder = make_ray_folder()
     assert folder == tmp_path / f"resp_tune-{os.geteuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert closed_folder() == folder, "it is used again"
+    assert make_ray_folder() == folder, "it is used again"
     refusals = []
     for mode in (0o770, 0o701, 0o1777):
         folder.chmod(mode)
@@ -187,25 +197,25 @@ def test_a_folder_of_somebody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     refusals.append(refusal(folder))
     assert len(set(refusals)) == 5
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    with pytest.raises(UserError, match="cannot be made"):
-        closed_folder()
+    with pytest.raises(UserError, match="cannot be created"):
+        make_ray_folder()
     folder.unlink()
     if os.geteuid() == 0:
         folder.mkdir(mode=0o700)
         os.chown(folder, 12345, 12345)
         monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-        assert "the user with the number 12345" in refusal(folder)
+        assert "owned by user 12345" in refusal(folder)
 
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        check_closed(folder)
+        check_private(folder)
     message = str(caught.value)
     assert "\n" not in message
     assert str(folder) in message
     assert "set RAY_TMPDIR to" in message
     with pytest.raises(UserError):
-        closed_folder()
+        make_ray_folder()
     return message
 
 

@@ -21,8 +21,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeRequirements:
 
 
 def test_a_machine_like_the_drivers(mine: NodeRequirements) -> None:
-    assert mine.lacking() is None
-    assert replace(mine, file=None).lacking() is None, "an object store is asked by every trial"
+    assert mine.violation() is None
+    assert replace(mine, file=None).violation() is None, "an object store is asked by every trial"
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ def test_a_machine_like_the_drivers(mine: NodeRequirements) -> None:
 )
 def test_other_versions(name: str, version: str, said: str, mine: NodeRequirements) -> None:
     other = replace(mine, versions={**mine.versions, name: version})
-    lacking = other.lacking()
-    assert lacking is not None
-    assert f"node {socket.gethostname()} (" in lacking
-    assert re.search(said, lacking)
-    assert lacking.endswith("type the same command again: it goes on")
+    problem = other.violation()
+    assert problem is not None
+    assert f"node {socket.gethostname()} (" in problem
+    assert re.search(said, problem)
+    assert problem.endswith("rerun the same command to resume")
 
 
 @pytest.mark.parametrize("content", [None, "process 1 on another driver"])
@@ -47,7 +47,7 @@ def test_a_storage_of_its_own(content: str | None, mine: NodeRequirements) -> No
     mine.file.unlink()
     if content is not None:
         mine.file.write_text(content)
-    assert f"does not see the storage '{mine.file.parent}'" in str(mine.lacking())
+    assert f"does not see the storage '{mine.file.parent}'" in str(mine.violation())
 
 
 def test_a_folder_that_shows_it_late(
@@ -57,4 +57,4 @@ def test_a_folder_that_shows_it_late(
     file, content = mine.file, mine.content
     file.unlink()
     monkeypatch.setattr(node_requirements.time, "sleep", lambda _: file.write_text(content))
-    assert mine.lacking() is None
+    assert mine.violation() is None
