@@ -198,7 +198,7 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("../results/first", "results", "no search"),
         ("winner", "results/first", "there is none yet"),
         ("first", "nowhere", "is not there"),
-        ("first", "ftp://bucket", "not the URI of an object store"),
+        ("first", "ftp://bucket", "not the URI of a supported object store"),
     ],
 )
 def test_command_refuses(

@@ -70,6 +70,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
             k.replace("_", " "): number(v) for k, v in mapping(summary.get("seconds")).items()
         },
         "charts": charts,
+        "most_drawn": search_plots.MOST,
         "plots": _json({chart.id: chart.figure for chart in charts}),
         "trials": results.trials,
         "columns": search_plots.parameters(results.trials),

@@ -15,7 +15,7 @@ import html
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,33 @@ from resp_tune.reporting.results import Row, number
 
 LOGARITHMIC = ("lr", "weight_decay")
 DECADES = 100  # high / low from which an axis is logarithmic
-MOST_CURVES, MOST_LINES, MOST_POINTS = 100, 150, 1000  # trials; more are only slower to draw
+MOST_BEST, MOST = 100, 400  # finished trials, best first, and trials in all that are drawn
 SLICES_A_ROW = 4
 ENOUGH, STABLE = 20, 50  # finished trials, for importances to be shown, and to be relied on
 
-INK, MUTED, GRID, ACCENT = "#1b2228", "#59656f", "#dde2e6", "#b4450b"
-COLOURS = ("#1769aa", "#0b7a5c", "#8a3fa0", "#8a6a00", "#c0306a", "#3f6f8f", "#6b7680")
+INK, MUTED, LINE, ACCENT = "#1b2228", "#59656f", "#dde2e6", "#b4450b"
+BLUE = "#1769aa"
+_AXIS = {
+    "gridcolor": LINE,
+    "zerolinecolor": LINE,
+    "linecolor": LINE,
+    "automargin": True,
+    "title": {"font": {"size": 13, "color": MUTED}},
+}
+TEMPLATE = {
+    "layout": {
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "margin": {"l": 56, "r": 16, "t": 24, "b": 48},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "colorway": [BLUE, "#0b7a5c", "#8a3fa0", "#8a6a00", "#c0306a", "#3f6f8f", "#6b7680"],
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        "hoverlabel": {"bgcolor": "white", "font": {"color": INK}, "align": "left"},
+        "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -68,36 +89,48 @@ def parameters(trials: Sequence[Row]) -> list[str]:
 def search_charts(
     trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: str
 ) -> list[Chart]:
-    """Return the figures of a search, those that its tables have enough for."""
-    finished = _best_first(trials, metric)
-    found = [
-        _history(trials, finished, metric),
-        _learning_curves(trials, finished, epochs, metric, winner),
-        _losses(epochs, winner),
-        _importances(finished[:MOST_POINTS], metric),
-        _parallel(finished[:MOST_LINES], metric),
-        *_slices(trials, finished, metric),
-    ]
-    return [chart for chart in found if chart is not None]
+    """Return the figures of a search, those that its tables have enough for.
+
+    Of a large search the best trials and the latest are drawn.
+    """
+    best = {row["number"] for row in _best_first(trials, metric)[:MOST_BEST]} | {winner}
+    rest = [row for row in trials if row["number"] not in best]
+    latest = {row["number"] for row in rest[-(MOST - MOST_BEST) :]}
+    rows = [row for row in trials if row["number"] in best | latest]
+    study = make_study(rows, metric, epochs)
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    score = f"validation {_label(metric_name(metric))}"
+    charts = []
+    if finished:
+        charts.append(_history(study, rows, score))
+    if any(t.intermediate_values for t in study.trials if t.state != TrialState.FAIL):
+        charts.append(_learning_curves(study, rows, score, winner))
+    if losses := _losses(epochs, winner):
+        charts.append(losses)
+    if len(finished) >= ENOUGH:
+        charts += _importances(study, len(finished), len(parameters(rows)), score)
+    if len(finished) > 1 and parameters(rows):
+        charts += [_parallel(study, score), *_slices(study, score)]
+    return charts
 
 
-def make_study(trials: Iterable[Row], metric: str, epochs: Sequence[Row] = ()) -> optuna.Study:
-    """Return an in-memory study of `trials`, with the validation metric of each of `epochs`.
+def make_study(rows: Sequence[Row], metric: str, epochs: Sequence[Row] = ()) -> optuna.Study:
+    """Return an in-memory study of trials, with the validation metric of each of `epochs`.
 
     Trials that diverged or failed are FAIL, those that were pruned PRUNED. A column whose every
     value is a number is numeric, any other one categorical.
     """
-    rows = list(trials)
     values = _values_by_epoch(epochs, f"val_{metric}")
     distributions = {
-        name: _distribution(name, [row[name] for row in rows if row[name]])
+        name: _distribution(name, cells)
         for name in parameters(rows)
-        if any(row[name] for row in rows)
+        if (cells := [row[name] for row in rows if row[name]])
     }
+    less = METRIC_MODES.get(metric) == "min"
     previous = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(logging.WARNING)  # it announces each new study
     study = optuna.create_study(
-        direction=StudyDirection.MINIMIZE if _less_is_better(metric) else StudyDirection.MAXIMIZE
+        direction=StudyDirection.MINIMIZE if less else StudyDirection.MAXIMIZE
     )
     optuna.logging.set_verbosity(previous)
     study.add_trials(_trial(row, distributions, values.get(row["number"], {})) for row in rows)
@@ -111,12 +144,12 @@ def _trial(
     state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"])
     if state is None or (state == TrialState.COMPLETE and score is None):
         state = TrialState.FAIL
-    given = {name: d for name, d in distributions.items() if row[name]}
+    own = {name: d for name, d in distributions.items() if row[name]}
     return create_trial(
         state=state,
         value=score if state == TrialState.COMPLETE else None,
-        params={_label(n): _value(row[n], d) for n, d in given.items()},
-        distributions={_label(n): d for n, d in given.items()},
+        params={_label(name): _value(row[name], d) for name, d in own.items()},
+        distributions={_label(name): d for name, d in own.items()},
         intermediate_values=values,
     )
 
@@ -162,44 +195,23 @@ def _best_first(trials: Sequence[Row], metric: str) -> list[Row]:
     return [row for _, row in sorted(known, key=lambda pair: sign * pair[0])]
 
 
-def _history(trials: Sequence[Row], finished: Sequence[Row], metric: str) -> Chart | None:
-    if not finished:
-        return None
-    name = metric_name(metric)
-    figure = visualization.plot_optimization_history(
-        make_study(trials, metric), target_name=_objective(metric)
-    )
+def _history(study: optuna.Study, rows: Sequence[Row], score: str) -> Chart:
+    figure = visualization.plot_optimization_history(study, target_name=score)
     figure.update_traces(line_color=ACCENT, line_shape="hv", selector={"mode": "lines"})
-    # Optuna counts the trials of the study; the table's own numbers are what the page names.
-    numbers = [number(row["number"]) for row in trials]
+    numbers = [number(row["number"]) for row in rows]  # Optuna counts from 0
     figure.data = [trace for trace in figure.data if len(trace.x)]
     for trace in figure.data:
         trace.x = [numbers[x] for x in trace.x]
     return Chart(
         "history",
         "Score of each finished trial, in the order they were tried",
-        f"{len(trials)} trials, {len(finished)} of them finished; the best {name} is "
-        f"{number(finished[0]['score']):.4f}. The line is the best so far.",
-        _plain(figure, x="trial", integer_x=True, legend=True),
+        f"The best {score} is {study.best_value:.4f}. The line is the best so far.",
+        _plain(figure, xaxis={"title": {"text": "trial"}, **_whole(figure)}),
     )
 
 
-def _learning_curves(
-    trials: Sequence[Row],
-    finished: Sequence[Row],
-    epochs: Sequence[Row],
-    metric: str,
-    winner: str,
-) -> Chart | None:
+def _learning_curves(study: optuna.Study, rows: Sequence[Row], score: str, winner: str) -> Chart:
     """Draw each trial's validation metric by epoch, pruned trials included."""
-    best = {row["number"] for row in finished[: MOST_CURVES // 2]}
-    rest = [row for row in trials if row["number"] not in best | {winner}]
-    chosen = best | {winner} | {row["number"] for row in rest[-MOST_CURVES // 2 :]}
-    rows = [row for row in trials if row["number"] in chosen]
-    study = make_study(rows, metric, epochs)
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    if not any(trial.intermediate_values for trial in ended):
-        return None
     figure = visualization.plot_intermediate_values(study)
     figure.update_traces(opacity=0.6, line_width=1.5, marker_size=4)
     for trace in figure.data:
@@ -207,15 +219,16 @@ def _learning_curves(
         trace.name = f"trial {_label(of_trial)}"
         if of_trial == winner:
             trace.update(opacity=1, line={"color": ACCENT, "width": 3.5})
-    some = f" Of {len(trials)} trials, the best and the latest are shown." * (
-        len(rows) < len(trials)
-    )
     return Chart(
         "curves",
         "Learning curves" if len(figure.data) > 1 else "Learning curve",
-        f"Validation {metric_name(metric)} after each epoch; the winner's line is thick, one that "
-        f"ends early was pruned. A trial is scored at its last epoch, not at its best.{some}",
-        _plain(figure, x="epoch", y=_objective(metric), integer_x=True),
+        f"{sentence(score)} after each epoch; the winner's line is thick, one that ends early was "
+        "pruned. A trial is scored at its last epoch, not at its best.",
+        _plain(
+            figure,
+            xaxis={"title": {"text": "epoch"}, **_whole(figure)},
+            yaxis={"title": {"text": score}},
+        ),
         wide=False,
     )
 
@@ -223,10 +236,8 @@ def _learning_curves(
 def _losses(epochs: Sequence[Row], winner: str) -> Chart | None:
     """Draw the winner's two losses, which Optuna has no figure of."""
     figure = go.Figure()
-    for column, name, colour in (
-        ("train_loss", "training", COLOURS[0]),
-        ("val_loss", "validation", ACCENT),
-    ):
+    named = (("train_loss", "training", BLUE), ("val_loss", "validation", ACCENT))
+    for column, name, colour in named:
         points = _values_by_epoch(epochs, column).get(winner)
         if points:
             x, y = zip(*sorted(points.items()), strict=True)
@@ -238,50 +249,44 @@ def _losses(epochs: Sequence[Row], winner: str) -> Chart | None:
         "The winner's loss",
         f"Cross entropy of trial {winner} on the training and the validation split after each "
         "epoch. Training clips are balanced and augmented as its config says.",
-        _plain(figure, x="epoch", y="loss", integer_x=True, legend=True),
+        _plain(
+            figure,
+            xaxis={"title": {"text": "epoch"}, **_whole(figure)},
+            yaxis={"title": {"text": "loss"}},
+        ),
         wide=False,
     )
 
 
-def _importances(finished: Sequence[Row], metric: str) -> Chart | None:
-    """Draw how much of the variation of the scores each parameter explains, by fANOVA.
+def _importances(study: optuna.Study, finished: int, searched: int, score: str) -> list[Chart]:
+    """Draw how much of the variance of the scores each parameter explains, by fANOVA.
 
     Optuna's default, PED-ANOVA, named the only parameter that mattered first in 11 of 30 noisy
     studies of 50 trials, fANOVA in 28 (in 26 of 30 with 20 trials). Parameters that not every
     trial has are left out by fANOVA.
     """
-    if len(finished) < ENOUGH:
-        return None
-    study = make_study(finished, metric)
     try:
         figure = visualization.plot_param_importances(
-            study, evaluator=FanovaImportanceEvaluator(seed=0), target_name=_objective(metric)
+            study, evaluator=FanovaImportanceEvaluator(seed=0), target_name=score
         )
     except (ValueError, RuntimeError):  # no parameter varied, or no score did
-        return None
-    figure.update_traces(marker_color=COLOURS[0])
-    notes = ""
-    if len(finished) < STABLE:
-        notes += f" With fewer than {STABLE} the order is unstable: more trials may change it."
-    if len(figure.data[0].y) < len(parameters(finished)):
-        notes += " Parameters that not every trial has are left out."
-    return Chart(
-        "importances",
-        "Importance of the parameters",
-        f"Share of the variance of {metric_name(metric)} that each parameter explains, by fANOVA "
-        f"(random forests) over {len(finished)} finished trials.{notes}",
-        _plain(figure, x="share of the variance", y=""),
-        height=120 + 28 * len(figure.data[0].y),
+        return []
+    figure.update_traces(marker_color=BLUE)
+    text = (
+        f"Share of the variance of {score} that each parameter explains, by fANOVA (random "
+        f"forests) over {finished} finished trials."
     )
+    if finished < STABLE:
+        text += f" With fewer than {STABLE} the order is unstable: more trials may change it."
+    if len(figure.data[0].y) < searched:
+        text += " Parameters that not every trial has are left out."
+    plain = _plain(figure, xaxis={"title": {"text": "share of the variance"}}, yaxis={"title": ""})
+    height = 120 + 28 * len(figure.data[0].y)
+    return [Chart("importances", "Importance of the parameters", text, plain, height)]
 
 
-def _parallel(finished: Sequence[Row], metric: str) -> Chart | None:
-    fields = parameters(finished)
-    if len(finished) < 2 or not fields:
-        return None
-    figure = visualization.plot_parallel_coordinate(
-        make_study(reversed(finished), metric), target_name=_objective(metric)
-    )
+def _parallel(study: optuna.Study, score: str) -> Chart:
+    figure = visualization.plot_parallel_coordinate(study, target_name=score)
     figure.update_traces(opacity=0.8, line_width=1.8, selector={"mode": "lines"})
     for line in figure.select_traces({"mode": "lines"}):  # the lightest are invisible on white
         channels = re.findall(r"[\d.]+", line.line.color)
@@ -289,36 +294,28 @@ def _parallel(finished: Sequence[Row], metric: str) -> Chart | None:
     return Chart(
         "parallel",
         "Parameters of the finished trials",
-        f"Each line is one of the {len(finished)} best finished trials; it runs from its "
-        f"{metric_name(metric)} on the left through its parameters; the stronger its colour, the "
-        "better. Learning rates and what else spans decades are drawn by logarithm.",
-        _plain(figure, grid=False),
+        f"Each line is a trial; it runs from its {score} on the left through its parameters; the "
+        "stronger its colour, the better. What spans decades is drawn by logarithm.",
+        _plain(figure),
         height=420,
-        min_width=75 * (len(fields) + 1),
+        min_width=75 * len(figure.layout.xaxis.tickvals),
     )
 
 
-def _slices(trials: Sequence[Row], finished: Sequence[Row], metric: str) -> list[Chart]:
+def _slices(study: optuna.Study, score: str) -> list[Chart]:
     """Draw the score against each parameter, a few parameters a figure."""
-    scored = {row["number"] for row in finished}
-    recent = [row for row in trials if row["number"] in scored][-MOST_POINTS:]
-    if len(recent) < 2:
-        return []
-    study = make_study(recent, metric)
     names = sorted({name for trial in study.get_trials(deepcopy=False) for name in trial.params})
     charts = []
     for start in range(0, len(names), SLICES_A_ROW):
         chosen = names[start : start + SLICES_A_ROW]
-        figure = visualization.plot_slice(study, params=chosen, target_name=_objective(metric))
-        figure.update_layout(width=None)
-        listed = ", ".join(html.unescape(name) for name in chosen)
+        figure = visualization.plot_slice(study, params=chosen, target_name=score)
         charts.append(
             Chart(
                 f"slice{start // SLICES_A_ROW}",
-                f"{sentence(metric_name(metric))} against {listed}",
+                f"Score against {', '.join(html.unescape(name) for name in chosen)}",
                 "Finished trials only, later ones in a stronger colour. A sampler tries more where "
                 "it has found good values, so a crowd is not evidence by itself.",
-                _plain(figure),
+                _plain(figure, width=None),
                 height=260,
                 min_width=180 * len(chosen),
             )
@@ -326,46 +323,15 @@ def _slices(trials: Sequence[Row], finished: Sequence[Row], metric: str) -> list
     return charts
 
 
-def _less_is_better(metric: str) -> bool:
-    return METRIC_MODES.get(metric) == "min"
+def _whole(figure: go.Figure) -> dict[str, int]:
+    """Return an axis without ticks between whole numbers, if there are few of these."""
+    return {"dtick": 1} if max(max(trace.x, default=0) for trace in figure.data) <= 10 else {}
 
 
-def _objective(metric: str) -> str:
-    return f"validation {_label(metric_name(metric))}"
-
-
-def _plain(
-    figure: go.Figure,
-    *,
-    x: str | None = None,
-    y: str | None = None,
-    integer_x: bool = False,
-    legend: bool = False,
-    grid: bool = True,
-) -> dict[str, Any]:
-    """Return `figure` in the page's layout as plain values; `x` and `y` are titles of its axes."""
+def _plain(figure: go.Figure, **layout: Any) -> dict[str, Any]:
+    """Return `figure` in the page's layout as plain values."""
     figure.update_layout(
-        title=None,
-        margin={"l": 56, "r": 16, "t": 24, "b": 48},
-        showlegend=legend,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        colorway=COLOURS,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        hoverlabel={"bgcolor": "white", "font": {"color": INK}, "align": "left"},
-        hovermode="closest",
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
+        {"title": None, "plot_bgcolor": "rgba(0,0,0,0)", **layout}, template=TEMPLATE
     )
-    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
-    figure.update_xaxes(**axis, title_font={"size": 13, "color": MUTED}, showgrid=grid)
-    figure.update_yaxes(**axis, title_font={"size": 13, "color": MUTED}, showgrid=grid)
-    if x is not None:
-        figure.update_xaxes(title_text=x)
-    if y is not None:
-        figure.update_yaxes(title_text=y)
-    if integer_x and max(max(trace.x, default=0) for trace in figure.data) <= 10:
-        figure.update_xaxes(dtick=1)
     plain: dict[str, Any] = json.loads(figure.to_json())
-    plain["layout"].pop("template", None)
     return {"data": plain["data"], "layout": plain["layout"]}
