@@ -79,7 +79,7 @@ def main(
     options = read_options(argv)
     from rich.console import Console
 
-    from resp_tune.harness.console import show_plan, show_result
+    from resp_tune.harness.console import describe_plan, show_plan, show_result
     from resp_tune.harness.validate import validate
 
     with ExitStack() as connection:
@@ -94,7 +94,7 @@ def main(
         spec = validate(options, sys.argv[1:] if argv is None else argv, join)
         # The plan is the result of a dry run, and else a message: stdout is for results.
         console = Console(stderr=not options.dry_run)
-        show_plan(spec, console)
+        show_plan(describe_plan(spec), console)
         if join is not None:
             from resp_tune.harness.preflight import check_nodes
 

@@ -75,29 +75,29 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train and print every epoch; with `--out` the last line on stdout is the bundle."""
+    """Train and print every epoch; with `--out` the last line on stdout is the model's folder."""
     args = parser().parse(argv)
     from resp_tune.data.dataset import load_dataset
     from resp_tune.harness.validate import data_folder
     from resp_tune.training.datamodule import make_datamodule
 
-    asked = read_arguments(args)
+    request = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
     dataset = load_dataset(data_folder(args.data))
-    datamodule = make_datamodule(dataset, asked.task, asked.split_spec)
-    if asked.split_sha256 not in (None, datamodule.split.digest):
+    datamodule = make_datamodule(dataset, request.task, request.split_spec)
+    if request.split_sha256 not in (None, datamodule.split.digest):
         raise UserError(
-            f"--run {args.run}: this data does not give the sides that the trial had: give the "
-            "--data of its search, and no other task, protocol or --split-seed"
+            f"--run {args.run}: the split of this data is not that of the trial: give the "
+            "--data of its search, and the same task, protocol and --split-seed"
         )
     for note in (*dataset.problems, *datamodule.clips.dropped, *datamodule.split.notes):
         log.info(f"note: {note}")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # where it cannot be, before the training
-    training = _train(asked, datamodule)
+        out.mkdir(parents=True, exist_ok=True)  # fails before the training, not after it
+    training = _train(request, datamodule)
     _print_result(training, datamodule)
     if out is not None:
-        print(_save(out, training, datamodule, asked.split_spec))
+        print(_save(out, training, datamodule, request.split_spec))
 
 
 @dataclass(frozen=True)
@@ -157,20 +157,20 @@ def _read_config(path: str) -> TrialConfig:
 
 
 def _read_run(run_id: str, uri: str | None) -> TrialRun:
-    from resp_tune.tracking.load_trial import trial_run
+    from resp_tune.tracking.load_trial import load_trial_run
     from resp_tune.tracking.uri import resolve_uri
 
-    return trial_run(resolve_uri(uri, Path("results").absolute()), run_id)
+    return load_trial_run(resolve_uri(uri, Path("results").absolute()), run_id)
 
 
-def _empty_folder(given: str) -> Path:
-    folder = folder_to_write("--out", given)
+def _empty_folder(path: str) -> Path:
+    folder = folder_to_write("--out", path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out '{given}' exists and is not an empty folder: give another")
+        raise UserError(f"--out '{path}' exists and is not an empty folder: give another")
     return folder
 
 
-def _train(asked: TrainRequest, datamodule: DataModule) -> Training:
+def _train(request: TrainRequest, datamodule: DataModule) -> Training:
     import torch
 
     from resp_tune.cluster.resources import this_machine
@@ -180,13 +180,13 @@ def _train(asked: TrainRequest, datamodule: DataModule) -> Training:
     from resp_tune.training.loop import Training
     from resp_tune.training.memory import keep_freed_memory
 
-    config, front_end = asked.config, asked.config.front_end
+    config, front_end = request.config, request.config.front_end
     check_filters(front_end)
-    device = "cuda" if torch.cuda.is_available() and not asked.on_cpu else "cpu"
+    device = "cuda" if torch.cuda.is_available() and not request.on_cpu else "cpu"
     workers = this_machine().cpus
     caches = make_feature_caches(datamodule, datamodule.search_stems, workers)
     frames = caches.frames(front_end, workers=workers)
-    torch.set_num_threads(asked.threads or workers)
+    torch.set_num_threads(request.threads or workers)
     keep_freed_memory()
     config = resolve_precision(config, detect_compute_device(device))
     log.info(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
@@ -211,8 +211,8 @@ def _print_result(training: Training, datamodule: DataModule) -> None:
     last = training.history[-1].metrics
     rates = [majority_accuracy(f.validation.label) for f in datamodule.folds()]
     print(
-        f"validation after epoch {len(training.history)}: accuracy {last['accuracy']:.4f} beside a "
-        f"majority rate of {sum(rates) / len(rates):.4f}, balanced accuracy "
+        f"validation after epoch {len(training.history)}: accuracy {last['accuracy']:.4f}, "
+        f"majority rate {sum(rates) / len(rates):.4f}, balanced accuracy "
         f"{last['balanced_accuracy']:.4f}, macro_f1 {last['macro_f1']:.4f}"
     )
     if line := datamodule.split.leaks(datamodule.dataset).line:

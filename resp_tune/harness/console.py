@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,15 @@ SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 _COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
 
 
-def show_plan(spec: SearchSpec, console: Console) -> None:
-    """Print the plan, a line per topic."""
-    for topic, text in _describe_plan(spec):
+def show_plan(lines: Iterable[tuple[str, str]], console: Console) -> None:
+    """Print the topics and texts of `describe_plan`."""
+    for topic, text in lines:
         line = f"[bold]{topic:<9}[/]{escape(text)}"
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
+def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
+    """Yield the topics of the plan and a text on each."""
     options, location, compute = spec.options, spec.location, spec.compute
     datamodule, space = spec.data.datamodule, spec.space
     dataset, split = datamodule.dataset, datamodule.split

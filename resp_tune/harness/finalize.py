@@ -24,7 +24,7 @@ from resp_tune.evaluation.score import (
 from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.result_files import seconds_spent, versions, write_csv, write_summary
 from resp_tune.harness.select_winner import Winner, load_networks, select_winner
-from resp_tune.harness.spec import SearchSpec
+from resp_tune.harness.spec import SearchLocation, SearchSpec
 from resp_tune.harness.summary import summarise
 from resp_tune.harness.test_access_log import access_entry, add_access
 from resp_tune.reporting.report_page import render
@@ -86,13 +86,13 @@ def finalize(
         predictions.append(scored.predictions)
     table = pd.concat(predictions, ignore_index=True)
     write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
+    best = ranked(trials, options.metric)
     summary = {
         **summarise(spec, trials, winner, scored),
         "test_readings": study.user_attrs.get(READINGS, []),
         "baselines": dict(baselines),
         "seconds": seconds_spent([*trials, *replicates(study, trials)], study.user_attrs[SECONDS]),
-        "mlflow": _register(spec, runs, winner, scored, weights)
-        | {"links": _links(spec, runs, trials)},
+        "mlflow": _register(spec.location, runs, winner, scored, weights, best[:COMPARED_RUNS]),
         "versions": versions(),
     }
     path = folder / "summary.json"
@@ -155,10 +155,18 @@ def _record_access(study: optuna.Study, sync: StorageSync, entry: Mapping[str, A
 
 
 def _register(
-    spec: SearchSpec, runs: SearchRuns, winner: Winner, scored: TestScore | None, weights: str
+    location: SearchLocation,
+    runs: SearchRuns,
+    winner: Winner,
+    scored: TestScore | None,
+    weights: str,
+    best: Sequence[TrialRecord],
 ) -> dict[str, Any]:
-    """Log the evaluation to MLflow and register the model; return the ids for the summary."""
-    location, metrics = spec.location, dict[str, float]()
+    """Log the evaluation and register the model; return the summary's ids and links.
+
+    The links compare the runs of the `best` trials.
+    """
+    metrics: dict[str, float] = {}
     if scored is not None:
         metrics = {f"test_{name}": value for name, value in scored.metrics.items()}
         metrics["test_majority_accuracy"] = scored.majority
@@ -183,22 +191,13 @@ def _register(
         bundle=bundle,
         tags={"resp_tune.search": location.name},
     )
+    run_ids = runs.run_ids()
+    compared = [run_ids[t.key] for t in best if t.key in run_ids]
     return {
         "tracking_uri": redact(location.tracking_uri),
         "experiment_id": runs.experiment_id,
         "parent_run_id": runs.parent_run_id,
         "model": model.name,
         "version": model.version,
+        "links": search_links(location.tracking_uri, runs.experiment_id, runs.search, compared),
     }
-
-
-def _links(spec: SearchSpec, runs: SearchRuns, trials: Sequence[TrialRecord]) -> dict[str, str]:
-    """Return links to MLflow's pages on the search."""
-    metric, run_ids = spec.options.metric, runs.run_ids()
-    best = ranked(trials, metric)[:COMPARED_RUNS]
-    return search_links(
-        spec.location.tracking_uri,
-        runs.experiment_id,
-        runs.search,
-        [run_ids[t.key] for t in best if t.key in run_ids],
-    )

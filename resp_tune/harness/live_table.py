@@ -1,4 +1,4 @@
-"""The table of trials on the terminal: live where there is a person, a line a trial elsewhere."""
+"""Show the trials on the console: a live table on a terminal, else a line per ended trial."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _STYLES = {"finished": "green", "pruned": "yellow", "diverged": "red", "failed":
 
 
 class LiveTable:
-    """Shows the running trials and the best ended ones, and how many of the budget are done.
+    """A listener that shows running trials, the best ended ones, and how many have ended.
 
-    `what` are trials, or replicates.
+    `what` is `trials` or `replicates`.
     """
 
     def __init__(
@@ -63,22 +63,22 @@ class LiveTable:
             self.live.stop()
 
     def seed(self, trials: Sequence[TrialRecord]) -> None:
-        """Trials that ended before this run of the command."""
+        """Add trials that ended in earlier runs of the command."""
         for trial in trials:
             if trial.state is not None:
                 self.trials[trial.key.label] = trial
         self._count()
 
     def started(self, trial: TrialRecord, seed: int) -> None:
-        """A trial was handed out."""
+        """Show a running trial."""
         self.trials[trial.key.label] = trial
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
-        """A trial has new epochs."""
+        """Show a trial's new epochs."""
         self.trials[trial.key.label] = trial
 
     def ended(self, trial: TrialRecord) -> None:
-        """A trial is over."""
+        """Show a trial's end."""
         self.trials[trial.key.label] = trial
         self._count()
         if self.live is None:
@@ -97,7 +97,7 @@ class LiveTable:
         )
 
     def render(self) -> Group:
-        """The running trials by number, then the best of the others."""
+        """Return the table: running trials by number, then the best of the others."""
         trials = list(self.trials.values())  # the display's thread reads while trials come in
         running = [t for t in trials if t.state is None]
         ended = sorted((t for t in trials if t.state is not None), key=self._rank)

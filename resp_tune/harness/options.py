@@ -7,19 +7,20 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from resp_tune.common.choices import METRICS, SAMPLERS, SCHEDULERS, TASK_FILES, TASKS
-from resp_tune.config import bounded, setting
+from resp_tune.config import setting
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import UserError, nearest
 from resp_tune.storage.object_store import ObjectPath, is_uri
 
 DEFAULT_TRIALS = 20
-MAX_COUNT = 10**18
-MAX_SEED = 2**63 - 1
 
-_DATA, _TRIALS, _COMPUTE, _RESULTS = GROUPS = ("data and metric", "trials", "compute", "results")
+GROUPS = ("data and metric", "trials", "compute", "results")  # titles of --help
+_data, _trials, _compute, _results = (partial(setting, group=title) for title in GROUPS)
+_COUNT = {"low": 1, "high": 10**18, "metavar": "N"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -44,116 +45,83 @@ class SearchOptions(SplitSpec):
     `task` is a name or a file (`find_task` reads it). `trials_per_gpu` None: measured.
     """
 
-    data: str | None = setting(
+    data: str | None = _data(
         None,
         "folder or URI of the recordings (default: $RESP_TUNE_DATA, else a small synthetic set)",
         metavar="PATH",
-        group=_DATA,
     )
-    task: str = setting(
+    task: str = _data(
         "diagnosis",
         f"{', '.join(TASKS)}, or a YAML file that groups diagnoses into other classes",
         metavar="NAME or FILE",
         choices=TASKS,
-        group=_DATA,
     )
-    metric: str = setting("macro_f1", ", ".join(METRICS), choices=METRICS, group=_DATA)
-    space: str = setting(
-        "search_spaces/default.yaml", "search space, a YAML file", metavar="FILE", group=_TRIALS
-    )
-    trials: int | None = bounded(
+    metric: str = _data("macro_f1", ", ".join(METRICS), choices=METRICS)
+    space: str = _trials("search_spaces/default.yaml", "search space, a YAML file", metavar="FILE")
+    trials: int | None = _trials(
         None,
-        1,
-        MAX_COUNT,
         "total number of trials, including earlier runs of this name (default: "
         f"{DEFAULT_TRIALS}; unlimited with --time-budget)",
-        metavar="N",
-        group=_TRIALS,
+        **_COUNT,
     )
-    epochs: int = bounded(
-        20, 1, MAX_COUNT, "epochs per trial, the length of its OneCycle schedule",
-        metavar="N", group=_TRIALS,
-    )  # fmt: skip
-    time_budget: float | None = setting(
+    epochs: int = _trials(20, "epochs per trial, the length of its OneCycle schedule", **_COUNT)
+    time_budget: float | None = _trials(
         None,
         "time after which no trial starts and running trials are pruned; replicates still run",
         metavar="30m",
         duration=True,
-        group=_TRIALS,
     )
-    trial_timeout: float | None = setting(
+    trial_timeout: float | None = _trials(
         None,
         "time after which a trial fails, also if it hangs; the search continues",
         metavar="10m",
         duration=True,
-        group=_TRIALS,
     )
-    scheduler: str = setting("asha", ", ".join(SCHEDULERS), choices=SCHEDULERS, group=_TRIALS)
-    sampler: str = setting("tpe", ", ".join(SAMPLERS), choices=SAMPLERS, group=_TRIALS)
-    replicates: int = bounded(
+    scheduler: str = _trials("asha", ", ".join(SCHEDULERS), choices=SCHEDULERS)
+    sampler: str = _trials("tpe", ", ".join(SAMPLERS), choices=SAMPLERS)
+    replicates: int = _trials(
         1,
-        1,
-        100,
         "train the best four trials again with R new seeds each, and select the winner by mean "
         "minus standard error; 1: no replicates",
-        metavar="R",
-        group=_TRIALS,
+        **{**_COUNT, "high": 100, "metavar": "R"},
     )
-    seed: int = bounded(
-        0, 0, MAX_SEED, "seed of the sampler and of the trials", metavar="N", group=_TRIALS
+    seed: int = _trials(0, "seed of the sampler and of the trials", **{**_COUNT, "low": 0})
+    gpus: int | None = _compute(
+        None, "GPUs used at once, 0 for the CPU (default: all)", **{**_COUNT, "low": 0}
     )
-    gpus: int | None = bounded(
-        None, 0, MAX_COUNT, "GPUs used at once, 0 for the CPU (default: all)",
-        metavar="N", group=_COMPUTE,
-    )  # fmt: skip
-    trials_per_gpu: int | None = bounded(
+    trials_per_gpu: int | None = _compute(
         1,
-        1,
-        MAX_COUNT,
         "concurrent trials per GPU; auto: benchmark the GPUs before the search",
-        metavar="K",
-        auto=True,
-        group=_COMPUTE,
+        **{**_COUNT, "metavar": "K", "auto": True},
     )
-    concurrency: int | None = bounded(
-        None, 1, MAX_COUNT, "concurrent trials (default: from the machine)",
-        metavar="N", group=_COMPUTE,
-    )  # fmt: skip
-    cpus_per_trial: float | None = setting(
-        None, "CPU cores per trial, may be a fraction (default: from the machine)",
-        metavar="X", group=_COMPUTE,
-    )  # fmt: skip
-    address: str | None = setting(
+    concurrency: int | None = _compute(
+        None, "concurrent trials (default: from the machine)", **_COUNT
+    )
+    cpus_per_trial: float | None = _compute(
+        None, "CPU cores per trial, may be a fraction (default: from the machine)", metavar="X"
+    )
+    address: str | None = _compute(
         None,
         "address of a running Ray cluster, or auto for the one this node belongs to (default: "
         "local, a private Ray; auto inside a Ray job)",
         metavar="local, auto or HOST:PORT",
-        group=_COMPUTE,
     )
-    wait_for_gpus: float | None = setting(
-        None,
-        "how long to wait until the cluster has --gpus GPUs",
-        metavar="10m",
-        duration=True,
-        group=_COMPUTE,
+    wait_for_gpus: float | None = _compute(
+        None, "how long to wait until the cluster has --gpus GPUs", metavar="10m", duration=True
     )
-    name: str | None = setting(None, "name of the search (default: a timestamp)", group=_RESULTS)
-    storage: str = setting(
+    name: str | None = _results(None, "name of the search (default: a timestamp)")
+    storage: str = _results(
         "results",
         "folder in which the folder NAME is made, or s3://BUCKET/PREFIX, gs://…, abfs://… (see "
         "docs/storage.md)",
         metavar="PATH or URI",
-        group=_RESULTS,
     )
-    tracking_uri: str | None = setting(
+    tracking_uri: str | None = _results(
         None,
         "MLflow tracking URI (default: $MLFLOW_TRACKING_URI, else sqlite:///STORAGE/mlflow.db)",
         metavar="URI",
-        group=_RESULTS,
     )
-    dry_run: bool = setting(
-        False, "check everything and print the plan; start and write nothing", group=_RESULTS
-    )
+    dry_run: bool = _results(False, "check everything and print the plan; start and write nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -112,8 +112,9 @@ def run_stages(
     console: Console,
 ) -> None:
     """Run the trials and replicates that the study still lacks; without any, start nothing."""
+    stages = _Stages(spec, study, backend, console)
     new_trials = needs_trials(study, spec.options.budget)
-    if not new_trials and not _replicate_source(study, spec).missing():
+    if not new_trials and not stages.replicate_source().missing():
         return
     with backend.started():
         caches, tracking = setup.caches.result(), setup.tracking.result()
@@ -125,10 +126,10 @@ def run_stages(
         fault_point("sanity-checked")
         limit = spec.options.time_budget
         deadline = None if limit is None else time.monotonic() + limit
-        stages = _Stages(spec, study, backend, context, (sync, tracking), console)
+        listeners = (sync, tracking)
         if new_trials:
-            _run_until_complete(partial(stages.run_trials, deadline))
-        _run_until_complete(stages.run_replicates)
+            _run_until_complete(partial(stages.run_trials, context, listeners, deadline))
+        _run_until_complete(partial(stages.run_replicates, context, listeners))
 
 
 def warm_up_nodes(data: SearchData, compute: Compute, caches: FeatureCaches) -> FeatureCaches:
@@ -186,16 +187,6 @@ def _run_until_complete(stage: Callable[[], None]) -> None:
             log.info(str(cause))
 
 
-def _trial_settings(spec: SearchSpec) -> TrialSettings:
-    options, precision = spec.options, spec.compute.device.precision
-    return TrialSettings(options.metric, options.epochs, options.seed, precision)
-
-
-def _replicate_source(study: optuna.Study, spec: SearchSpec) -> ReplicateSource:
-    trials = records(study, spec.space)
-    return ReplicateSource(study, trials, _trial_settings(spec), spec.options.replicates)
-
-
 @dataclass(frozen=True)
 class _Stages:
     """The two stages, each of which starts from what the study holds."""
@@ -203,43 +194,52 @@ class _Stages:
     spec: SearchSpec
     study: optuna.Study
     backend: Backend
-    context: TrialContext
-    listeners: Sequence[Listener]
     console: Console
 
-    def run_trials(self, deadline: float | None) -> None:
+    def replicate_source(self) -> ReplicateSource:
+        """Return what proposes the replicates that are missing."""
+        trials, count = records(self.study, self.spec.space), self.spec.options.replicates
+        return ReplicateSource(self.study, trials, self._settings, count)
+
+    @property
+    def _settings(self) -> TrialSettings:
+        options, precision = self.spec.options, self.spec.compute.device.precision
+        return TrialSettings(options.metric, options.epochs, options.seed, precision)
+
+    def run_trials(
+        self, context: TrialContext, listeners: Sequence[Listener], deadline: float | None
+    ) -> None:
         """Run trials until the budget is met or `deadline` has passed."""
         options, space = self.spec.options, self.spec.space
         past = records(self.study, space)
         table = LiveTable(self.console, options.metric, options.epochs, options.budget)
         table.seed(past)
-        settings = _trial_settings(self.spec)
         source = SamplerSource(
-            self.study, space, settings, budget=options.budget, deadline=deadline
+            self.study, space, self._settings, budget=options.budget, deadline=deadline
         )
-        queue = TrialQueue(source, [*self.listeners, table])
+        queue = TrialQueue(source, [*listeners, table])
         scheduler = make_scheduler(
             options.scheduler, epochs=options.epochs, metric=options.metric, past=past
         )
         with table:
-            self.backend.run(queue, self.context, scheduler)
+            self.backend.run(queue, context, scheduler)
 
-    def run_replicates(self) -> None:
+    def run_replicates(self, context: TrialContext, listeners: Sequence[Listener]) -> None:
         """Run what is missing of the replicates; the time budget does not limit them.
 
         A winner is chosen only once all candidates have their seeds.
         """
         options = self.spec.options
-        source = _replicate_source(self.study, self.spec)
+        source = self.replicate_source()
         if not (missing := source.missing()):
             return
         done = [r for r in replicates(self.study, source.trials) if r.state is not None]
         total = len(done) + len(missing)
         table = LiveTable(self.console, options.metric, options.epochs, total, what="replicates")
         table.seed(done)
-        queue = TrialQueue(source, [*self.listeners, table])
+        queue = TrialQueue(source, [*listeners, table])
         # Replicates are not compared before their end, so they need no reports at rungs.
         scheduler = make_scheduler("none", epochs=options.epochs, metric=options.metric, past=())
-        context = dataclasses.replace(self.context, rungs=())
+        context = dataclasses.replace(context, rungs=())
         with table:
             self.backend.run(queue, context, scheduler)
