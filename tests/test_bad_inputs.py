@@ -232,7 +232,7 @@ CONFIGS = [
     ("[lr, 0.1]", "is not a mapping"),
     ("lr: [0.1", "is not YAML"),
     ("!!python/object/apply:os.system ['true']", "is not YAML"),
-    ("lr: 0.1\nlr: 0.2", "'lr' stands twice"),
+    ("lr: 0.1\nlr: 0.2", "'lr' is given twice"),
 ]
 
 

@@ -14,7 +14,7 @@ import torch
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "gpu_check.py"
 LOADED = """
 import atexit, sys
-absent = {"ray", "optuna", "mlflow", "pandas", "sklearn", "soundfile", "pydantic", "yaml"}
+absent = {"ray", "optuna", "mlflow", "pandas", "sklearn", "soundfile", "pydantic", "ruamel"}
 atexit.register(lambda: print("loaded:", sorted(absent & set(sys.modules))))
 """
 

@@ -114,7 +114,7 @@ import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {{"ray", "optuna", "mlflow", "pandas", "sklearn", "pydantic",
-                                   "soundfile", "yaml", "rich", "plotly", "jinja2", "psutil"}}:
+                                   "soundfile", "ruamel", "rich", "plotly", "jinja2", "psutil"}}:
             raise ImportError(f"a bare host has no {{name}}")
 sys.meta_path.insert(0, Refuse())
 import importlib

@@ -15,7 +15,7 @@ from optuna.distributions import (
 )
 from support.spaces import all_configs, new_study, space_of
 
-from resp_tune.common.yaml_files import LARGEST
+from resp_tune.common.yaml_files import MAX_BYTES
 from resp_tune.config import Balance, preset
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
@@ -256,12 +256,12 @@ WRONG_FILES = {
         "'lr' stands in both 'fixed' and 'parameters'"
     ),
     "parameters: {lr: {type: float, low: 0.1, high: 1}": "is not YAML: ",
-    "a: b: c": "is not YAML: ",
-    "parameters: !!python/object/apply:os.getcwd []": "is not YAML: could not determine a con",
+    "parameters:\n  lr: low: c": "is not YAML: line 2: mapping values are not allowed here",
+    "parameters: !!python/object/apply:os.getcwd []": "is not YAML: line 1: could not determine a con",
     "a: &a [*a, *b]": "is not YAML: ",
     "\tparameters: 1": "is not YAML: ",
-    "preset: baseline\npreset: notebook\nparameters: {lr: 1}": "'preset' stands twice",
-    "parameters: {lr: {low: 1, low: 2}}": "'low' stands twice: give each its own name",
+    "preset: baseline\npreset: notebook\nparameters: {lr: 1}": "line 2: 'preset' is given twice",
+    "parameters: {lr: {low: 1, low: 2}}": "'low' is given twice: give each its own name",
     "fixed: {epochs: 3}\nparameters: {lr: 1}": (
         "'epochs' is the same for the whole search: give --epochs instead"
     ),
@@ -290,7 +290,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "deep.yaml").write_text("[" * 50_000)
     with pytest.raises(UserError, match=r"deep.yaml' cannot be read"):
         load_space(str(tmp_path / "deep.yaml"))
-    (tmp_path / "large.yaml").write_text("#" * (LARGEST + 1))
+    (tmp_path / "large.yaml").write_text("#" * (MAX_BYTES + 1))
     with pytest.raises(UserError, match="has over 100000 bytes"):
         load_space(str(tmp_path / "large.yaml"))
 

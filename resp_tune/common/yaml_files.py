@@ -1,55 +1,55 @@
-"""YAML as people write it by hand: read safely, with numbers and keys as they meant them."""
+"""Read YAML 1.2 files written by hand: safely, and with errors that name the line."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 
 from resp_tune.common.text import shorten
 from resp_tune.errors import UserError
 
-
-class _Loader(yaml.SafeLoader):
-    """Takes `1e-4` for a number, as YAML 1.2 does, and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping; YAML itself would take the last of equal keys."""
-        keys = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        counts = Counter(key.value for key in keys if key.value != "<<")  # merges may be several
-        for key, count in counts.items():
-            if count > 1:
-                raise UserError(f"'{shorten(key)}' stands twice: give each its own name")
-        return super().construct_mapping(node, deep)
+MAX_BYTES = 100_000  # files written by hand have a page of text
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+def read_yaml(name: str, path: Path, max_bytes: int = MAX_BYTES) -> Any:
+    """Return the content of a YAML file, which errors call `name`, as in `space 'default.yaml'`.
 
-
-LARGEST = 100_000  # bytes; what people write by hand is a page of text
-
-
-def read_yaml(named: str, path: Path, largest: int = LARGEST) -> Any:
-    """The content of a file, which errors call `named`, as in `space 'default.yaml'`.
-
-    Raises `UserError` for what cannot be read, is over `largest` bytes, or is not YAML.
+    Raises `UserError` for a file that is unreadable, larger than `max_bytes`, not YAML, or has a
+    key twice in one mapping.
     """
     try:
-        if path.stat().st_size > largest:
-            raise UserError(f"has over {largest} bytes: use fewer words")
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  # SafeLoader below it
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        hint = '; "*" stands in quotes' if "alias" in said else ""
-        raise UserError(f"{named} is not YAML: {said}{hint}") from error
-    except (OSError, ValueError, RecursionError) as error:  # days and numbers that cannot be, too
-        raise UserError(f"{named} cannot be read: {' '.join(str(error).split())}") from error
-    except UserError as error:
-        raise UserError(f"{named}: {error}") from error
+        if path.stat().st_size > max_bytes:
+            raise UserError(f"{name}: has over {max_bytes} bytes: use fewer words")
+        text = path.read_text(encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", YAMLWarning)  # of style
+            return YAML(typ="safe", pure=True).load(text)  # the C parser knows only YAML 1.1
+    except DuplicateKeyError as error:
+        key = re.search(r'duplicate key "(.*?)" with value', str(error), re.DOTALL)
+        shown = shorten(key[1]) if key else "a key"
+        raise UserError(
+            f"{name}: {_line(error)}'{shown}' is given twice: give each its own name"
+        ) from error
+    except MarkedYAMLError as error:
+        problem = f"{error.context or ''} {error.problem or ''}"
+        raise UserError(f"{name} is not YAML: {_line(error)}{_cause(problem)}") from error
+    except YAMLError as error:
+        raise UserError(f"{name} is not YAML: {_cause(error)}") from error
+    except (OSError, ValueError, RecursionError) as error:  # also impossible dates and numbers
+        raise UserError(f"{name} cannot be read: {_cause(error)}") from error
+
+
+def _line(error: MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return "" if mark is None else f"line {mark.line + 1}: "
+
+
+def _cause(error: object) -> str:
+    hint = '; write "*" in quotes' if "alias" in str(error) else ""
+    return shorten(" ".join(str(error).split()), 200) + hint

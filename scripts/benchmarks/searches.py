@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks import ours
 from benchmarks.workplace import PROTOCOL, TASK, Findings, Workplace
+from resp_tune.common.yaml_files import read_yaml
 from resp_tune.errors import RunError
 
 ROWS = ("f_over_e",)
@@ -34,7 +33,7 @@ def measure(place: Workplace) -> Findings:
     classes = len(place.tables.classes)
     items.write_text(json.dumps({"train": train, "validation": validation, "classes": classes}))
     space = place.folder / "space.yaml"
-    space.write_text(yaml.safe_dump(_space(place)))
+    space.write_text(json.dumps(_space(place)))  # JSON is YAML
     ours_seconds = [_search(place, space, "f0")]
     plain_seconds = _plain(place, items, _configs(place.folder / "f0"))
     ours_seconds += [_search(place, space, f"f{n}") for n in range(1, sizes.search_repeats)]
@@ -53,7 +52,7 @@ def measure(place: Workplace) -> Findings:
 
 def _space(place: Workplace) -> dict[str, Any]:
     """The notebook's space, around the settings that row C uses."""
-    space = yaml.safe_load((ROOT / "search_spaces" / "notebook.yaml").read_text(encoding="utf-8"))
+    space = read_yaml("space", ROOT / "search_spaces" / "notebook.yaml")
     plain = place.config(epochs=1)
     before, chosen = plain.as_dict(), ours.fast(plain).as_dict()
     return {**space, "fixed": {k: v for k, v in chosen.items() if v != before[k]}}
