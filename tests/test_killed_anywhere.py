@@ -1,146 +1,197 @@
-"""The driver is killed at every kind of moment; the same command goes on, and nothing is lost.
+"""The driver is killed at every kind of moment; the same command resumes, and nothing is lost.
 
-One search is killed again and again, each time at another moment, and then finishes. What it
-leaves is what a search leaves that nobody killed.
+The search runs in a fork without Ray, so that each moment costs seconds; three of the moments are
+repeated with Ray and workers of their own.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import deadly
-from support.counted import check_counted_once
-from support.deadly import Moment
+from support.counted import check_counted_once, ended_runs
 from support.fault_log import THOROUGH, survived
-from support.searches import search, start, study, summary, wait_for
+from support.gates import passes
+from support.inline import search_inline, start_inline
+from support.searches import command, search, start, study, summary, wait_for
 
-EPOCHS = 3
-TRIALS = 6
-ARGS = (
+from resp_tune.common.fault_points import FOLDER, VARIABLE
+
+EPOCHS, TRIALS = 2, 4
+SMALL = (
     "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
-    "--concurrency", "2", "--epochs", str(EPOCHS), "--trials", str(TRIALS),
+)  # fmt: skip
+ARGS = (
+    *SMALL, "--concurrency", "2", "--epochs", str(EPOCHS), "--trials", str(TRIALS),
     "--replicates", "2", "--name", "often",
 )  # fmt: skip
 
-MOMENTS: list[Moment] = [
+MOMENTS = [
     # start-up
-    ("resp_tune.harness.run", "_open", "before", 1),
-    ("resp_tune.study.study", "_storage", "after", 1),
-    ("resp_tune.harness.run", "save_split", "before", 1),
-    ("resp_tune.tracking.client", "_opened", "after", 1),
-    ("resp_tune.tracking.search_run", "SearchRuns._open_parent", "after", 1),
+    "study-opens", "study-created", "split-saves", "mlflow-opened", "mlflow-search-run",
     # filling the cache
-    ("resp_tune.features.cache", "_Writer.append", "after", 5),
-    ("resp_tune.features.cache", "_Writer.finish", "after", 1),
+    "cache-append@5", "cache-finished",
     # before the first trial
-    ("resp_tune.harness.stages", "check_baseline", "after", 1),
-    # trials: asked for but not described, handed out, told in part, told to MLflow, ended
-    ("resp_tune.study.trial_queue", "trial_seed", "before", 1),
-    ("resp_tune.study.trial_queue", "Recorder.next_trial", "after", 1),
-    ("resp_tune.study.trial_queue", "Recorder.advance", "before", 1),
-    ("resp_tune.study.trial_queue", "Recorder.end", "before", 1),
-    ("resp_tune.study.trial_queue", "Recorder.end", "after", 1),
-    ("resp_tune.tracking.trial_runs", "Children._create", "after", 1),
-    ("resp_tune.tracking.trial_runs", "Children.end", "after", 1),
-    ("resp_tune.study.trial_queue", "Recorder.end", "after", 2),
+    "sanity-checked",
+    # trials
+    "trial-asked", "trial-handed-out", "trial-advances", "trial-ends", "trial-ended",
+    "mlflow-trial-created", "mlflow-trial-ended", "trial-ended@2",
     # replicates
-    ("resp_tune.study.replicate_queue", "ReplicateRecorder.next_trial", "after", 1),
-    ("resp_tune.study.replicate_queue", "ReplicateRecorder.end", "after", 2),
-    # the end: tables, bundle, the test side, the evaluation run, the registry, the summary
-    ("resp_tune.harness.result_files", "write_trials", "after", 1),
-    ("resp_tune.harness.finalize", "write_bundle", "after", 1),
-    ("resp_tune.harness.finalize", "score_test", "before", 1),
-    ("resp_tune.harness.finalize", "score_test", "after", 1),
-    ("resp_tune.tracking.trial_runs", "Children.evaluation", "after", 1),
-    ("resp_tune.tracking.registry", "_log", "after", 1),
-    ("resp_tune.tracking.registry", "_register", "after", 1),
-    ("resp_tune.harness.result_files", "write_summary", "before", 1),
-    ("resp_tune.harness.finalize", "render", "before", 1),
-]
+    "trial-handed-out/0/replicates/1", "trial-ended/1/replicates/2",
+    # the end: tables, bundle, test set, the evaluation's MLflow run, the registry, the summary
+    "trials-table", "bundle-written", "test-access", "test-scored", "mlflow-evaluation",
+    "model-logged", "model-registered", "summary-writes", "report-writes",
+]  # fmt: skip
+ON_RAY = ("trial-asked", "trial-advances", "model-logged")
+
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_killed_at_every_kind_of_moment(tmp_path: Path) -> None:
-    moments = MOMENTS if THOROUGH else MOMENTS[::2]
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed") / "data"
+    made = command("synth", str(folder), "--recordings", "40", "--seconds", "4")
+    assert made.code == 0, made.err
+    return folder
+
+
+def own_store(storage: Path) -> tuple[str, str]:
+    """Let the search make the tables of its MLflow store, which others are given ready."""
+    return "--tracking-uri", f"sqlite:///{storage}/mlflow.db"
+
+
+def killed_at(moment: str, storage: Path, *args: str, scratch: Path) -> None:
+    """Run a search in a fork until it is killed at `moment`; the cache is empty if it is of one."""
+    env = {VARIABLE: moment}
+    if moment.startswith("cache"):
+        env["RESP_TUNE_CACHE"] = str(scratch / "empty")
+    outcome = search_inline(storage, *args, env=env)
+    assert outcome.code == -signal.SIGKILL, f"{moment}: {outcome.err}"
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at(moment: str, data: Path, tmp_path: Path) -> None:
+    storage, args = tmp_path / "results", (*ARGS, "--data", str(data))
+    if moment == "mlflow-opened":
+        args = (*args, *own_store(storage))
+    killed_at(moment, storage, *args, scratch=tmp_path)
+    before = ended_runs(storage, "often")
+    begun = time.monotonic()
+    outcome = search_inline(storage, *args)
+    took = time.monotonic() - begun
+    assert outcome.code == 0, outcome.err
+    check_counted_once(storage, "often", TRIALS, EPOCHS)
+    assert before.items() <= ended_runs(storage, "often").items()
+    survived("SIGKILL of the driver at a named moment", took)
+    if moment in ("test-access", "model-logged", "report-writes"):
+        accesses = summary(storage, "often")["test_readings"]
+        again = search_inline(storage, *args)
+        assert again.code == 0, again.err
+        check_counted_once(storage, "often", TRIALS, EPOCHS)
+        assert summary(storage, "often")["test_readings"] == accesses
+
+
+def test_one_search_killed_again_and_again(data: Path, tmp_path: Path) -> None:
+    """Each command gets further than where the one before it was killed."""
     storage = tmp_path / "results"
-    took = []  # each command gets further than where the one before it was killed
-    for moment in moments:
-        env = deadly.dies(tmp_path / "deadly", moment)
-        if moment[0] == "resp_tune.features.cache":  # nothing is filled twice
-            env["RESP_TUNE_CACHE"] = str(tmp_path / "empty")
-            shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+    args = (*ARGS, "--data", str(data), *own_store(storage))
+    before: dict[str, Any] = {}
+    for moment in MOMENTS if THOROUGH else MOMENTS[::3]:
+        killed_at(moment, storage, *args, scratch=tmp_path / "scratch")
+        ended = ended_runs(storage, "often")
+        assert before.items() <= ended.items()
+        before = ended
+    outcome = search_inline(storage, *args)
+    assert outcome.code == 0, outcome.err
+    check_counted_once(storage, "often", TRIALS, EPOCHS)
+    survived("one search killed at many moments in turn")
+
+
+def test_with_ray_and_its_workers(data: Path, tmp_path: Path) -> None:
+    """Killed alone, so that its workers live on, and once with all that it has started."""
+    storage, args = tmp_path / "results", (*ARGS, "--data", str(data))
+    took = []
+    for moment in ON_RAY:
         begun = time.monotonic()
-        outcome = search(storage, *ARGS, env=env)
+        outcome = search(storage, *args, env={VARIABLE: moment})
         took.append(time.monotonic() - begun)
         assert outcome.code == -signal.SIGKILL, f"{moment}: {outcome.err}"
-    begun = time.monotonic()
-    last = search(storage, *ARGS)
-    took.append(time.monotonic() - begun)
-    assert last.code == 0, last.err
+        assert "Traceback" not in outcome.err
+        if moment == "trial-asked":
+            kill_everything_in_mid_trial(storage, args, tmp_path)
+    before = ended_runs(storage, "often")
+    outcome = search(storage, *args)
+    assert outcome.code == 0, outcome.err
     check_counted_once(storage, "often", TRIALS, EPOCHS)
-    readings = summary(storage, "often")["test_readings"]
-    again = search(storage, *ARGS)
-    assert again.code == 0, again.err
-    assert summary(storage, "often")["test_readings"] == readings
-    survived("SIGKILL of the driver at a named moment", max(took[1:]), times=len(moments))
+    assert before.items() <= ended_runs(storage, "often").items()
+    survived("SIGKILL of the driver at a named moment, with Ray", max(took[1:]), times=len(ON_RAY))
+    survived("SIGKILL of the driver and its Ray at once")
 
 
-WORK = """
-    import os, time
-    step = training.Training.run_epoch
-    def run_epoch(self):
-        begun = time.time()
-        result = step(self)
-        time.sleep(0.3)
-        with open(os.environ["EPOCHS_DONE"], "a") as file:
-            file.write(f"{self.config.seed} {len(self.history)} {begun} {time.time()}\\n")
-        return result
-    training.Training.run_epoch = run_epoch
-"""
+def kill_everything_in_mid_trial(storage: Path, args: tuple[str, ...], folder: Path) -> None:
+    env = {VARIABLE: "epoch-done:note@*,epoch:hang@2", FOLDER: str(folder)}
+    running = start("search", "--storage", str(storage), *args, env=env)
+    wait_for(lambda: len(passes(folder)) >= 2)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_killed_trial_repeats_ten_seconds_at_most(tmp_path: Path) -> None:
-    from support import faults
+def test_two_at_once_and_a_dead_holder(data: Path, tmp_path: Path) -> None:
+    storage, args = tmp_path / "r", (*ARGS, "--data", str(data))
+    running = start_inline(storage, *args, env={VARIABLE: "trial-handed-out:hang"})
+    holder = storage / "often" / ".held_by"
+    wait_for(lambda: holder.exists() and holder.read_text() != "")
+    begun = time.monotonic()
+    second = search_inline(storage, *args)
+    refused = time.monotonic() - begun
+    assert second.code == 2
+    assert f"is being run by process {running.pid} on" in second.err
+    assert "Traceback" not in second.err
+    running.kill()
+    running.wait()
+    assert holder.exists(), "left by the dead"
+    third = search_inline(storage, *args)
+    assert "is being run by" not in third.err
+    assert third.code == 0, third.err
+    check_counted_once(storage, "often", TRIALS, EPOCHS)
+    survived("a second process of the same name, refused", refused)
+    survived("a lock left by a dead process, taken over")
 
-    journal = tmp_path / "epochs"
-    env = {**faults.planted(tmp_path, WORK), "EPOCHS_DONE": str(journal)}
-    args = (*ARGS[:6], "--concurrency", "1", "--epochs", "60", "--trials", "1", "--name", "long")
-    given = ("--storage", str(tmp_path / "r"), *args)
-    gone_on = []
-    for enough in (35, 50):  # epochs of a third of a second: 8 s of them lie between checkpoints
-        begun = time.monotonic()
-        told = len(journal.read_text()) if journal.exists() else 0
-        running = start("search", *given, env=env)
-        wait_for(lambda t=told: journal.exists() and len(journal.read_text()) > t)  # type: ignore[misc]  # bound at once
-        gone_on.append(time.monotonic() - begun)
-        wait_for(lambda e=enough: journal.exists() and _latest(journal) >= e)  # type: ignore[misc]  # bound at once
-        os.killpg(running.pid, signal.SIGKILL)  # the worker too, which else may go on for seconds
+
+def test_a_killed_trial_repeats_ten_seconds_at_most(data: Path, tmp_path: Path) -> None:
+    """Epochs take a third of a second; 8 s of them lie between checkpoints."""
+    env = {VARIABLE: "epoch:slow@*,epoch-done:note@*", FOLDER: str(tmp_path)}
+    args = (*SMALL, "--data", str(data), "--epochs", "60", "--trials", "1", "--name", "long")
+    kills = (35, 50) if THOROUGH else (35,)
+    for enough in kills:
+        running = start_inline(tmp_path / "r", *args, env=env)
+        wait_for(lambda e=enough: latest_epoch(tmp_path) >= e)  # type: ignore[misc]  # bound at once
+        running.kill()
         running.wait()
-    done = search(tmp_path / "r", *args, env=env)
+    done = search_inline(tmp_path / "r", *args, env=env)
     assert done.code == 0, done.err
-    lines = [line.split() for line in journal.read_text().splitlines()]
-    assert {int(epoch) for _, epoch, _, _ in lines} == set(range(1, 61))
-    repeated = sum(float(end) - float(begun) for _, epoch, begun, end in _again(lines))
-    assert len(lines) > 60, "something must have been repeated, or the test kills too late"
-    assert repeated <= 2 * 10.0, "10 s for each of the two kills"
+    done_before: set[int] = set()
+    begun, repeated, epochs = 0.0, 0.0, 0
+    for seconds, point, _, number in passes(tmp_path):
+        if point == "epoch":
+            begun = float(seconds)
+            continue
+        epochs += 1
+        if int(number) in done_before:
+            repeated += float(seconds) - begun
+        done_before.add(int(number))
+    assert done_before == set(range(1, 61))
+    assert epochs > 60, "something must have been repeated, or the test kills too late"
+    assert repeated <= len(kills) * 10.0, "10 s for each kill"
     assert [len(t.intermediate_values) for t in study(tmp_path / "r", "long").get_trials()] == [60]
-    survived("SIGKILL of the driver in mid-trial, 10 s repeated at most", gone_on[1], times=2)
+    survived("SIGKILL of the driver in mid-trial, 10 s repeated at most", times=len(kills))
 
 
-def _latest(journal: Path) -> int:
-    lines = journal.read_text().splitlines()
-    return int(lines[-1].split()[1]) if lines else 0
-
-
-def _again(lines: list[list[str]]) -> list[list[str]]:
-    """The epochs that were done before."""
-    seen: set[str] = set()
-    return [line for line in lines if line[1] in seen or seen.add(line[1])]  # type: ignore[func-returns-value]  # adds and goes on
+def latest_epoch(folder: Path) -> int:
+    done = [int(line[3]) for line in passes(folder) if line[1] == "epoch-done"]
+    return done[-1] if done else 0

@@ -9,10 +9,12 @@
 Names of points are in `POINTS`, those of actions in `ACTIONS`; a command refuses any other name.
 SUBJECT is the trial's folder (`0`, `3/replicates/1`); without it every subject counts. N is the
 epoch at the points of epochs, and elsewhere counts how often the point was reached (by SUBJECT, if
-it is given); without N the first time counts, with `*` every time. The count is of one process, or,
-if `RESP_TUNE_FAULT_FOLDER` names a folder, of all processes that share it: there each pass of a
-planted point is a line `SECONDS POINT SUBJECT NUMBER` in `journal`, and the action `gate` waits
-until `gate.json` lets it pass; a process that has to wait makes the file `waiting-POINT`.
+it is given); without N the first time counts, with `*` every time.
+
+The count is of one process, or, if `RESP_TUNE_FAULT_FOLDER` names a folder, of all processes that
+share it. There each pass of a planted point is a line `SECONDS POINT SUBJECT NUMBER` in `journal`,
+an epoch that is repeated does not count again, and the action `gate` waits until `gate.json` lets
+it pass; a process that has to wait makes the file `waiting-POINT`.
 
 Without the variable, `fault_point` compares one module variable with None and returns (about
 50 ns; a test bounds it), and no call is made more often than once a training step.
@@ -44,6 +46,7 @@ VARIABLE, FOLDER = "RESP_TUNE_FAULT", "RESP_TUNE_FAULT_FOLDER"
 JOURNAL, GATE = "journal", "gate.json"
 SLOW_SECONDS = 0.3
 _POLL_SECONDS = 0.05
+_LEAST_FREE_BYTES = 2e9  # of memory, left to others by `use-memory`
 
 POINTS = {
     # the driver, in the order of a search
@@ -94,10 +97,9 @@ class _Fault:
     action: str
     number: int | None  # None: every time
 
-    def applies(self, subject: str, number: int, of_subject: int) -> bool:
-        if self.subject is None:
-            return self.number in (None, number)
-        return self.subject == subject and self.number in (None, of_subject)
+    def is_due(self, of_all: int, of_subject: int) -> bool:
+        """Return whether the pass with these numbers is meant."""
+        return self.number in (None, of_all if self.subject is None else of_subject)
 
 
 _SPEC = re.compile(
@@ -159,7 +161,7 @@ def _parse(text: str) -> _Fault:
 
 
 def _reach(faults: tuple[_Fault, ...], name: str, subject: str, number: int | None) -> bool:
-    here = [f for f in faults if f.point == name]
+    here = [f for f in faults if f.point == name and f.subject in (None, subject)]
     if not here:
         return False
     folder = os.environ.get(FOLDER)
@@ -170,11 +172,11 @@ def _reach(faults: tuple[_Fault, ...], name: str, subject: str, number: int | No
         with _lock:
             _passes.update({(name, None), (name, subject)})
             counts = _passes[name, None], _passes[name, subject]
-    if number is not None:
-        counts = number, number
+        if number is not None:
+            counts = number, number
     forced = False
     for fault in here:
-        if fault.applies(subject, *counts):
+        if fault.is_due(*counts):
             forced |= bool(ACTIONS[fault.action]())
     return forced
 
@@ -182,7 +184,10 @@ def _reach(faults: tuple[_Fault, ...], name: str, subject: str, number: int | No
 def _record_pass(
     shared: Path, name: str, subject: str, number: int | None, *, gated: bool
 ) -> tuple[int, int]:
-    """Write a line of the journal once the gate is open; return the passes of all and of `subject`.
+    """Write a line of the journal once the gate is open; return the numbers of this pass.
+
+    They are counted over all subjects and of `subject` alone, or are both `number`; 0 for a pass
+    that has been made before, as by a worker that was killed after it.
 
     `gate.json` is `{"total": T, "each": E, "subjects": {"0": N}}`: it allows T passes of all
     subjects together, and of one subject those up to number E, or N where it is listed.
@@ -191,12 +196,15 @@ def _record_pass(
         with (shared / JOURNAL).open("a+") as journal:
             fcntl.flock(journal, fcntl.LOCK_EX)
             journal.seek(0)
-            passed = [line.split(" ")[1:3] for line in journal.read().splitlines()]
-            total = 1 + sum(line[0] == name for line in passed)
-            own = 1 + passed.count([name, subject or "-"])
-            if not gated or _is_open(shared / GATE, subject, number or own, total):
-                journal.write(f"{time.time()} {name} {subject or '-'} {number or own}\n")
-                return total, own
+            passes = [line.split(" ")[1:] for line in journal.read().splitlines()]
+            total = 1 + sum(line[0] == name for line in passes)
+            own = number or 1 + sum(line[:2] == [name, subject or "-"] for line in passes)
+            if not gated or _is_open(shared / GATE, subject, own, total):
+                line = [name, subject or "-", str(own)]
+                journal.write(f"{time.time()} {' '.join(line)}\n")
+                if number is None:
+                    return total, own
+                return (0, 0) if line in passes else (number, number)
         (shared / f"waiting-{name}").touch()
         time.sleep(_POLL_SECONDS)
 
@@ -227,6 +235,16 @@ def _fill_disk() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def _use_up_memory() -> None:
+    import psutil
+
+    blocks = []
+    while psutil.virtual_memory().available > _LEAST_FREE_BYTES:
+        blocks.append(b"x" * 2**26)
+        time.sleep(0.02)
+    raise PlantedError(f"{len(blocks)} blocks of 64 MiB were taken, and the process still runs")
+
+
 def _hang() -> None:
     while True:
         time.sleep(60)
@@ -240,6 +258,7 @@ ACTIONS: dict[str, Callable[[], bool | None]] = {
     "kill": _kill,  # SIGKILL to this process, as a power cut or the system's memory killer sends
     "raise": _raise,
     "out-of-memory": _run_out_of_memory,
+    "use-memory": _use_up_memory,  # until something ends this process
     "hang": _hang,
     "slow": lambda: time.sleep(SLOW_SECONDS),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),  # as Ctrl-C does

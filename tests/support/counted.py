@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -48,3 +49,21 @@ def check_counted_once(storage: Path, name: str, wanted: int, epochs: int) -> No
     assert len(versions) == 1
     assert str(found["mlflow"]["version"]) == str(versions[0].version)
     assert not [path for path in files_below(storage) if ".part" in path]
+
+
+def ended_runs(storage: Path, name: str) -> dict[str, Any]:
+    """Return the trials and replicates that have ended as the study has them, by number or key."""
+    if not (storage / name / "study.db").exists():
+        return {}
+    opened = study(storage, name)
+    ended = {
+        str(t.number): (t.params, t.value, t.user_attrs["seed"], t.intermediate_values)
+        for t in opened.get_trials()
+        if t.state == TrialState.COMPLETE
+    }
+    replicates = {
+        key: value
+        for key, value in opened.user_attrs.items()
+        if isinstance(value, dict) and value.get("state") == "finished"
+    }
+    return {**ended, **replicates}
