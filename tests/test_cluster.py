@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(UNAVAILABLE is not None, reason=UNAVAILABLE or ""),
 ]
 __all__ = ["data"]  # a fixture
-LOST = "its node was lost; it goes on from its checkpoint"
+LOST = "its node was lost; it resumes from its checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_recordings_that_a_node_does_not_see_are_lent(
     assert done.returncode == 0, done.stderr
     table = " ".join(done.stderr.split())
     assert "sent by the driver" in table
-    assert "MB lent to nodes that do not see them" in done.stderr
+    assert "MB sent to nodes that cannot read them" in done.stderr
     kept = list((host.folder / "cache" / "recordings").iterdir())
     searched = json.loads((tmp_path / "lent" / "recordings.json").read_text())
     assert len(kept) == len(searched) < 60, "what the search reads, and no test recording"
@@ -339,13 +339,13 @@ def test_a_drained_node_hands_its_trials_over(
         time.sleep(4)
         left(net, host)
         # Of a host that ends process by process, Ray may notice the worker first.
-        wait_for(lambda: "was lost; it goes on from its checkpoint" in out.read_text())
+        wait_for(lambda: "was lost; it resumes from its checkpoint" in out.read_text())
         allow(gate)
         assert running.wait(timeout=400) == 0, out.read_text()
     finally:
         end(running)
         host.kill()
-    assert out.read_text().count("was lost; it goes on from its checkpoint") == 1
+    assert out.read_text().count("was lost; it resumes from its checkpoint") == 1
     assert "Traceback" not in out.read_text()
     check_whole(tmp_path, "drained", 5)
 

@@ -11,14 +11,24 @@ from typing import Any
 
 import psutil
 import pytest
-from support import faults
 from support.fault_log import survived
+from support.gates import epochs_done
 from support.searches import search, study, trials
 from support.toy_trials import rows, run, trial
-from support.trial_queues import SPACE, finish, next_of, recorder_of, row, settings_of, study_at
+from support.trial_queues import (
+    SPACE,
+    epochs_of,
+    finish,
+    next_of,
+    recorder_of,
+    row,
+    settings_of,
+    study_at,
+)
 
+from resp_tune.common.fault_points import FOLDER, VARIABLE, planted
 from resp_tune.execution.searcher import (
-    WORKER_LOSSES,
+    WORKER_RETRIES,
     RestartTrialsError,
     StudySearcher,
     TrialSource,
@@ -26,7 +36,6 @@ from resp_tune.execution.searcher import (
 from resp_tune.study.replicate_source import ReplicateSource
 from resp_tune.study.study import records
 from resp_tune.study.trial_queue import TrialQueue
-from resp_tune.training.loop import _FoldRun
 
 MONITOR = (
     "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.\n"
@@ -68,11 +77,11 @@ def test_a_worker_lost_for_lack_of_memory(
     """The system's own killer says nothing: whoever is lost twice is taken to be too large."""
     searcher = StudySearcher(runs_of(tmp_path), lambda: 1)
     begun = handed_out(searcher, "ray's")["config"]
-    config = searcher.after_loss("ray's", losses, error)
+    config = searcher.config_after_loss("ray's", losses, error)
     half = begun.batch_size // 2
     assert config == begun.replace({"micro_batch": half if halved else None})
-    assert (f"goes on from its checkpoint with micro_batch {half}" in said[0]) == halved
-    assert ("for lack of memory" in said[0]) == (error == MONITOR)
+    assert (f"resumes from its checkpoint with micro_batch {half}" in said[0]) == halved
+    assert ("(out of memory)" in said[0]) == (error == MONITOR)
 
 
 @KINDS
@@ -84,9 +93,9 @@ def test_a_trial_that_ray_gives_up_early_is_handed_out_anew(
     searcher = StudySearcher(runs_of(tmp_path), lambda: 1)
     begun = handed_out(searcher, "ray's")
     for loss in range(losses):
-        searcher.after_loss("ray's", loss + 1, "")
+        searcher.config_after_loss("ray's", loss + 1, "")
     searcher.on_trial_complete("ray's", error=True)
-    assert isinstance(searcher.halted, RestartTrialsError)
+    assert isinstance(searcher.fatal_error, RestartTrialsError)
     again = handed_out(StudySearcher(runs_of(tmp_path), lambda: 1), "another")
     assert again["key"] == begun["key"]
 
@@ -94,12 +103,12 @@ def test_a_trial_that_ray_gives_up_early_is_handed_out_anew(
 def test_a_trial_whose_workers_die_again_and_again_has_failed(tmp_path: Path) -> None:
     searcher = StudySearcher(trials_of(tmp_path), lambda: 1)
     handed_out(searcher, "ray's")
-    for loss in range(WORKER_LOSSES):
-        searcher.after_loss("ray's", loss + 1, "")
+    for loss in range(WORKER_RETRIES):
+        searcher.config_after_loss("ray's", loss + 1, "")
     searcher.on_trial_complete("ray's", error=True)
-    assert searcher.halted is None
+    assert searcher.fatal_error is None
     (told,) = records(study_at(tmp_path), SPACE)
-    assert (told.state, told.error) == ("failed", "its worker was lost again and again")
+    assert (told.state, told.error) == ("failed", "its worker died 4 times")
 
 
 @KINDS
@@ -108,7 +117,7 @@ def test_at_the_smallest_micro_batch_a_lost_worker_changes_nothing(
 ) -> None:
     searcher = StudySearcher(runs_of(tmp_path), lambda: 1)
     handed_out(searcher, "ray's")
-    sizes = [searcher.after_loss("ray's", 1, MONITOR).micro_batch for _ in range(8)]
+    sizes = [searcher.config_after_loss("ray's", 1, MONITOR).micro_batch for _ in range(8)]
     assert sizes[-2:] == [2, 2]
     assert "with micro_batch" not in said[-1]
 
@@ -120,66 +129,37 @@ def test_what_was_halved_stays_so_when_the_search_is_continued(
     recorder = runs_of(tmp_path)
     begun = next_of(recorder)
     recorder.advance(begun["key"], [row(1, 0.1)], 4)
-    again = next_of(runs_of(tmp_path))  # the driver was killed
+    queue = runs_of(tmp_path)  # the driver was killed
+    again = next_of(queue)
     assert again["key"] == begun["key"]
     assert again["config"] == begun["config"].replace({"micro_batch": 4})
-    assert again["epochs_reported"] == 1
+    assert epochs_of(queue, again["key"]) == 1
 
 
 def test_epochs_that_were_told_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory in the second epoch: the first is not run or told again, if it was saved."""
     whole = run(trial(tmp_path / "whole"))
-    losses, short = _FoldRun._losses, [False]
-
-    def sometimes(self: _FoldRun, draws: Any, mix: Any) -> Any:
-        if short[0] and len(draws) > 5:
-            raise MemoryError("planted")
-        return losses(self, draws, mix)
-
-    monkeypatch.setattr(_FoldRun, "_losses", sometimes)
-    monkeypatch.setattr("resp_tune.execution.trainable.CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("resp_tune.execution.trainable.REPORT_SECONDS", 0.0)
     made = trial(tmp_path / "short")
-    first = made.step()
+    with planted("checkpoint-due:force@*"):
+        first = made.step()
     assert first["micro_batch"] is None
-    short[0] = True
-    second, third = made.step(), made.step()
+    with planted("checkpoint-due:force@*,training-step:out-of-memory"):
+        second, third = made.step(), made.step()
     assert (second["micro_batch"], third["micro_batch"]) == (4, 4)
-    assert "out of memory, goes on with micro_batch 4" in second["remark"]
+    assert "out of memory, continues with micro_batch 4" in second["message"]
     assert third["done"]
     told = rows([first, second, third])
     assert [r["epoch"] for r in told] == [1, 2, 3]
     assert told[0] == rows(whole)[0]
     assert told[1] != rows(whole)[1], "the batch statistics are of 4 items, not of 8"
-    resumed = trial(tmp_path / "short", reported=3, micro_batch=4)
-    assert rows(run(resumed)) == []
+    resumed = trial(tmp_path / "short", micro_batch=4)
+    assert rows(run(resumed)) == told
     assert [r.row()["train_loss"] for r in resumed.training.history] == [
         r["train_loss"] for r in told
     ]
 
 
-HOG = """
-    import os, time
-    from pathlib import Path
-    begin = training.Training.run_epoch
-    def run_epoch(self):
-        from resp_tune.execution import trainable
-        trainable.CHECKPOINT_SECONDS = 0.0  # what was told is in the checkpoint
-        planted = self.config.lr == 0.003
-        if planted and self.config.micro_batch is None and len(self.history) == 2:
-            import psutil
-            taken = []
-            while psutil.virtual_memory().available > 2e9:
-                taken.append(b"x" * 2**26)
-                time.sleep(0.02)
-            raise RuntimeError(f"nobody minded {len(taken)} blocks")
-        result = begin(self)
-        if planted:
-            with open(os.environ["EPOCHS_DONE"], "a") as file:
-                file.write(f"{len(self.history)} {self.config.micro_batch}\\n")
-        return result
-    training.Training.run_epoch = run_epoch
-"""
 LEAST_FREE = 8e9
 SPARE = 0.4  # of what is free, which others may take meanwhile
 
@@ -187,15 +167,15 @@ SPARE = 0.4  # of what is free, which others may take meanwhile
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_rays_memory_monitor_ends_a_worker(tmp_path: Path) -> None:
-    memory, journal = psutil.virtual_memory(), tmp_path / "epochs"
+    memory = psutil.virtual_memory()
     if memory.available < LEAST_FREE:
         pytest.skip("too little memory is free here to use some of it up")
     used = memory.total - memory.available + SPARE * memory.available
     env = {
-        **faults.planted(tmp_path, HOG),
+        VARIABLE: "epoch/0:use-memory@3,epoch-done:note@*,checkpoint-due:force@*",
+        FOLDER: str(tmp_path),
         "RAY_memory_usage_threshold": f"{used / memory.total:.4f}",
         "RAY_memory_monitor_refresh_ms": "100",
-        "EPOCHS_DONE": str(journal),
     }
     begun = time.monotonic()
     outcome = search(
@@ -204,11 +184,12 @@ def test_rays_memory_monitor_ends_a_worker(tmp_path: Path) -> None:
         timeout=800,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert "trial 0: its worker was lost, for lack of memory; it goes on" in outcome.err
+    assert "trial 0: its worker was lost, (out of memory); it goes on" in outcome.err
     assert "Traceback" not in outcome.err
     assert list(trials(tmp_path, "hog")["state"]) == ["finished", "finished"]
     config = study(tmp_path, "hog").get_trials()[0].user_attrs["config"]
     half = config["batch_size"] // 2
     assert config["micro_batch"] == half
-    assert journal.read_text().splitlines() == ["1 None", "2 None", f"3 {half}", f"4 {half}"]
+    of_first = [line for line in epochs_done(tmp_path) if line.startswith("0 ")]
+    assert of_first == ["0 1", "0 2", "0 3", "0 4"], "none is repeated"
     survived("Ray's memory monitor ended a worker", time.monotonic() - begun)

@@ -11,13 +11,23 @@ from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
-from support.trial_queues import SPACE, Diary, finish, next_of, recorder_of, row, study_at
+from support.trial_queues import (
+    SPACE,
+    Diary,
+    epochs_of,
+    finish,
+    next_of,
+    recorder_of,
+    row,
+    study_at,
+)
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import UserError
 from resp_tune.execution.searcher import StudySearcher
 from resp_tune.execution.trainable import TrialTrainable
+from resp_tune.execution.trial_artifacts import TrialArtifacts
 from resp_tune.study.optuna_internals import SingleWriterStorage
 from resp_tune.study.study import (
     RECORDINGS,
@@ -34,7 +44,7 @@ from resp_tune.training.metrics import METRICS
 def test_the_first_trial_is_the_baseline(tmp_path: Path) -> None:
     recorder = recorder_of(study_at(tmp_path))
     first, second = next_of(recorder), next_of(recorder)
-    assert (first["key"], first["epochs_reported"]) == (TrialKey(0), 0)
+    assert (first["key"], epochs_of(recorder, first["key"])) == (TrialKey(0), 0)
     seeded = {"seed": trial_seed(5, 0), "epochs": 3}
     assert first["config"] == preset("baseline").replace(seeded)
     assert second["config"].replace({"seed": 0}) != first["config"].replace({"seed": 0})
@@ -128,7 +138,7 @@ def test_trials_left_running_come_first(tmp_path: Path) -> None:
     again = [next_of(second), next_of(second)]
     assert [h["key"].number for h in again] == [0, 2]
     assert [h["config"] for h in again] == [handed[0]["config"], handed[2]["config"]]
-    assert [h["epochs_reported"] for h in again] == [1, 2]
+    assert [epochs_of(second, h["key"]) for h in again] == [1, 2]
     second.advance(TrialKey(0), [row(2, 0.4), row(3, 0.5)])
     second.end(TrialKey(0), "finished")
     second.advance(TrialKey(2), [])  # everything had been reported already
@@ -337,7 +347,7 @@ def test_a_config_is_validated_once_on_its_way_to_the_training(
     suggested = searcher.suggest("a")
     assert isinstance(suggested, dict)
     made = TrialTrainable.__new__(TrialTrainable)  # without Ray around it
-    made.work, made.watch = SimpleNamespace(trials=SimpleNamespace(here=tmp_path)), None  # type: ignore[assignment]  # all that is used
+    made.context, made.watchdog = SimpleNamespace(artifacts=TrialArtifacts(tmp_path)), None  # type: ignore[assignment]  # all that is used
     made._begin(pickle.loads(pickle.dumps(suggested)))  # noqa: S301  # as Ray passes it on
     assert built == [made.trial_config]
     assert (built[0].seed, built[0].epochs, built[0].precision) == (trial_seed(5, 0), 3, "float32")
@@ -361,7 +371,7 @@ def test_a_trial_of_release_010_is_resumed(tmp_path: Path) -> None:
     key = next_of(recorder_of(study))["key"]
     SingleWriterStorage.set_trial_user_attr(study._storage, 1, "epochs", [row(1, 0.1), row(2, 0.2)])  # type: ignore[arg-type]  # it is one
     recorder = recorder_of(study_at(tmp_path))
-    assert next_of(recorder)["epochs_reported"] == 2
+    assert epochs_of(recorder, next_of(recorder)["key"]) == 2
     recorder.advance(key, [row(2, 0.2), row(3, 0.3)])
     recorder.end(key, "finished")
     (told,) = [t for t in records(study_at(tmp_path), SPACE) if t.key == key]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from support.trial_queues import Diary, next_of, recorder_of, row, settings_of, study_at
+from support.trial_queues import Diary, epochs_of, next_of, recorder_of, row, settings_of, study_at
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
@@ -91,7 +91,7 @@ def test_all_first_seeds_come_before_second_ones(tmp_path: Path) -> None:
         assert h["config"].seed == replicate_seed(5, number, index)
         assert h["config"].replace({"seed": own[number].seed}) == own[number]
         assert h["key"].folder == Path(f"{number}/replicates/{index}")
-        assert h["epochs_reported"] == 0
+        assert epochs_of(recorder, h["key"]) == 0
     assert len(study.trials) == 6, "replicates are no trials of the study"
 
 
@@ -206,7 +206,7 @@ def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
     study, diary = study_at(tmp_path), Diary()
     again = rerunner(study, 2, listeners=[diary])
     handed = next_of(again)
-    assert (handed["key"], handed["epochs_reported"]) == (second["key"], 2)
+    assert (handed["key"], epochs_of(again, handed["key"])) == (second["key"], 2)
     assert handed["config"] == second["config"]
     again.advance(handed["key"], [row(1, 0.1), row(2, 0.2), row(3, 0.5)])
     assert diary.lines[-1] == ("advanced", 1, [3]), "no epoch is told twice"

@@ -27,6 +27,7 @@ from resp_tune.errors import UserError
 from resp_tune.execution.trial_artifacts import TrialArtifacts
 from resp_tune.harness.reconcile import download_search, search_state
 from resp_tune.storage import lease as leases
+from resp_tune.storage import object_store
 from resp_tune.storage.lease import LEASE, Lease, LeaseLostError
 from resp_tune.storage.object_store import ObjectPath, StorageError
 from resp_tune.storage.storage_probe import check_store
@@ -46,7 +47,7 @@ def test_an_object_is_written_read_listed_fetched_and_removed(
     place: ObjectPath, tmp_path: Path
 ) -> None:
     assert place.read("a/b") is None
-    assert place.modified_at("a/b") is None
+    assert place.read_version("a/b") is None
     assert place.list_sizes() == {}
     place.write(b"four", "a/b")
     (place / "a").write(b"x" * 7_000_000, "large")
@@ -57,7 +58,7 @@ def test_an_object_is_written_read_listed_fetched_and_removed(
     assert (tmp_path / "new" / "b").read_bytes() == b"four"
     assert not place.fetch("a/c", tmp_path / "c")
     assert not (tmp_path / "c").exists()
-    with pytest.raises(StorageError, match="more than any file"):
+    with pytest.raises(StorageError, match="more than any search file"):
         place.fetch("a/large", tmp_path / "large", most=1000)
     assert not (tmp_path / "large").exists()
     place.remove("a/b")
@@ -113,6 +114,30 @@ def test_a_place_is_shown_without_what_is_secret(store: ObjectStore) -> None:
     assert str(ObjectPath("abfs://container@account.dfs.core.windows.net/p")) == (
         "abfs://container@account.dfs.core.windows.net/p"
     )
+
+
+def test_a_profile_of_the_aws_tools_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert object_store._aws_profile() == {}
+    (tmp_path / "config").write_text("[profile work]\nregion = eu-north-1\noutput = json\n")
+    (tmp_path / "credentials").write_text(
+        "[default]\naws_access_key_id = other\n"
+        "[work]\naws_access_key_id = AKIA\naws_secret_access_key = s%cret\n"
+    )
+    wanted = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "s%cret"}
+    assert object_store._aws_profile() == {**wanted, "region": "eu-north-1"}
+    client: Any = object_store._open("s3://of-a-profile/p")
+    assert client.config["region"] == "eu-north-1"
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    assert object_store._aws_profile() == wanted
+    (tmp_path / "credentials").write_text("no section")
+    assert object_store._aws_profile() == {}
 
 
 def test_a_store_is_probed_and_left_as_it_was(place: ObjectPath) -> None:
@@ -523,9 +548,9 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
 
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     files = TrialArtifacts(tmp_path, place / "trials")
-    assert files.here == place.local_copy / "trials"
+    assert files.local_folder == place.local_copy / "trials"
     config = toy_config()
-    path = files.here / "4" / "checkpoint.pt"
+    path = files.local_folder / "4" / "checkpoint.pt"
 
     def send(epochs: int, study: str = "s", **values: float) -> None:
         other = toy_config(**values)
@@ -536,7 +561,7 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
         place.write((tmp_path / "checkpoint.pt").read_bytes(), "trials/4/checkpoint.pt")
 
     def epochs_after_asking() -> int:
-        assert files.newest_checkpoint("4", config, "s") is None
+        assert files.fetch_newer_checkpoint("4", config, "s") is None
         assert [p.name for p in path.parent.glob("*")] in ([], ["checkpoint.pt"])
         return epochs_in(path, config, "s")
 
@@ -554,4 +579,4 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
     send(2, micro_batch=4)
     assert epochs_after_asking() == 2
     away = TrialArtifacts(tmp_path, ObjectPath(place.uri.replace("127.0.0.1:", "127.0.0.1:9&x=")))
-    assert away.newest_checkpoint("4", config, "s") is not None
+    assert away.fetch_newer_checkpoint("4", config, "s") is not None

@@ -13,6 +13,7 @@ import pytest
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
+from support.trial_queues import epochs_of
 
 from resp_tune.common.choices import State
 from resp_tune.common.trial_key import TrialKey
@@ -46,7 +47,7 @@ def row_of(epoch: int, score: float) -> dict[str, float]:
 def act(recorder: TrialQueue, running: dict[int, int], chance: random.Random) -> bool:
     """One thing that a driver does to a study; False when there is nothing left."""
     if len(running) < 3 and (handed := recorder.next_trial()) is not None:
-        running[handed["key"].number] = handed["epochs_reported"]
+        running[handed["key"].number] = epochs_of(recorder, handed["key"])
         return True
     if not running:
         return False
@@ -95,7 +96,7 @@ def test_a_driver_that_takes_over_goes_on_with_what_runs(tmp_path: Path) -> None
     study = opened(tmp_path, "tpe")
     recorder = recorder_of(study, 6)
     left = [handed for _ in range(3) if (handed := recorder.next_trial()) is not None]
-    running = {handed["key"].number: handed["epochs_reported"] for handed in left}
+    running = {handed["key"].number: epochs_of(recorder, handed["key"]) for handed in left}
     assert running == {0: 1, 1: 0, 2: 2}
     chance = random.Random(7)  # noqa: S311  # no secret
     while act(recorder, running, chance):

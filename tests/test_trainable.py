@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 import torch
 from support.toy import CLASSES, toy_config
-from support.toy_trials import CLIPS, caches, rows, run, trial, work
+from support.toy_trials import CLIPS, caches, context, rows, run, trial
 
 from resp_tune.cluster.resources import LOGICAL_GPUS
-from resp_tune.execution.trainable import _device
 from resp_tune.features import cache
 from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.metrics import macro_f1
@@ -23,14 +22,14 @@ from resp_tune.training.metrics import macro_f1
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to give")
 def test_a_trial_that_finds_no_gpu_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(LOGICAL_GPUS, raising=False)
-    with pytest.raises(RuntimeError, match="promised a GPU"):
-        _device(work(tmp_path, gpus=1.0))
-    assert _device(work(tmp_path)) == "cpu"
+    with pytest.raises(RuntimeError, match="assigned a GPU"):
+        context(tmp_path, gpus=1.0).device()
+    assert context(tmp_path).device() == "cpu"
 
 
 def test_a_rehearsal_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(LOGICAL_GPUS, "1")
-    assert _device(work(tmp_path, gpus=1.0)) == "cpu"
+    assert context(tmp_path, gpus=1.0).device() == "cpu"
 
 
 @pytest.mark.parametrize("augmented", [False, True])
@@ -53,8 +52,8 @@ def test_a_finished_trial_leaves_the_predictions_it_was_scored_by(
     assert rows(results)[-1]["val_macro_f1"] == pytest.approx(np.mean(scores))
 
     path.unlink()  # as when the worker dies between its checkpoint and its last report
-    (again,) = run(trial(tmp_path, augment_validation=augmented, reported=3))
-    assert (again["epochs"], again["epoch"]) == ([], 3)
+    (again,) = run(trial(tmp_path, augment_validation=augmented))
+    assert (rows([again]), again["epoch"]) == (rows(results), 3)
     assert pd.read_csv(path).equals(found)
 
 
@@ -71,14 +70,14 @@ def test_a_damaged_checkpoint_is_said_and_the_trial_starts_over(
     path.write_bytes(
         {"cut off": content[:-2000], "overwritten": b"x" * 5000, "empty": b""}.get(damage, content)
     )
-    again = run(trial(tmp_path, reported=2))
+    again = run(trial(tmp_path))
     said = "is of another trial" if damage == "of another network" else "is damaged"
-    assert said in again[0]["remark"]
-    assert "\n" not in again[0]["remark"]
-    assert [r["remark"] for r in again[1:]] == [None] * (len(again) - 1)
-    assert rows(again) == rows(whole)[2:], "what the study has is not told twice"
-    (after,) = run(trial(tmp_path, reported=3))
-    assert after["remark"] is None
+    assert said in again[0]["message"]
+    assert "\n" not in again[0]["message"]
+    assert [r["message"] for r in again[1:]] == [None] * (len(again) - 1)
+    assert rows(again) == rows(whole)
+    (after,) = run(trial(tmp_path))
+    assert after["message"] is None
 
 
 def test_a_store_is_filled_by_whoever_wants_it_first(

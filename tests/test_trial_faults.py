@@ -12,13 +12,14 @@ from pathlib import Path
 import mlflow
 import pytest
 from optuna.trial import TrialState
-from support import faults
 from support.fault_log import survived
+from support.inline import search_inline
 from support.searches import command, files_below, search, study, trials
 from support.toy_trials import rows, run, trial
 
-from resp_tune.execution.watchdog import TRACE, TrialWatchdog
-from resp_tune.tracking.load_trial import trial_run
+from resp_tune.common.fault_points import VARIABLE, planted
+from resp_tune.execution.watchdog import STACK_FILE, TrialWatchdog
+from resp_tune.tracking.load_trial import load_trial_run
 
 SMALL = ("--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none")
 
@@ -50,14 +51,14 @@ def test_a_call_that_never_returns_ends_its_process(tmp_path: Path) -> None:
     assert time.monotonic() - started < 30
     assert done.returncode == 1
     assert "sleep" not in done.stderr
-    assert "line" in (tmp_path / TRACE).read_text(), "where it stood"
+    assert "line" in (tmp_path / STACK_FILE).read_text(), "where it stood"
     again = TrialWatchdog(tmp_path, "first", 0.5)
-    assert again.ended_before
-    assert again.over
+    assert again.expired_before
+    assert again.expired
     assert "longer than --trial-timeout (0.5 s) inside one epoch" in str(again)
     later = TrialWatchdog(tmp_path, "second", 5.0)  # handed out once more
-    assert not later.ended_before
-    assert not later.over
+    assert not later.expired_before
+    assert not later.expired
     later.stop()
     assert files_below(tmp_path) == set()
 
@@ -71,7 +72,7 @@ def test_a_trial_that_ends_in_time_is_not_ended_later(tmp_path: Path) -> None:
 def test_a_killed_worker_is_no_timeout(tmp_path: Path) -> None:
     done = process(tmp_path, "import os; os.kill(os.getpid(), 9)")
     assert done.returncode == -9
-    assert not TrialWatchdog(tmp_path, "first", None).ended_before
+    assert not TrialWatchdog(tmp_path, "first", None).expired_before
 
 
 def test_a_slow_trial_ends_after_an_epoch(tmp_path: Path) -> None:
@@ -79,21 +80,21 @@ def test_a_slow_trial_ends_after_an_epoch(tmp_path: Path) -> None:
     result = made.step()
     assert result["done"]
     assert "longer than --trial-timeout (0 s)" in result["error"]
-    assert not (made.folder / TRACE).exists()
+    assert not (made.folder / STACK_FILE).exists()
 
 
 def test_a_trial_that_is_stopped_from_outside_is_no_longer_watched(tmp_path: Path) -> None:
     made = trial(tmp_path, timeout=60.0)
-    made.work = replace(made.work, milestones=(1,))
+    made.context = replace(made.context, rungs=(1,))
     assert not made.step()["done"]
-    assert (made.folder / TRACE).exists()
+    assert (made.folder / STACK_FILE).exists()
     made.cleanup()  # as Ray does when the scheduler has stopped it
-    assert not (made.folder / TRACE).exists()
+    assert not (made.folder / STACK_FILE).exists()
 
 
 @pytest.mark.slow
 def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
-    env = faults.planted(tmp_path, faults.HANGS)
+    env = {VARIABLE: "epoch/0:hang@2"}
     outcome = search(
         tmp_path, *SMALL, "--trials", "3", "--epochs", "2", "--trial-timeout", "20s",
         "--name", "hangs", env=env,
@@ -105,8 +106,8 @@ def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
     assert told.state == TrialState.FAIL
     assert "longer than --trial-timeout (20 s) inside one epoch" in told.user_attrs["error"]
     assert "planted" not in outcome.err
-    trace = (tmp_path / "hangs" / "trials" / "0" / TRACE).read_text()
-    assert "run_epoch" in trace
+    trace = (tmp_path / "hangs" / "trials" / "0" / STACK_FILE).read_text()
+    assert "_run_epochs" in trace
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert client.get_run(table["mlflow_run_id"][0]).info.status == "FAILED"
     survived("a trial that hangs, --trial-timeout")
@@ -115,27 +116,19 @@ def test_a_hanging_trial_fails_and_the_search_goes_on(tmp_path: Path) -> None:
 # An exception
 
 
-RAISES = """
-    step = training.Training.run_epoch
-    def run_epoch(self):
-        if self.config.lr == 0.003 or {all}:  # the baseline
-            raise ValueError("planted\\nin two lines")
-        return step(self)
-    training.Training.run_epoch = run_epoch
-"""
-
-
 @pytest.mark.slow
 def test_an_exception_in_one_configuration(tmp_path: Path) -> None:
-    env = faults.planted(tmp_path, RAISES.format(all=False))
-    outcome = search(tmp_path, *SMALL, "--trials", "3", "--epochs", "1", "--name", "one", env=env)
+    env = {VARIABLE: "epoch/0:raise"}
+    outcome = search_inline(
+        tmp_path, *SMALL, "--trials", "3", "--epochs", "1", "--name", "one", env=env
+    )
     assert outcome.code == 0, outcome.err
     table = trials(tmp_path, "one")
     assert list(table["state"]) == ["failed", "finished", "finished"]
     told = study(tmp_path, "one").get_trials()[0]
     assert (told.state, told.value) == (TrialState.FAIL, None)
-    assert told.user_attrs["error"] == "ValueError: planted in two lines"
-    assert "in run_epoch" in (tmp_path / "one" / "trials" / "0" / "error.txt").read_text()
+    assert told.user_attrs["error"] == "PlantedError: planted in two lines"
+    assert "in _run_epochs" in (tmp_path / "one" / "trials" / "0" / "error.txt").read_text()
     assert "Traceback" not in outcome.err
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = client.get_run(table["mlflow_run_id"][0])
@@ -145,17 +138,19 @@ def test_an_exception_in_one_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_exception_in_every_configuration(tmp_path: Path) -> None:
-    """The canary, which trains without epochs, does not see it: the first trials do."""
-    env = faults.planted(tmp_path, RAISES.format(all=True))
-    outcome = search(tmp_path, *SMALL, "--trials", "9", "--epochs", "1", "--name", "all", env=env)
+    """The sanity check, which trains without epochs, does not see it: the first trials do."""
+    env = {VARIABLE: "epoch:raise@*"}
+    outcome = search_inline(
+        tmp_path, *SMALL, "--trials", "9", "--epochs", "1", "--name", "all", env=env
+    )
     assert outcome.code == 1
     (error,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
-    assert "no trial finished; trial 0 failed with: ValueError: planted in two lines" in error
+    assert "no trial finished; trial 0 failed with: PlantedError: planted in two lines" in error
     assert "Traceback" not in outcome.err
     states = list(trials(tmp_path, "all")["state"])
     assert set(states) == {"failed"}
     assert len(states) < 9, "it has given up"
-    again = search(tmp_path, *SMALL, "--trials", "9", "--epochs", "1", "--name", "all")
+    again = search_inline(tmp_path, *SMALL, "--trials", "9", "--epochs", "1", "--name", "all")
     assert again.code == 0, again.err  # mended: the rest is run
     after = list(trials(tmp_path, "all")["state"])
     assert after == states + ["finished"] * (9 - len(states))
@@ -165,38 +160,20 @@ def test_an_exception_in_every_configuration(tmp_path: Path) -> None:
 # Memory
 
 
-def test_without_memory_the_micro_batch_is_halved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_memory_the_micro_batch_is_halved(tmp_path: Path) -> None:
     """The batch of 8 becomes two of 4: the gradients add up, the batch statistics differ."""
-    from resp_tune.training.loop import _FoldRun
-
     whole = rows(run(trial(tmp_path / "given", micro_batch=4)))
-    losses = _FoldRun._losses
-
-    def short(self: _FoldRun, draws: object, mix: object) -> object:
-        if len(draws) > 5:  # type: ignore[arg-type]  # draws have a length
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return losses(self, draws, mix)  # type: ignore[arg-type]  # passed through
-
-    monkeypatch.setattr(_FoldRun, "_losses", short)
-    results = run(trial(tmp_path / "short"))
+    with planted("training-step:out-of-memory@2"):
+        results = run(trial(tmp_path / "short"))
     assert {r["micro_batch"] for r in results} == {4}
-    assert "micro_batch 4" in results[0]["remark"]
+    assert "micro_batch 4" in results[0]["message"]
     assert not any(r["diverged"] for r in results)
     assert rows(results) == whole
 
 
-def test_at_the_smallest_micro_batch_a_trial_has_diverged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from resp_tune.training.loop import _FoldRun
-
-    def never(*_: object) -> object:
-        raise MemoryError("planted")
-
-    monkeypatch.setattr(_FoldRun, "_losses", never)
-    result = trial(tmp_path).step()
+def test_at_the_smallest_micro_batch_a_trial_has_diverged(tmp_path: Path) -> None:
+    with planted("training-step:out-of-memory@*"):
+        result = trial(tmp_path).step()
     assert (result["done"], result["diverged"]) == (True, True)
     assert result["micro_batch"] == 2
     assert result["error"] == "MemoryError: planted"
@@ -233,11 +210,11 @@ def test_memory_that_is_really_short(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_halved_micro_batch_is_recorded_everywhere(tmp_path: Path) -> None:
-    env = faults.planted(tmp_path, faults.SHORT_OF_MEMORY)
+    env = {VARIABLE: "epoch/0:out-of-memory"}
     args = (*SMALL, "--epochs", "1", "--name", "short")
-    outcome = search(tmp_path, *args, "--trials", "2", env=env)
+    outcome = search_inline(tmp_path, *args, "--trials", "2", env=env)
     assert outcome.code == 0, outcome.err
-    assert "out of memory, goes on with micro_batch 4" in outcome.err
+    assert "out of memory, continues with micro_batch 4" in outcome.err
     table = trials(tmp_path, "short")
     assert list(table["state"]) == ["finished", "finished"]
     configs = [t.user_attrs["config"] for t in study(tmp_path, "short").get_trials()]
@@ -249,7 +226,7 @@ def test_a_halved_micro_batch_is_recorded_everywhere(tmp_path: Path) -> None:
     tags = [client.get_run(run_id).data.tags for run_id in table["mlflow_run_id"]]
     assert [t.get("resp_tune.micro_batch") for t in tags] == ["4", None]
     run_id, uri = table["mlflow_run_id"][0], f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert trial_run(uri, run_id).config["micro_batch"] == 4
+    assert load_trial_run(uri, run_id).config["micro_batch"] == 4
     assert not list((tmp_path / "short" / "trials").rglob("error.txt")), "nothing has failed"
     survived("out of memory in a training step")
 
@@ -258,7 +235,7 @@ def test_storage_that_is_away_ends_no_trial(tmp_path: Path) -> None:
     (tmp_path / "3").write_text("where the folder of trial 3 was")
     made = trial(tmp_path, epochs=2)
     result = made.step()
-    assert "cannot be written" in result["halt"]
+    assert "cannot be written" in result["fatal_error"]
     assert (result["error"], result["diverged"]) == (None, False)
     (tmp_path / "3").unlink()
     assert run(trial(tmp_path, epochs=2))[-1]["done"]
@@ -267,33 +244,19 @@ def test_storage_that_is_away_ends_no_trial(tmp_path: Path) -> None:
 # A bug
 
 
-NO_MLFLOW = """
-    from resp_tune.tracking import runs
-    def no(*_, **__):
-        raise RuntimeError("planted: no runs")
-    runs.SearchRuns.__init__ = no
-"""
-
-
-NO_SOUND = """
-    from resp_tune.data.audio_files import AudioError
-    from resp_tune.training import datamodule as problem
-    def no_sound(*_):
-        raise AudioError("planted: no sound")
-    problem.load_waveform = no_sound
-"""
-
-
 @pytest.mark.slow
 def test_of_two_failures_both_are_told(tmp_path: Path) -> None:
     """The cache cannot be filled, and before anyone asks for MLflow's runs they are not there."""
     data = tmp_path / "data"
     assert command("synth", str(data), "--recordings", "40", "--seconds", "4").code == 0
-    env = faults.planted(tmp_path, NO_MLFLOW + NO_SOUND) | {"RESP_TUNE_CACHE": str(tmp_path / "c")}
-    outcome = search(tmp_path, *SMALL, "--data", str(data), "--name", "two", env=env)
+    env = {
+        VARIABLE: "mlflow-opens:raise,cache-append:disk-full",
+        "RESP_TUNE_CACHE": str(tmp_path / "c"),
+    }
+    outcome = search_inline(tmp_path, *SMALL, "--data", str(data), "--name", "two", env=env)
     assert outcome.code in (1, 2)
     (error,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
     (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning:")]
-    assert "planted: no sound" in error
-    assert "MLflow's runs could not be opened either: planted: no runs" in warning
+    assert "no space left" in error
+    assert "MLflow's runs could not be opened either: planted in two lines" in warning
     assert "Traceback" not in outcome.err

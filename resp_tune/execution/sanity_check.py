@@ -1,4 +1,4 @@
-"""One batch of the baseline before any trial: a bug is found once, and not by every trial."""
+"""Train one batch of the baseline before any trial, so that a bug is found once, not by each."""
 
 from __future__ import annotations
 
@@ -16,108 +16,121 @@ from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
-from resp_tune.execution.trainable import TrialContext, begin_training
+from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.watchdog import MARGIN_SECONDS
 from resp_tune.training.memory import is_out_of_memory
 
 Failure = tuple[str, str]  # a line, and the whole traceback
-LEAST_SECONDS = 30.0  # the first batch imports what no later one has to, on a busy machine for long
-TRACE = "canary.txt"  # in the search's folder: the whole traceback
+MIN_SECONDS = 30.0  # the first batch imports what later ones need not, which may take long
+TRACE_FILE = "sanity_check.txt"  # in the search's folder: the whole traceback
 
 
 def check_baseline(
-    work: TrialContext,
+    context: TrialContext,
     slots: TrialResources,
     config: TrialConfig,
     folder: Path,
     *,
     here: bool = True,
 ) -> None:
-    """Train and validate one batch of `config` as a trial would; `RunError` with what went wrong.
+    """Train and validate one batch of `config` as a trial would; raise `RunError` if that fails.
 
-    What fails here, or takes longer than a trial may, would fail every trial. Memory that does not
-    suffice is a trial's own to deal with. `here`: this process may do it, where no GPU is needed.
+    What fails here, or takes longer than a trial may, would fail every trial; except short memory,
+    which a trial deals with itself. With `here` this process does it, unless it needs a GPU.
     """
-    found = _here(work, config) if here and not slots.gpus else _elsewhere(work, slots, config)
-    if found is None:
+    if here and not slots.gpus:
+        failure = _check_here(context, config)
+    else:
+        failure = _check_in_worker(context, slots, config)
+    if failure is None:
         return
-    cause, trace = found
-    write_atomically(folder / TRACE, trace.encode())
+    cause, trace = failure
+    write_atomically(folder / TRACE_FILE, trace.encode())
     raise RunError(
         f"one batch of the baseline fails, so no trial was started: {cause} "
-        f"(whole traceback: {folder / TRACE})"
+        f"(whole traceback: {folder / TRACE_FILE})"
     )
 
 
-def _here(work: TrialContext, config: TrialConfig) -> Failure | None:
-    """In this process, which has torch at hand; a worker takes seconds to import it."""
+def _check_here(context: TrialContext, config: TrialConfig) -> Failure | None:
+    """Check in this process, which has imported torch; a worker would take seconds to do so."""
     threads = torch.get_num_threads()
     try:
-        return _batch(work, config) if work.timeout is None else _in_time(work, config)
+        if context.timeout is None:
+            return _run_batch(context, config)
+        return _run_batch_in_thread(context, config)
     finally:
         torch.set_num_threads(threads)
 
 
-def _in_time(work: TrialContext, config: TrialConfig) -> Failure | None:
-    """In a thread that is left behind where it hangs: the command is about to end."""
-    found: list[Failure | None] = []
-    _fill(work, config)
-    thread = threading.Thread(target=lambda: found.append(_batch(work, config)), daemon=True)
+def _run_batch_in_thread(context: TrialContext, config: TrialConfig) -> Failure | None:
+    """Run the batch in a daemon thread; on timeout abandon it, as the process is about to exit."""
+    results: list[Failure | None] = []
+    _fill_cache(context, config)
+    thread = threading.Thread(
+        target=lambda: results.append(_run_batch(context, config)), daemon=True
+    )
     thread.start()
-    thread.join(_limit(work))
-    if found:
-        return found[0]
-    stood = sys._current_frames().get(thread.ident or 0)
-    return _late(work), "".join(traceback.format_stack(stood))
+    thread.join(_limit(context))
+    if results:
+        return results[0]
+    frame = sys._current_frames().get(thread.ident or 0)
+    return _timeout_message(context), "".join(traceback.format_stack(frame))
 
 
-def _fill(work: TrialContext, config: TrialConfig) -> None:
-    """Fill the cache where nobody has: that takes its time. What fails, fails in the batch too."""
+def _fill_cache(context: TrialContext, config: TrialConfig) -> None:
+    """Fill the feature cache, which takes its own time; an error here will fail the batch too."""
     with contextlib.suppress(Exception):
-        work.caches.frames(config.front_end, workers=work.threads)
+        context.caches.frames(config.front_end, workers=context.threads)
 
 
-def _limit(work: TrialContext) -> float | None:
-    return None if work.timeout is None else max(work.timeout, LEAST_SECONDS) + MARGIN_SECONDS
+def _limit(context: TrialContext) -> float | None:
+    return None if context.timeout is None else max(context.timeout, MIN_SECONDS) + MARGIN_SECONDS
 
 
-def _late(work: TrialContext) -> str:
-    return f"it took longer than --trial-timeout ({work.timeout:g} s)"
+def _timeout_message(context: TrialContext) -> str:
+    return f"it took longer than --trial-timeout ({context.timeout:g} s)"
 
 
-class _SanityTrial:
-    def fill(self, work: TrialContext, config: TrialConfig) -> None:
-        _fill(work, config)
+class _SanityCheckActor:
+    def fill_cache(self, context: TrialContext, config: TrialConfig) -> None:
+        _fill_cache(context, config)
 
-    def batch(self, work: TrialContext, config: TrialConfig) -> Failure | None:
-        return _batch(work, config)
+    def run_batch(self, context: TrialContext, config: TrialConfig) -> Failure | None:
+        return _run_batch(context, config)
 
 
-def _elsewhere(work: TrialContext, slots: TrialResources, config: TrialConfig) -> Failure | None:
-    """Where a trial would run: this process takes no memory of a GPU.
+def _check_in_worker(
+    context: TrialContext, slots: TrialResources, config: TrialConfig
+) -> Failure | None:
+    """Check in a process that Ray places like a trial's: this one takes no memory of a GPU.
 
-    By an actor: of a host that is cut off, Ray gives those up, but not plain tasks.
+    It is an actor because, when a host is cut off, Ray gives up actors, but not plain tasks.
     """
-    made: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=1)(_SanityTrial)
-    actor = made.options(max_task_retries=1).remote()
+    actor: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=1)(
+        _SanityCheckActor
+    )
+    worker = actor.options(max_task_retries=1).remote()
     try:
-        ray.get(actor.fill.remote(work, config))
-        found: Failure | None = ray.get(actor.batch.remote(work, config), timeout=_limit(work))
+        ray.get(worker.fill_cache.remote(context, config))
+        failure: Failure | None = ray.get(
+            worker.run_batch.remote(context, config), timeout=_limit(context)
+        )
     except ray.exceptions.GetTimeoutError:
-        return _late(work), _late(work)
+        return _timeout_message(context), _timeout_message(context)
     except ray.exceptions.OutOfMemoryError:
         return None
     except ray.exceptions.RayError as error:
         return _line(error), str(error)
     finally:
-        ray.kill(actor)
-    return found
+        ray.kill(worker)
+    return failure
 
 
-def _batch(work: TrialContext, config: TrialConfig) -> Failure | None:
-    """What one batch fails with, and the traceback; None where it works."""
+def _run_batch(context: TrialContext, config: TrialConfig) -> Failure | None:
+    """Return the error of one batch and its traceback, or None if it succeeds."""
     try:
-        begin_training(work, config).rehearse()
+        context.start_training(config).rehearse()
     except Exception as error:
         return None if is_out_of_memory(error) else (_line(error), traceback.format_exc())
     return None

@@ -30,7 +30,7 @@ from resp_tune.cluster.resources import (
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 from resp_tune.features.batches import ClipIndex
-from resp_tune.features.frames import Frames
+from resp_tune.features.logmel import Frames
 from resp_tune.training.loop import SplitTensors, Training, TrainingData
 from resp_tune.training.memory import is_out_of_memory, keep_freed_memory, limit_gpu_memory
 

@@ -1,4 +1,4 @@
-"""The trials of a search, run by Ray Tune until the recorder has no more."""
+"""Run the trials of a queue with Ray Tune."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.paths import full_disk_in_one_line
 from resp_tune.errors import RunError
 from resp_tune.execution.searcher import (
-    WORKER_LOSSES,
+    WORKER_RETRIES,
     StudySearcher,
     StudyStopper,
     TrialSource,
     WorkerFailureCallback,
 )
-from resp_tune.execution.trainable import TrialContext, TrialTrainable
+from resp_tune.execution.trainable import TrialTrainable
+from resp_tune.execution.trial_context import TrialContext
 from resp_tune.study.study import TrialRecord
 
-MANY = 100_000
+UNLIMITED = 100_000
 
 
 def run_trials(
-    runs: TrialSource,
-    work: TrialContext,
+    queue: TrialSource,
+    context: TrialContext,
     slots: TrialResources,
     scheduler: TrialScheduler,
     *,
     capacity: Callable[[], int] | None = None,
     trainable: type[tune.Trainable] = TrialTrainable,
 ) -> None:
-    """Run trials until the recorder `runs` has no more; what became of them is in its study.
+    """Run trials until the queue is empty; its study records them.
 
-    Raises what stopped them all before: a full disk, a changed recording, a study that cannot be
-    written. Trials that ran then go on with the next command. After a `RestartTrialsError`, a new
-    recorder over the same study goes on with them.
+    `capacity` returns how many may run at once on a cluster, where that changes; otherwise `slots`
+    holds the number. `trainable` runs a trial; benchmarks pass one that only pretends to train.
 
-    `capacity`: how many may run at once on a cluster, which changes; else `slots` says it.
-    `trainable`: what runs a trial; benchmarks put one here that only pretends to train.
+    Raises what stopped the search early (a full disk, a changed recording, a study that cannot be
+    written); the next command resumes the trials that ran. After a `RestartTrialsError`, a new
+    queue over the same study resumes them.
     """
-    searcher = StudySearcher(runs, capacity or (lambda: slots.concurrency))
-    # Its errors are tracebacks of workers that died, which `WorkerFailureCallback` says in a line.
+    searcher = StudySearcher(queue, capacity or (lambda: slots.concurrency))
+    # Tracebacks of workers that died, which `WorkerFailureCallback` reports in one line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with_work = tune.with_resources(
-        tune.with_parameters(trainable, work=work),
+    with_context = tune.with_resources(
+        tune.with_parameters(trainable, context=context),
         {"cpu": slots.cpus, "gpu": slots.gpus},
     )
     # Ray wants a folder for its own state; ours is the study, so this one is thrown away.
@@ -57,13 +58,13 @@ def run_trials(
         tempfile.TemporaryDirectory(prefix="resp_tune_ray_") as folder,
     ):
         tuner = tune.Tuner(
-            with_work,
+            with_context,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
                 # Without it Ray asks for one trial at a time; the searcher keeps to the capacity.
-                max_concurrent_trials=MANY if capacity else slots.concurrency,
+                max_concurrent_trials=UNLIMITED if capacity else slots.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -72,18 +73,18 @@ def run_trials(
                 stop=StudyStopper(searcher),
                 callbacks=[WorkerFailureCallback(searcher)],
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=WORKER_LOSSES),
+                failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 # A trial's own checkpoint is written when it ends: Ray need not ask for another.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
-    if searcher.halted is not None:
-        raise searcher.halted
+    if searcher.fatal_error is not None:
+        raise searcher.fatal_error
 
 
 def check_some_finished(trials: Sequence[TrialRecord]) -> None:
-    """Raise `RunError` with the first cause when no trial has finished."""
+    """Raise `RunError` with the first trial's error if no trial has finished."""
     if any(t.state == "finished" for t in trials):
         return
     failed = [t for t in trials if t.state == "failed"]

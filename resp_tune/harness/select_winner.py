@@ -99,9 +99,9 @@ def load_networks(
     """
     networks = []
     for run in runs:
-        if reason := artifacts.newest_checkpoint(run.key.folder, run.config, study_id):
+        if reason := artifacts.fetch_newer_checkpoint(run.key.folder, run.config, study_id):
             log.info(f"the checkpoint of trial {run.key.label} cannot be fetched ({reason})")
-        path = artifacts.here / run.key.folder / CHECKPOINT
+        path = artifacts.local_folder / run.key.folder / CHECKPOINT
         front_end = run.config.front_end
         frames = caches.frames(front_end, workers=compute.machine.cpus)
         folds = [fold.tensors(frames, front_end) for fold in datamodule.folds()]

@@ -27,7 +27,7 @@ from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
 from resp_tune.execution.schedulers import make_scheduler, rungs
 from resp_tune.execution.searcher import RestartTrialsError, TrialSource
-from resp_tune.execution.trainable import TrialContext
+from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
 from resp_tune.execution.tuner import run_trials
 from resp_tune.harness.background import BackgroundSetup
@@ -174,7 +174,7 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
         threads=slots.threads,
         gpus=slots.gpus,
         timeout=options.trial_timeout,
-        membership=NodeRequirements.of_driver(shared_file) if on_cluster else None,
+        requirements=NodeRequirements.of_driver(shared_file) if on_cluster else None,
     )
 
 

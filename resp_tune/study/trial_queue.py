@@ -118,7 +118,6 @@ class TrialQueue:
         return {
             "key": run.key,
             "config": run.config,
-            "epochs_reported": len(run.epochs),
             "attempt": uuid.uuid4().hex,
         }
 

@@ -105,8 +105,8 @@ def drive(
     with local_ray(machine, round(slots.concurrency * slots.gpus)):
         ready = time.monotonic()
         scheduler = make_scheduler("none", epochs=epochs, metric=METRIC, past=())
-        work = _work(folder / "trials", slots.threads)
-        run_trials(recorder, work, slots, scheduler, trainable=trainable)
+        context = _context(folder / "trials", slots.threads)
+        run_trials(recorder, context, slots, scheduler, trainable=trainable)
         runs.close("FINISHED", seconds=600)
         done = time.monotonic()
     if clock.states != ["finished"] * trials:
@@ -123,7 +123,7 @@ def drive(
     )
 
 
-def _work(trials_folder: Path, threads: int) -> TrialContext:
+def _context(trials_folder: Path, threads: int) -> TrialContext:
     """Only a folder: simulated trials read nothing else."""
     return TrialContext(
         folds=(),

@@ -24,9 +24,9 @@ class Instant(tune.Trainable):
 
     epoch_seconds = 0.0
 
-    def setup(self, config: dict[str, Any], work: Any) -> None:  # type: ignore[override]  # with_parameters gives `work`
+    def setup(self, config: dict[str, Any], context: Any) -> None:  # type: ignore[override]  # with_parameters gives `context`
         """Called once an actor."""
-        self.folder = Path(work.trials_folder)
+        self.folder = Path(context.trials_folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.steps = (self.folder / f"steps-{os.getpid()}").open("a", buffering=1)
         self.first = True
@@ -68,8 +68,8 @@ class Instant(tune.Trainable):
             "diverged": False,
             "error": None,
             "micro_batch": None,
-            "halt": None,
-            "remark": None,
+            "fatal_error": None,
+            "message": None,
             "done": self.epoch == self.epochs,
         }
 

@@ -20,7 +20,8 @@ from ray.tune.schedulers import TrialScheduler
 from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
 from resp_tune.execution.searcher import StudySearcher, StudyStopper, TrialSource
-from resp_tune.execution.trainable import TrialContext, TrialTrainable
+from resp_tune.execution.trainable import TrialTrainable
+from resp_tune.execution.trial_context import TrialContext
 from resp_tune.harness.spec import Compute
 from support.searches import Outcome, give_mlflow_store
 from support.warm import WarmProcess
@@ -54,8 +55,8 @@ class InlineBackend:
             while isinstance(config := searcher.suggest(identifier), dict):
                 running[identifier] = self._worker(config, context, idle)
                 identifier = next(identifiers)
-            if searcher.halted is not None:
-                raise searcher.halted
+            if searcher.fatal_error is not None:
+                raise searcher.fatal_error
             if not running:
                 return
             for identifier, worker in list(running.items()):
@@ -65,8 +66,8 @@ class InlineBackend:
                     idle.append(running.pop(identifier))
                 else:
                     searcher.on_trial_result(identifier, result)
-                if searcher.halted is not None:
-                    raise searcher.halted
+                if searcher.fatal_error is not None:
+                    raise searcher.fatal_error
 
     def _worker(self, config: dict[str, Any], context: TrialContext, idle: list[Any]) -> Any:
         if idle:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.execution.trainable import TrialContext, TrialTrainable
-from resp_tune.execution.trial_artifacts import Sender
+from resp_tune.execution.trainable import TrialTrainable
+from resp_tune.execution.trial_context import TrialContext
 from resp_tune.features.cache import AudioSource
 from resp_tune.training.datamodule import ClipLabels, FeatureCaches, FoldTables
 from support.toy import CLASSES, TONES, toy_config
@@ -49,23 +49,16 @@ FOLDS = (
 )
 
 
-def work(folder: Path, *, gpus: float = 0.0, timeout: float | None = None) -> TrialContext:
+def context(folder: Path, *, gpus: float = 0.0, timeout: float | None = None) -> TrialContext:
     return TrialContext(FOLDS, caches(folder), folder, "macro_f1", (), 1, gpus, timeout)
 
 
-def trial(folder: Path, *, timeout: float | None = None, reported: int = 0, **values: Any) -> Any:
-    made = TrialTrainable.__new__(TrialTrainable)  # without Ray around it
-    made.work, made.watch, made.stranger = work(folder, timeout=timeout), None, None
-    made.sender = Sender(made.work.trials)
-    made._begin(
-        {
-            "config": toy_config(**values),
-            "key": TrialKey(3, 1),
-            "epochs_reported": reported,
-            "attempt": "a",
-        }
-    )
-    return made
+def trial(folder: Path, *, timeout: float | None = None, **values: Any) -> Any:
+    """Return the first replicate of trial 3 in a worker without Ray around it."""
+    worker: Any = TrialTrainable.__new__(TrialTrainable)
+    config = {"config": toy_config(**values), "key": TrialKey(3, 1), "attempt": "a"}
+    worker.setup(config, context(folder, timeout=timeout))
+    return worker
 
 
 def run(made: Any) -> list[dict[str, Any]]:

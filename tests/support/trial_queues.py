@@ -61,6 +61,11 @@ def next_of(recorder: TrialSource) -> dict[str, Any]:
     return handed
 
 
+def epochs_of(queue: TrialQueue, key: TrialKey) -> int:
+    """Return how many epochs of a running run the study has."""
+    return len(queue._running[key].epochs)
+
+
 def finish(recorder: TrialQueue, number: int, value: float) -> None:
     key = TrialKey(number)
     recorder.advance(key, [row(e, value * e / 3) for e in (1, 2, 3)])
