@@ -165,6 +165,16 @@ def _describe(error: OSError) -> str | None:
     return f"'{path}' cannot be used ({error.strerror}): make it readable and writable"
 
 
+def read_mapping(flag: str, path: str) -> dict[str, Any]:
+    """Return the mapping in the YAML file that `flag` names; else raise `UserError`."""
+    from resp_tune.common.yaml_files import read_yaml
+
+    content = read_yaml(f"{flag} '{path}'", user_path(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{flag} '{path}' is not a mapping of name to value")
+    return {str(key): value for key, value in content.items()}
+
+
 def positive_int(text: str) -> int:
     """Read an integer of at least 1."""
     return _integer(text, 1)

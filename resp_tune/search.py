@@ -10,14 +10,15 @@ The same --name resumes a search that was interrupted and extends one that is co
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from resp_tune.cli import Parser, add_fields, run
+from resp_tune.cli import Parser, add_fields, read_mapping, run
 from resp_tune.common.fault_points import fault_point
-from resp_tune.common.paths import full_disk_in_one_line, user_path
+from resp_tune.common.paths import full_disk_in_one_line
 from resp_tune.errors import UserError, nearest
 from resp_tune.harness.options import GROUPS, SearchOptions
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from resp_tune.cluster.connect import Cluster
     from resp_tune.harness.spec import Compute
     from resp_tune.harness.stages import Backend
+
+log = logging.getLogger("resp_tune.search")
 
 FIELDS = [field.name for field in dataclasses.fields(SearchOptions)]
 
@@ -49,15 +52,10 @@ def read_options(argv: Sequence[str] | None) -> SearchOptions:
 
 def _read_config(path: str) -> list[str]:
     """Return the options of a YAML file as flags, so that the same code reads and checks both."""
-    from resp_tune.common.yaml_files import read_yaml
-
-    content = read_yaml(f"--config '{path}'", user_path(path))
-    if not isinstance(content, dict):
-        raise UserError(f"--config '{path}' is not a mapping of option to value")
     known = {name.replace("_", "-") for name in FIELDS}
     flags = []
-    for key, value in content.items():
-        name = str(key).replace("_", "-")
+    for key, value in read_mapping("--config", path).items():
+        name = key.replace("_", "-")
         if name not in known:
             raise UserError(f"--config '{path}': unknown option '{key}': {nearest(name, known)}")
         if isinstance(value, dict | list):
@@ -93,7 +91,8 @@ def main(
         fault_point("search-starts")
         spec = validate(options, sys.argv[1:] if argv is None else argv, join)
         # The plan is the result of a dry run, and else a message: stdout is for results.
-        console = Console(stderr=not options.dry_run)
+        is_quiet = not (options.dry_run or log.isEnabledFor(logging.INFO))
+        console = Console(stderr=not options.dry_run, quiet=is_quiet)
         show_plan(describe_plan(spec), console)
         if join is not None:
             from resp_tune.harness.preflight import check_nodes

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resp_tune.cli import Parser, add_fields, positive_int, run
-from resp_tune.common.paths import folder_to_write, user_path
+from resp_tune.cli import Parser, add_fields, positive_int, read_mapping, run
+from resp_tune.common.paths import folder_to_write
 from resp_tune.config import TrialConfig, preset
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import RunError, UserError
@@ -145,13 +145,9 @@ def read_arguments(args: Namespace) -> TrainRequest:
 
 
 def _read_config(path: str) -> TrialConfig:
-    from resp_tune.common.yaml_files import read_yaml
-
-    content = read_yaml(f"--config '{path}'", user_path(path))
-    if not isinstance(content, dict):
-        raise UserError(f"--config '{path}' is not a mapping of trial config field to value")
+    content = read_mapping("--config", path)
     try:
-        return TrialConfig().replace({str(k): v for k, v in content.items()})
+        return TrialConfig().replace(content)
     except UserError as error:
         raise UserError(f"--config '{path}': {error}") from error
 

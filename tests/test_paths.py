@@ -135,11 +135,11 @@ def test_a_storage_that_ray_cannot_use() -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda path: path.mkdir(), "is a folder, where a file should be: move it away"),
+        (lambda path: path.mkdir(), "should be a file: move the folder of that name away"),
         (lambda path: path.parent.rmdir(), "cannot be used (No such file or directory): make it"),
         (
             lambda path: (path.parent.rmdir(), path.parent.write_text("")),
-            "is no folder, which it should be: move the file that is in its place away",
+            "should be a folder: move the file of that name away",
         ),
     ],
     ids=["a folder", "nothing", "a file"],
@@ -157,7 +157,7 @@ def test_what_is_in_the_way_of_a_file_is_a_line(
     error = capsys.readouterr().err
     assert said in error
     assert f"{tmp_path}/folder" in error
-    assert error.endswith("then type the same command again: it goes on\n")
+    assert error.endswith("then rerun the same command to resume\n")
     assert error.count("\n") == 1
 
 

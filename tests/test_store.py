@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
             fill(tmp_path, recordings(n), [SMALL, COARSE], limit_bytes=PLENTY)
     assert str(caught.value) == (
         f"no space left to write '{tmp_path}': free some, or set RESP_TUNE_CACHE to a folder on "
-        "another disk, then type the same command again: it goes on"
+        "another disk, then rerun the same command to resume"
     )
     assert {p.suffix for p in tmp_path.iterdir()} <= {".lock"}
     check(one(tmp_path, n=n), n=n)

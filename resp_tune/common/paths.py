@@ -120,6 +120,6 @@ def full_disk_in_one_line(path: Path, instead: str = "") -> Iterator[None]:
         if not full_disk(error):
             raise
         raise RunError(
-            f"no space left to write '{error.filename or path}': free some{instead}, then type the "
-            "same command again: it goes on"
+            f"no space left to write '{error.filename or path}': free some{instead}, then rerun "
+            "the same command to resume"
         ) from error

@@ -34,3 +34,8 @@ def shorten(text: str, most: int = 40) -> str:
     """One line of at most `most` characters."""
     line = one_line(text)
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def short(value: object) -> str:
+    """Return a value with at most three significant digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

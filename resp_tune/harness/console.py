@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from resp_tune.cluster.connect import AUTO
-from resp_tune.common.text import amount, plural
+from resp_tune.common.text import amount, plural, short
 from resp_tune.data.split import Leaks
 from resp_tune.harness.options import in_ray_job
 from resp_tune.harness.spec import SearchSpec
@@ -105,73 +105,72 @@ def show_result(path: Path) -> None:
     print(path)
 
 
-def describe_result(summary: dict[str, Any], folder: Path) -> list[str]:
-    """Return the winner's scores beside those of baselines without audio, a line each."""
+def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
+    """Yield the winner's scores beside those of baselines without audio, a line each."""
     winner, metric = summary["winner"], summary["metric"]
     trials = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
-    params = ", ".join(f"{k} {_short(v)}" for k, v in winner["params"].items())
-    lines = [
-        f"{summary['name']}: {trials} in {summary['seconds']['total']:.0f} s",
-        f"winner: trial {winner['number']} ({params})",
-    ]
+    yield f"{summary['name']}: {trials} in {summary['seconds']['total']:.0f} s"
+    params = ", ".join(f"{k} {short(v)}" for k, v in winner["params"].items())
+    yield f"winner: trial {winner['number']} ({params})"
     if (reruns := winner["replicates"]) is not None:
-        lines.append(
+        yield (
             f"selected among {len(summary['candidates'])} by its bound over "
             f"{len(reruns['scores'])} seeds: {metric} {_spread(reruns)}, bound "
             f"{reruns['bound']:.3f}; its score in the search was {reruns['search_score']:.3f}"
         )
-    lines.append(f"validation: {_scores(winner['validation'], metric)}")
-    lines += _test_lines(summary)
-    if (times := len(summary["test_readings"])) > 1:
-        lines.append(
-            f"the test set was evaluated {times} times, by different weights or on changed "
-            "recordings: each access after the first makes the result less reliable"
-        )
-    if line := Leaks(**summary["leaks"], recording_share=summary["leaked_recording_share"]).line:
-        lines.append(line)
-    if summary["data"]["synthetic"]:
-        lines.append("the data is SYNTHETIC: these scores say nothing about patients")
-    links = summary["mlflow"]["links"]
-    lines += [f"{name}: {link}" for name, link in links.items()]
-    if not summary["mlflow"]["tracking_uri"].startswith("http"):
-        where = f"{summary['name']} --storage {folder.parent}"
-        lines.append(f"(links work while `bash scripts/ui {where}` runs)")
-    return [*lines, f"report: {folder / 'report.html'}"]
-
-
-def _test_lines(summary: dict[str, Any]) -> list[str]:
-    winner, metric, base = summary["winner"], summary["metric"], summary["baselines"]
-    without_audio = (
+    yield f"validation: {_scores(winner['validation'], metric)}"
+    yield from _describe_test(winner, metric)
+    base = summary["baselines"]
+    yield (
         "without audio (macro_f1 / balanced_accuracy, patient-wise): "
         f"device {_pair(base['device'])}, device + location + age + sex {_pair(base['all'])}; "
         f"majority accuracy {base['majority_accuracy']:.3f}"
     )
-    test = winner["test"]
+    yield from _describe_differences(winner["test"])
+    if (times := len(summary["test_readings"])) > 1:
+        yield (
+            f"the test set was evaluated {times} times, by different weights or on changed "
+            "recordings: each access after the first makes the result less reliable"
+        )
+    if line := Leaks(**summary["leaks"], recording_share=summary["leaked_recording_share"]).line:
+        yield line
+    if summary["data"]["synthetic"]:
+        yield "the data is SYNTHETIC: these scores say nothing about patients"
+    for name, link in summary["mlflow"]["links"].items():
+        yield f"{name}: {link}"
+    if not summary["mlflow"]["tracking_uri"].startswith("http"):
+        arguments = f"{summary['name']} --storage {folder.parent}"
+        yield f"(links work while `bash scripts/ui {arguments}` runs)"
+    yield f"report: {folder / 'report.html'}"
+
+
+def _describe_test(winner: dict[str, Any], metric: str) -> Iterator[str]:
+    test, price = winner["test"], winner["price_of_searching"]
     if test is None:
-        none = f"test: none, the protocol {summary['protocol']} has no test split"
-        return [none, without_audio]
-    lines = [f"test: {_scores(test, metric)}; majority {test['majority_accuracy']:.3f}"]
-    if (price := winner["price_of_searching"]) is not None:
-        lines.append(
-            f"best validation {price['best_validation']:.3f}, test {price['test']:.3f}"
-            f"{' (one seed on average)' * (winner['replicates'] is not None)}: the price of "
-            f"searching is {price['difference']:.3f}"
+        yield "test: none, this protocol has no test split"
+        return
+    yield f"test: {_scores(test, metric)}; majority {test['majority_accuracy']:.3f}"
+    if price is not None:
+        seed = " (one seed on average)" if winner["replicates"] is not None else ""
+        yield (
+            f"best validation {price['best_validation']:.3f}, test {price['test']:.3f}{seed}: the "
+            f"price of searching is {price['difference']:.3f}"
         )
     if (seeds := test["by_seed"]) is not None:
-        names = dict.fromkeys((metric, *SHOWN_METRICS))
-        each = ", ".join(f"{name} {_spread(seeds[name])}" for name in names if name in seeds)
-        lines.append(f"test, each seed alone: {each}")
-    lines.append(without_audio)
-    for what, rows in test["against"].items():
+        names = [name for name in dict.fromkeys((metric, *SHOWN_METRICS)) if name in seeds]
+        yield f"test, each seed alone: {', '.join(f'{n} {_spread(seeds[n])}' for n in names)}"
+
+
+def _describe_differences(test: dict[str, Any] | None) -> Iterator[str]:
+    for baseline, rows in (test["against"] if test else {}).items():
         differences = ", ".join(f"{name} {_difference(row)}" for name, row in rows.items())
-        lines.append(f"winner − {_COLUMNS[what]} alone, on the test patients: {differences}")
-    if (controlled := test["controlled"]) is not None:
-        lines.append(
+        yield f"winner − {_COLUMNS[baseline]} alone, on the test patients: {differences}"
+    if test and (controlled := test["controlled"]) is not None:
+        yield (
             "healthy or sick among the children of the test split on the Meditron "
             f"({controlled['clips']} recordings of {controlled['patients']} patients): "
             f"{_scores(controlled, 'macro_f1')}; majority {controlled['majority_accuracy']:.3f}"
         )
-    return lines
 
 
 def _spread(row: dict[str, Any]) -> str:
@@ -197,7 +196,3 @@ def _scores(values: dict[str, Any], metric: str) -> str:
 
 def _pair(row: dict[str, float]) -> str:
     return f"{row['macro_f1']:.3f} / {row['balanced_accuracy']:.3f}"
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -19,7 +19,6 @@ from resp_tune.evaluation.score import (
     TestScore,
     predict_validation_split,
     score_test_split,
-    write_bundle,
 )
 from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.result_files import seconds_spent, versions, write_csv, write_summary
@@ -42,6 +41,7 @@ from resp_tune.training.fingerprint import (
     recording_hashes,
     save_recording_hashes,
 )
+from resp_tune.training.model_bundle import load_bundle, save_bundle
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,9 @@ def finalize(
         spec.compute,
     )
     details = _model_details(spec, winner)
-    bundle = write_bundle(folder / "winner", winner.runs[0], networks, datamodule, details)
+    config, classes = winner.runs[0].config, datamodule.split.classes
+    save_bundle(folder / "winner", config, classes, networks, details)
+    bundle = load_bundle(folder / "winner")
     fault_point("bundle-written")
     weights = str(bundle.details["weights_sha256"])
     predictions = [predict_validation_split(bundle, datamodule, caches)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from resp_tune.common.text import short
 from resp_tune.study.study import TrialRecord
 from resp_tune.training.metrics import METRICS
 
@@ -53,12 +53,7 @@ class LiveTable:
             self.live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
 
@@ -90,7 +85,7 @@ class LiveTable:
 
     def _line(self, trial: TrialRecord) -> str:
         shown = "" if trial.score is None else f"  {self.metric} {trial.score:.4f}"
-        values = ", ".join(f"{k} {_short(v)}" for k, v in trial.values.items())
+        values = ", ".join(f"{k} {short(v)}" for k, v in trial.values.items())
         return (
             f"{self.what[:-1]} {trial.key.label:>3} {trial.state:<8} {len(trial.epochs):>3} epochs "
             f"{trial.seconds:6.1f} s{shown}  ({values})"
@@ -124,12 +119,8 @@ class LiveTable:
             f"{len(trial.epochs)}/{self.epochs}",
             "" if value is None else f"{value:.4f}",
             f"{trial.seconds:.0f}",
-            *(_short(v) for v in trial.values.values()),
+            *(short(v) for v in trial.values.values()),
         ]
 
     def _rank(self, trial: TrialRecord) -> tuple[bool, float]:
         return (trial.score is None, -self.sign * (trial.score or 0.0))
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

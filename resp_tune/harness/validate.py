@@ -150,11 +150,11 @@ def _locate(options: SearchOptions) -> SearchLocation:
     return SearchLocation(name, storage / name, remote, resolve_uri(options.tracking_uri, storage))
 
 
-def data_folder(given: str | None) -> Path:
+def data_folder(path: str | None) -> Path:
     """Return the folder of `--data`, of `$RESP_TUNE_DATA`, or of the default synthetic set."""
-    if given == "":  # from an unset variable of the shell
+    if path == "":  # from an unset variable of the shell
         raise UserError("--data '': give the folder with the recordings")
-    chosen = given or os.environ.get("RESP_TUNE_DATA")
+    chosen = path or os.environ.get("RESP_TUNE_DATA")
     if not chosen:
         folder = default_synthetic(cache_folder())
         log.info(f"data: no --data given: using a small SYNTHETIC set in {folder}")
