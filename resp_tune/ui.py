@@ -1,7 +1,7 @@
-"""MLflow's pages of the searches on this machine.
+"""Open MLflow's pages of the searches on this machine.
 
-bash scripts/ui            # every search, newest first
-bash scripts/ui first      # the search `first`; stays until Ctrl-C
+bash scripts/ui            # all searches, newest first
+bash scripts/ui first      # the search `first`; runs until Ctrl-C
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from resp_tune.cli import Parser, natural_int, run
 from resp_tune.common.choices import LINK_TEXTS, MLFLOW_PORT
@@ -39,33 +38,32 @@ _PORTS_TRIED = 100
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the links; serve them where the store is a database, until Ctrl-C."""
+    """Print the links, and serve them until Ctrl-C if the store is a database."""
     args = parser().parse(argv)
-    from resp_tune.tracking.store_probe import check_there, probe, resolve_uri
-    from resp_tune.tracking.uri import is_server, redact
+    from resp_tune.tracking.store_probe import check_there, probe
+    from resp_tune.tracking.uri import is_server, redact, resolve_uri
 
     if is_uri(args.storage) and not (args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        place = ObjectPath.parse("--storage", args.storage)
-        raise UserError(f"--storage '{place}' holds no MLflow store: give the --tracking-uri")
+        storage = ObjectPath.parse("--storage", args.storage)
+        raise UserError(f"--storage '{storage}' holds no MLflow store: give the --tracking-uri")
     uri = resolve_uri(args.tracking_uri, user_path(args.storage))
     check_there(uri)
     probe(uri)
     if is_server(uri):
         _print(_chosen(uri, args.name), uri)
         return
-    port = _port(args.host, args.port)
+    port = _choose_port(args.host, args.port)
     searches = _chosen(uri, args.name)
     log.info(f"starting MLflow's pages of {redact(uri)} …")
-    with _interruptible(), _server(uri, args.host, port) as server:
-        _await_answer(server, args.host, port)
-        _print(searches, f"http://{_shown(args.host)}:{port}")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server as well
+        signal.signal(number, _interrupt)
+    with _server(uri, args.host, port) as process:
+        _print(searches, f"http://{_address(args.host)}:{port}")
         log.info("Ctrl-C ends it")
-        try:
-            status = server.process.wait()
-        except KeyboardInterrupt:
-            log.info("ended")
-            return
-        raise RunError(f"MLflow's server ended by itself (status {status}): {server.last_line()}")
+        with suppress(KeyboardInterrupt):
+            process.wait()
+            raise RunError(f"MLflow's server ended by itself (status {process.returncode})")
+        log.info("ended")
 
 
 def parser() -> Parser:
@@ -101,34 +99,34 @@ def _chosen(uri: str, name: str | None) -> list[SearchEntry]:
     from resp_tune.tracking.list_searches import list_searches
     from resp_tune.tracking.uri import redact
 
-    searches = list_searches(uri)
-    if not searches:
+    entries = list_searches(uri)
+    if not entries:
         raise UserError(
             f"there is no search in '{redact(uri)}' yet: run one first (bash scripts/search)"
         )
     if name is None:
-        return searches
-    chosen = [search for search in searches if search.name == name]
+        return entries
+    chosen = [entry for entry in entries if entry.search.name == name]
     if not chosen:
-        known = {search.name for search in searches}
+        known = {entry.search.name for entry in entries}
         raise UserError(f"no search '{name}' in '{redact(uri)}': {nearest(name, known)}")
     return chosen
 
 
-def _print(searches: Sequence[SearchEntry], base: str) -> None:
-    for search in searches:
-        score = "" if search.score is None else f", best {search.metric} {search.score:.4f}"
-        print(f"{search.name}: {search.state}{score}")
-        for key, link in search.links(base).items():
+def _print(entries: Sequence[SearchEntry], base: str) -> None:
+    for entry in entries:
+        score = "" if entry.score is None else f", best {entry.search.metric} {entry.score:.4f}"
+        print(f"{entry.search.name}: {entry.state}{score}")
+        for key, link in entry.links(base).items():
             print(f"  {LINK_TEXTS[key]}:\n    {link}")
     sys.stdout.flush()
 
 
-def _port(host: str, given: int | None) -> int:
-    if given is not None:
-        if not _is_free(host, given):
-            raise UserError(f"port {given} of {host} is taken: give another --port, or none")
-        return given
+def _choose_port(host: str, flag: int | None) -> int:
+    if flag is not None:
+        if not _is_free(host, flag):
+            raise UserError(f"port {flag} of {host} is in use: give another --port, or none")
+        return flag
     for port in range(MLFLOW_PORT, MLFLOW_PORT + _PORTS_TRIED):
         if _is_free(host, port):
             return port
@@ -153,27 +151,17 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def _shown(host: str) -> str:
+def _address(host: str) -> str:
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  # for links, not to listen on
     return everywhere.get(host, f"[{host}]" if ":" in host else host)
 
 
-class _Server:
-    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], uri: str) -> None:
-        self.process, self._log, self._uri = process, log, uri
-
-    def last_line(self) -> str:
-        from resp_tune.tracking.uri import scrub
-
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return scrub(lines[-1].strip(), self._uri) if lines else "it said nothing"
-
-
 @contextmanager
-def _server(uri: str, host: str, port: int) -> Iterator[_Server]:
+def _server(uri: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run MLflow's server of the database `uri`, and end it with its children."""
     from resp_tune.tracking.client import quiet
-    from resp_tune.tracking.uri import sqlite_file
+    from resp_tune.tracking.mlflow_internals import SERVER_JOBS, SERVER_STORE
+    from resp_tune.tracking.uri import scrub, sqlite_file
 
     quiet()
     file = sqlite_file(uri)
@@ -182,73 +170,52 @@ def _server(uri: str, host: str, port: int) -> Iterator[_Server]:
         command = [sys.executable, "-m", "mlflow", "server"]
         command += ["--artifacts-destination", (folder / "mlartifacts").as_uri()]
         command += ["--host", host, "--port", str(port), "--workers", "1"]
-        # Without it seven more processes start, for jobs that a search has none of.
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        # Not as an argument: those are shown to everybody on the machine.
-        environment["MLFLOW_BACKEND_STORE_URI"] = uri
-        with tempfile.TemporaryFile() as log:
+        output = Path(scratch) / "output"
+        with output.open("wb") as file_handle:
             process = subprocess.Popen(  # noqa: S603  # our own arguments, no shell
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=file_handle,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                # The store is not an argument, which every user of the machine can see.
+                env={**os.environ, SERVER_JOBS: "false", SERVER_STORE: uri},
                 cwd=scratch,
-                start_new_session=True,  # its own children end with it, and not by our Ctrl-C
+                start_new_session=True,  # so that Ctrl-C reaches only us
             )
-            try:
-                yield _Server(process, log, uri)
-            finally:
-                _end(process)
+        try:
+            _await_answer(process, f"{_address(host)}:{port}")
+            yield process
+        except RunError as error:
+            lines = output.read_text(errors="replace").strip().splitlines() or ["no output"]
+            raise RunError(f"{error}: {scrub(lines[-1].strip(), uri)}") from None
+        finally:
+            _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-        try:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, number)
-            process.wait(timeout=patience)
-        except ProcessLookupError:
-            process.wait()
-            return
-        except subprocess.TimeoutExpired:
-            continue
+            process.wait(timeout=10.0)
+    process.wait()
 
 
-def _await_answer(server: _Server, host: str, port: int) -> None:
+def _await_answer(process: subprocess.Popen[bytes], address: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if (status := server.process.poll()) is not None:
-            raise RunError(f"MLflow's server did not start ({status}): {server.last_line()}")
-        if _answers(f"http://{_shown(host)}:{port}/health"):
-            return
+        if (status := process.poll()) is not None:
+            raise RunError(f"MLflow's server did not start ({status})")
+        with suppress(OSError, HTTPException):
+            connection = HTTPConnection(address, timeout=5)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
         time.sleep(0.2)
-    raise RunError(f"MLflow's server did not answer in {START_SECONDS:g} s: {server.last_line()}")
+    raise RunError(f"MLflow's server did not answer within {START_SECONDS:g} s")
 
 
-def _answers(address: str) -> bool:
-    # No proxy: the server is on this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(address, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a closed terminal and `kill` end it like Ctrl-C does, the server with it."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

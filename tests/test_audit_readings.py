@@ -31,7 +31,7 @@ from resp_tune.harness.test_access_log import (
 from resp_tune.study.study import READINGS, open_study
 from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
-from resp_tune.tracking.tags import WEIGHTS
+from resp_tune.tracking.tags import WEIGHTS, SearchRef
 from resp_tune.tracking.test_access_tags import READING
 from resp_tune.tracking.test_access_tags import record_test_access as record_with_model
 from resp_tune.training.model_bundle import Bundle, load_bundle
@@ -88,7 +88,7 @@ def test_a_winner_in_its_search(
     winner = searched / "winner"
     assert run(evaluate.main, ["--data", f"{data}", "--winner", f"{winner}", "--json"]) == 0
     printed = capsys.readouterr()
-    assert f"on record in {searched}/study.db" in printed.err
+    assert f"recorded in {searched}/study.db" in printed.err
     reading = json.loads(printed.out)["model"]["reading"]
     assert reading["winner_number"] == 4
     assert reading["weights_sha256"] == load_bundle(winner).details["weights_sha256"]
@@ -154,7 +154,7 @@ def test_a_search_that_is_running(
         assert run(evaluate.main, arguments) == 2
     printed = capsys.readouterr()
     assert "being run by process" in printed.err
-    assert "test side is read" not in printed.err
+    assert "test split is accessed" not in printed.err
     assert printed.out == ""
     assert readings_of(searched) == [OTHER]
 
@@ -194,13 +194,13 @@ def test_what_cannot_be_recorded_beside_a_bundle(bundle: Path, tmp_path: Path, d
     kept = moved / "test_readings.json"
     for text in ("{", "[1]", "{}x", '[{"time": 1}]'):
         kept.write_text(text)
-        with pytest.raises(UserError, match="not a list of readings"):
+        with pytest.raises(UserError, match="not a list of test-set accesses"):
             record_test_access(moved, *opened(moved))
         assert kept.read_text() == text
     kept.unlink()
     kept.mkdir()
     before = files_below(moved)
-    with pytest.raises(UserError, match="so it is not read"):
+    with pytest.raises(UserError, match="is not evaluated"):
         record_test_access(moved, *opened(moved))
     assert run(evaluate.main, ["--data", str(data), "--winner", str(moved)]) == 2
     assert files_below(moved) == before
@@ -210,7 +210,7 @@ def test_a_registered_model(
     bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    runs = SearchRuns(uri, tmp_path, "first", metric="macro_f1", mode="max", params={}, tags={})
+    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params={}, tags={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={}, tags={})
     runs.close("FINISHED")
     assert run_id is not None
@@ -218,7 +218,7 @@ def test_a_registered_model(
     arguments = ["--data", str(data), "--winner", "models:/resp_tune@champion"]
     assert run(evaluate.main, [*arguments, "--tracking-uri", uri, "--json"]) == 0
     printed = capsys.readouterr()
-    assert "on record in version 1 of model resp_tune" in printed.err
+    assert "recorded in version 1 of model resp_tune" in printed.err
     reading = json.loads(printed.out)["model"]["reading"]
     assert reading["weights_sha256"] == load_bundle(bundle).details["weights_sha256"]
     # The same weights are on record as of the first time.
@@ -238,7 +238,7 @@ def test_a_registered_model(
 def test_of_two_versions_the_first_reading_stands(bundle: Path, tmp_path: Path) -> None:
     """Whichever of them the store names first."""
     uri, name = f"sqlite:///{tmp_path}/mlflow.db", "resp_tune"
-    runs = SearchRuns(uri, tmp_path, "first", metric="macro_f1", mode="max", params={}, tags={})
+    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params={}, tags={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={}, tags={})
     runs.close("FINISHED")
     assert run_id is not None

@@ -10,8 +10,9 @@ from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import UserError
-from resp_tune.tracking.load_trial import trial_run
+from resp_tune.tracking.load_trial import load_trial_run
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import SearchRef
 
 
 def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -20,9 +21,7 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
     runs = SearchRuns(
         uri,
         tmp_path,
-        "first",
-        metric="macro_f1",
-        mode="max",
+        SearchRef("first", "macro_f1", "max"),
         params={
             "task": "diagnosis",
             "task_classes": '{"sick":["COPD"]}',
@@ -41,7 +40,7 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
     runs.start_trial(TrialKey(0), params=fields, seed=7, tags=tags)
     run_id = runs.run_ids()[TrialKey(0)]
     runs.close("FINISHED")
-    found = trial_run(uri, run_id)
+    found = load_trial_run(uri, run_id)
     assert TrialConfig().replace(found.config) == config
     assert (found.task, found.task_classes) == ("diagnosis", {"sick": ["COPD"]})
     assert found.split_spec == SplitSpec(
@@ -49,6 +48,6 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
     )
     assert (found.split_sha256, found.threads, found.on_cpu) == ("ab12", 2, True)
     with pytest.raises(UserError, match="not the run of a trial"):
-        trial_run(uri, runs.parent_run_id)
+        load_trial_run(uri, runs.parent_run_id)
     with pytest.raises(UserError, match="run id"):
-        trial_run(uri, "f" * 32)
+        load_trial_run(uri, "f" * 32)

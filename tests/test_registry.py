@@ -19,6 +19,7 @@ from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.tracking.registry import RegisteredModel, fetch_bundle, register_winner
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import SearchRef
 from resp_tune.training.loop import build_network
 from resp_tune.training.model_bundle import load_bundle, save_bundle
 
@@ -47,7 +48,7 @@ class Registered:
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     storage = tmp_path_factory.mktemp("results")
     uri, bundle = f"sqlite:///{storage}/mlflow.db", make_bundle(storage / "first" / "winner", 0)
-    runs = SearchRuns(uri, storage, "first", metric="macro_f1", mode="max", params={}, tags={})
+    runs = SearchRuns(uri, storage, SearchRef("first", "macro_f1", "max"), params={}, tags={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={"test_macro_f1": 0.5}, tags={})
     runs.close("FINISHED")
     assert run_id is not None
@@ -95,9 +96,9 @@ def test_fetched_is_the_bundle_and_nothing_else(registered: Registered, tmp_path
         ("models:/resp_tune@nobody", "known: models:/resp_tune@champion"),
         ("models:/other@champion", "known: models:/resp_tune@champion"),
         ("models:/resp_tune/99", "not found"),
-        ("models:/resp_tune", "not the address"),
-        ("runs:/abc/winner", "not the address"),
-        ("models:/../x@champion", "not the address"),
+        ("models:/resp_tune", "not the URI of a model"),
+        ("runs:/abc/winner", "not the URI of a model"),
+        ("models:/../x@champion", "not the URI of a model"),
     ],
 )
 def test_what_is_not_there_is_refused(

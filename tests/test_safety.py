@@ -21,8 +21,9 @@ from resp_tune.cli import run
 from resp_tune.errors import UserError
 from resp_tune.reporting.report_page import render
 from resp_tune.tracking.client import connect
-from resp_tune.tracking.load_trial import trial_run
+from resp_tune.tracking.load_trial import load_trial_run
 from resp_tune.tracking.store_probe import probe
+from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import public_base, redact, root_cause, scrub
 from resp_tune.training.checkpoint import resume
@@ -78,7 +79,7 @@ def test_an_exception_is_scrubbed_of_the_parts_too() -> None:
 def test_links_have_neither_login_nor_query() -> None:
     uri = "https://me:s3/cret@host/mlflow/?token=s3cret#x"
     assert public_base(uri) == "https://host/mlflow"
-    for link in search_links(uri, "3", "first", "macro_f1", "max", ["a", "b"]).values():
+    for link in search_links(uri, "3", SearchRef("first", "macro_f1", "max"), ["a", "b"]).values():
         assert link.startswith("https://host/mlflow/#/")
         assert "cret" not in link
 
@@ -145,7 +146,7 @@ def test_text_where_a_trials_number_stands(tmp_path: Path) -> None:
 def test_a_mistyped_store_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlfow.db"
     with pytest.raises(UserError, match="there is no MLflow store") as caught:
-        trial_run(uri, "ab12")
+        load_trial_run(uri, "ab12")
     assert "\n" not in str(caught.value)
     given = ["--run", "ab12", "--tracking-uri", uri, "--out", f"{tmp_path}/out"]
     assert run(train.main, given) == 2

@@ -11,7 +11,7 @@ from resp_tune.data.dataset import load_dataset
 from resp_tune.data.synthetic.write import SynthSettings, make_synthetic
 from resp_tune.errors import UserError
 from resp_tune.storage.object_store import ObjectPath
-from resp_tune.storage.remote_datasets import fetched
+from resp_tune.storage.remote_datasets import fetch_dataset
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -29,17 +29,17 @@ def test_a_data_set_is_fetched_once_and_what_changes_again(
     for name, content in original.items():
         place.write(content, name)
     count = len(original)
-    folder = fetched(uri)
+    folder = fetch_dataset(uri)
     assert folder.name == "lungs"
     assert contents(folder) == original
     assert f"{count} of {count} files fetched from s3://sounds/sets/lungs" in said[0]
     assert len(load_dataset(folder).recordings) == 30
-    assert fetched(uri) == folder
+    assert fetch_dataset(uri) == folder
     assert f" 0 of {count} files" in said[1]
     gone, changed = sorted(n for n in original if n.endswith(".txt"))[:2]
     place.remove(gone)
     place.write(b"0.0\t1.0\t0\t0\n", changed)
-    fetched(uri)
+    fetch_dataset(uri)
     assert f" 1 of {count - 1} files" in said[2]
     wanted = {**original, changed: b"0.0\t1.0\t0\t0\n"}
     del wanted[gone]
@@ -54,7 +54,7 @@ def test_names_in_a_store_never_leave_the_folder(
     monkeypatch.setattr(ObjectPath, "list_objects", lambda _: hostile)
     uri = f"s3://sounds/hostile?endpoint_override={store.endpoint}"
     ObjectPath(uri).write(b"yes", "good.txt")
-    folder = fetched(uri)
+    folder = fetch_dataset(uri)
     assert set(contents(folder)) == {"good.txt"}
     assert not list(tmp_path.rglob("out.txt"))
 
@@ -62,7 +62,7 @@ def test_names_in_a_store_never_leave_the_folder(
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("s3://sounds/nothing-there{at}", "nothing is there"),
+        ("s3://sounds/nothing-there{at}", "has no objects"),
         ("s3://no-such-bucket-here/x{at}", "no-such-bucket-here"),
         ("ftp://host/set", "not the URI of a supported object store"),
         ("s3:///set", "names no bucket"),
@@ -73,6 +73,6 @@ def test_what_cannot_be_fetched_is_one_line(
 ) -> None:
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=said) as caught:
-        fetched(uri.format(at=f"?endpoint_override={store.endpoint}"))
+        fetch_dataset(uri.format(at=f"?endpoint_override={store.endpoint}"))
     assert "--data" in str(caught.value)
     assert "\n" not in str(caught.value)

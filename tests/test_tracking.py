@@ -44,8 +44,8 @@ def fill(runs: SearchRuns) -> None:
         score = {"finished": 0.6, "pruned": 0.7}.get(state)
         error = "ValueError: no" if state == "failed" else None
         runs.end_trial(TrialKey(number), state, score=score, seconds=2.5, error=error)  # type: ignore[arg-type]  # a literal
-    runs.best(0.5, 1)
-    runs.best(0.6, 0)
+    runs.log_best(0.5, 1)
+    runs.log_best(0.6, 0)
 
 
 def contents(uri: str) -> dict[str, list[Any]]:
@@ -89,7 +89,7 @@ def test_states_tags_parameters_and_metrics(uri: str, tmp_path: Path) -> None:
     assert found["trial-0"].data.metrics["macro_f1"] == 0.6
     assert "macro_f1" not in found["trial-2"].data.metrics
     assert "no" in found["trial-3"].data.tags["resp_tune.error"]
-    history = MlflowClient(uri).get_metric_history(ids[0], "val_macro_f1")
+    history = MlflowClient(uri).get_metric_history(ids[TrialKey(0)], "val_macro_f1")
     assert [(m.step, m.value) for m in history] == [(1, 0.2), (2, 0.4), (3, pytest.approx(0.6))]
     assert math.isnan(found["trial-2"].data.metrics["val_macro_f1"])
     parent = found["first"]
@@ -116,7 +116,7 @@ def test_a_replay_changes_nothing_and_growth_shows(uri: str, tmp_path: Path) -> 
     again = open_search(uri, tmp_path)
     assert again.parent_run_id == runs.parent_run_id
     assert MlflowClient(uri).get_run(runs.parent_run_id).info.status == "RUNNING"
-    again.best(0.4, 3)
+    again.log_best(0.4, 3)
     fill(again)
     assert again.log_evaluation(**reading, tags={"resp_tune.weights_sha256": "ab"}) == first
     again.close("FINISHED")
@@ -175,6 +175,7 @@ def test_a_killed_driver_goes_on_in_the_same_runs(uri: str, tmp_path: Path) -> N
 import os, signal
 from pathlib import Path
 from support.mlflow_stores import PARAMS, epoch, open_search
+from resp_tune.common.trial_key import TrialKey
 runs = open_search({uri!r}, Path({str(tmp_path)!r}))
 for number in (0, 1):
     runs.start_trial(TrialKey(number), params=PARAMS, seed=10 + number)
@@ -252,7 +253,7 @@ def test_an_outage_loses_nothing_and_delays_nobody(said: list[str], tmp_path: Pa
     runs.start_trial(TrialKey(1), params=PARAMS, seed=2)
     assert time.monotonic() - start < 0.1
     assert runs.run_ids(seconds=1.5) == {TrialKey(0): runs.run_ids(seconds=0)[TrialKey(0)]}
-    assert sum("the search goes on" in line for line in said) == 1
+    assert sum("the search continues" in line for line in said) == 1
     with mlflow_server(tmp_path, port) as address:
         runs.end_trial(TrialKey(1), "pruned", score=0.2, seconds=1.0)
         runs.close("FINISHED")
@@ -383,8 +384,8 @@ def test_a_deleted_study_begun_anew_gets_runs_of_its_own(uri: str, tmp_path: Pat
     assert set(new.run_ids().values()).isdisjoint(old.run_ids().values())
     new.close("FINISHED")
     newest, oldest = list_searches(uri)
-    assert (newest.study_id, newest.best) == ("b", ())
-    assert (oldest.study_id, oldest.score, len(oldest.best)) == ("a", 0.6, 1)
+    assert (newest.search.study_id, newest.best) == ("b", ())
+    assert (oldest.search.study_id, oldest.score, len(oldest.best)) == ("a", 0.6, 1)
 
 
 def test_two_searches_start_at_once_on_a_fresh_store_elsewhere_and_quietly(tmp_path: Path) -> None:
@@ -394,8 +395,9 @@ import sys
 from pathlib import Path
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import SearchRef
 uri, storage, name = sys.argv[1:]
-runs = SearchRuns(uri, Path(storage), name, metric="macro_f1", mode="max", params={}, tags={})
+runs = SearchRuns(uri, Path(storage), SearchRef(name, "macro_f1", "max"), params={}, tags={})
 runs.start_trial(TrialKey(0), params={"lr": 1}, seed=1)
 runs.end_trial(TrialKey(0), "finished", score=0.5, seconds=1.0)
 runs.close("FINISHED")
@@ -418,7 +420,7 @@ runs.close("FINISHED")
         assert (process.returncode, output) == (0, b"")
     assert list((tmp_path / "elsewhere").iterdir()) == []
     searches = list_searches(uri)
-    assert {search.name for search in searches} == {"one", "two", "three"}
+    assert {entry.search.name for entry in searches} == {"one", "two", "three"}
     assert len({search.experiment_id for search in searches}) == 1
     location = MlflowClient(uri).get_experiment(searches[0].experiment_id).artifact_location
     assert location == f"file://{storage}/mlartifacts"

@@ -19,8 +19,10 @@ import pytest
 from support.ports import free_port
 
 from resp_tune.errors import UserError
-from resp_tune.tracking.store_probe import probe, redact, resolve_uri
+from resp_tune.tracking.store_probe import probe
+from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.ui_links import search_links
+from resp_tune.tracking.uri import redact, resolve_uri
 
 
 def test_resolve_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +128,7 @@ def test_probe_accepts_a_store_to_be_made_and_makes_nothing(tmp_path: Path) -> N
 CUT_OFF = """
 import os, signal, sqlite3, sys
 database = sqlite3.connect(sys.argv[1])
-database.executescript("CREATE TABLE experiments (x); CREATE TABLE alembic_version (x)")
+database.executescript("CREATE TABLE experiments (x); CREATE TABLE alembic_version (version_num)")
 database.execute("PRAGMA cache_size = 1")  # so that pages reach the file before the commit
 database.execute("BEGIN")
 database.executemany("INSERT INTO experiments VALUES (?)", [("x" * 1000,)] * 100)
@@ -145,7 +147,9 @@ def test_probe_accepts_a_store_whose_writer_was_killed(tmp_path: Path) -> None:
 
 
 def test_links() -> None:
-    links = search_links("https://me:s3cret@host/", "3", "first", "log_loss", "min", ["a", "b"])
+    links = search_links(
+        "https://me:s3cret@host/", "3", SearchRef("first", "log_loss", "min"), ["a", "b"]
+    )
     assert all(link.startswith("https://host/#/") for link in links.values())
     assert not any(set(link) & set(" '`\"[]") for link in links.values())
     page, _, query = links["trials"].partition("?")
@@ -159,7 +163,7 @@ def test_links() -> None:
     assert json.loads(compared["runs"][0]) == ["a", "b"]
     assert json.loads(compared["experiments"][0]) == ["3"]
     assert all("workflowType=machine_learning" in link for link in links.values())
-    local = search_links("sqlite:////x.db", "3", "first", "macro_f1", "max", ["a"])
+    local = search_links("sqlite:////x.db", "3", SearchRef("first", "macro_f1", "max"), ["a"])
     assert local["trials"].startswith("http://127.0.0.1:5000/#/")
     assert "compare" not in local
 
@@ -178,5 +182,5 @@ def test_a_database_that_another_program_holds(tmp_path: Path) -> None:
     with closing(sqlite3.connect(file)) as other:
         other.execute("CREATE TABLE experiments (name TEXT)")
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(UserError, match="is locked by another program: close that one"):
+        with pytest.raises(UserError, match="is locked by another program: close it"):
             probe(f"sqlite:///{file}")

@@ -25,6 +25,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import SearchRef
 
 ROOT = Path(__file__).parents[1]
 # (end, score): best first is 4, 1, 0, 2, 5, and 3 without a score last
@@ -47,12 +48,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     runs = SearchRuns(
         f"sqlite:///{folder}/mlflow.db",
         folder,
-        "first",
-        metric="macro_f1",
-        mode="max",
+        SearchRef("first", "macro_f1", "max", "a1"),
         params={"trials": 6},
         tags={},
-        study_id="a1",
         columns=["lr", "dropout", "n_mels"],
     )
     for number, (state, score) in enumerate(ENDS):
@@ -65,7 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
             losses = {"train_loss": 2 - value, "val_loss": 2.1 - value}
             runs.log_epochs(TrialKey(number), [{"epoch": e, **losses, "val_macro_f1": value}])
         runs.end_trial(TrialKey(number), state, score=score, seconds=2.0)  # type: ignore[arg-type]  # a literal
-    runs.best(0.7, 4)
+    runs.log_best(0.7, 4)
     ids = runs.run_ids()
     runs.close("FINISHED")
     return Store(folder, ids)

@@ -110,9 +110,9 @@ class Lease:
         """Return the seconds since the lease was renewed, by the store's clock."""
         clock = f"{LEASE}-{self._mine.id}"
         self.store.write(b"", clock)
-        now, renewed = self.store.modified_at(clock), self.store.modified_at(LEASE)
+        now, lease = self.store.read_version(clock), self.store.read_version(LEASE)
         self.store.remove(clock)
-        return 0.0 if now is None or renewed is None else (now - renewed).total_seconds()
+        return (now.modified_at - lease.modified_at).total_seconds() if now and lease else 0.0
 
     def _held_by(self, record: LeaseRecord | None) -> UserError:
         holder = "another process" if record is None else record.holder

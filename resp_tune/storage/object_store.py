@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -38,10 +38,14 @@ _RETRIES: Any = {
         "base": 2,
     },
 }
-# Options of a URI's query under the names that release 0.1 took (pyarrow's), and ours of today.
+# Options of a URI's query by their names in release 0.1, which were pyarrow's.
 _RENAMED = {
     "endpoint_override": "endpoint",
     "force_virtual_addressing": "virtual_hosted_style_request",
+}
+_AWS_FILES = {
+    "AWS_CONFIG_FILE": "~/.aws/config",
+    "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
 }
 _OBSOLETE = {"scheme", "allow_bucket_creation", "allow_delayed_open", "retry_limit_seconds"}
 
@@ -61,10 +65,11 @@ def is_uri(storage: str) -> bool:
 
 @dataclass(frozen=True)
 class Versioned:
-    """The content of an object and its version."""
+    """The content of an object, its version, and when it was written by the store's clock."""
 
     content: bytes
     version: Version
+    modified_at: datetime
 
 
 @dataclass(frozen=True)
@@ -126,18 +131,26 @@ class ObjectPath:
         key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
         return cache_folder() / "searches" / key / self.prefix
 
-    def read(self, name: str = "") -> bytes | None:
-        """Return the content of the object `name`, or of this path itself; None if it is absent."""
-        versioned = self.read_version(name)
+    def read(self, name: str = "", most: int | None = None) -> bytes | None:
+        """Return the content of the object `name`, or of this path itself; None if it is absent.
+
+        `StorageError` if it has more than `most` bytes.
+        """
+        versioned = self.read_version(name, most)
         return None if versioned is None else versioned.content
 
-    def read_version(self, name: str = "") -> Versioned | None:
+    def read_version(self, name: str = "", most: int | None = None) -> Versioned | None:
         """Return an object with its version, or None if it is absent."""
         import obstore
 
         with self._connection(name) as (store, path):
             result = obstore.get(store, path)
-            return Versioned(bytes(result.bytes()), _version(result.meta))
+            meta = result.meta
+            if most is not None and meta["size"] > most:
+                raise StorageError(
+                    f"'{name}' has {meta['size']:,} bytes: more than any search file"
+                )
+            return Versioned(bytes(result.bytes()), _version(meta), meta["last_modified"])
         return None
 
     def write(self, data: bytes, name: str = "") -> None:
@@ -169,14 +182,6 @@ class ObjectPath:
         with self._connection(name) as (store, path):
             obstore.delete(store, path)
 
-    def modified_at(self, name: str = "") -> datetime | None:
-        """Return when an object was written, by the store's clock; None if it is absent."""
-        import obstore
-
-        with self._connection(name) as (store, path):
-            return obstore.head(store, path)["last_modified"]
-        return None
-
     def list_sizes(self) -> dict[str, int]:
         """Return the size in bytes of each object below this path, by relative name."""
         return {name: size for name, (size, _) in self.list_objects().items()}
@@ -197,20 +202,8 @@ class ObjectPath:
         return {name: values for name, values in objects.items() if name and name not in folders}
 
     def fetch(self, name: str, to: Path, most: int | None = None) -> bool:
-        """Copy an object to the file `to` atomically; return whether the object exists.
-
-        `StorageError` if it has more than `most` bytes.
-        """
-        import obstore
-
-        if most is not None:
-            with self._connection(name) as (store, path):
-                size = obstore.head(store, path)["size"]
-                if size > most:
-                    raise StorageError(
-                        f"'{name}' has {size:,} bytes: more than any file of a search"
-                    )
-        content = self.read(name)
+        """Copy an object of at most `most` bytes to the file `to`; return whether it exists."""
+        content = self.read(name, most)
         if content is not None:
             to.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(to, content)
@@ -305,27 +298,16 @@ def _version(meta: Any) -> Version:
 
 def _aws_profile() -> dict[str, str]:
     """Return key and region of `$AWS_PROFILE` (or `default`) from the files of the AWS tools."""
-    profile = os.environ.get("AWS_PROFILE", "default")
     config = configparser.RawConfigParser()
-    config.read(
-        [
-            user_path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")),
-            user_path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")),
-        ]
-    )
-    names = {
-        "aws_access_key_id": "access_key_id",
-        "aws_secret_access_key": "secret_access_key",
-        "aws_session_token": "session_token",
-        "region": "region",
-    }
-    values: dict[str, str] = {}
-    for section in (f"profile {profile}", profile):
-        if config.has_section(section):
-            values |= {names[k]: value for k, value in config.items(section) if k in names}
-    if "AWS_REGION" in os.environ or "AWS_DEFAULT_REGION" in os.environ:
-        values.pop("region", None)
-    return values
+    with suppress(configparser.Error):
+        for variable, file in _AWS_FILES.items():
+            config.read(user_path(os.environ.get(variable, file)))
+    profile = os.environ.get("AWS_PROFILE", "default")
+    names = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token"}
+    if not os.environ.keys() & {"AWS_REGION", "AWS_DEFAULT_REGION"}:
+        names.add("region")
+    sections = [s for s in (f"profile {profile}", profile) if config.has_section(s)]
+    return {k: value for s in sections for k, value in config.items(s) if k in names}
 
 
 def _join(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""A data set in an object store, as a folder of this machine's cache."""
+"""Fetch a data set from an object store into a folder of this machine's cache."""
 
 from __future__ import annotations
 
@@ -16,48 +16,47 @@ from resp_tune.storage.storage_probe import check_store
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16  # small files wait for the network, not for each other
+THREADS = 16  # small files wait for the network, not for each other
 
 
-def fetched(uri: str) -> Path:
-    """The folder with the files below `uri`, those fetched that are new or have changed there.
+def fetch_dataset(uri: str) -> Path:
+    """Return a folder with the files below `uri`, after fetching those that are new or changed.
 
-    A file is known by its size and by the time at which it was put. `UserError` where the store
-    cannot be read, or has nothing there.
+    A file has changed if its size or its time of writing differs. `UserError` if the store cannot
+    be read, or has nothing there.
     """
-    place = ObjectPath.parse("--data", uri)
-    check_store("--data", place, write=False)
-    folder = cache_folder() / "datasets" / place.local_copy.name / (PurePosixPath(str(place)).name)
+    source = ObjectPath.parse("--data", uri)
+    check_store("--data", source, write=False)
+    folder = cache_folder() / "datasets" / source.local_copy.name / PurePosixPath(str(source)).name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(".lock")), full_disk_in_one_line(folder):
         try:
-            there = {name: found for name, found in place.list_objects().items() if _inside(name)}
-            if not there:
-                raise UserError(
-                    f"--data '{place}': nothing is there: give the prefix of a data set"
-                )
-            wanted = [name for name, found in there.items() if _found(folder / name) != found]
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(lambda name: _fetch(place, name, folder, there[name][1]), wanted))
+            objects = {n: o for n, o in source.list_objects().items() if _is_below(n)}
+            if not objects:
+                raise UserError(f"--data '{source}' has no objects: give the prefix of a data set")
+            changed = [name for name, state in objects.items() if _state(folder / name) != state]
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(lambda n: _fetch(source, n, folder, objects[n][1]), changed))
         except StorageError as error:
-            raise UserError(f"--data '{place}' cannot be read: {error}") from None
+            raise UserError(f"--data '{source}' cannot be read: {error}") from None
         for path in folder.rglob("*"):
-            if path.is_file() and str(path.relative_to(folder)) not in there:
+            if path.is_file() and str(path.relative_to(folder)) not in objects:
                 path.unlink()
-    size = sum(there[name][0] for name in wanted)
+    megabytes = sum(objects[name][0] for name in changed) / 1e6
     log.info(
-        f"data: {len(wanted)} of {len(there)} files fetched from {place}, {size / 1e6:,.1f} MB"
+        f"data: {len(changed)} of {len(objects)} files fetched from {source}, {megabytes:,.1f} MB"
     )
     return folder
 
 
-def _inside(name: str) -> bool:
-    """Whether an object's name is that of a file below the folder, and of no other place."""
+def _is_below(name: str) -> bool:
+    """Return whether a relative name is that of a file below the folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
 
 
-def _found(path: Path) -> tuple[int, int] | None:
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return size and time of a file, like `ObjectPath.list_objects`; None if it is absent."""
     try:
         stat = path.stat()
     except OSError:
@@ -65,6 +64,6 @@ def _found(path: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _fetch(place: ObjectPath, name: str, folder: Path, put: int) -> None:
-    if (place / name).fetch("", folder / name):
-        os.utime(folder / name, ns=(put, put))
+def _fetch(source: ObjectPath, name: str, folder: Path, modified_ns: int) -> None:
+    if source.fetch(name, folder / name):
+        os.utime(folder / name, ns=(modified_ns, modified_ns))

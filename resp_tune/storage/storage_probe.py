@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 
+from resp_tune.common.deadline import finishes_within
 from resp_tune.errors import UserError, leave_at_exit
 from resp_tune.storage.object_store import ObjectPath, StorageError
 
@@ -15,8 +15,9 @@ _HINTS = {
     "InvalidAccessKeyId": "set AWS_ACCESS_KEY_ID to a key that the store knows",
     "InvalidClientTokenId": "set AWS_ACCESS_KEY_ID to a key that the store knows",
     "SignatureDoesNotMatch": "set AWS_SECRET_ACCESS_KEY to the secret of that key",
+    "status 403": "set credentials that may read, write and delete there",
+    "Account must be specified": "set AZURE_STORAGE_ACCOUNT_NAME",
     "redirect": "set AWS_DEFAULT_REGION to the region of the bucket",
-    "169.254.169.254": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "no connection": "start it, or give another {flag}",
 }
 
@@ -27,27 +28,20 @@ def check_store(flag: str, store: ObjectPath, *, write: bool = True) -> None:
     A small object is written and removed at once, because rights cannot be queried. Takes at most
     `PROBE_SECONDS`, also if a host never answers.
     """
-    failures: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            _try(store, write)
-        except BaseException as error:  # raised in the caller's thread
-            failures.append(error)
-
     import obstore  # noqa: F401  # its import does not count as the store's time
 
-    thread = threading.Thread(target=body, name="storage-probe", daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    if thread.is_alive():
-        leave_at_exit(UserError.exit_code)  # the client may wait for a minute
-        raise UserError(
-            f"{flag} '{store}' did not answer within {PROBE_SECONDS:g} s: check the network, or "
-            f"give another {flag}"
-        )
-    if failures:
-        raise _in_one_line(flag, store, failures[0]) from None
+    try:
+        if finishes_within(PROBE_SECONDS, lambda: _try(store, write)):
+            return
+    except StorageError as error:
+        hints = (hint for key, hint in _HINTS.items() if key in str(error))
+        hint = next(hints, "give another {flag}").format(flag=flag)
+        raise UserError(f"{flag} '{store}' cannot be used ({error}): {hint}") from None
+    leave_at_exit(UserError.exit_code)  # the client may wait for a minute
+    raise UserError(
+        f"{flag} '{store}' did not answer within {PROBE_SECONDS:g} s: check the network "
+        f"and the credentials, or give another {flag}"
+    )
 
 
 def _try(store: ObjectPath, write: bool) -> None:
@@ -66,11 +60,3 @@ def _try(store: ObjectPath, write: bool) -> None:
             )
     finally:
         store.remove(name)
-
-
-def _in_one_line(flag: str, store: ObjectPath, error: BaseException) -> BaseException:
-    if not isinstance(error, StorageError):
-        return error
-    hints = (hint for key, hint in _HINTS.items() if key in str(error))
-    hint = next(hints, "give another {flag}").format(flag=flag)
-    return UserError(f"{flag} '{store}' cannot be used ({error}): {hint}")

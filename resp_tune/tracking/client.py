@@ -1,6 +1,6 @@
-"""An MLflow client for this process: quiet, without telemetry, quick to give up on a dead server.
+"""Open MLflow stores, quietly, without telemetry and without long retries.
 
-`import mlflow` takes more than a second, so it happens here, on first use.
+`import mlflow` takes more than a second, so it happens on first use.
 """
 
 from __future__ import annotations
@@ -15,52 +15,58 @@ from filelock import FileLock
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
+from resp_tune.tracking.mlflow_internals import DATABASE_LOGGER
+from resp_tune.tracking.store_version import check_version
 from resp_tune.tracking.uri import is_server, redact, root_cause, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "resp_tune"
-FULL = "disk is full"  # as sqlite says it
+FULL = "disk is full"  # part of sqlite's message
 
-# Read by mlflow at each call. A value that the user has set stays.
+# Errors that MLflow would repeat; anything else may pass when it is retried.
+_PERMANENT = {
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+# MLflow reads these at each call. A value that the user has set stays.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    # Retrying is the writer's own work: mlflow's would hold its thread for minutes.
+    # The queue of writes retries by itself; MLflow would block its thread for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-    # Otherwise each run that ends prints its address on stdout, among our results.
+    # Otherwise each run prints its address on stdout, among our results, when it ends.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
 def quiet() -> None:
-    """Set what mlflow reads from the environment, and silence its log lines.
-
-    `MLFLOW_LOGGING_LEVEL`, where the user has set it, brings the lines back.
-    """
+    """Set the environment variables that MLflow reads, and silence its log unless they set it."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "MLFLOW_LOGGING_LEVEL" in os.environ:
         return
-    import mlflow  # noqa: F401  # its import configures the loggers; what is set before is lost
+    import mlflow  # noqa: F401  # its import configures the loggers
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    # It logs a traceback for each locked database; the writer says that in one line.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger(DATABASE_LOGGER).setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.ERROR)
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the store `uri`; makes or upgrades nothing that exists already.
+    """Return a client of the store `uri`, which is created if it is a missing sqlite file.
 
-    A sqlite store that is not there yet is made, under a lock beside it, because two processes
-    that make it at once leave it broken, and under another name until it is whole. Raises
-    `UserError` where the store cannot be used, `RunError` where its disk is full.
+    It is created under a lock, because two processes that create it at once leave it broken, and
+    under another name until it is complete. A store of another MLflow version is refused, never
+    migrated. Raises `UserError` if the store cannot be used, `RunError` if its disk is full.
     """
+    check_version(uri)
     quiet()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -69,31 +75,34 @@ def connect(uri: str) -> MlflowClient:
         with store_lock(uri):
             if (file := sqlite_file(uri)) is not None and not file.exists():
                 _make_store(file)
-            return _opened(uri)
+            return _open(uri)
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
         if FULL in (cause := root_cause(error, uri)):
             raise RunError(
-                f"no space left for the MLflow store '{redact(uri)}' ({cause}): free some, then "
-                "type the same command again: it goes on"
+                f"disk full while writing the MLflow store '{redact(uri)}' ({cause}): free some "
+                "space and rerun the same command to resume"
             ) from None
-        raise UserError(_refusal(uri, error)) from None
+        raise UserError(
+            f"the MLflow store '{redact(uri)}' cannot be used ({cause}): give another "
+            "--tracking-uri"
+        ) from None
 
 
-def _opened(uri: str) -> MlflowClient:
+def _open(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.search_experiments(max_results=1)  # the store is opened, or made, on first use
+    client.search_experiments(max_results=1)  # opens or creates the store
     fault_point("mlflow-opened")
     return client
 
 
 def _make_store(file: Path) -> None:
-    """A sqlite store that is there whole or not at all: mlflow cannot mend half a one."""
+    """Create a sqlite store completely or not at all: MLflow cannot repair a part of one."""
     beside = file.with_name(f".{file.name}.part")
-    _remove_database(beside)  # of somebody who was killed: the lock is ours
+    _remove_database(beside)  # left by a killed process: the lock is ours
     try:
-        _opened(f"sqlite:///{beside}")
+        _open(f"sqlite:///{beside}")
         beside.replace(file)
     finally:
         _remove_database(beside)
@@ -105,54 +114,44 @@ def _remove_database(file: Path) -> None:
 
 
 def store_lock(uri: str) -> AbstractContextManager[object]:
-    """Held by one process at a time that makes a sqlite store or its experiment."""
+    """Return the lock under which a sqlite store or its experiment is created."""
     if (file := sqlite_file(uri)) is None:
         return nullcontext()
     file.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{file}.lock", timeout=120)
 
 
-def _refusal(uri: str, error: BaseException) -> str:
-    if "out-of-date database schema" in str(error):
-        return (
-            f"the MLflow store '{redact(uri)}' was made by an older mlflow: back it up, then run "
-            f"mlflow db upgrade '{redact(uri)}'"
-        )
-    if "Can't locate revision" in str(error):
-        return (
-            f"the MLflow store '{redact(uri)}' was made by a newer mlflow than is installed here: "
-            "upgrade with pip install -U mlflow, or give another --tracking-uri"
-        )
-    return (
-        f"the MLflow store '{redact(uri)}' cannot be used ({root_cause(error, uri)}): "
-        "give another --tracking-uri"
-    )
+def is_permanent(error: Exception) -> bool:
+    """Return whether a write that failed with `error` would fail again."""
+    code = getattr(error, "error_code", None)
+    # An error of neither MLflow nor the network is a mistake in this program: no retry mends it.
+    return code in _PERMANENT if code is not None else not isinstance(error, OSError)
 
 
 def experiment_id(client: MlflowClient, uri: str, storage: Path) -> str:
-    """The id of the experiment `resp_tune`, made where it is missing.
+    """Return the id of the experiment `resp_tune`, which is created if it is missing.
 
-    Artefacts go beside a database (`mlartifacts`, an absolute file URI); a server decides itself.
-    Without that, mlflow would write them to `./mlruns` of whoever runs the command.
+    Its artefacts go beside a database (`mlartifacts`, an absolute file URI); a server decides for
+    itself. By default MLflow would write them to `./mlruns` of the current folder.
     """
     from mlflow.exceptions import MlflowException
 
     with store_lock(uri):
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found is None:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
             try:
                 return str(client.create_experiment(EXPERIMENT, _artifact_location(uri, storage)))
             except MlflowException:
-                # Another search made it a moment ago, on a server, where no lock is shared.
-                found = client.get_experiment_by_name(EXPERIMENT)
-                if found is None:
+                # Another search created it a moment ago on a server, which has no shared lock.
+                experiment = client.get_experiment_by_name(EXPERIMENT)
+                if experiment is None:
                     raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise UserError(
-            f"the experiment '{EXPERIMENT}' was deleted in MLflow: bring it back with "
-            f"mlflow experiments restore -x {found.experiment_id}, or give another --tracking-uri"
+            f"the experiment '{EXPERIMENT}' was deleted in MLflow: restore it with mlflow "
+            f"experiments restore -x {experiment.experiment_id}, or give another --tracking-uri"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _artifact_location(uri: str, storage: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""A trial's run read back from MLflow: enough to run it again."""
+"""Read a trial's run from MLflow, to run the trial again."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DEVICE = "resp_tune.device"
 
 @dataclass(frozen=True)
 class TrialRun:
-    """The trial config's fields, its task, the settings and hash of its sides, its threads.
+    """What a run records of its trial: config, task, split and the conditions of training.
 
-    `task_classes` are the diagnoses by class; None where the run has none, or none that can be
-    read. `on_cpu`: whether it was trained on the CPU, whose bits no GPU repeats.
+    `task_classes` holds the diagnoses by class, None if the run has none or they are unreadable.
+    With `on_cpu` a GPU cannot repeat the score to the last bit.
     """
 
     config: dict[str, Any]
@@ -35,8 +35,8 @@ class TrialRun:
     on_cpu: bool
 
 
-def trial_run(uri: str, run_id: str) -> TrialRun:
-    """The run `run_id` of a search; raises `UserError` when it is not there or not a trial."""
+def load_trial_run(uri: str, run_id: str) -> TrialRun:
+    """Return the run `run_id`; `UserError` if it is missing or not the run of a trial."""
     check_there(uri)
     from mlflow.exceptions import MlflowException
 
@@ -49,8 +49,8 @@ def trial_run(uri: str, run_id: str) -> TrialRun:
         parent = client.get_run(run.data.tags[PARENT])
     except MlflowException as error:
         raise UserError(
-            f"--run {run_id} is not in '{redact(uri)}' ({root_cause(error, uri)}): give a run id "
-            "from trials.csv, and --tracking-uri where the search had one"
+            f"there is no --run {run_id} in '{redact(uri)}' ({root_cause(error, uri)}): give a "
+            "run id from trials.csv, and the --tracking-uri of the search if it had one"
         ) from None
     params, tags = parent.data.params, run.data.tags
     config = {name: _value(text) for name, text in run.data.params.items()}
@@ -75,7 +75,7 @@ def _classes(text: str | None) -> Any:
 
 
 def _value(text: str) -> Any:
-    """MLflow keeps text; what was a number, a boolean or None becomes it again."""
+    """Convert MLflow's text back to a number, a boolean or None if it was one."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""The winner in MLflow's model registry, and the way back from there.
+"""Register the winner in MLflow's model registry, and fetch it from there.
 
 register_winner(uri, storage, run_id=run_id, bundle=Path("results/first/winner"))
 fetch_bundle("models:/resp_tune@champion", uri, Path("fetched"))
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
 from resp_tune.tracking.store_probe import check_there
@@ -39,7 +40,7 @@ _MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A version in the registry; `model_uri` names it by its number."""
+    """A version in the registry; `model_uri` is `models:/NAME/VERSION`."""
 
     name: str
     version: int
@@ -58,8 +59,7 @@ def register_winner(
 ) -> RegisteredModel:
     """Log the bundle as a model of run `run_id`, register it and point `alias` at it.
 
-    The same weights keep their version, however often they are registered. Raises `RunError`
-    where the store cannot be reached or refuses.
+    The same weights keep their version. Raises `RunError` if the store fails or refuses.
     """
     from mlflow.exceptions import MlflowException
 
@@ -71,16 +71,18 @@ def register_winner(
         if version is None:
             with _as_default(uri):
                 model_id = _log(client, experiment, run_id, bundle)
+                fault_point("model-logged")
                 described = {**(tags or {}), WEIGHTS: digest}
                 version = _register(client, name, model_id, run_id, described)
+                fault_point("model-registered")
         client.set_registered_model_alias(name, alias, str(version))
-    except (MlflowException, OSError) as error:  # the store's refusal, or a full disk's
+    except (MlflowException, OSError) as error:  # a refusal, or a full disk
         cause = root_cause(error, uri)
-        if isinstance(error, shutil.Error):  # of a whole tree: the first of its files says enough
+        if isinstance(error, shutil.Error):  # of many files
             cause = str(error.args[0][0][-1])
         raise RunError(
             f"the winner could not be registered in '{redact(uri)}' ({cause}): "
-            "the same command and --name tries it again"
+            "rerun the same command with the same --name to retry"
         ) from None
     return RegisteredModel(name, version, f"models:/{name}/{version}")
 
@@ -96,7 +98,7 @@ def _weights_sha256(bundle: Path) -> str:
 
 
 def _version_of(client: MlflowClient, name: str, digest: str) -> int | None:
-    # Only the name is a filter that every store knows; a registry holds few versions.
+    # Every store can filter by name; a registry holds few versions.
     versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
     same = [int(v.version) for v in versions if v.tags.get(WEIGHTS) == digest]
     return max(same, default=None)
@@ -128,14 +130,14 @@ def _log(client: MlflowClient, experiment: str, run_id: str, bundle: Path) -> st
     example, signature = _example_and_signature(bundle)
     package = Path(resp_tune.__file__).parent
     with tempfile.TemporaryDirectory(prefix="resp_tune-model-") as scratch:
-        # Under the artefact's name, and without what else may lie in the search's folder.
+        # Under the name of the artefact, and without other files of the search's folder.
         copy = Path(scratch) / PurePosixPath(_BUNDLE).name
         copy.mkdir()
         for file in [bundle / "config.json", *bundle.glob("*.safetensors")]:
             shutil.copy(file, copy)
         code = Path(scratch) / package.name
         shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
-        # Made here, because mlflow would put it into the default experiment and `./mlruns`.
+        # Created here, because MLflow would use the default experiment and `./mlruns`.
         model = client.create_logged_model(experiment, name="winner", source_run_id=run_id)
         Model.log(
             artifact_path=None,
@@ -160,21 +162,23 @@ def _example_and_signature(bundle: Path) -> tuple[object, object]:
     config = json.loads((bundle / "config.json").read_bytes())
     samples = int(config["front_end"]["sample_rate"] * _EXAMPLE_SECONDS)
     noise = np.random.default_rng(0).normal(0.0, 0.1, (1, samples))
-    example = noise.round(3).astype(np.float32)  # few digits: the model's page shows them all
-    takes = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
-    gives = Schema([ColSpec(DataType.float, str(label)) for label in config["classes"]])
-    return example, ModelSignature(inputs=takes, outputs=gives)
+    example = noise.round(3).astype(
+        np.float32
+    )  # few digits, since the page of the model shows them all
+    inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
+    outputs = Schema([ColSpec(DataType.float, str(label)) for label in config["classes"]])
+    return example, ModelSignature(inputs=inputs, outputs=outputs)
 
 
 def _requirements() -> list[str]:
-    # What is installed here, without a build's own suffix (`+cpu`), which no index has.
+    # The installed versions, without a suffix such as `+cpu`, which package indexes lack.
     versions = {name: importlib.metadata.version(name) for name in (*_REQUIRED, "soundfile")}
     return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
 
 
 @contextmanager
 def _as_default(uri: str) -> Iterator[None]:
-    """Let the parts of mlflow that make a client of their own use the store `uri`."""
+    """Make `uri` the default store, for parts of MLflow that create their own client."""
     import mlflow
 
     variables = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
@@ -184,7 +188,7 @@ def _as_default(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # its way to say "not set"
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unsets it
         mlflow.set_registry_uri(None)  # type: ignore[arg-type]  # likewise
         for name, value in before.items():
             if value is None:
@@ -194,17 +198,17 @@ def _as_default(uri: str) -> Iterator[None]:
 
 
 def fetch_bundle(model_uri: str, tracking_uri: str, into: Path) -> Path:
-    """Download a registered bundle's config.json and *.safetensors into `into`, and return it.
+    """Download config.json and *.safetensors of a registered bundle into `into`; return `into`.
 
-    `model_uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Nothing of the model is run.
-    Raises `UserError` where there is no such model, alias or store.
+    `model_uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. No code of the model runs.
+    Raises `UserError` if there is no such model, alias or store.
     """
     from mlflow.exceptions import MlflowException
 
     match = _ADDRESS.fullmatch(model_uri)
     if match is None:
         raise UserError(
-            f"'{model_uri}' is not the address of a model: give models:/resp_tune@champion or "
+            f"'{model_uri}' is not the URI of a model: give models:/resp_tune@champion or "
             "models:/resp_tune/VERSION"
         )
     check_there(tracking_uri)
@@ -253,9 +257,9 @@ def _download(model: str, scratch: str) -> list[Path]:
         entry
         for entry in list_artifacts(f"{model}/{_BUNDLE}")
         if not entry.is_dir
-        and re.fullmatch(r"config\.json|[\w.-]+\.safetensors", _base(entry.path))
+        and re.fullmatch(r"config\.json|[\w.-]+\.safetensors", _file_name(entry.path))
     ]
-    names = {_base(entry.path) for entry in wanted}
+    names = {_file_name(entry.path) for entry in wanted}
     if "config.json" not in names or len(names) < 2:
         raise UserError(f"'{model}' is not a winner of resp_tune: it holds no bundle")
     if sum(entry.file_size or 0 for entry in wanted) > _MOST_BYTES:
@@ -266,5 +270,5 @@ def _download(model: str, scratch: str) -> list[Path]:
     ]
 
 
-def _base(path: str) -> str:
+def _file_name(path: str) -> str:
     return PurePosixPath(path).name

@@ -1,4 +1,4 @@
-"""The winner as an MLflow model ("models from code": this file is its code, nothing is pickled).
+"""Serve the winner as an MLflow model ("models from code": nothing is pickled).
 
 `mlflow.pyfunc.load_model("models:/resp_tune@champion").predict(waveforms)` takes float32 waveforms
 `[batch, samples]` at the front end's sample rate and gives probabilities `[batch, classes]`, a data
@@ -25,20 +25,20 @@ class ServedModel(PythonModel):
     """The bundle behind MLflow's `predict`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the bundle beside this file."""
+        """Load the bundle beside this file."""
         from resp_tune.training.model_bundle import load_bundle
 
         self.bundle: Bundle = load_bundle(context.artifacts[ARTIFACT])
 
-    # mlflow reads the hint of `model_input` as a declaration, and warns at each load about any that
-    # it does not know; a plain array is one that it leaves to the signature.
+    # MLflow takes the type hint of `model_input` for a declaration, and warns at each load of those
+    # that it does not know; a plain array leaves it to the signature.
     def predict(
         self,
         context: PythonModelContext,
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Probabilities `[batch, classes]` of waveforms `[batch, samples]`."""
+        """Return probabilities `[batch, classes]` of waveforms `[batch, samples]`."""
         waveforms = np.atleast_2d(np.asarray(model_input, dtype=np.float32))
         rows = [self.bundle.predict_waveform(torch.from_numpy(row.copy())) for row in waveforms]
         return pd.DataFrame(np.stack(rows), columns=list(self.bundle.classes))

@@ -1,30 +1,27 @@
-"""Whether the MLflow store of a search can be written to, before anything is written.
+"""Check that the MLflow store of a search can be written to, before anything is written.
 
-uri = resolve_uri(None, Path("results"))  # sqlite:////…/results/mlflow.db
-probe(uri)  # UserError within some 5 s; writes nothing
+probe("sqlite:///results/mlflow.db")  # UserError within about 5 s; writes nothing
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from resp_tune.common.deadline import finishes_within
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import quiet
+from resp_tune.tracking.mlflow_internals import request_experiments
+from resp_tune.tracking.store_version import check_version, query_sqlite
 from resp_tune.tracking.uri import (
     is_server,
     public_base,
     redact,
-    resolve_uri,
     root_cause,
     sqlite_file,
 )
-
-__all__ = ["probe", "redact", "resolve_uri"]
 
 PROBE_SECONDS = 5.0
 _REQUEST_SECONDS = 4
@@ -32,18 +29,18 @@ _SUPPORTED = "http://, https://, postgresql:// or sqlite:///"
 
 
 def probe(uri: str) -> None:
-    """Raise `UserError` where `uri` cannot be written to; creates nothing.
+    """Raise `UserError` if `uri` cannot be written to; create nothing.
 
-    Takes about `PROBE_SECONDS` at most, also for a host that never answers.
+    Takes about `PROBE_SECONDS` at most, also if a host never answers.
     """
     # Not `urlsplit`, which refuses passwords with brackets in them, and shows them.
     scheme = uri.partition("://")[0] if "://" in uri else ""
     if is_server(uri):
-        _within(PROBE_SECONDS, _probe_server, uri)
+        _within_seconds(_probe_server, uri)
     elif (file := sqlite_file(uri)) is not None:
         _probe_sqlite(uri, file)
     elif scheme.partition("+")[0] == "postgresql":
-        _within(PROBE_SECONDS, _probe_postgres, uri)
+        _within_seconds(_probe_postgres, uri)
     elif scheme in ("", "file"):
         file = Path(uri.removeprefix("file://")).absolute()
         raise UserError(
@@ -55,7 +52,7 @@ def probe(uri: str) -> None:
 
 
 def check_there(uri: str) -> None:
-    """Raise `UserError` where the sqlite file of `uri` is missing, which mlflow would make."""
+    """Raise `UserError` if the sqlite file of `uri` is missing, which MLflow would create."""
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         raise UserError(
@@ -64,48 +61,23 @@ def check_there(uri: str) -> None:
         )
 
 
-def _within(seconds: float, check: Callable[[str], None], uri: str) -> None:
-    # On a thread of its own, because no socket timeout bounds the look-up of a host name.
-    failures: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            check(uri)
-        except BaseException as error:  # carried to the caller's thread, raised there
-            failures.append(error)
-
-    # The first import of mlflow takes a second or more, which is not the server's time.
+def _within_seconds(check: Callable[[str], None], uri: str) -> None:
+    # The first import of MLflow takes seconds, which do not count as the server's time.
     quiet()
     import mlflow.utils.rest_utils  # noqa: F401
 
-    thread = threading.Thread(target=body, name="mlflow-probe", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
+    if not finishes_within(PROBE_SECONDS, lambda: check(uri)):
         raise UserError(
-            f"tracking URI '{redact(uri)}' did not answer within {seconds:g} s: "
+            f"tracking URI '{redact(uri)}' did not answer within {PROBE_SECONDS:g} s: "
             "start it, or give another --tracking-uri"
         )
-    if failures:
-        raise failures[0]
 
 
 def _probe_server(uri: str) -> None:
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
 
     try:
-        # mlflow's own request, so that its tokens, certificates and proxies count here as well.
-        answer = http_request(  # type: ignore[no-untyped-call]  # mlflow has no annotation here
-            get_default_host_creds(uri),  # type: ignore[no-untyped-call]  # nor here
-            "/api/2.0/mlflow/experiments/search",
-            "POST",
-            timeout=_REQUEST_SECONDS,
-            max_retries=0,
-            raise_on_status=False,
-            json={"max_results": 1},
-        )
+        answer = request_experiments(uri, _REQUEST_SECONDS)
     except (MlflowException, OSError, ValueError) as error:
         raise UserError(
             f"no MLflow server answers at '{redact(uri)}' ({root_cause(error, uri)}): "
@@ -157,6 +129,7 @@ def _probe_postgres(uri: str) -> None:
             f"the database '{redact(uri)}' cannot be reached ({root_cause(error, uri)}): "
             "start it, or give another --tracking-uri"
         ) from None
+    check_version(uri)
 
 
 def _probe_sqlite(uri: str, file: Path) -> None:
@@ -165,7 +138,7 @@ def _probe_sqlite(uri: str, file: Path) -> None:
     if file.is_dir():
         raise UserError(f"tracking URI '{uri}' is a folder: add a file name such as /mlflow.db")
     folder = next(parent for parent in file.parents if parent.exists())
-    try:  # tried, as what permissions say does not bind everybody
+    try:  # permissions do not bind every user, and not every file system heeds them
         with tempfile.TemporaryDirectory(prefix=".resp_tune_", dir=folder):
             pass
     except OSError:
@@ -177,29 +150,11 @@ def _probe_sqlite(uri: str, file: Path) -> None:
         return
     if not os.access(file, os.R_OK | os.W_OK):
         raise UserError(f"tracking URI '{uri}': the file cannot be written to; give another")
-    tables = _tables(uri, file)
+    rows = query_sqlite(uri, file, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    tables = {str(name) for (name,) in rows}
     if tables and not {"experiments", "alembic_version"} <= tables:
         raise UserError(
             f"tracking URI '{uri}' is a database of something else than MLflow, or one that was "
-            "cut off while it was made: give another file, or move this one away"
+            "interrupted while it was created: give another file, or move this one away"
         )
-
-
-def _tables(uri: str, file: Path) -> set[str]:
-    try:
-        connection = sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=_REQUEST_SECONDS)
-        try:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            return {str(name) for (name,) in rows}
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        if "locked" in str(error):
-            raise UserError(
-                f"tracking URI '{uri}' is locked by another program: close that one, or wait for "
-                "it, or give another --tracking-uri"
-            ) from None
-        raise UserError(
-            f"tracking URI '{uri}' cannot be read as a sqlite database ({error}): give another, or "
-            "move it away, as the same command makes it again from the study"
-        ) from None
+    check_version(uri)

@@ -1,11 +1,12 @@
-"""The tags of a search's runs in MLflow, and the queries made of them."""
+"""The tags of a search's runs in MLflow, and the filters that find the runs by them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-from resp_tune.common.choices import State
+from resp_tune.common.choices import Mode, State
 
 Kind = Literal["trial", "replicate", "evaluation"]
 ParentStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -14,6 +15,7 @@ KIND = "resp_tune.kind"
 SEARCH = "resp_tune.search"
 STUDY = "resp_tune.study"
 NUMBER = "resp_tune.trial_number"
+REPLICATE = "resp_tune.replicate"
 STATE = "resp_tune.state"
 METRIC = "resp_tune.metric"
 MODE = "resp_tune.mode"
@@ -21,7 +23,7 @@ WEIGHTS = "resp_tune.weights_sha256"
 MICRO_BATCH = "resp_tune.micro_batch"  # that a trial ended with
 PARENT = "mlflow.parentRunId"
 
-# An interrupted trial has no end in the study: it goes on with the next run of the command.
+# An interrupted trial has not ended in the study: the next run of the command resumes it.
 RUNNING, INTERRUPTED = "running", "interrupted"
 
 STATUS: dict[State, ParentStatus] = {
@@ -32,12 +34,29 @@ STATUS: dict[State, ParentStatus] = {
 }
 
 
-def runs_filter(name: str, study_id: str | None = None, kind: str | None = None) -> str:
-    """MLflow's filter of a search's runs; with `study_id`, not those of a namesake."""
-    wanted = {SEARCH: name, STUDY: study_id, KIND: kind}
-    return conditions({tag: value for tag, value in wanted.items() if value is not None})
+@dataclass(frozen=True)
+class SearchRef:
+    """The identity of a search in MLflow, and the metric that ranks its trials.
+
+    `study_id` tells two searches of one name apart, such as one whose study was deleted and the
+    one started after it.
+    """
+
+    name: str
+    metric: str
+    mode: Mode
+    study_id: str | None = None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Return the tags that all runs of the search carry."""
+        return {SEARCH: self.name} | ({STUDY: self.study_id} if self.study_id else {})
+
+    def runs_filter(self, kind: str | None = None) -> str:
+        """Return MLflow's filter of the search's runs, or of those of one kind."""
+        return conditions(self.tags | ({KIND: kind} if kind else {}))
 
 
 def conditions(tags: Mapping[str, str]) -> str:
-    """MLflow's filter of the runs that carry all these tags."""
+    """Return MLflow's filter of the runs that carry all these tags."""
     return " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())

@@ -1,7 +1,7 @@
-"""The runs below a search's parent run. Everything here happens on the writer's thread.
+"""Write the runs below a search's parent run, on the thread of the queue of writes.
 
-A method may be called again with the same arguments, after a failure half-way or in a replay:
-it then writes only what is missing.
+A method may be called again with the same arguments, after a partial failure or in a replay: it
+then writes only what is missing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from resp_tune.tracking.tags import (
     KIND,
     MICRO_BATCH,
     NUMBER,
+    REPLICATE,
     RUNNING,
     STATE,
     STATUS,
@@ -42,36 +43,37 @@ class RunKey(NamedTuple):
         return f"{self.kind} {self.trial.label}"
 
     def tags(self) -> dict[str, str]:
-        """The tags that the run is found by."""
+        """Return the tags that identify the run."""
         tags = {KIND: self.kind, NUMBER: str(self.trial.number)}
         if self.trial.replicate:
             tags[REPLICATE] = str(self.trial.replicate)
         return tags | {WEIGHTS: self.weights} if self.weights else tags
 
 
-REPLICATE = "resp_tune.replicate"
-_MOST_IN_A_BATCH = 1000  # the store's own limit of metrics
+_MOST_IN_A_BATCH = 1000  # metrics: the limit of the store
 _LONGEST_ERROR = 2000  # characters; a tag holds 8000
 
 
 @dataclass
-class _Child:
+class _Run:
+    """A run as MLflow has it."""
+
     run_id: str
     status: str
     tags: dict[str, str]
-    described: bool  # its parameters are written
-    steps: set[int] | None  # those logged; None: not asked yet
-    params: Mapping[str, str] = field(default_factory=dict)  # as an earlier driver wrote them
+    has_params: bool
+    steps: set[int] | None  # that are logged; None if not read yet
+    params: Mapping[str, str] = field(default_factory=dict)  # that an earlier driver wrote
 
     @property
     def end(self) -> str | None:
-        """The state it ended in; None while it runs, or where it was only interrupted."""
+        """Return the state in which it ended; None if it runs or was only interrupted."""
         state = self.tags.get(STATE)
         return state if state in STATUS and self.status != "RUNNING" else None
 
 
 class TrialRuns:
-    """The child runs of one search, by kind and number."""
+    """The runs of the trials, replicates and evaluations of one search."""
 
     def __init__(
         self,
@@ -79,27 +81,27 @@ class TrialRuns:
         experiment: str,
         metric: str,
         common: Mapping[str, str],
-        found: Iterable[Run],
+        existing: Iterable[Run],
     ) -> None:
         self._client, self._experiment, self._metric = client, experiment, metric
         self._common = dict(common)
         self._uncertain: set[RunKey] = set()
-        self._children: dict[RunKey, _Child] = {}
-        for run in found:
+        self._runs: dict[RunKey, _Run] = {}
+        for run in existing:
             key = _key_of(run)
-            # The oldest stands, should somebody have copied a run.
-            if key is not None and key not in self._children:
-                self._children[key] = _as_child(run)
+            # If a user copied a run, the oldest one counts.
+            if key is not None and key not in self._runs:
+                self._runs[key] = _as_run(run)
 
     def ids(self) -> dict[TrialKey, str]:
         """Return the run ids of trials and replicates."""
-        items = list(self._children.items())
-        return {key.trial: child.run_id for key, child in items if key.kind == key.trial.kind}
+        items = list(self._runs.items())
+        return {key.trial: run.run_id for key, run in items if key.kind == key.trial.kind}
 
     def ended(self) -> int:
-        """How many trials have ended."""
-        items = list(self._children.items())
-        return sum(key.kind == "trial" and child.end is not None for key, child in items)
+        """Return the number of trials that have ended."""
+        items = list(self._runs.items())
+        return sum(key.kind == "trial" and run.end is not None for key, run in items)
 
     def start(
         self,
@@ -109,85 +111,85 @@ class TrialRuns:
         now: int,
         *,
         again: bool = False,
-    ) -> _Child:
-        """Find or create the run, running and with its parameters.
+    ) -> _Run:
+        """Find or create the run, and set it to running, with its parameters.
 
-        An ended one stays ended, unless it runs `again`. One of other parameters goes: another
-        driver gave the number to a trial that the study, where this one goes on from it, has not.
+        A run that ended is not touched unless it runs `again`. One with other parameters is
+        deleted: another driver gave its number to a trial that is not in the resumed study.
         """
-        child = self._children.get(key)
-        if child is not None and _contradict(child.params, params):
-            self._client.delete_run(child.run_id)
-            del self._children[key]
-            child = None
-        child = child or self._create(key, tags, now)
-        if child.end is not None and not again:
-            return child
-        if child.status != "RUNNING":
-            self._client.update_run(child.run_id, status="RUNNING")
-            child.status = "RUNNING"
-        if not child.described or child.tags.get(STATE) != RUNNING:
+        run = self._runs.get(key)
+        if run is not None and _contradict(run.params, params):
+            self._client.delete_run(run.run_id)
+            del self._runs[key]
+            run = None
+        run = run or self._create(key, tags, now)
+        if run.end is not None and not again:
+            return run
+        if run.status != "RUNNING":
+            self._client.update_run(run.run_id, status="RUNNING")
+            run.status = "RUNNING"
+        if not run.has_params or run.tags.get(STATE) != RUNNING:
             self._client.log_batch(
-                child.run_id,
+                run.run_id,
                 params=params_of(params),
                 tags=tags_of({**tags, STATE: RUNNING}),
             )
-            child.tags[STATE], child.described = RUNNING, True
-        return child
+            run.tags[STATE], run.has_params = RUNNING, True
+        return run
 
-    def _create(self, key: RunKey, tags: Mapping[str, str], now: int) -> _Child:
-        mine = {**self._common, **key.tags()}
+    def _create(self, key: RunKey, tags: Mapping[str, str], now: int) -> _Run:
+        identity = {**self._common, **key.tags()}
         if key in self._uncertain:
-            # The last attempt failed on our side of the wire; it may have succeeded on the other.
-            runs = self._client.search_runs([self._experiment], conditions(mine))
+            # The last attempt failed here, but may have succeeded in the store.
+            runs = self._client.search_runs([self._experiment], conditions(identity))
             if runs:
-                self._children[key] = _as_child(runs[0])
-                return self._children[key]
+                self._runs[key] = _as_run(runs[0])
+                return self._runs[key]
         self._uncertain.add(key)
         run = self._client.create_run(
             self._experiment,
             start_time=now,
-            tags={**tags, **mine, STATE: RUNNING},
+            tags={**tags, **identity, STATE: RUNNING},
             run_name=str(key).replace(" ", "-").replace("/", "-"),
         )
         self._uncertain.discard(key)
-        self._children[key] = _Child(
-            run.info.run_id, "RUNNING", dict(run.data.tags), described=False, steps=set()
+        self._runs[key] = _Run(
+            run.info.run_id, "RUNNING", dict(run.data.tags), has_params=False, steps=set()
         )
         fault_point("mlflow-trial-created")
-        return self._children[key]
+        return self._runs[key]
 
     def log(self, key: RunKey, epochs: Sequence[tuple[Mapping[str, float], int]]) -> None:
-        """One batch with all metrics of the epochs that are not logged yet, each with its time."""
-        child = self._running(key)
-        if child is None or not epochs:
+        """Log epochs, each with its time in ms, in one batch; those that MLflow has are skipped."""
+        run = self._running(key)
+        if run is None or not epochs:
             return
-        if child.steps is None:
+        if run.steps is None:
             name = next(name for name in epochs[0][0] if name != "epoch")
-            history = self._client.get_metric_history(child.run_id, name)
-            child.steps = {metric.step for metric in history}
+            history = self._client.get_metric_history(run.run_id, name)
+            run.steps = {metric.step for metric in history}
         new = {int(row["epoch"]): (row, when) for row, when in epochs}
-        new = {step: told for step, told in new.items() if step not in child.steps}
+        new = {step: entry for step, entry in new.items() if step not in run.steps}
         metrics = [
             metric
             for step, (row, when) in new.items()
             for metric in metrics_of(self._ordered(row), step, when)
         ]
         for start in range(0, len(metrics), _MOST_IN_A_BATCH):
-            self._client.log_batch(child.run_id, metrics[start : start + _MOST_IN_A_BATCH])
-        child.steps |= new.keys()
+            self._client.log_batch(run.run_id, metrics[start : start + _MOST_IN_A_BATCH])
+        run.steps |= new.keys()
 
     def _ordered(self, epoch: Mapping[str, float]) -> dict[str, float]:
-        # MLflow's page for comparing runs opens on the metric that was logged first.
+        # MLflow's page for comparing runs starts with the metric that was logged first.
         first = f"val_{self._metric}"
         names = sorted((name for name in epoch if name != "epoch"), key=lambda name: name != first)
         return {name: epoch[name] for name in names}
 
-    def _running(self, key: RunKey) -> _Child | None:
-        child = self._children.get(key)
-        if child is None:
+    def _running(self, key: RunKey) -> _Run | None:
+        run = self._runs.get(key)
+        if run is None:
             raise LookupError(f"{key} was never started")
-        return None if child.end is not None else child
+        return None if run.end is not None else run
 
     def end(
         self,
@@ -198,35 +200,35 @@ class TrialRuns:
         now: int,
         micro_batch: int | None = None,
     ) -> None:
-        """End the run truly; one that ended in this state already is left alone."""
-        child = self._children.get(key)
-        if child is None:
+        """End the run in `state`, unless it has ended so already."""
+        run = self._runs.get(key)
+        if run is None:
             raise LookupError(f"{key} was never started")
-        if child.end == state:
+        if run.end == state:
             return
         tags: dict[str, str] = {STATE: state}
         if error:
             tags["resp_tune.error"] = error[:_LONGEST_ERROR]
         if micro_batch is not None:  # a tag, since a parameter cannot change
             tags[MICRO_BATCH] = str(micro_batch)
-        step = max(child.steps or {0})
+        step = max(run.steps or {0})
         self._client.log_batch(
-            child.run_id, metrics=metrics_of(metrics, step, now), tags=tags_of(tags)
+            run.run_id, metrics=metrics_of(metrics, step, now), tags=tags_of(tags)
         )
-        self._client.set_terminated(child.run_id, status=STATUS[state], end_time=now)
-        child.tags.update(tags)
-        child.status = STATUS[state]
+        self._client.set_terminated(run.run_id, status=STATUS[state], end_time=now)
+        run.tags.update(tags)
+        run.status = STATUS[state]
         fault_point("mlflow-trial-ended")
 
     def interrupt(self, now: int) -> None:
-        """End what still runs as KILLED and `interrupted`; `start` takes it up again."""
-        for child in list(self._children.values()):
-            if child.status == "RUNNING":
-                self._client.set_tag(child.run_id, STATE, INTERRUPTED)
-                self._client.set_terminated(child.run_id, status="KILLED", end_time=now)
-                child.tags[STATE], child.status = INTERRUPTED, "KILLED"
+        """End the runs that still run as KILLED and `interrupted`; `start` resumes them."""
+        for run in list(self._runs.values()):
+            if run.status == "RUNNING":
+                self._client.set_tag(run.run_id, STATE, INTERRUPTED)
+                self._client.set_terminated(run.run_id, status="KILLED", end_time=now)
+                run.tags[STATE], run.status = INTERRUPTED, "KILLED"
 
-    def evaluation(
+    def evaluate(
         self,
         key: RunKey,
         params: Mapping[str, Any],
@@ -234,11 +236,11 @@ class TrialRuns:
         tags: Mapping[str, str],
         now: int,
     ) -> str:
-        """The finished run of a reading of the test side, made once for the same weights."""
-        child = self.start(key, params, tags, now)
+        """Write the finished run of an evaluation on the test split, once for the same weights."""
+        run = self.start(key, params, tags, now)
         self.end(key, "finished", metrics, None, now)
         fault_point("mlflow-evaluation")
-        return child.run_id
+        return run.run_id
 
 
 def _key_of(run: Run) -> RunKey | None:
@@ -251,8 +253,8 @@ def _key_of(run: Run) -> RunKey | None:
     return RunKey(kind, TrialKey(int(number), int(replicate)), weights)
 
 
-def _as_child(run: Run) -> _Child:
-    return _Child(
+def _as_run(run: Run) -> _Run:
+    return _Run(
         run.info.run_id,
         run.info.status,
         dict(run.data.tags),
@@ -262,14 +264,14 @@ def _as_child(run: Run) -> _Child:
     )
 
 
-def _contradict(known: Mapping[str, str], given: Mapping[str, Any]) -> bool:
-    """Whether a parameter differs; the micro-batch may, where memory did not suffice."""
-    both = known.keys() & given.keys() - {"micro_batch"}
-    return any(known[name] != str(given[name]) for name in both)
+def _contradict(known: Mapping[str, str], params: Mapping[str, Any]) -> bool:
+    """Return whether a parameter differs, other than the micro-batch, which may shrink."""
+    both = known.keys() & params.keys() - {"micro_batch"}
+    return any(known[name] != str(params[name]) for name in both)
 
 
 def metrics_of(values: Mapping[str, float | None], step: int, now: int) -> list[Metric]:
-    """MLflow's metrics; None is left out, a value that is not finite is written as such."""
+    """Return MLflow's metrics without those that are None; NaN and infinity are kept."""
     from mlflow.entities import Metric
 
     return [
@@ -278,14 +280,14 @@ def metrics_of(values: Mapping[str, float | None], step: int, now: int) -> list[
 
 
 def params_of(values: Mapping[str, Any]) -> list[Param]:
-    """MLflow's parameters: text."""
+    """Return MLflow's parameters, which are text."""
     from mlflow.entities import Param
 
     return [Param(name, str(value)) for name, value in values.items()]
 
 
 def tags_of(values: Mapping[str, str]) -> list[RunTag]:
-    """MLflow's tags."""
+    """Return MLflow's tags."""
     from mlflow.entities import RunTag
 
     return [RunTag(name, value) for name, value in values.items()]

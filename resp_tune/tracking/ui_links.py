@@ -1,58 +1,51 @@
-"""Addresses of MLflow pages that show a search as a person wants to see it.
+"""Links to MLflow pages that show a search, and the saved view that one of them opens.
 
-MLflow opens every experiment on its page for language models, without runs; only the address
-decides otherwise, so these are given instead of a bare port.
+MLflow opens every experiment on its page for language models, which shows no runs. Only the address
+changes that, so users get these links instead of a bare port.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from resp_tune.common.choices import MLFLOW_PORT
-from resp_tune.tracking.saved_view import view_key
-from resp_tune.tracking.tags import runs_filter
+from resp_tune.tracking.mlflow_internals import VIEW_TAG
+from resp_tune.tracking.tags import NUMBER, STATE, SearchRef
 from resp_tune.tracking.uri import is_server, public_base
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 LOCAL_UI = f"http://127.0.0.1:{MLFLOW_PORT}"
+_MOST_COLUMNS = 12
 
 
 def search_links(
-    uri_or_base: str,
-    experiment_id: str,
-    name: str,
-    metric: str,
-    mode: Literal["max", "min"],
-    best_run_ids: Sequence[str],
-    *,
-    study_id: str | None = None,
+    uri_or_base: str, experiment_id: str, search: SearchRef, best_run_ids: Sequence[str]
 ) -> dict[str, str]:
-    """Links by what they show.
+    """Return links by the keys of `common.choices.LINK_TEXTS`.
 
-    `trials`: the trials, best first. `search`: the parent run, with all it tried nested below.
-    `view`: the trials through the search's saved view, with columns for state, score and
-    parameters. `charts`: curves of the trials. `compare` (only for two runs or more): parallel
-    coordinates of `best_run_ids`.
-
-    A database has no pages of its own: its links lead to the server that `bash scripts/ui` starts
-    on port 5000 of this machine.
+    `compare`, the parallel coordinates of `best_run_ids`, needs at least two. The links of a
+    database lead to the server that `bash scripts/ui` starts on this machine.
     """
     base = public_base(uri_or_base) if is_server(uri_or_base) else LOCAL_UI
-    runs = f"{base}/#/experiments/{quote(experiment_id)}/runs?"
+    page = f"{base}/#/experiments/{quote(experiment_id)}/runs?"
     face = {"workflowType": "machine_learning"}
     trials = {
         **face,
-        "searchFilter": runs_filter(name, study_id, "trial"),
-        "orderByKey": f"metrics.`{metric}`",
-        "orderByAsc": "true" if mode == "min" else "false",
+        "searchFilter": search.runs_filter("trial"),
+        "orderByKey": f"metrics.`{search.metric}`",
+        "orderByAsc": "true" if search.mode == "min" else "false",
     }
     links = {
-        "trials": runs + _query(trials),
-        "search": runs + _query({**face, "searchFilter": runs_filter(name, study_id)}),
-        "view": runs + _query({**face, "viewStateShareKey": view_key(name)}),
-        "charts": runs + _query({**trials, "compareRunsMode": "CHART"}),
+        "trials": page + _query(trials),
+        "search": page + _query({**face, "searchFilter": search.runs_filter()}),
+        "view": page + _query({**face, "viewStateShareKey": _view_key(search)}),
+        "charts": page + _query({**trials, "compareRunsMode": "CHART"}),
     }
     if len(best_run_ids) > 1:
         chosen = {
@@ -65,3 +58,41 @@ def search_links(
 
 def _query(values: dict[str, str]) -> str:
     return urlencode(values, quote_via=quote, safe="")
+
+
+def save_view(
+    client: MlflowClient, experiment_id: str, search: SearchRef, columns: Sequence[str]
+) -> None:
+    """Save the view of a search's trials, best first, with `columns`, unless it is there already.
+
+    The columns are the state, the score, the parameters `columns` and the time.
+    """
+    shown = [
+        f"tags.`{STATE}`",
+        f"metrics.`{search.metric}`",
+        f"metrics.`val_{search.metric}`",
+        *(f"params.`{column}`" for column in columns[:_MOST_COLUMNS]),
+        "metrics.`total_seconds`",
+        f"tags.`{NUMBER}`",
+    ]
+    state = json.dumps(
+        {
+            "searchFilter": search.runs_filter("trial"),
+            "orderByKey": f"metrics.`{search.metric}`",
+            "orderByAsc": search.mode == "min",
+            "selectedColumns": shown,
+            # Without it the page sorts columns by kind and name, with the state out of sight.
+            "columnOrder": shown,
+        }
+    )
+    tag = VIEW_TAG + _view_key(search)
+    old = client.get_experiment(experiment_id).tags.get(tag)
+    if old is not None and json.dumps(state) in old:
+        return
+    now = time.time_ns() // 1_000_000
+    view = {"name": f"Search {search.name}", "createdAt": now, "updatedAt": now, "state": state}
+    client.set_experiment_tag(experiment_id, tag, json.dumps(view))
+
+
+def _view_key(search: SearchRef) -> str:
+    return f"resp_tune-{search.name}"

@@ -20,6 +20,7 @@ from resp_tune.config import preset
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.store_probe import probe
+from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.uri import redact, root_cause
 from scaling.events import Tracker
 from scaling.sizes import Sizes
@@ -49,7 +50,7 @@ def measure(folder: Path, sizes: Sizes, postgres: str | None) -> tuple[dict[str,
 
 def _costs(uri: str, place: Path, sizes: Sizes) -> Tracker:
     trials, batches = sizes.tracked_trials, sizes.tracked_batches
-    runs = SearchRuns(uri, place, "tracked", metric=METRIC, mode="max", params={}, tags={})
+    runs = SearchRuns(uri, place, SearchRef("tracked", METRIC, "max"), params={}, tags={})
     params = preset("notebook").as_dict()
     del params["seed"]
     numbers = iter(range(10**6))

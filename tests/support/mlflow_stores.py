@@ -20,6 +20,7 @@ from mlflow.entities import Run
 from resp_tune.errors import UserError
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.store_probe import probe
+from resp_tune.tracking.tags import SearchRef
 
 SHARED = "RESP_TUNE_TEST_SHARED"  # the folder of all processes that run tests
 PARAMS = {"lr": 0.003, "n_mels": 48, "pad": "repeat", "micro_batch": None}
@@ -30,8 +31,9 @@ def epoch(number: int, value: float) -> dict[str, float]:
 
 
 def open_search(uri: str, storage: Path, name: str = "first", **more: Any) -> SearchRuns:
-    given: dict[str, Any] = {"metric": "macro_f1", "mode": "max", "params": {"trials": 4}}
-    return SearchRuns(uri, storage, name, **{**given, "tags": {"resp_tune.task": "copd"}, **more})
+    search = SearchRef(name, "macro_f1", more.pop("mode", "max"), more.pop("study_id", None))
+    more = {"params": {"trials": 4}, "tags": {"resp_tune.task": "copd"}, **more}
+    return SearchRuns(uri, storage, search, **more)
 
 
 def all_runs(uri: str) -> dict[str, Run]:

@@ -1,0 +1,69 @@
+"""Everything that depends on parts of MLflow it does not document.
+
+tests/test_mlflow_internals.py fails when a new MLflow changes one of them, and says what to do.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# MLflow's page keeps a saved view in a tag of the experiment: JSON with `name`, `createdAt` (ms),
+# and `state`, which is JSON text again. A page that does not know the tag shows default columns.
+VIEW_TAG = "mlflow.sharedViewState."
+DATABASE_LOGGER = "mlflow.store.db.utils"  # logs a traceback for each locked database
+
+# Settings of `mlflow server`. Without the first, seven more processes start, for jobs.
+SERVER_JOBS, SERVER_STORE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "MLFLOW_BACKEND_STORE_URI"
+
+
+@dataclass(frozen=True)
+class Schemas:
+    """The revisions of the database schema that this MLflow knows, with their dates."""
+
+    head: str  # the one it works with
+    dates: dict[str, str]
+
+
+@functools.cache
+def known_schemas() -> Schemas | None:
+    """Read the revisions from MLflow's migration scripts, without importing MLflow.
+
+    None if the scripts are not a chain with one end, as far as we can read them.
+    """
+    spec = importlib.util.find_spec("mlflow")
+    if spec is None or spec.origin is None:
+        return None
+    dates, replaced = {}, set()
+    for script in (Path(spec.origin).parent / "store/db_migrations/versions").glob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        if revision := re.search(r"^revision\b.*?=\s*[\"'](\w+)", text, re.MULTILINE):
+            date = re.search(r"Create Date: ([\d-]+)", text)
+            dates[revision[1]] = date[1] if date else "an unknown date"
+            before = re.search(r"^down_revision\b.*", text, re.MULTILINE)
+            replaced |= set(re.findall(r"[\"'](\w+)[\"']", before[0])) if before else set()
+    heads = dates.keys() - replaced
+    return Schemas(heads.pop(), dates) if len(heads) == 1 else None
+
+
+def request_experiments(uri: str, timeout: float) -> Any:
+    """Request one experiment of the server `uri` once; return the response, whatever its status.
+
+    This is MLflow's own request, so that its tokens, certificates and proxies apply.
+    """
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    return http_request(  # type: ignore[no-untyped-call]  # mlflow has no annotation here
+        get_default_host_creds(uri),  # type: ignore[no-untyped-call]  # nor here
+        "/api/2.0/mlflow/experiments/search",
+        "POST",
+        timeout=timeout,
+        max_retries=0,
+        raise_on_status=False,
+        json={"max_results": 1},
+    )
