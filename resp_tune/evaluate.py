@@ -1,15 +1,15 @@
-"""Audit a data set, and a model on its test side.
+"""Audit a data set, and a model on its test split.
 
     python -m resp_tune.evaluate --data ICBHI                          what the data gives away
     python -m resp_tune.evaluate --data ICBHI --out audit              also audit.json, audit.html
     python -m resp_tune.evaluate --data ICBHI --winner results/first/winner
     python -m resp_tune.evaluate --compare results/first results/second
 
-Counts, defects, leaks of each protocol, what can be had without any audio, and with --winner the
-model's figures with intervals beside it. A model is scored only on the test side of the very sides
-that it was trained with, and no such reading happens unrecorded. A search has one record for all of
-its winners; bundles of `train --out` each keep their own, which knows nothing of the others.
---compare reads no recordings: it takes the predictions that two runs left behind.
+Prints counts, defects, leaks of each protocol and baselines without audio; with --winner also the
+model's metrics with intervals. A model is scored only on the test split that belongs to its
+training split, and each test-set access is recorded: a search has one record for all of its
+winners, each bundle of `train --out` its own. --compare reads no recordings, only the predictions
+that two searches or trials have saved.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parser() -> Parser:
     p.add_argument(
         "--winner",
         metavar="DIR",
-        help="a winner/ folder, or models:/NAME@ALIAS, to score on its test side too",
+        help="a winner/ folder, or models:/NAME@ALIAS, to score on its test split too",
     )
     p.add_argument(
         "--compare",
@@ -65,8 +65,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the audit; with `--out` the last line is the path of the page."""
     args = parser().parse(argv)
-    for flag, given in (("--winner", [args.winner]), ("--compare", args.compare or [])):
-        _check_here(flag, given)
+    for flag, values in (("--winner", [args.winner]), ("--compare", args.compare or [])):
+        _check_local(flag, values)
     if args.compare is not None:
         _compare(args)
         return
@@ -87,22 +87,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(page)
 
 
-def _check_here(flag: str, given: Sequence[str | None]) -> None:
-    """A reading of the test side goes on record beside its search, which only a folder can be."""
-    for text in given:
+def _check_local(flag: str, values: Sequence[str | None]) -> None:
+    """Refuse URIs: a test-set access is recorded in the search's folder, under its lock."""
+    for text in values:
         if text is not None and not text.startswith("models:/") and is_uri(text):
-            place = ObjectPath.parse(flag, text)
+            uri = ObjectPath.parse(flag, text)
             raise UserError(
-                f"{flag} '{place}' must be a folder here: copy the search's folder first (aws s3 "
+                f"{flag} '{uri}' must be a local folder: copy the search's folder first (aws s3 "
                 "cp --recursive, gsutil cp -r, azcopy) and give the copy's"
             )
 
 
 def _compare(args: Namespace) -> None:
-    given = [name for name in ("data", "winner", "out", "tracking_uri") if getattr(args, name)]
-    if given:
-        flag = f"--{given[0].replace('_', '-')}"
-        raise UserError(f"--compare reads the predictions of two runs and needs no {flag}: drop it")
+    for name in ("data", "winner", "out", "tracking_uri"):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"--compare reads saved predictions and needs no {flag}: drop it")
     from resp_tune.evaluation.compare import compare, read_predictions
 
     a, b = args.compare
@@ -124,36 +124,34 @@ def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> di
     dataset = load_dataset(data_folder(data))
     model = {}
     if winner is not None:
-        from resp_tune.audit.model import audit_model, sides_of
+        from resp_tune.audit.model import audit_model, rebuild_datamodule
         from resp_tune.cluster.resources import this_machine
         from resp_tune.evaluation.open_winner import open_winner
 
         bundle = open_winner(winner, tracking_uri)
-        datamodule = sides_of(bundle, dataset)
+        datamodule = rebuild_datamodule(bundle, dataset)
         model["model"] = audit_model(
             bundle,
             datamodule,
             workers=this_machine().cpus,
-            record=lambda reading: _record(winner, tracking_uri, bundle, reading),
+            record=lambda access: _record(winner, tracking_uri, bundle, access),
         )
     found = audit(dataset)
     return {**found, **model, "seconds": round(time.perf_counter() - started, 1)}
 
 
 def _record(
-    winner: str, tracking_uri: str | None, bundle: Bundle, reading: Mapping[str, Any]
+    winner: str, tracking_uri: str | None, bundle: Bundle, access: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], object]:
-    """Put a reading of the test side on record, with whatever the winner came from."""
+    """Record a test-set access where the winner came from."""
     if not winner.startswith("models:/"):
         from resp_tune.harness.test_access_log import record_test_access as record_in_folder
 
-        return record_in_folder(user_path(winner), bundle, reading)
+        return record_in_folder(user_path(winner), bundle, access)
     from resp_tune.tracking.test_access_tags import record_test_access
     from resp_tune.tracking.uri import resolve_uri
 
-    return record_test_access(
-        winner, resolve_uri(tracking_uri, Path("results").absolute()), reading
-    )
+    return record_test_access(winner, resolve_uri(tracking_uri, Path("results").absolute()), access)
 
 
 def _write(folder: Path, text: str, found: dict[str, Any]) -> Path:

@@ -1,10 +1,10 @@
-"""Diagnose recordings with a winner.
+"""Predict recordings with a winner.
 
     python -m resp_tune.predict FILE…                              the champion of results/mlflow.db
     python -m resp_tune.predict --winner results/first/winner FILE…
     python -m resp_tune.predict --json FILE…
 
-A research tool: it says what a network learnt from one data set, and is no medical device.
+A research tool, not a medical device: it shows what a network learnt from one data set.
 """
 
 from __future__ import annotations
@@ -13,19 +13,15 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, run
-from resp_tune.common.paths import user_path
 from resp_tune.common.text import one_line
 from resp_tune.errors import RunError, UserError
+from resp_tune.evaluation.inference import predict_file
 from resp_tune.evaluation.open_winner import CHAMPION, open_winner
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from resp_tune.training.model_bundle import Bundle
 
 log = logging.getLogger("resp_tune.predict")
@@ -74,56 +70,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise RunError(f"{bad} of {len(args.files)} files could not be read")
 
 
-def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
-    """`{file, class, probabilities{class: p}}`; raises `UserError` for a file that is no audio.
-
-    A winner of the task `cycles` judges each breathing cycle that `<file>.txt` beside it names:
-    `cycles` is a list of `{start, end, class, probabilities}`, and the file has their mean.
-    """
-    from resp_tune.data.waveforms import load_waveform
-
-    path = user_path(file)
-    waveform = load_waveform(path, bundle.sample_rate)
-    cycles = _cycles_of(path, waveform.numel() / bundle.sample_rate, bundle)
-    if not cycles:
-        return {"file": file, **_answer(bundle, bundle.predict_waveform(waveform))}
-    each = bundle.predict_spans(waveform, cycles)
-    return {
-        "file": file,
-        **_answer(bundle, each.mean(axis=0)),
-        "cycles": [
-            {"start": start, "end": end, **_answer(bundle, probabilities)}
-            for (start, end), probabilities in zip(cycles, each, strict=True)
-        ],
-    }
-
-
-def _cycles_of(path: Path, seconds: float, bundle: Bundle) -> list[tuple[float, float]]:
-    if bundle.details.get("task") != "cycles":
-        return []
-    from resp_tune.data.annotations import parse_cycles
-
-    beside = path.with_suffix(".txt")
-    try:
-        cycles, problems = parse_cycles(beside.read_text(encoding="utf-8"), seconds)
-    except (OSError, UnicodeDecodeError):
-        cycles, problems = (), ()
-    for problem in problems:
-        log.info(f"note: '{beside}': {problem}")
-    if not cycles:
-        log.info(
-            f"note: '{path}' has no breathing cycles in '{beside.name}' beside it: judged in "
-            f"windows of {bundle.config.clip_seconds:g} s, which the winner was not trained on"
-        )
-    return [(cycle.start, cycle.end) for cycle in cycles]
-
-
-def _answer(bundle: Bundle, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
-    shares = (round(p, 6) for p in probabilities.tolist())
-    by_class = dict(zip(bundle.classes, shares, strict=True))
-    return {"class": max(by_class, key=by_class.__getitem__), "probabilities": by_class}
-
-
 def _print(results: list[dict[str, Any]], bundle: Bundle) -> None:
     if bundle.details.get("provenance", {}).get("synthetic"):
         log.info(
@@ -137,9 +83,9 @@ def _print(results: list[dict[str, Any]], bundle: Bundle) -> None:
             _print_row(f"  {cycle['start']:.2f}–{cycle['end']:.2f} s".ljust(width), cycle)
 
 
-def _print_row(first: str, answer: dict[str, Any]) -> None:
-    shares = (f"{p:.3f}".rjust(len(c)) for c, p in answer["probabilities"].items())
-    print(first, answer["class"].ljust(16), *shares, sep="  ")
+def _print_row(first: str, prediction: dict[str, Any]) -> None:
+    shares = (f"{p:.3f}".rjust(len(c)) for c, p in prediction["probabilities"].items())
+    print(first, prediction["class"].ljust(16), *shares, sep="  ")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,7 @@ from resp_tune.config import TrialConfig, preset
 from resp_tune.execution.trials_per_gpu import Workload, measure_all
 from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipIndex, make_batch
-from resp_tune.features.frames import join_frames
-from resp_tune.features.logmel import log_mels
+from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.training.compute_device import detect_compute_device, resolve_precision
 from resp_tune.training.loop import SplitTensors, Training, TrainingData
 from resp_tune.training.memory import keep_freed_memory
@@ -71,7 +70,7 @@ def compare(config: TrialConfig, data: TrainingData, device: torch.device) -> tu
     draws = draw_plain(data.train.clips.count, config)[:16]
     logits, gradients = [], []
     for place in (torch.device("cpu"), device):
-        run = Training(config, [data], place).runs[0]
+        run = Training(config, [data], place).folds[0]
         network = run.network.eval()  # dropout differs by device, and so do batch statistics
         batch = make_batch(run.clips[0], draws.to(place), config)
         found = network(batch)

@@ -102,8 +102,8 @@ def test_the_promised_object(
     ("lost", "said"),
     [
         ("*demographic_info.txt", "sees device and location alone"),
-        ("*train_test.txt", "--protocol official cannot be had"),
-        ("audio_and_txt_files/*.txt", "--task cycles cannot be had"),
+        ("*train_test.txt", "--protocol official is not possible"),
+        ("audio_and_txt_files/*.txt", "--task cycles is not possible"),
     ],
 )
 def test_a_table_that_is_not_there_is_a_defect(
@@ -239,7 +239,7 @@ def test_the_real_set_is_counted() -> None:
     assert by_device["Pneumonia"].keys() == {"LittC2SE", "Meditron"}
     text = "\n".join(defects(dataset))
     for words in ("156, 218", "226_1b1_Pl_sc_Meditron", "Asthma (1 patient), LRTI (2 patients)",
-                  "official test side has no Asthma, LRTI, Pneumonia", "at once"):  # fmt: skip
+                  "official test split has no Asthma, LRTI, Pneumonia", "at once"):  # fmt: skip
         assert words in text
 
 

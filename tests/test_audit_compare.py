@@ -89,7 +89,7 @@ def test_two_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             assert one["interval"] == pytest.approx(span)
     assert run(evaluate.main, arguments) == 0
     printed = capsys.readouterr().out
-    assert "the side that runs are chosen by" in printed
+    assert "runs are selected on this split" in printed
     assert "test: 72 clips of 12 patients" in printed
     score = found["sides"]["test"]["metrics"]["icbhi_score"]
     assert signed(score["difference"]) in printed
@@ -134,11 +134,11 @@ def test_one_side_that_differs_leaves_the_other(
     found = compare(a, b)
     assert found.sides.keys() == {"test"}
     assert found.sides["test"] == compare(a, predictions(1)).sides["test"]
-    assert "hold other clips (3 only the first" in found.left_out["validation"]
+    assert "have different clips (3 only the first" in found.left_out["validation"]
     folders = [str(save(frame, tmp_path / name)) for name, frame in (("a", a), ("b", b))]
     assert run(evaluate.main, ["--compare", *folders]) == 0
     printed = capsys.readouterr().out
-    assert "validation is not compared: the two validation sides hold other clips" in printed
+    assert "validation is not compared: the two validation splits have different clips" in printed
     assert "--folds" in printed
     assert run(evaluate.main, ["--compare", *folders, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["left_out"] == found.left_out
@@ -147,13 +147,16 @@ def test_one_side_that_differs_leaves_the_other(
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (predictions(1)[:-3], "the two test sides hold other clips (3 only the first, 0 only the"),
+        (
+            predictions(1)[:-3],
+            "the two test splits have different clips (3 only the first, 0 only the",
+        ),
         (predictions(1).replace("205_1b1_Al_sc_Meditron", "x"), "e.g. of"),
-        (changed(label="normal"), "the two test sides differ in the label of 1 clip, e.g. of 201"),
+        (changed(label="normal"), "the two test splits differ in the label of 1 clip, e.g. of 201"),
         (changed(patient="9"), "differ in the patient of 1 clip"),
         (changed(start=0.2), "differ in the start of 1 clip"),
         (predictions(1).assign(p_cough=0.0), "only one has cough"),
-        (predictions(1, sides=("train",)), "no side in common"),
+        (predictions(1, sides=("train",)), "no split in common"),
     ],
 )
 def test_runs_that_cannot_be_compared(other: pd.DataFrame, words: str) -> None:

@@ -19,8 +19,8 @@ from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import Task, get_task, make_clips
 from resp_tune.evaluation.baseline_cache import load_baseline_predictions, load_baselines
-from resp_tune.evaluation.baseline_difference import NAMES, baseline_differences
-from resp_tune.evaluation.baselines import predict_baselines
+from resp_tune.evaluation.baseline_difference import baseline_differences
+from resp_tune.evaluation.baselines import SCORES, predict_baselines
 from resp_tune.evaluation.group_metrics import group_metrics, metrics_with_intervals
 from resp_tune.training.bootstrap import DRAWS
 from resp_tune.training.datamodule import DataModule, prediction_table
@@ -180,7 +180,7 @@ def test_against_the_baselines_of_the_table(datamodule: DataModule) -> None:
     some = range(0, DRAWS, 10)
     for columns in ("device", "all"):
         forests = [np.eye(p.shape[1])[row] for row in answers.by_columns[columns]]
-        for name in NAMES:
+        for name in SCORES:
             compute, one = METRICS[name].compute, found[columns][name]
             assert one["baseline"] == pytest.approx(table[columns][name])
             assert one["winner"] == pytest.approx(compute(answers.labels, p))
@@ -217,10 +217,10 @@ def test_where_the_device_tells_all() -> None:
     assert worse["interval"][1] < 0
 
 
-def test_other_clips_are_no_test_side(datamodule: DataModule) -> None:
+def test_other_clips_are_refused(datamodule: DataModule) -> None:
     frame = frame_of(datamodule, right=0.6)
     for wrong in (frame[1:], frame[::-1], frame.assign(label=frame["label"].iloc[0])):
-        with pytest.raises(ValueError, match="not the predictions of the test side"):
+        with pytest.raises(ValueError, match="not the predictions of the test split"):
             baseline_differences(wrong, datamodule)
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from support.audits import few_trees, make_sets, trained
 
 from resp_tune import evaluate
-from resp_tune.audit.model import audit_model, sides_of
+from resp_tune.audit.model import audit_model, rebuild_datamodule
 from resp_tune.audit.rows import model_rows
 from resp_tune.cli import run
 from resp_tune.data.dataset import Dataset, load_dataset
@@ -47,7 +47,7 @@ def bundle(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 def audited(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     return audit_model(
         bundle,
-        sides_of(bundle, dataset),
+        rebuild_datamodule(bundle, dataset),
         workers=1,
         record=lambda reading: (reading, ""),
     )
@@ -64,7 +64,7 @@ def test_the_model_through_the_command(
     arguments = ["--data", str(sets["none"]), "--winner", str(bundle), "--out", str(tmp_path)]
     assert run(evaluate.main, arguments) == 0
     printed = capsys.readouterr()
-    assert "the test side is read now: " in printed.err
+    assert "the test split is accessed now: " in printed.err
     assert "by patient" in printed.out
     found = json.loads((tmp_path / "audit.json").read_text())["model"]
     config = json.loads((bundle / "config.json").read_text())
@@ -156,8 +156,8 @@ def test_other_data_is_refused(
         arguments = ["--data", str(folder), "--winner", str(bundle), "--out", f"{tmp_path}/out"]
         assert run(evaluate.main, arguments) == 2
         printed = capsys.readouterr()
-        assert "does not give the sides that the model was trained with" in printed.err
-        assert "test side is read" not in printed.err
+        assert "does not give the split that the model was trained with" in printed.err
+        assert "test split is accessed" not in printed.err
         assert not (tmp_path / "out").exists()
 
 
@@ -168,11 +168,11 @@ def test_other_data_is_refused(
         ({"protocol": 3}, "no protocol"),
         ({"provenance": None}, "no provenance.split_sha256"),
         ({"provenance": {"split_seed": 0}}, "no provenance.split_sha256"),
-        ({"provenance": {"split_sha256": "0" * 64}}, "does not give the sides"),
-        ({"split_seed": 1}, "does not give the sides"),
-        ({"split_seed": "x"}, "does not give the sides"),
-        ({"task": "copd"}, "does not give the sides"),
-        ({"task": "cough"}, "does not give the sides"),
+        ({"provenance": {"split_sha256": "0" * 64}}, "does not give the split"),
+        ({"split_seed": 1}, "does not give the split"),
+        ({"split_seed": "x"}, "does not give the split"),
+        ({"task": "copd"}, "does not give the split"),
+        ({"task": "cough"}, "does not give the split"),
         ({"task": "cough", "task_classes": None}, "unknown task 'cough'"),
         ({"task": "cough", "task_classes": {"a": 1}}, "saved classes of the task 'cough'"),
     ],
@@ -185,7 +185,7 @@ def test_a_bundle_that_does_not_say_whom_it_knows(
     if "split_seed" in change:
         details["provenance"] = {**loaded.details["provenance"], **change}
     with pytest.raises(UserError, match=words):
-        sides_of(dataclasses.replace(loaded, details=details), load_dataset(sets["none"]))
+        rebuild_datamodule(dataclasses.replace(loaded, details=details), load_dataset(sets["none"]))
 
 
 def test_a_task_of_a_file_that_is_gone(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -193,18 +193,18 @@ def test_a_task_of_a_file_that_is_gone(sets: dict[str, Path], tmp_path: Path) ->
     task.write_text("name: mine\nclasses: {well: [Healthy], ill: ['*']}\n")
     loaded = load_bundle(trained(tmp_path, sets["none"], "--task", str(task)))
     task.unlink()
-    datamodule = sides_of(loaded, load_dataset(sets["none"]))
+    datamodule = rebuild_datamodule(loaded, load_dataset(sets["none"]))
     assert datamodule.split.classes == ("well", "ill")
     assert datamodule.split.task == "mine"
 
 
-def test_a_protocol_without_a_test_side(sets: dict[str, Path], tmp_path: Path) -> None:
+def test_a_protocol_without_a_test_split(sets: dict[str, Path], tmp_path: Path) -> None:
     loaded = load_bundle(trained(tmp_path, sets["none"], "--protocol", "recording"))
     done: list[object] = []
-    datamodule = sides_of(loaded, load_dataset(sets["none"]))
+    datamodule = rebuild_datamodule(loaded, load_dataset(sets["none"]))
     found = audit_model(loaded, datamodule, workers=1, record=lambda r: (r, done.append(r)))
     assert (found["test"], found["reading"], done) == (None, None, [])
-    assert "no test side" in found["reason"]
+    assert "no test split" in found["reason"]
 
 
 def test_no_figures_without_a_record(said: list[str], bundle: Path, sets: dict[str, Path]) -> None:
@@ -213,7 +213,7 @@ def test_no_figures_without_a_record(said: list[str], bundle: Path, sets: dict[s
     def fail(_: object) -> None:
         raise UserError("read-only")
 
-    datamodule = sides_of(loaded, load_dataset(sets["none"]))
+    datamodule = rebuild_datamodule(loaded, load_dataset(sets["none"]))
     with pytest.raises(UserError, match="read-only"):
         audit_model(loaded, datamodule, workers=1, record=fail)
     assert said == []

@@ -145,7 +145,7 @@ def test_small_sets_have_fewer_folds() -> None:
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [
-        ([("1_1b1_Al_sc_X", "COPD"), ("1_1b1_Ar_sc_X", "COPD")], "clips of 1 patient here: .* two"),
+        ([("1_1b1_Al_sc_X", "COPD"), ("1_1b1_Ar_sc_X", "COPD")], "clips of 1 patient here, .* two"),
         ([("1_1b1_Al_sc_X", "COPD"), ("2_1b1_Al_sc_X", "Healthy")], "a class with at least two"),
     ],
 )

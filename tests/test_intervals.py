@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from resp_tune.training.bootstrap import DRAWS, bootstrap, intervals, paired
+from resp_tune.training.bootstrap import DRAWS, bootstrap, intervals, paired_differences
 from resp_tune.training.metrics import METRICS, Labels, Probabilities, all_metrics
 
 
@@ -93,7 +93,7 @@ def test_paired_differences_draw_by_draw() -> None:
     labels, p, of = clips_of_patients(12, 60, 4, seed=0)
     other = clips_of_patients(12, 60, 4, seed=1)[1]
     classes = ("normal", "crackle", "wheeze", "both")
-    found = paired(labels, p, other, of, classes)
+    found = paired_differences(labels, p, other, of, classes)
     a, b = (one_by_one(labels, x, of, list(range(DRAWS)), DRAWS, 0) for x in (p, other))
     assert set(found) == set(METRICS)
     for name, (difference, low, high) in found.items():
@@ -102,9 +102,9 @@ def test_paired_differences_draw_by_draw() -> None:
         differences = np.array(a[name]) - np.array(b[name])
         spread = np.nanquantile(differences, (0.025, 0.975))
         np.testing.assert_allclose((low, high), spread, atol=1e-6, err_msg=name)
-    assert set(paired(labels, p, other, of, ("COPD", "Healthy", "URTI", "LRTI"))) == set(
-        all_metrics(labels, p, ("COPD", "Healthy", "URTI", "LRTI"))
-    )
+    assert set(
+        paired_differences(labels, p, other, of, ("COPD", "Healthy", "URTI", "LRTI"))
+    ) == set(all_metrics(labels, p, ("COPD", "Healthy", "URTI", "LRTI")))
 
 
 def test_pairing_is_sharper_than_two_intervals() -> None:
@@ -113,12 +113,12 @@ def test_pairing_is_sharper_than_two_intervals() -> None:
     slightly = p.copy()
     slightly[::10] = 1 / 3 + np.eye(3, dtype=np.float32)[labels[::10]] * 1e-3
     slightly /= slightly.sum(1, keepdims=True)
-    difference, low, high = paired(labels, slightly, p, of, ("a", "b", "c"))["accuracy"]
+    difference, low, high = paired_differences(labels, slightly, p, of, ("a", "b", "c"))["accuracy"]
     apart = [intervals(bootstrap(labels, x, of, names=("accuracy",))) for x in (slightly, p)]
     assert difference > 0
     assert high - low < 0.5 * min(one["accuracy"][1] - one["accuracy"][0] for one in apart)
-    assert paired(labels, p, p, of, ("a", "b", "c"))["macro_f1"] == (0, 0, 0)
-    mirrored = paired(labels, p, slightly, of, ("a", "b", "c"))["accuracy"]
+    assert paired_differences(labels, p, p, of, ("a", "b", "c"))["macro_f1"] == (0, 0, 0)
+    mirrored = paired_differences(labels, p, slightly, of, ("a", "b", "c"))["accuracy"]
     assert mirrored == pytest.approx((-difference, -high, -low))
 
 

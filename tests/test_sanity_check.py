@@ -75,7 +75,7 @@ def hurry_inline() -> None:
 
 BUG = ("training-step:raise", "300s", "PlantedError: planted in two lines", "in _step")
 HANG = ("training-step:hang", "8s", "it took longer than --trial-timeout (8 s)", "--trial-timeout")
-HANG_HERE = (*HANG[:3], "in rehearse")
+HANG_HERE = (*HANG[:3], "in try_one_batch")
 
 
 @pytest.mark.slow

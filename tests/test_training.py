@@ -167,7 +167,7 @@ class Recorded(nn.Module):
 
 def one_epoch_of(network: nn.Module, config: TrialConfig, data: TrainingData) -> dict[str, Any]:
     training = Training(config, [data])
-    run = training.runs[0]
+    run = training.folds[0]
     run.network = network  # type: ignore[assignment]  # any module that maps clips to logits
     run.optimizer = torch.optim.SGD(network.parameters(), lr=0.1)  # type: ignore[assignment]  # its step shows the gradient
     run.schedule = torch.optim.lr_scheduler.ConstantLR(run.optimizer, 1.0)  # type: ignore[assignment]  # no schedule
@@ -212,7 +212,7 @@ def test_train_loss_is_the_mean_over_the_items() -> None:
     side = SplitTensors(clips, side.labels[long])
     assert len(side.labels) % 10 > 1
     network = Recorded()
-    run = Training(config, [TrainingData(side, side, toy.CLASSES)]).runs[0]
+    run = Training(config, [TrainingData(side, side, toy.CLASSES)]).folds[0]
     run.network = network  # type: ignore[assignment]  # any module that maps clips to logits
     run.optimizer = torch.optim.SGD(network.parameters(), lr=0.0)  # type: ignore[assignment]  # weights stay
     run.schedule = torch.optim.lr_scheduler.ConstantLR(run.optimizer, 1.0)  # type: ignore[assignment]  # no schedule

@@ -1,4 +1,4 @@
-"""The audit of a data set, as one value that can be printed, drawn and kept as JSON."""
+"""Audit a data set; the result can be printed, rendered and saved as JSON."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ LOOKUP_KEYS = ("accuracy", "macro_f1", "balanced_accuracy")
 
 
 def audit(dataset: Dataset, *, jobs: int | None = None) -> dict[str, Any]:
-    """Counts, defects, tables, leaks, shortcuts and what can be had without audio.
+    """Return counts, defects, tables, leaks, shortcuts and no-audio baselines of a data set.
 
-    Shares and scores are in 0…1. What this data set cannot have is None beside a `reason`. `jobs`
-    processes fit the baselines, None: one a core; those that were fitted before lie in the cache.
+    Shares and scores are in 0…1. What this data set does not allow is None, beside a `reason`.
+    `jobs` is the number of processes that fit the baselines, by default one a core; earlier fits
+    are in the cache.
     """
     found: dict[str, Any] = {
         "data": {"name": dataset.root.name, "synthetic": dataset.synthetic},
@@ -50,7 +51,7 @@ def audit(dataset: Dataset, *, jobs: int | None = None) -> dict[str, Any]:
 
 
 def controlled(dataset: Dataset, jobs: int | None) -> dict[str, Any]:
-    """Healthy and sick children on the Meditron: how many, and what the data sheet says of them."""
+    """Return the number of healthy and sick children on the Meditron, and their baselines."""
     try:
         clips = controlled_clips(dataset)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""How much of what a data set holds, and how class, device and age go together."""
+"""Count what a data set holds, and cross-tabulate diagnosis, device and age."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Key = Callable[[Recording], str]
 
 
 def counts(dataset: Dataset) -> dict[str, Any]:
-    """Recordings, patients, sessions, cycles; then by cycle class, diagnosis and official side."""
+    """Count recordings, patients, sessions and cycles, by class, diagnosis and official split."""
     recordings = dataset.recordings
     return {
         **_amounts(recordings),
@@ -31,15 +31,15 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "cycles_by_class": _cycle_classes(recordings),
         "by_diagnosis": _by(recordings, lambda r: r.diagnosis),
         "official": {
-            side: {**_amounts(chosen), "cycles_by_class": _cycle_classes(chosen)}
-            for side in ("train", "test")
-            if (chosen := [r for r in recordings if r.official == side])
+            split: {**_amounts(chosen), "cycles_by_class": _cycle_classes(chosen)}
+            for split in ("train", "test")
+            if (chosen := [r for r in recordings if r.official == split])
         },
     }
 
 
 def tables(dataset: Dataset) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    """`{table: {row: {column: {recordings, patients}}}}`; pairs that do not occur are left out."""
+    """Return `{table: {row: {column: {recordings, patients}}}}`, without empty cells."""
     keys: dict[str, tuple[Key, Key]] = {
         "diagnosis_by_device": (lambda r: r.diagnosis, lambda r: r.device),
         "diagnosis_by_age": (lambda r: r.diagnosis, age_group),
@@ -55,7 +55,7 @@ def tables(dataset: Dataset) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
 
 
 def age_group(recording: Recording) -> str:
-    """One of `AGE_GROUPS`, or `NO_AGE`."""
+    """Return the name of the recording's age group, or `NO_AGE`."""
     age = recording.age
     if age is None:
         return NO_AGE
@@ -63,13 +63,13 @@ def age_group(recording: Recording) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Age groups from young to old, all else by the alphabet."""
+    """Sort names: age groups from young to old, others alphabetically."""
     ages = {name: i for i, (_, name) in enumerate(AGE_GROUPS)} | {NO_AGE: len(AGE_GROUPS)}
     return sorted(set(names), key=lambda name: (ages.get(name, -1), name))
 
 
 def cycle_class(cycle: Cycle) -> str:
-    """The challenge's class of a cycle."""
+    """Return the class of a cycle in the ICBHI challenge."""
     if cycle.crackle and cycle.wheeze:
         return "both"
     return "crackle" if cycle.crackle else "wheeze" if cycle.wheeze else "normal"

@@ -1,4 +1,4 @@
-"""What each protocol lets stand on more than one side, and the defects of a data set."""
+"""Find the leaks of each protocol, and the defects of a data set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TASKS = {"patient": "diagnosis", "official": "cycles", "recording": "diagnosis"
 
 
 def protocol_leaks(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """`{protocol: {patients, sessions, recording_share, …}}` of the sides that a search would use.
+    """Return `{protocol: {patients, sessions, recording_share, …}}` of a search's splits.
 
-    `patients` and `sessions` stand on more than one side; `recording_share` of the held-out
-    recordings have their patient in training. A protocol that this data set cannot have holds None
-    and the `reason`. `official` also has the figures `without_shared_patients`, `device` those of
-    each device `held_out`, its own being the largest of them.
+    `patients` and `sessions` occur in more than one split; `recording_share` of the held-out
+    recordings have their patient in training. A protocol that this data set does not allow has
+    None and the `reason`. `official` also has the leaks `without_shared_patients`, `device` those
+    of each device `held_out`; its own are the largest of them.
     """
     found = {name: _leaks(dataset, SplitSpec(name), task) for name, task in _TASKS.items()}
     if found["official"]["patients"]:
@@ -37,7 +37,7 @@ def protocol_leaks(dataset: Dataset) -> dict[str, dict[str, Any]]:
 
 
 def defects(dataset: Dataset) -> list[str]:
-    """One line for all that is wrong with the files, or that a division into sides must heed."""
+    """Return a line for each defect of the files, and for what a split must consider."""
     return [
         *dataset.problems,
         *_absent(dataset),
@@ -73,27 +73,27 @@ def _largest(held_out: Sequence[dict[str, Any]]) -> dict[str, Any]:
     keys = ("patients", "sessions", "recording_share")
     made = [one for one in held_out if one["patients"] is not None]
     if not made:
-        return {**dict.fromkeys(keys), "reason": "no device leaves sides that can be scored"}
+        return {**dict.fromkeys(keys), "reason": "no device leaves splits that can be scored"}
     return {key: max(one[key] for one in made) for key in keys}
 
 
 def _absent(dataset: Dataset) -> list[str]:
-    """What no recording has: its table is not there, or names nobody of these."""
+    """Return a line for what no recording has."""
     lines, recordings = [], dataset.recordings
     if all(r.age is None and r.sex is None for r in recordings):
         lines.append(
-            "no age and no sex of anybody (demographic_info.txt): 'device + location + age + sex' "
-            "sees device and location alone"
+            "no recording has age or sex (demographic_info.txt): the baseline 'device + location + "
+            "age + sex' sees device and location alone"
         )
     if all(r.official is None for r in recordings):
         lines.append(
-            "no official side of anybody (ICBHI_challenge_train_test.txt): --protocol official "
-            "cannot be had"
+            "no recording has an official split (ICBHI_challenge_train_test.txt): --protocol "
+            "official is not possible"
         )
     if not any(r.cycles for r in recordings):
         lines.append(
-            "no annotated breathing cycle (a .txt beside each recording): --task cycles cannot be "
-            "had"
+            "no recording has annotated breathing cycles (a .txt beside it): --task cycles is not "
+            "possible"
         )
     return lines
 
@@ -125,7 +125,7 @@ def _official_gaps(dataset: Dataset) -> list[str]:
     for side, other in (("test", "train"), ("train", "test")):
         if absent := sorted(there[other] - there[side]):
             lines.append(
-                f"the official {side} side has no {', '.join(absent)}: the official split cannot "
+                f"the official {side} split has no {', '.join(absent)}: the official split cannot "
                 "score a diagnosis"
             )
     return lines
@@ -143,6 +143,6 @@ def _same_breaths(dataset: Dataset) -> list[str]:
     who = len({session.split("_")[0] for session in several})
     return [
         f"{plural(len(several), 'session')} ({amount(files, 'recording', who)}) were recorded at "
-        "several positions at once: nearly the same breaths, which only sides by patient or "
+        "several positions at once: nearly the same breaths, which only splits by patient or "
         "session keep together"
     ]

@@ -1,4 +1,4 @@
-"""The audit of a model: its sides made again and proved, then its figures on the test side."""
+"""Audit a model: rebuild and verify its split, then score it on the test split."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from resp_tune.training.model_bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-OTHER_SIDES = (
-    "this data set does not give the sides that the model was trained with, so its test side may "
-    "hold patients the model knows"
+OTHER_SPLIT = (
+    "this data set does not give the split that the model was trained with, so its test split may "
+    "hold patients that the model knows"
 )
 
-# Returns the reading that stands, the first of these weights and recordings, and where that is.
+# Records a test-set access; returns the first one of these weights and recordings, and its place.
 Record = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], object]]
 
 
-def sides_of(bundle: Bundle, dataset: Dataset) -> DataModule:
-    """The problem that the model was trained on, made again from `dataset`.
+def rebuild_datamodule(bundle: Bundle, dataset: Dataset) -> DataModule:
+    """Return the data module that the model was trained on, rebuilt from `dataset`.
 
-    Raises `UserError` when the digest of its sides is not the one in the bundle: a model must not
-    be scored on patients that it was trained on.
+    Raises `UserError` if the digest of its split is not the one in the bundle: a model must not be
+    scored on patients that it was trained on.
     """
     details = bundle.details
     provenance = details.get("provenance")
@@ -48,8 +48,8 @@ def sides_of(bundle: Bundle, dataset: Dataset) -> DataModule:
         missing.append("provenance.split_sha256")
     if missing:
         raise UserError(
-            f"the bundle's config.json has no {', '.join(missing)}, so that nobody can say whom it "
-            "was trained on: give the winner/ folder of a search"
+            f"the bundle's config.json has no {', '.join(missing)}, so it is unknown which "
+            "patients it was trained on: give the winner/ folder of a search"
         )
     clips = make_clips(task_from_classes(details["task"], details.get("task_classes")), dataset)
     try:
@@ -58,22 +58,22 @@ def sides_of(bundle: Bundle, dataset: Dataset) -> DataModule:
         )
         split = make_split(dataset, clips, spec)
     except UserError as error:
-        raise UserError(f"{OTHER_SIDES} ({error}): give the data set of its search") from error
+        raise UserError(f"{OTHER_SPLIT} ({error}): give the data set of its search") from error
     if split.digest != provenance["split_sha256"] or split.classes != bundle.classes:
         trained = provenance.get("data")
         of = f"its search had --data {trained}" if trained else "give the data set of its search"
-        raise UserError(f"'{dataset.root}': {OTHER_SIDES}; {of}")
+        raise UserError(f"'{dataset.root}': {OTHER_SPLIT}; {of}")
     return DataModule(dataset, clips, split)
 
 
 def audit_model(
     bundle: Bundle, datamodule: DataModule, *, workers: int, record: Record
 ) -> dict[str, Any]:
-    """Figures of the model on the test side of `datamodule`, which comes from `sides_of`.
+    """Return metrics on the test split of `datamodule`, which comes from `rebuild_datamodule`.
 
-    Each reading of a test side is put on record and said before the side is opened, and kept under
-    `reading`; `record` raises `UserError` where it cannot. A protocol without a test side gives
-    None for `test` and `reading`.
+    The access is recorded and logged before the test split is decoded, and returned as `reading`;
+    `record` raises `UserError` if it cannot. A protocol without a test split gives None for `test`
+    and `reading`.
     """
     split, details = datamodule.split, bundle.details
     provenance = details["provenance"]
@@ -91,26 +91,26 @@ def audit_model(
         "test": None,
     }
     if split.test is None:
-        found["reason"] = f"the protocol '{split.protocol}' has no test side: nothing is scored"
+        found["reason"] = f"the protocol '{split.protocol}' has no test split: nothing is scored"
         return found
     caches = make_feature_caches(datamodule, split.test, workers)
-    reading = access_by(bundle, data_digest(datamodule, caches.sources))
-    found["reading"], where = record(reading)
+    access = access_by(bundle, data_digest(datamodule, caches.sources))
+    found["reading"], where = record(access)
     patients = {r.patient for r in datamodule.dataset.recordings if r.stem in set(split.test)}
     size = amount(len(split.test), "recording", len(patients))
-    since, again = found["reading"].get("time"), found["reading"] != reading
+    since, again = found["reading"].get("time"), found["reading"] != access
     log.info(
-        f"the test side is read {'again' if again else 'now'}: {size}, by weights "
-        f"{details['weights_sha256'][:12]}, on record in {where} since {since}. "
-        "A model chosen after seeing these figures needs another test side"
+        f"the test split is accessed {'again' if again else 'now'}: {size}, by weights "
+        f"{details['weights_sha256'][:12]}, recorded in {where} at {since}. "
+        "A model selected after seeing these metrics needs another test split"
     )
-    frame = score_test_split(bundle, datamodule, split.test, caches, workers=workers).predictions
+    table = score_test_split(bundle, datamodule, split.test, caches, workers=workers).predictions
     found["test"] = {
-        "clips": len(frame),
-        "patients": frame["patient"].nunique(),
-        "by_clip": metrics_with_intervals(frame, split.classes),
-        **group_metrics(frame, datamodule),
-        "against": baseline_differences(frame, datamodule),
+        "clips": len(table),
+        "patients": table["patient"].nunique(),
+        "by_clip": metrics_with_intervals(table, split.classes),
+        **group_metrics(table, datamodule),
+        "against": baseline_differences(table, datamodule),
         "baselines": load_baseline_predictions(datamodule).scores(),
     }
     return found

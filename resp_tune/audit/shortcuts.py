@@ -1,17 +1,17 @@
-"""What gives the diagnosis away without a sound, tested by dealing it out anew among patients.
+"""Test whether the device or the age gives the diagnosis away, by permuting the diagnoses.
 
-A shortcut is warned of when it is both certain and large.
+A shortcut is warned of if it is both significant and large.
 
-Device: each patient counts once, with the device of most of their recordings. Its measure is the
+Device: each patient counts once, with the device of most of their recordings. The measure is the
 balanced accuracy of the best guess by device alone, Σ_device max_class P(device | class) / classes.
-Fitted and scored on the same patients it lies above 1 / classes even where the device says nothing,
-so it is compared with its own values after permuting the diagnoses among the patients. Warned of
-when at most `DEVICE_ALPHA` of the permutations reach it and it exceeds their mean by at least
+Fitted and scored on the same patients it is above 1 / classes even if the device says nothing, so
+it is compared with its values after permuting the diagnoses among the patients. Warned of if at
+most `DEVICE_ALPHA` of the permutations reach it and it exceeds their mean by at least
 `DEVICE_MARGIN`. Diagnoses of fewer than 5 patients are left out.
 
 Age: the area under the ROC curve of COPD against Healthy by age, one age a patient. Children and
-adults do breathe with different illnesses, so only an area of at least `AGE_LEAST` is warned of,
-when at most `AGE_ALPHA` of the permutations are as far from 0.5.
+adults do have different illnesses, so only an area of at least `AGE_LEAST` is warned of, if at
+most `AGE_ALPHA` of the permutations are as far from 0.5.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A test of one shortcut. `value` is its measure, in 0…1, of what the data set holds.
+    """A test of one shortcut. `value` is its measure on the data set, in 0…1.
 
-    `by_chance` is the mean of the measure over the permutations, `limit` what they stay below but
-    for a share of alpha, `p_value` the share that reaches `value`.
+    `by_chance` is the mean of the measure over the permutations, `limit` their quantile 1 − alpha,
+    `p_value` the share that reaches `value`.
     """
 
     measure: str
@@ -57,7 +57,7 @@ class Shortcut:
 
 
 def device_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
-    """Whether the device tells the diagnosis; None where too few patients are there to say."""
+    """Test whether the device predicts the diagnosis; None with too few patients."""
     diagnosis = {r.patient: r.diagnosis for r in dataset.recordings}
     sizes = Counter(diagnosis.values())
     classes = tuple(sorted(name for name, n in sizes.items() if n >= OUTER_FOLDS))
@@ -69,14 +69,16 @@ def device_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
     members = np.eye(len(classes))[[classes.index(diagnosis[p]) for p in patients]]
     members /= members.sum(0)  # each class weighs the same, as in a balanced accuracy
     value = _best_guess(members, devices)
-    dealt = np.array([_best_guess(rng.permutation(members), devices) for _ in range(PERMUTATIONS)])
-    by_chance, limit, p_value = _against(value, dealt, DEVICE_ALPHA)
+    permuted = np.array(
+        [_best_guess(rng.permutation(members), devices) for _ in range(PERMUTATIONS)]
+    )
+    by_chance, limit, p_value = _against(value, permuted, DEVICE_ALPHA)
     found = p_value <= DEVICE_ALPHA and value - by_chance >= DEVICE_MARGIN
     warning = (
-        f"shortcut: the device alone says much about the diagnosis. The best guess by device has a "
+        f"shortcut: the device alone predicts the diagnosis well. The best guess by device has a "
         f"balanced accuracy of {value:.3f} over the patients of {len(classes)} diagnoses, where "
         f"devices that say nothing give {by_chance:.3f} (permutation p {_small(p_value)}): a model "
-        "can score by hearing the stethoscope; hold its figures against the no-audio baselines"
+        "can score by hearing the stethoscope; compare it with the no-audio baselines"
     )
     return Shortcut(
         "balanced accuracy of the best guess by device",
@@ -92,7 +94,7 @@ def device_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
 
 
 def age_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
-    """Whether age separates COPD from Healthy; None where either has no patient of known age."""
+    """Test whether age separates COPD from Healthy; None if either has no known age."""
     ages = {
         r.patient: (r.age, r.diagnosis)
         for r in dataset.recordings
@@ -104,14 +106,14 @@ def age_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
         return None
     rng = np.random.default_rng(seed)
     value = _either_way(labels, years)
-    dealt = np.array([_either_way(rng.permutation(labels), years) for _ in range(PERMUTATIONS)])
-    by_chance, limit, p_value = _against(value, dealt, AGE_ALPHA)
+    permuted = np.array([_either_way(rng.permutation(labels), years) for _ in range(PERMUTATIONS)])
+    by_chance, limit, p_value = _against(value, permuted, AGE_ALPHA)
     found = value >= AGE_LEAST and p_value <= AGE_ALPHA
     sick = int(labels.sum())
     warning = (
-        f"shortcut: age alone tells {SICK} from {WELL}. Its AUROC is {value:.3f} over {sick} and "
-        f"{len(labels) - sick} patients (permutation p {_small(p_value)}): a model can score by "
-        "hearing how old a chest is"
+        f"shortcut: age alone separates {SICK} from {WELL}. Its AUROC is {value:.3f} over {sick} "
+        f"and {len(labels) - sick} patients (permutation p {_small(p_value)}): a model can "
+        "score by hearing how old a chest is"
     )
     return Shortcut(
         f"AUROC of age, {SICK} against {WELL}",
@@ -127,7 +129,7 @@ def age_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
 
 
 def _one_device(dataset: Dataset, patients: list[str], rng: np.random.Generator) -> Floats:
-    """The patients' commonest devices as 0/1, `[patients, devices]`; ties are drawn.
+    """Return the patients' commonest devices one-hot, `[patients, devices]`; ties are drawn.
 
     One device each, because patients with many recordings would otherwise look alike (a bit of
     every device) and could not be exchanged with those who have one.
@@ -144,7 +146,7 @@ def _one_device(dataset: Dataset, patients: list[str], rng: np.random.Generator)
 
 
 def _best_guess(members: Floats, devices: Floats) -> float:
-    """Mean recall when each device is taken for the class that has the largest share of it."""
+    """Return the mean recall if each device predicts the class with the largest share of it."""
     return float((members.T @ devices).max(0).sum() / members.shape[1])
 
 
@@ -153,11 +155,11 @@ def _either_way(labels: Labels, years: Floats) -> float:
     return max(area, 1 - area)
 
 
-def _against(value: float, dealt: Floats, alpha: float) -> tuple[float, float, float]:
-    """Mean, upper limit and p-value; the data itself counts as one of the permutations."""
-    reached = int((dealt >= value - 1e-12).sum())
-    p_value = (1 + reached) / (1 + len(dealt))
-    return float(dealt.mean()), float(np.quantile(dealt, 1 - alpha)), p_value
+def _against(value: float, permuted: Floats, alpha: float) -> tuple[float, float, float]:
+    """Return mean, upper limit and p-value; the data itself counts as one permutation."""
+    reached = int((permuted >= value - 1e-12).sum())
+    p_value = (1 + reached) / (1 + len(permuted))
+    return float(permuted.mean()), float(np.quantile(permuted, 1 - alpha)), p_value
 
 
 def _small(p_value: float) -> str:

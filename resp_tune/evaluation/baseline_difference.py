@@ -1,4 +1,4 @@
-"""A model against what can be had without audio, on the same clips and the same patients drawn."""
+"""Compare a model with the no-audio baselines, on the same clips and resamples of the patients."""
 
 from __future__ import annotations
 
@@ -8,45 +8,47 @@ import numpy as np
 import pandas as pd
 
 from resp_tune.evaluation.baseline_cache import load_baseline_predictions
+from resp_tune.evaluation.baselines import SCORES
 from resp_tune.evaluation.group_metrics import labels_and_probabilities
 from resp_tune.training.bootstrap import bootstrap, intervals
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import METRICS
 
-NAMES = ("macro_f1", "balanced_accuracy")
-
-Against = dict[str, dict[str, dict[str, Any]]]
+BaselineDifferences = dict[str, dict[str, dict[str, Any]]]
 
 
-def baseline_differences(frame: pd.DataFrame, datamodule: DataModule) -> Against:
-    """`{"device" | "all": {metric: {winner, baseline, difference, interval}}}`.
+def baseline_differences(table: pd.DataFrame, datamodule: DataModule) -> BaselineDifferences:
+    """Return `{"device" | "all": {metric: {winner, baseline, difference, interval}}}`.
 
-    `frame` holds the predictions of the test side and no other, in the order that a `ClipLabels`
-    gives. `baseline` is the figure that the summary has: the mean over forests of different seeds.
-    So each draw of the patients gives the winner's figure minus the mean of theirs, and `interval`
-    is the central 95 % of that, [low, high]; None where a single patient leaves nothing to draw.
+    `table` holds the predictions of the test split only, in the order of `ClipLabels`. `baseline`
+    is the mean over forests of different seeds, as in the summary, so each resample of the patients
+    gives the winner's metric minus the mean of theirs. `interval` is the central 95 % of these,
+    [low, high], or None for a single patient, whose resamples are all the same.
     """
-    answers = load_baseline_predictions(datamodule)
+    predictions = load_baseline_predictions(datamodule)
     classes = datamodule.split.classes
-    labels, probabilities = labels_and_probabilities(frame, classes)
-    if list(frame["recording"]) != list(answers.stems) or (labels != answers.labels).any():
-        raise ValueError("these are not the predictions of the test side's clips, in their order")
-    patients = list(frame["patient"])
-    winner = {name: METRICS[name].compute(labels, probabilities) for name in NAMES}
-    drawn = bootstrap(labels, probabilities, patients, names=NAMES)
-    found: Against = {}
-    for columns, by_seed in answers.by_columns.items():
+    labels, probabilities = labels_and_probabilities(table, classes)
+    same = list(table["recording"]) == list(predictions.stems)
+    if not same or (labels != predictions.labels).any():
+        raise ValueError("these are not the predictions of the test split's clips, in their order")
+    patients = list(table["patient"])
+    samples = bootstrap(labels, probabilities, patients, names=SCORES)
+    found: BaselineDifferences = {}
+    for columns, by_seed in predictions.by_columns.items():
         forests = [np.eye(len(classes))[row] for row in by_seed]
-        theirs = [bootstrap(labels, forest, patients, names=NAMES) for forest in forests]
-        spans = intervals({n: drawn[n] - np.mean([t[n] for t in theirs], axis=0) for n in NAMES})
+        of_forests = [bootstrap(labels, forest, patients, names=SCORES) for forest in forests]
+        spans = intervals(
+            {n: samples[n] - np.mean([s[n] for s in of_forests], axis=0) for n in SCORES}
+        )
         found[columns] = {}
-        for name in NAMES:
-            scores = [METRICS[name].compute(labels, forest) for forest in forests]
-            baseline = float(np.mean(scores))
+        for name in SCORES:
+            compute = METRICS[name].compute
+            winner = compute(labels, probabilities)
+            baseline = float(np.mean([compute(labels, forest) for forest in forests]))
             found[columns][name] = {
-                "winner": winner[name],
+                "winner": winner,
                 "baseline": baseline,
-                "difference": winner[name] - baseline,
+                "difference": winner - baseline,
                 "interval": list(spans[name]) if len(set(patients)) > 1 else None,
             }
     return found

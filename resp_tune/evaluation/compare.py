@@ -1,7 +1,4 @@
-"""Two runs on the same clips: the difference of their figures, patient by patient.
-
-What a run says of each clip lies in its `predictions.csv`, so nothing is read or scored anew.
-"""
+"""Compare the metrics of two models on the same clips, from their `predictions.csv`."""
 
 from __future__ import annotations
 
@@ -12,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from resp_tune.common.paths import user_path
-from resp_tune.common.text import count
+from resp_tune.common.text import plural
 from resp_tune.errors import UserError
 from resp_tune.evaluation.group_metrics import labels_and_probabilities
-from resp_tune.training.bootstrap import paired
+from resp_tune.training.bootstrap import paired_differences
 from resp_tune.training.metrics import all_metrics
 
 FILE = "predictions.csv"
@@ -25,9 +22,9 @@ SAME = "compare two runs of one --task, --protocol, --split-seed and --folds"
 
 
 def read_predictions(given: str) -> pd.DataFrame:
-    """The predictions of a search, a `winner/` folder, or a trial's or replicate's folder.
+    """Read the predictions of a search, a `winner/` folder, or a trial's or replicate's folder.
 
-    Raises `UserError` where there are none that can be read.
+    Raises `UserError` without readable predictions.
     """
     folder = user_path(given)
     path = next((p for p in (folder / FILE, folder / "winner" / FILE) if p.is_file()), None)
@@ -37,21 +34,21 @@ def read_predictions(given: str) -> pd.DataFrame:
             "results/NAME/trials/N of a finished trial, or replicates/K in that"
         )
     try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False)
-        classes = _classes(frame)
-        if not len(frame) or not set(frame["label"]) <= set(classes):
+        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False)
+        classes = _classes(table)
+        if not len(table) or not set(table["label"]) <= set(classes):
             raise ValueError("it has no clips, or labels without a column of probabilities")
-        probabilities = frame[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+        probabilities = table[[f"p_{name}" for name in classes]].to_numpy(np.float64)
         if not ((probabilities >= 0) & (probabilities <= 1)).all():
             raise ValueError("a probability is outside 0 to 1")
-        frame[[*_TEXTS]]
+        table[[*_TEXTS]]
     except (OSError, ValueError, KeyError) as error:
         cause = " ".join(str(error).split())
         raise UserError(
-            f"'{path}' is not a table of predictions ({cause}): the same command of its search "
-            "makes it again"
+            f"'{path}' is not a table of predictions ({cause}): rerun its search's command, "
+            "which writes it again"
         ) from error
-    return frame
+    return table
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,7 @@ class Comparison:
     """`sides[side]`: `{clips, patients, classes, metrics{name: {a, b, difference, interval}}}`.
 
     `difference` is a − b and `interval` its central 95 % over the same resamples of the patients,
-    None where a single patient leaves nothing to draw. `left_out[side]` says why a side that both
-    runs have cannot be compared.
+    None for a single patient. `left_out[side]` says why a split that both have is not compared.
     """
 
     sides: dict[str, dict[str, Any]]
@@ -68,25 +64,25 @@ class Comparison:
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame) -> Comparison:
-    """Two runs on each side on which they have the same clips with the same labels.
+    """Compare two models on each split of which they have the same clips with the same labels.
 
-    Raises `UserError` where there is none, or where they tell other classes apart.
+    Raises `UserError` without such a split, or if their classes differ.
     """
     classes = _classes(a)
     if differing := sorted(set(classes) ^ set(_classes(b))):
         raise UserError(
-            f"the two runs tell other classes apart (only one has {', '.join(differing)}): {SAME}"
+            f"the two have different classes (only one has {', '.join(differing)}): {SAME}"
         )
     sides = [side for side in SIDES if side in set(a["side"]) and side in set(b["side"])]
     if not sides:
         raise UserError(
-            "the two runs have no side in common: a trial has predictions of validation, a winner "
-            "of validation and test"
+            "the two have no split in common: a trial has predictions of validation, a winner of "
+            "validation and test"
         )
     compared: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     for side in sides:
-        of_a, of_b = (_rows(frame[frame["side"] == side]) for frame in (a, b))
+        of_a, of_b = (_rows(table[table["side"] == side]) for table in (a, b))
         try:
             compared[side] = _compare_side(side, of_a, of_b, tuple(classes))
         except UserError as error:
@@ -96,15 +92,14 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> Comparison:
     return Comparison(compared, left_out)
 
 
-def _classes(frame: pd.DataFrame) -> list[str]:
-    return [name.removeprefix("p_") for name in frame.columns if name.startswith("p_")]
+def _classes(table: pd.DataFrame) -> list[str]:
+    return [name.removeprefix("p_") for name in table.columns if name.startswith("p_")]
 
 
-def _rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """By recording and the clip's place in it; a recording's clips stand in order of time."""
-    rows = frame.sort_values("recording", kind="stable")
-    place = rows.groupby("recording").cumcount()
-    return rows.assign(place=place).set_index(["recording", "place"])
+def _rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Index the rows by recording and the number of the clip in it, in order of time."""
+    rows = table.sort_values("recording", kind="stable")
+    return rows.assign(clip=rows.groupby("recording").cumcount()).set_index(["recording", "clip"])
 
 
 def _compare_side(
@@ -113,7 +108,7 @@ def _compare_side(
     alone = [one.index.difference(other.index) for one, other in ((a, b), (b, a))]
     if example := [*alone[0], *alone[1]]:
         raise UserError(
-            f"the two {side} sides hold other clips ({len(alone[0])} only the first, "
+            f"the two {side} splits have different clips ({len(alone[0])} only the first, "
             f"{len(alone[1])} only the second, e.g. of {example[0][0]}): {SAME}"
         )
     known = [name for name in ("label", "patient", "start") if name in a and name in b]
@@ -121,8 +116,8 @@ def _compare_side(
         other = a[name].to_numpy() != b[name].to_numpy()
         if other.any():
             raise UserError(
-                f"the two {side} sides differ in the {name} of {count(int(other.sum()), 'clip')}, "
-                f"e.g. of {a.index[other][0][0]}: {SAME}"
+                f"the two {side} splits differ in the {name} of "
+                f"{plural(int(other.sum()), 'clip')}, e.g. of {a.index[other][0][0]}: {SAME}"
             )
     labels, of_a = labels_and_probabilities(a, classes)
     _, of_b = labels_and_probabilities(b, classes)
@@ -140,7 +135,7 @@ def _compare_side(
                 "difference": difference,
                 "interval": [low, high] if several else None,
             }
-            for name, (difference, low, high) in paired(
+            for name, (difference, low, high) in paired_differences(
                 labels, of_a, of_b, patients, classes
             ).items()
         },

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from resp_tune.common.paths import user_path
 from resp_tune.errors import UserError
 from resp_tune.storage.object_store import LARGEST, ObjectPath, StorageError, is_uri
-from resp_tune.storage.storage_probe import check_place
+from resp_tune.storage.storage_probe import check_store
 
 if TYPE_CHECKING:
     from resp_tune.training.model_bundle import Bundle
@@ -19,11 +19,11 @@ BUNDLE = ("config.json", "weights.safetensors")
 
 
 def open_winner(winner: str, tracking_uri: str | None) -> Bundle:
-    """The bundle in a folder or in MLflow's registry."""
+    """Return the bundle in a folder, in an object store or in MLflow's registry."""
     from resp_tune.training.model_bundle import load_bundle
 
     if not winner.startswith("models:/"):
-        return _fetched(winner) if is_uri(winner) else load_bundle(user_path(winner))
+        return _download(winner) if is_uri(winner) else load_bundle(user_path(winner))
     from resp_tune.tracking.registry import fetch_bundle
     from resp_tune.tracking.uri import resolve_uri
 
@@ -32,21 +32,21 @@ def open_winner(winner: str, tracking_uri: str | None) -> Bundle:
         return load_bundle(fetch_bundle(winner, uri, Path(folder)))
 
 
-def _fetched(winner: str) -> Bundle:
-    """The bundle in an object store."""
+def _download(winner: str) -> Bundle:
+    """Return the bundle in an object store."""
     from resp_tune.training.model_bundle import load_bundle
 
-    place = ObjectPath.parse("--winner", winner)
-    check_place("--winner", place, write=False)
+    source = ObjectPath.parse("--winner", winner)
+    check_store("--winner", source, write=False)
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch) / "winner"
         try:
-            there = [place.fetch(file, folder / file, LARGEST) for file in BUNDLE]
+            there = [source.fetch(file, folder / file, LARGEST) for file in BUNDLE]
         except StorageError as error:
-            raise UserError(f"--winner '{place}' cannot be read ({error})") from error
+            raise UserError(f"--winner '{source}' cannot be read ({error})") from error
         if not all(there):
             raise UserError(
-                f"--winner '{place}' is no winner: it lacks {' or '.join(BUNDLE)}; give "
-                "s3://BUCKET/PREFIX/NAME/winner of a search that has ended"
+                f"--winner '{source}' is not a winner: it lacks {' or '.join(BUNDLE)}; give "
+                "s3://BUCKET/PREFIX/NAME/winner of a finished search"
             )
         return load_bundle(folder)

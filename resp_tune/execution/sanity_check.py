@@ -53,25 +53,19 @@ def check_baseline(
 
 
 def _check_here(context: TrialContext, config: TrialConfig) -> Failure | None:
-    """Check in this process, which has imported torch; a worker would take seconds to do so."""
-    threads = torch.get_num_threads()
-    try:
-        if context.timeout is None:
-            return _run_batch(context, config)
-        return _run_batch_in_thread(context, config)
-    finally:
-        torch.set_num_threads(threads)
+    """Check in a thread of this process, which has imported torch; a worker takes seconds to.
 
-
-def _run_batch_in_thread(context: TrialContext, config: TrialConfig) -> Failure | None:
-    """Run the batch in a daemon thread; on timeout abandon it, as the process is about to exit."""
+    On timeout the thread is abandoned, as the process is about to exit.
+    """
     results: list[Failure | None] = []
+    threads = torch.get_num_threads()
     _fill_cache(context, config)
     thread = threading.Thread(
         target=lambda: results.append(_run_batch(context, config)), daemon=True
     )
     thread.start()
     thread.join(_limit(context))
+    torch.set_num_threads(threads)
     if results:
         return results[0]
     frame = sys._current_frames().get(thread.ident or 0)
@@ -130,7 +124,7 @@ def _check_in_worker(
 def _run_batch(context: TrialContext, config: TrialConfig) -> Failure | None:
     """Return the error of one batch and its traceback, or None if it succeeds."""
     try:
-        context.start_training(config).rehearse()
+        context.start_training(config).try_one_batch()
     except Exception as error:
         return None if is_out_of_memory(error) else (_line(error), traceback.format_exc())
     return None

@@ -35,7 +35,7 @@ from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact
 from resp_tune.training.datamodule import DataModule, FeatureCaches, make_feature_caches
 from resp_tune.training.fingerprint import (
-    TEST_KEPT,
+    TEST_HASHES_FILE,
     changed_recordings,
     data_digest,
     recording_hashes,
@@ -141,8 +141,8 @@ def _hash_test_split(datamodule: DataModule, folder: Path, cpus: int) -> Feature
     """Return the caches of the test split, not yet filled; warn if its recordings have changed."""
     caches = make_feature_caches(datamodule, datamodule.split.test or (), cpus)
     hashes = recording_hashes(datamodule, caches.sources)
-    save_recording_hashes(folder, hashes, TEST_KEPT)
-    if changed := changed_recordings(folder, hashes, TEST_KEPT):
+    save_recording_hashes(folder, hashes, TEST_HASHES_FILE)
+    if changed := changed_recordings(folder, hashes, TEST_HASHES_FILE):
         log.warning(
             f"the test split has changed since its first evaluation ({changed}): this is another "
             "test-set access, recorded beside the first"

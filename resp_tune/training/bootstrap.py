@@ -1,4 +1,4 @@
-"""How far a figure would move with other patients: bootstrap over patients, all draws at once."""
+"""Bootstrap metrics over patients: how would they vary with other patients?"""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def bootstrap(
     seed: int = 0,
     names: Collection[str] = METRICS.keys(),
 ) -> dict[str, Floats]:
-    """The metrics `names` on `draws` resamples of the patients, float `[draws]`.
+    """Return the metrics `names` on `draws` resamples of the patients, each float `[draws]`.
 
-    Patients are drawn with replacement and bring all their clips. As in the metrics themselves, a
-    class that no drawn clip has is left out of the averages, and what a draw leaves undefined is
-    NaN. The same patients and seed give the same resamples, so that two models on the same clips
-    can be compared draw by draw.
+    Patients are drawn with replacement, with all their clips. As in the metrics themselves, a class
+    without a drawn clip is left out of the averages; a metric that a draw leaves undefined is NaN.
+    The same patients and seed give the same resamples, so that two models on the same clips can be
+    compared draw by draw.
     """
-    who, of_clip = np.unique(np.asarray(patients), return_inverse=True)
+    unique, of_clip = np.unique(np.asarray(patients), return_inverse=True)
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(who), size=(draws, len(who)))
-    weight = np.zeros((draws, len(who)))
+    drawn = rng.integers(len(unique), size=(draws, len(unique)))
+    weight = np.zeros((draws, len(unique)))
     np.add.at(weight, (np.arange(draws)[:, None], drawn), 1.0)
     classes = probabilities.shape[1]
-    matrices = _confusions(labels, probabilities, of_clip, len(who), classes)
+    matrices = _confusions(labels, probabilities, of_clip, len(unique), classes)
     samples = _from_confusion(np.einsum("dp,pij->dij", weight, matrices, optimize=True))
     for name, compute in (("auroc", _auroc), ("log_loss", _log_loss)):
         if name in names:
@@ -43,16 +43,16 @@ def bootstrap(
     return {name: samples[name] for name in names}
 
 
-def paired(
+def paired_differences(
     labels: Labels,
     a: Probabilities,
     b: Probabilities,
     patients: Sequence[str],
     classes: tuple[str, ...],
 ) -> dict[str, tuple[float, float, float]]:
-    """Each metric of `a` minus that of `b` on the same clips, as (difference, low, high).
+    """Return each metric of `a` minus that of `b` on the same clips, as (difference, low, high).
 
-    `low` and `high` hold 95 % of the differences on the same resamples of the patients.
+    `low` and `high` enclose the central 95 % of the differences on the same resamples.
     """
     of_a, of_b = (all_metrics(labels, p, classes) for p in (a, b))
     drawn_a, drawn_b = (bootstrap(labels, p, patients, names=of_a) for p in (a, b))
@@ -61,7 +61,7 @@ def paired(
 
 
 def intervals(samples: dict[str, Floats], *, level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """The central `level` of each metric's resamples, as (low, high)."""
+    """Return the central `level` of each metric's resamples, as (low, high)."""
     tail = (1 - level) / 2
     return {
         name: (float(np.nanquantile(v, tail)), float(np.nanquantile(v, 1 - tail)))
@@ -72,14 +72,14 @@ def intervals(samples: dict[str, Floats], *, level: float = 0.95) -> dict[str, t
 def _confusions(
     labels: Labels, probabilities: Probabilities, of_clip: Labels, patients: int, classes: int
 ) -> Floats:
-    """Each patient's confusion matrix, `[patients, classes, classes]`."""
+    """Return each patient's confusion matrix, `[patients, classes, classes]`."""
     flat = (of_clip * classes + labels) * classes + probabilities.argmax(1)
     counts = np.bincount(flat, minlength=patients * classes * classes)
     return counts.reshape(patients, classes, classes).astype(np.float64)
 
 
 def _from_confusion(matrix: Floats) -> dict[str, Floats]:
-    """Metrics of confusion matrices `[draws, classes, classes]`."""
+    """Return metrics of confusion matrices `[draws, classes, classes]`."""
     hits = np.einsum("dii->di", matrix)
     true, predicted = matrix.sum(2), matrix.sum(1)
     n = true.sum(1)
@@ -88,8 +88,8 @@ def _from_confusion(matrix: Floats) -> dict[str, Floats]:
     f1 = 2 * hits / np.maximum(true + predicted, 1)
     normal, abnormal = true[:, 0], n - true[:, 0]
     specificity, sensitivity = (
-        np.divide(right, of, out=np.full_like(n, np.nan), where=of > 0)
-        for right, of in ((hits[:, 0], normal), (hits[:, 1:].sum(1), abnormal))
+        np.divide(correct, of, out=np.full_like(n, np.nan), where=of > 0)
+        for correct, of in ((hits[:, 0], normal), (hits[:, 1:].sum(1), abnormal))
     )
     spread = np.sqrt((n**2 - (predicted**2).sum(1)) * (n**2 - (true**2).sum(1)))
     covariance = hits.sum(1) * n - (true * predicted).sum(1)
@@ -110,10 +110,10 @@ def _mean(values: Floats, present: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _auroc(labels: Labels, probabilities: Probabilities, of_clip: Labels, weight: Floats) -> Floats:
-    """Weighted one-vs-rest areas; ties count half, by giving each tie group its middle rank.
+    """Return the macro one-vs-rest area of each draw; ties count half, by their mean rank.
 
-    An area counts the pairs of a clip of the class and one of the rest that are in the right order:
-    counted once for each pair of patients, they serve all draws.
+    An area is the share of pairs, a clip of the class and one of the rest, in the right order. They
+    are counted once for each pair of patients, which serves all draws.
     """
     total, counted = np.zeros(len(weight)), np.zeros(len(weight))
     patients = weight.shape[1]
@@ -123,15 +123,15 @@ def _auroc(labels: Labels, probabilities: Probabilities, of_clip: Labels, weight
         rest = np.zeros((len(values), patients))
         np.add.at(rest, (group[~positive], of_clip[~positive]), 1.0)
         below = (rest.cumsum(0) - rest / 2)[group[positive]]
-        right = np.zeros((patients, patients))
-        np.add.at(right, of_clip[positive], below)
+        in_order = np.zeros((patients, patients))
+        np.add.at(in_order, of_clip[positive], below)
         n_pos, n_rest = (
-            weight @ np.bincount(of_clip[side], minlength=patients)
-            for side in (positive, ~positive)
+            weight @ np.bincount(of_clip[chosen], minlength=patients)
+            for chosen in (positive, ~positive)
         )
         defined = (n_pos > 0) & (n_rest > 0)
         pairs = n_pos * n_rest
-        ordered = (weight @ right * weight).sum(1)
+        ordered = (weight @ in_order * weight).sum(1)
         area = np.divide(ordered, pairs, out=np.zeros_like(pairs), where=defined)
         total, counted = total + area, counted + defined
     return np.divide(total, counted, out=np.full_like(total, 0.5), where=counted > 0)

@@ -1,8 +1,8 @@
 """A training run's checkpoint: one file that appears whole or not at all.
 
-Beside the training's state it says whose it is: the config, and the study that the trial is of.
-Numbers are used again, by a search begun anew under an old name and by a trial that another machine
-had to ask for again, and a checkpoint of the other one must not be taken.
+Beside the training's state it names its trial: the config, and the study's id. Trial numbers are
+used again, by a new search under an old name and by a trial that another machine had to propose
+again, and a checkpoint of the other trial must not be resumed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ CHECKPOINT = "checkpoint.pt"  # in a trial's folder
 
 
 def save_checkpoint(path: Path, training: Training, study: str | None = None) -> None:
-    """Write the training's state to `path`, whose folder is made where it is missing."""
+    """Write the training's state to `path`, and make its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whose = {"config": training.config.as_dict(), "study": study}
+    identity = {"config": training.config.as_dict(), "study": study}
     state = io.BytesIO()
-    torch.save({**training.state(), **whose}, state)
+    torch.save({**training.state(), **identity}, state)
     write_atomically(path, state.getbuffer())
 
 
@@ -37,10 +37,9 @@ def resume(
     path: Path,
     study: str | None = None,
 ) -> tuple[Training, str | None]:
-    """The training as the checkpoint `path` left it, and what is wrong with the file ("is …").
+    """Return the training resumed from the checkpoint `path`, and what is wrong with the file.
 
-    Without a file, or with one that cannot be used, the training starts from nothing: its seed
-    makes it the same again.
+    Without a usable file the training starts over; its seed makes it the same again.
     """
     training = Training(config, folds, device)
     if not path.exists():
@@ -52,27 +51,27 @@ def resume(
         training.load_state(state)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever torch's reader makes of a file cut off or overwritten
-        # Not what it says, which is advice to load it unsafely.
+    except Exception as error:  # torch's reader raises many kinds for a damaged file
+        # Its message is left out: it advises to load the file unsafely.
         return Training(config, folds, device), f"is damaged ({type(error).__name__})"
     return training, None
 
 
 def epochs_in(path: Path, config: TrialConfig, study: str | None = None) -> int:
-    """How many epochs the checkpoint `path` of this trial holds; 0 where it cannot be used."""
+    """Return the number of epochs in the checkpoint `path` of this trial, 0 if unusable."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         return len(state["history"]) if _is_of(state, config, study) else 0
     except MemoryError:
         raise
-    except Exception:  # not there, or damaged: `resume` says so
+    except Exception:  # missing or damaged: `resume` reports it
         return 0
 
 
 def _is_of(state: Mapping[str, Any], config: TrialConfig, study: str | None) -> bool:
-    """Whether the checkpoint is of this trial; what earlier releases wrote does not say."""
+    """Return whether the checkpoint is of this trial; those of release 0.1 do not say."""
     if study is not None and state.get("study") not in (None, study):
         return False
-    known, now = state.get("config") or {}, config.as_dict()
-    # Where memory did not suffice, a trial has gone on with another micro-batch.
-    return all(now[k] == v for k, v in known.items() if k in now and k != "micro_batch")
+    saved, now = state.get("config") or {}, config.as_dict()
+    # A trial that ran out of memory has resumed with a smaller micro-batch.
+    return all(now[k] == v for k, v in saved.items() if k in now and k != "micro_batch")

@@ -1,4 +1,4 @@
-"""Which arithmetic a device does fast."""
+"""Detect the compute device and the arithmetic that is fast on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resp_tune.config import Precision, TrialConfig
 
 @dataclass(frozen=True)
 class ComputeDevice:
-    """What a trial computes on. `name` as people call it; `bfloat16`: it has that natively."""
+    """What a trial computes on; `bfloat16` says whether it has native bfloat16."""
 
     type: str
     name: str
@@ -25,13 +25,13 @@ class ComputeDevice:
 
 
 def detect_compute_device(device_type: str) -> ComputeDevice:
-    """The GPU or the CPU of this process."""
+    """Return the GPU or the CPU of this process."""
     name = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"
     return ComputeDevice(device_type, name, has_native_bfloat16(device_type))
 
 
 def common_compute_device(devices: Sequence[ComputeDevice]) -> ComputeDevice:
-    """What can be said of all `devices`, of one type, where a trial may get any of them."""
+    """Return what holds for all `devices`, of one type, any of which a trial may get."""
     names = sorted({device.name for device in devices})
     return ComputeDevice(devices[0].type, " or ".join(names), all(d.bfloat16 for d in devices))
 
@@ -42,7 +42,7 @@ def resolve_precision(config: TrialConfig, device: ComputeDevice) -> TrialConfig
 
 
 def has_native_bfloat16(device_type: str) -> bool:
-    """True where bfloat16 is native; elsewhere it is emulated and slower than float32."""
+    """Return whether bfloat16 is native; if emulated, it is slower than float32."""
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

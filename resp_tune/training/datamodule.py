@@ -1,4 +1,4 @@
-"""A problem to learn: recordings, the clips of a task and their sides, made into tensors."""
+"""Turn recordings, the clips of a task and their split into tensors for training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
 from resp_tune.features.cache import AudioSource, FillResult, Progress, fill, open_store, store_key
-from resp_tune.features.frames import Frames
+from resp_tune.features.logmel import Frames
 from resp_tune.training.loop import SplitTensors, TrainingData
 from resp_tune.training.metrics import Probabilities
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClipLabels:
-    """Clips of a side as plain arrays `[clips]`, small enough to send to every trial.
+    """Clips of a split as plain arrays `[clips]`, small enough to send to every trial.
 
     `cache_index` is the position of a clip's recording in the feature cache; `start` and `end` are
     seconds; `stem`, `patient` and `device` are text.
@@ -52,7 +52,7 @@ class ClipLabels:
     device: npt.NDArray[np.str_]
 
     def tensors(self, frames: Frames, front_end: FrontEnd) -> SplitTensors:
-        """These clips as rows of `frames`; a clip has at least one frame."""
+        """Return the clips as rows of `frames`; a clip has at least one frame."""
         index, start, end = map(torch.from_numpy, (self.cache_index, self.start, self.end))
         clips = cut_clips(frames, front_end, index, start, end)
         return SplitTensors(clips, torch.from_numpy(self.label))
@@ -67,14 +67,14 @@ class FoldTables:
     classes: tuple[str, ...]
 
     def tensors(self, frames: Frames, front_end: FrontEnd) -> TrainingData:
-        """What a network is trained on, over the frames of one front end."""
+        """Return what a network is trained on, as rows of the frames of one front end."""
         train, validation = (t.tensors(frames, front_end) for t in (self.train, self.validation))
         return TrainingData(train, validation, self.classes)
 
 
 @dataclass(frozen=True)
 class DataModule:
-    """A data set, the clips of a task and their sides."""
+    """A data set, the clips of a task and their split."""
 
     dataset: Dataset
     clips: Clips
@@ -82,12 +82,12 @@ class DataModule:
 
     @cached_property
     def search_stems(self) -> tuple[str, ...]:
-        """Recordings that a search may look at: training and validation of every fold, sorted."""
+        """Return the recordings that a search may use, sorted: all but those of the test split."""
         folds = self.split.folds
         return tuple(sorted({s for fold in folds for s in (*fold.train, *fold.validation)}))
 
     def folds(self) -> tuple[FoldTables, ...]:
-        """The inner folds, over the store of `search_stems`."""
+        """Return the inner folds, over the feature store of `search_stems`."""
         stems = self.search_stems
         return tuple(
             FoldTables(
@@ -99,7 +99,7 @@ class DataModule:
         )
 
     def clip_labels(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipLabels:
-        """The clips of recordings `stems`, over a store that holds `store_stems`."""
+        """Return the clips of recordings `stems`, over a feature store of `store_stems`."""
         index = {stem: i for i, stem in enumerate(store_stems)}
         chosen = self.split.select_clips(self.clips, stems)
         return ClipLabels(
@@ -113,7 +113,7 @@ class DataModule:
         )
 
     def audio_sources(self, stems: Sequence[str], workers: int) -> list[AudioSource]:
-        """The recordings `stems` for the feature store, each with a hash of its file."""
+        """Return the recordings `stems` for the feature store, each with a hash of its file."""
         paths = {r.stem: r.path for r in self.dataset.recordings}
         with ThreadPoolExecutor(workers) as pool:
             digests = list(pool.map(_file_digest, (paths[s] for s in stems)))
@@ -129,16 +129,16 @@ def make_datamodule(dataset: Dataset, task: Task, spec: SplitSpec) -> DataModule
     return DataModule(dataset, clips, make_split(dataset, clips, spec))
 
 
-_OPENED: set[Path] = set()  # stores that this process has filled or checked
+_OPENED: set[Path] = set()  # feature stores that this process has filled or checked
 
 
 @dataclass(frozen=True)
 class FeatureCaches:
     """The feature stores of some recordings in this machine's cache folder.
 
-    Small enough to send to every trial: whoever needs a store that is not there makes it, and
-    others who want the same one wait. `filled` are front ends that were filled just now. Without a
-    `root` it is in the cache folder of whichever machine asks.
+    Small enough to send to every trial: a process that needs a missing store makes it, and others
+    that need the same one wait. `filled` are front ends whose stores are known to be complete.
+    Without a `root` they are in the cache folder of the machine that uses them.
     """
 
     root: Path | None
@@ -153,7 +153,7 @@ class FeatureCaches:
     def fill(
         self, front_ends: Sequence[FrontEnd], *, workers: int, progress: Progress | None = None
     ) -> FillResult:
-        """Make the stores of `front_ends`, those that share an STFT in one pass."""
+        """Make the feature stores of `front_ends`, those that share an STFT in one pass."""
         return fill(
             self._root,
             self.sources,
@@ -164,7 +164,7 @@ class FeatureCaches:
         )
 
     def frames(self, front_end: FrontEnd, *, workers: int) -> Frames:
-        """The frames of one front end; a process checks and opens each store once."""
+        """Return the frames of one front end; a process checks and opens each store once."""
         folder = self._root / store_key(self.sources, front_end)
         if front_end not in self.filled and folder not in _OPENED:
             self.fill([front_end], workers=workers)
@@ -175,30 +175,30 @@ class FeatureCaches:
 def make_feature_caches(
     datamodule: DataModule, stems: Sequence[str], workers: int
 ) -> FeatureCaches:
-    """The stores of recordings `stems`, whose files are hashed here; none is filled yet."""
+    """Hash the recordings `stems` and return their feature stores, none of them filled yet."""
     sources = tuple(datamodule.audio_sources(stems, workers))
     return FeatureCaches(None, sources, cache_limit_bytes())
 
 
 def prediction_table(
-    side: str, table: ClipLabels, classes: Sequence[str], probabilities: Probabilities
+    split: str, clips: ClipLabels, classes: Sequence[str], probabilities: Probabilities
 ) -> pd.DataFrame:
-    """One row a clip: side, recording, start (s), patient, device, label, predicted, p_<class>…
+    """Return a row a clip: side, recording, start, patient, device, label, predicted, p_<class>.
 
-    `probabilities`: `[clips, classes]` of the clips of `table`, kept to the last bit: what is
-    scored from the frame is what the network said.
+    `side` is the name of the split, `start` is in seconds. `probabilities` `[clips, classes]` are
+    kept to the last bit, so that metrics of the table are metrics of the network.
     """
     import pandas as pd
 
     names = np.array(classes)
     return pd.DataFrame(
         {
-            "side": side,
-            "recording": table.stem,
-            "start": table.start.round(6),
-            "patient": table.patient,
-            "device": table.device,
-            "label": names[table.label],
+            "side": split,
+            "recording": clips.stem,
+            "start": clips.start.round(6),
+            "patient": clips.patient,
+            "device": clips.device,
+            "label": names[clips.label],
             "predicted": names[probabilities.argmax(1)],
             **{f"p_{c}": probabilities[:, i] for i, c in enumerate(classes)},
         }
@@ -206,7 +206,7 @@ def prediction_table(
 
 
 def load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
-    """`load_waveform` of a file that is still what it was; else `RunError` names it."""
+    """Load a waveform; raises `RunError` if the file no longer has the SHA-256 `digest`."""
     try:
         waveform = load_waveform(path, sample_rate)
         fault_point("waveform-read", path.stem)
@@ -214,12 +214,12 @@ def load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
         if path.exists() and _file_digest(path) == digest:
             raise
         waveform = None
-    # After it was decoded: what changes between the two is noticed as well.
+    # Hashed after decoding, to notice a change in between as well.
     if waveform is None or not path.exists() or _file_digest(path) != digest:
         what = "has changed" if path.exists() else "is gone"
         raise RunError(
-            f"recording '{path}' {what} since this command began: put it back as it was and type "
-            "the command again, or give a search another --name"
+            f"recording '{path}' {what} since this command began: restore it and rerun the "
+            "command, or give the search another --name"
         )
     return waveform
 
@@ -230,6 +230,6 @@ def _file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(
-            f"recording '{path}' cannot be read: {error.strerror}; put it back, or take its line "
-            "out of the data set"
+            f"recording '{path}' cannot be read: {error.strerror}; restore it, or remove it "
+            "from the data set"
         ) from error

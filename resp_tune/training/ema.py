@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, which is what gets evaluated."""
+"""Keep an exponential moving average of a network's weights, which is what is evaluated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ModelAverage(Generic[M]):
-    """`network` holds `decay · itself + (1 − decay) · the trained one`, after every step.
+    """After every step, `network` becomes `decay · network + (1 − decay) · trained`.
 
-    In early steps the decay is smaller, `(1 + step) / (10 + step)`, or the random weights of the
-    start would linger. Running statistics are averaged like weights; counters are copied.
+    In early steps the decay is smaller, `(1 + step) / (10 + step)`, so that the random initial
+    weights vanish. Running statistics are averaged like weights; counters are copied.
     """
 
     def __init__(self, trained: M, decay: float) -> None:
@@ -27,7 +27,7 @@ class ModelAverage(Generic[M]):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the trained network as it stands after `step` steps, from 1."""
+        """Update the average after the `step`-th step, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for own, of in self._pairs:
             if own.is_floating_point():

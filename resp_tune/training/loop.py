@@ -1,4 +1,4 @@
-"""One training run, epoch by epoch; usable without Ray: `for epoch in fit(config, folds): …`."""
+"""Train epoch by epoch; usable without Ray: `for epoch in fit(config, folds): …`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import AugmentParams, draw_augmented, draw_plain
 from resp_tune.features.batches import ClipIndex, make_batch
-from resp_tune.features.frames import Frames
+from resp_tune.features.logmel import Frames
 from resp_tune.training.ema import ModelAverage
 from resp_tune.training.losses import make_loss
 from resp_tune.training.metrics import all_metrics
@@ -31,7 +31,7 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class SplitTensors:
-    """Clips of one side: their frames, and their labels as int64 `[clips]` on the CPU."""
+    """Clips of one split: their frames, and their labels as int64 `[clips]` on the CPU."""
 
     clips: ClipIndex
     labels: torch.Tensor
@@ -39,7 +39,7 @@ class SplitTensors:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What one network is trained and validated on: two sides over the same frames."""
+    """Training and validation split of one network, over the same frames."""
 
     train: SplitTensors
     validation: SplitTensors
@@ -48,9 +48,9 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Figures of one epoch. `epoch` counts from 1; `seconds` holds training and validation.
+    """Losses and metrics of one epoch, means over the inner folds.
 
-    With several inner folds the losses and metrics are means over them.
+    `epoch` counts from 1; `seconds` is the time for training and validation.
     """
 
     epoch: int
@@ -62,40 +62,28 @@ class EpochResult:
 
     @property
     def finite(self) -> bool:
-        """False when the training has diverged."""
+        """Return False if the training has diverged."""
         return math.isfinite(self.train_loss) and math.isfinite(self.val_loss)
 
     def row(self) -> dict[str, float]:
-        """One flat row, as MLflow and `epochs.csv` name the columns."""
-        values = {f"val_{name}": value for name, value in self.metrics.items()}
-        return {
-            "epoch": self.epoch,
-            "train_loss": self.train_loss,
-            "val_loss": self.val_loss,
-            **values,
-            "lr": self.lr,
-            "seconds": self.seconds,
-        }
+        """Return a flat row, with the column names of MLflow and `epochs.csv`."""
+        first = {"epoch": self.epoch, "train_loss": self.train_loss, "val_loss": self.val_loss}
+        metrics = {f"val_{name}": value for name, value in self.metrics.items()}
+        return {**first, **metrics, "lr": self.lr, "seconds": self.seconds}
 
     @classmethod
     def from_row(cls, row: Mapping[str, float]) -> EpochResult:
-        """The result that `row()` described."""
-        plain = {"epoch", "train_loss", "val_loss", "lr", "seconds"}
-        metrics = {k.removeprefix("val_"): v for k, v in row.items() if k not in plain}
-        return cls(
-            int(row["epoch"]),
-            row["train_loss"],
-            row["val_loss"],
-            metrics,
-            row["lr"],
-            row["seconds"],
-        )
+        """Return the result that `row()` has described."""
+        others = {"epoch", "train_loss", "val_loss", "lr", "seconds"}
+        metrics = {k.removeprefix("val_"): v for k, v in row.items() if k not in others}
+        losses = (row["train_loss"], row["val_loss"])
+        return cls(int(row["epoch"]), *losses, metrics, row["lr"], row["seconds"])
 
 
 def fit(
     config: TrialConfig, folds: Sequence[TrainingData], device: str | torch.device = "cpu"
 ) -> Iterator[EpochResult]:
-    """Train one network a fold and yield each epoch's figures, `config.epochs` of them.
+    """Train a network for each fold and yield the results of `config.epochs` epochs.
 
     Stops after the first epoch whose loss is not finite.
     """
@@ -105,10 +93,10 @@ def fit(
 
 
 class Training:
-    """A training run that can stop after any epoch and go on from `state()`, to the same bits.
+    """Training that can stop after any epoch and resume from `state()`, with the same bits.
 
-    All folds advance together, so that an epoch's figures are the mean over all of them and a
-    scheduler compares like with like.
+    All folds advance together, so that each epoch's metrics are means over all of them, which a
+    scheduler can compare.
     """
 
     def __init__(
@@ -119,75 +107,76 @@ class Training:
     ) -> None:
         self.config = config
         self.history: list[EpochResult] = []
-        given = folds[0].train.clips.frames
-        split = [side for data in folds for side in (data.train, data.validation)]
-        if any(side.clips.frames is not given for side in split):
-            raise ValueError("all sides of all folds must be clips of the same frames")
-        frames = given.to(torch.device(device))  # once for all of them
-        self.runs = [_FoldRun(config, data, frames, n) for n, data in enumerate(folds)]
+        shared = folds[0].train.clips.frames
+        splits = [split for data in folds for split in (data.train, data.validation)]
+        if any(split.clips.frames is not shared for split in splits):
+            raise ValueError("all splits of all folds must be clips of the same frames")
+        frames = shared.to(torch.device(device))  # once for all folds
+        self.folds = [_FoldTraining(config, data, frames, n) for n, data in enumerate(folds)]
 
     @property
     def done(self) -> bool:
-        """True after the last epoch, and after an epoch whose loss is not finite."""
+        """Return True after the last epoch, and after one whose loss is not finite."""
         if not self.history:
             return False
         return len(self.history) == self.config.epochs or not self.history[-1].finite
 
     def run_epoch(self) -> EpochResult:
-        """Train and validate once over; appended to `history` and returned."""
+        """Train and validate for an epoch; append the result to `history` and return it."""
         started = time.perf_counter()
         epoch = len(self.history) + 1
-        train_loss = _mean(run.train(epoch) for run in self.runs)
+        train_loss = _mean(fold.train(epoch) for fold in self.folds)
         # A network with infinite weights gives NaN probabilities, which no metric accepts.
-        found = [run.validate(epoch) if math.isfinite(train_loss) else None for run in self.runs]
-        metrics = [m for m in found if m is not None]
-        whole = len(metrics) == len(self.runs)
-        # Of tiny folds, one may lack what a metric needs.
-        shared = [n for n in metrics[0] if all(n in m for m in metrics)] if whole else []
+        finite = math.isfinite(train_loss)
+        by_fold = [fold.validate(epoch) if finite else None for fold in self.folds]
+        metrics = [m for m in by_fold if m is not None]
+        complete = len(metrics) == len(self.folds)
+        # A tiny fold may lack what a metric needs.
+        shared = [n for n in metrics[0] if all(n in m for m in metrics)] if complete else []
         means = {name: _mean(m[name] for m in metrics) for name in shared}
         result = EpochResult(
             epoch,
             train_loss,
             means.get("log_loss", math.nan),
             means,
-            self.runs[0].lr,
+            self.folds[0].lr,
             time.perf_counter() - started,
         )
         self.history.append(result)
         return result
 
-    def rehearse(self) -> None:
-        """Train and validate one batch of each fold, to see that it works; then of no more use."""
-        for run in self.runs:
-            run.rehearse()
+    def try_one_batch(self) -> None:
+        """Train and validate one batch of each fold as a check; do not train on afterwards."""
+        for fold in self.folds:
+            fold.try_one_batch()
 
     def predict_validation(self) -> list[npt.NDArray[np.float32]]:
-        """Validation probabilities of each fold's network on its own validation side."""
-        return [run.predict_validation(len(self.history)) for run in self.runs]
+        """Return the probabilities of each fold's network for its own validation split."""
+        return [fold.predict_validation(len(self.history)) for fold in self.folds]
 
     def networks(self) -> list[SoundNet]:
-        """The trained networks, one a fold, ready to predict."""
-        return [run.evaluated.eval() for run in self.runs]
+        """Return the trained networks, one a fold, ready to predict."""
+        return [fold.evaluated.eval() for fold in self.folds]
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on: tensors and plain values, safe for `torch.save`.
+        """Return what is needed to resume: tensors and plain values, safe for `torch.save`.
 
-        No random state is in it: every epoch is seeded by the config's seed and its number.
+        It has no random state, because each epoch is seeded by the config's seed and its number.
         """
         return {
             "history": [e.row() for e in self.history],
-            "folds": [run.state() for run in self.runs],
+            "folds": [fold.state() for fold in self.folds],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, which must come from the same config and folds."""
+        """Resume from `state`, which must come from the same config and folds."""
         self.history = [EpochResult.from_row(row) for row in state["history"]]
-        for run, saved in zip(self.runs, state["folds"], strict=True):
-            run.load_state(saved)
+        for fold, saved in zip(self.folds, state["folds"], strict=True):
+            fold.load_state(saved)
 
 
-class _FoldRun:
-    """One network on one pair of sides."""
+class _FoldTraining:
+    """One network, trained and validated on one fold."""
 
     def __init__(self, config: TrialConfig, data: TrainingData, frames: Frames, fold: int) -> None:
         device = frames.values.device
@@ -196,7 +185,7 @@ class _FoldRun:
         self.classes = data.classes
         self.counts = (data.train.clips.count, data.validation.clips.count)
         self.clips = tuple(
-            side.clips.prepared(config).over(frames) for side in (data.train, data.validation)
+            split.clips.prepared(config).over(frames) for split in (data.train, data.validation)
         )
         self.device_labels = data.train.labels.to(device)
         torch.manual_seed(mix_seed(config.seed, fold, 0))
@@ -217,10 +206,10 @@ class _FoldRun:
 
     @property
     def evaluated(self) -> SoundNet:
-        """The network that is scored and kept: the averaged one where there is one."""
+        """Return the network that is scored and saved: the average, if there is one."""
         return self.network if self.average is None else self.average.network
 
-    def rehearse(self) -> None:
+    def try_one_batch(self) -> None:
         clip = torch.arange(self.batches[0][1])
         generator = torch.Generator().manual_seed(0)
         draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
@@ -230,7 +219,7 @@ class _FoldRun:
         predict(self.evaluated, self.clips[1], plain, self.config)
 
     def train(self, epoch: int) -> float:
-        """One epoch over the training side; the mean loss over its items."""
+        """Train for an epoch and return the mean loss over its items."""
         seed = mix_seed(self.config.seed, self.fold, epoch)
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed)
@@ -240,7 +229,7 @@ class _FoldRun:
         self.network.train()
         total = torch.zeros((), device=self.device)
         for start, stop in self.batches:
-            # Summed on the device: reading each loss would wait for every step.
+            # Summed on the compute device: fetching each loss would wait for every step.
             total += self._step(draws[start:stop], None if mix is None else mix[start:stop])
             self.lr = float(self.optimizer.param_groups[0]["lr"])
             self.schedule.step()
@@ -249,7 +238,7 @@ class _FoldRun:
         return float(total) / self.batches[-1][1]
 
     def _step(self, draws: AugmentParams, mix: torch.Tensor | None) -> torch.Tensor:
-        """One optimiser step, in micro-batches whose gradients add up; the summed loss."""
+        """Take an optimiser step on the gradients of all micro-batches; return the summed loss."""
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.micro_batch or len(draws)
         total = torch.zeros((), device=self.device)
@@ -262,7 +251,7 @@ class _FoldRun:
         return total
 
     def _losses(self, draws: AugmentParams, mix: torch.Tensor | None) -> torch.Tensor:
-        """The loss of each item, `[items]`; with `mix` of each item blended with its neighbour."""
+        """Return the loss of each item, `[items]`, which `mix` blends with its neighbour."""
         x, labels = make_batch(self.clips[0], draws, self.config), self.device_labels[draws.clip]
         with autocast(self.config, self.device):
             logits = self.network(x if mix is None else blend(x, mix)).float()
@@ -270,7 +259,7 @@ class _FoldRun:
         return own if mix is None else blended_loss(own, self.loss(logits, labels.roll(1)), mix)
 
     def validate(self, epoch: int) -> dict[str, float] | None:
-        """Metrics of the validation side; None when the probabilities are not finite."""
+        """Return metrics of the validation split, None if a probability is not finite."""
         probabilities = self.predict_validation(epoch)
         if not np.isfinite(probabilities).all():
             return None
@@ -287,7 +276,7 @@ class _FoldRun:
         return predict(self.evaluated, self.clips[1], draws, config)
 
     def state(self) -> dict[str, Any]:
-        """`network` is what is evaluated; `trained` is there where that is an average."""
+        """Return the state; `trained` is there only if the evaluated `network` is an average."""
         average = {} if self.average is None else {"trained": self.network.state_dict()}
         return {
             "network": self.evaluated.state_dict(),
@@ -305,7 +294,7 @@ class _FoldRun:
 
 
 def build_network(config: TrialConfig, classes: int) -> SoundNet:
-    """The untrained network of a config."""
+    """Return the untrained network of a config."""
     return SoundNet(
         classes,
         width=config.width,
@@ -319,13 +308,13 @@ def build_network(config: TrialConfig, classes: int) -> SoundNet:
 def draw_mix(
     config: TrialConfig, items: int, seed: int, device: torch.device
 ) -> torch.Tensor | None:
-    """Mixup's weight of each item on `device`; None where the config mixes nothing."""
+    """Return mixup's weight of each item on `device`, None if the config has no mixup."""
     mix = draw_weights(items, config.mixup, seed)
     return None if mix is None else mix.to(device)
 
 
 def band_statistics(clips: ClipIndex, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each band over all frames of `clips`, float32 `[n_mels]`.
+    """Return mean and standard deviation of each band over `clips`, float32 `[n_mels]`.
 
     Each clip is first clamped to `top_db` below its loudest bin, as in a batch.
     """
@@ -342,7 +331,7 @@ def band_statistics(clips: ClipIndex, top_db: float) -> tuple[torch.Tensor, torc
 def predict(
     network: nn.Module, clips: ClipIndex, draws: AugmentParams, config: TrialConfig
 ) -> npt.NDArray[np.float32]:
-    """Class probabilities `[clips, classes]`: the mean over each clip's items in `draws`."""
+    """Return class probabilities `[clips, classes]`, means over each clip's items in `draws`."""
     network.eval()
     n_clips = len(clips.count)
     device = clips.frames.values.device
@@ -361,15 +350,15 @@ def predict(
 
 
 def autocast(config: TrialConfig, device: torch.device) -> torch.autocast:
-    """The arithmetic that `config.precision` asks for."""
+    """Return autocast to the dtype of `config.precision`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
 def batch_bounds(items: int, size: int) -> list[tuple[int, int]]:
-    """Start and stop of each batch of an epoch; the last is kept, whatever its size.
+    """Return start and stop of each batch of an epoch, of which no item is left out.
 
-    A rest of a quarter batch or less joins the batch before it. Batch statistics of a few items are
-    wild, and a step on them undoes many good ones.
+    A rest of a quarter batch or less joins the batch before it: batch statistics of a few items are
+    noisy, and a step on them undoes many good ones.
     """
     starts = list(range(0, items, size))
     if len(starts) > 1 and items - starts[-1] <= max(1, size // 4):

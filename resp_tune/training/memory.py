@@ -1,4 +1,4 @@
-"""How the process keeps memory that a batch has freed, and how it says that there is no more."""
+"""Keep, release and limit the memory of this process, and recognise that it ran out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 def keep_freed_memory() -> None:
     """Let malloc reuse the memory of the last batch instead of returning it to the system.
 
-    By default glibc maps every large tensor anew and the kernel clears each of its pages, at
-    every batch. Elsewhere than on Linux with glibc nothing changes.
+    By default glibc maps every large tensor again and the kernel clears each of its pages, at
+    every batch. Without glibc on Linux nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -24,27 +24,27 @@ def keep_freed_memory() -> None:
 
 
 def release_memory() -> None:
-    """Free what is no longer referred to, on the GPU as well."""
+    """Free what is no longer referenced, on the GPU as well."""
     gc.collect()
-    torch = sys.modules.get("torch")  # without it nothing lies on a GPU
+    torch = sys.modules.get("torch")  # if not imported, nothing is on a GPU
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory did not suffice: of a GPU, of the host, of either by torch.
+    """Return whether `error` means that the memory of a GPU or of the host ran out.
 
-    By name, since torch need not be imported to ask; of the host's memory, of a CUDA context and
-    of its libraries torch says it in a plain `RuntimeError`; oneDNN, of a kernel that it has no
-    memory for, in the last of these words.
+    Compared by name, so that torch need not be imported. For the host's memory, a CUDA context and
+    CUDA's libraries torch raises a plain `RuntimeError`; the last of the phrases is oneDNN's.
     """
-    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "create a primitive")
-    return named or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return True
+    phrases = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "create a primitive")
+    return isinstance(error, RuntimeError) and any(p in str(error) for p in phrases)
 
 
 def limit_gpu_memory(device: str, share: float) -> None:
-    """Fence this process off at `share` of a GPU's memory, or one trial takes what all need."""
+    """Limit this process to `share` of a GPU's memory, so that trials can share it."""
     if device == "cuda" and share < 1:
         import torch
 

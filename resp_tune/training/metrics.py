@@ -1,7 +1,7 @@
-"""Metrics of class probabilities, in numpy, because trials compute them every epoch.
+"""Compute metrics of class probabilities, in numpy, because trials compute them every epoch.
 
-`labels`: int `[n]`; `probabilities`: float `[n, classes]`, rows sum to 1. A class that no label has
-is left out of the macro averages (its recall is not defined there).
+`labels`: int `[n]`; `probabilities`: float `[n, classes]`, rows sum to 1. A class without items is
+left out of the macro averages, since its recall is undefined.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ SMALLEST = float(np.finfo(np.float32).eps)  # probabilities are clipped to it be
 
 
 def confusion(labels: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
-    """Counts `[true class, predicted class]`."""
+    """Return counts `[true class, predicted class]`."""
     flat = np.bincount(labels * classes + predicted, minlength=classes * classes)
     return flat.reshape(classes, classes)
 
 
 def accuracy(labels: Labels, probabilities: Probabilities) -> float:
-    """Share of items whose most probable class is the true one."""
+    """Return the share of items whose most probable class is the true one."""
     return float((probabilities.argmax(1) == labels).mean())
 
 
 def balanced_accuracy(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean recall over the classes present."""
+    """Return the mean recall over the classes present."""
     matrix = _confusion(labels, probabilities)
     present = matrix.sum(1) > 0
     return float((matrix.diagonal()[present] / matrix.sum(1)[present]).mean())
 
 
 def macro_f1(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean F1 = 2·TP / (2·TP + FP + FN) over the classes present."""
+    """Return the mean F1 = 2·TP / (2·TP + FP + FN) over the classes present."""
     matrix = _confusion(labels, probabilities)
     present = matrix.sum(1) > 0
     f1 = 2 * matrix.diagonal() / np.maximum(matrix.sum(0) + matrix.sum(1), 1)
@@ -47,7 +47,7 @@ def macro_f1(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def mcc(labels: Labels, probabilities: Probabilities) -> float:
-    """Matthews' correlation for several classes (Gorodkin's R_K); 0 where it is not defined."""
+    """Return Matthews' correlation for several classes (Gorodkin's R_K), 0 if undefined."""
     matrix = _confusion(labels, probabilities).astype(np.float64)
     true, predicted, n = matrix.sum(1), matrix.sum(0), matrix.sum()
     below = math.sqrt((n**2 - (predicted**2).sum()) * (n**2 - (true**2).sum()))
@@ -55,7 +55,7 @@ def mcc(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def auroc(labels: Labels, probabilities: Probabilities) -> float:
-    """Macro one-vs-rest area under the ROC curve, by ranks (Mann–Whitney); 0.5 with one class."""
+    """Return the macro one-vs-rest area under the ROC curve (Mann–Whitney); 0.5 for one class."""
     areas = []
     for c in np.unique(labels):
         positive = labels == c
@@ -67,7 +67,7 @@ def auroc(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def _ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Ranks from 1, ties sharing their mean rank."""
+    """Return ranks from 1; ties share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
     means: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
@@ -75,23 +75,23 @@ def _ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 
 def log_loss(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean −ln of the true class's probability."""
+    """Return the mean −ln of the true class's probability."""
     chosen = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.clip(chosen.astype(np.float64), SMALLEST, 1.0)).mean())
 
 
 def sensitivity(labels: Labels, probabilities: Probabilities) -> float:
-    """Share of abnormal items given their right class, of all classes but 0 pooled, or NaN."""
-    return _recall_where(labels != 0, labels, probabilities)
+    """Return the pooled recall of all classes but 0, the normal one, or NaN without items."""
+    return _recall_of(labels != 0, labels, probabilities)
 
 
 def specificity(labels: Labels, probabilities: Probabilities) -> float:
-    """Share of normal items, class 0, called normal; NaN where there are none."""
-    return _recall_where(labels == 0, labels, probabilities)
+    """Return the recall of class 0, the normal one, or NaN without items."""
+    return _recall_of(labels == 0, labels, probabilities)
 
 
 def icbhi_score(labels: Labels, probabilities: Probabilities) -> float:
-    """(Se + Sp) / 2 of the ICBHI 2017 challenge: sensitivity and specificity, class 0 is `normal`.
+    """Return (sensitivity + specificity) / 2 of the ICBHI 2017 challenge; class 0 is `normal`.
 
     A term without items is left out.
     """
@@ -99,11 +99,11 @@ def icbhi_score(labels: Labels, probabilities: Probabilities) -> float:
     return float(np.nanmean(terms))
 
 
-def _recall_where(
-    side: npt.NDArray[np.bool_], labels: Labels, probabilities: Probabilities
+def _recall_of(
+    chosen: npt.NDArray[np.bool_], labels: Labels, probabilities: Probabilities
 ) -> float:
-    right = probabilities[side].argmax(1) == labels[side]
-    return float(right.mean()) if len(right) else math.nan
+    correct = probabilities[chosen].argmax(1) == labels[chosen]
+    return float(correct.mean()) if len(correct) else math.nan
 
 
 def _confusion(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.int64]:
@@ -140,14 +140,14 @@ CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")
 
 
 def are_cycles(classes: Sequence[str]) -> bool:
-    """Whether `CYCLE_METRICS` are defined: a diagnosis may be called `normal` too."""
+    """Return whether `CYCLE_METRICS` are defined: a diagnosis may be named `normal` too."""
     return classes[0] == "normal" and set(classes) <= set(CYCLE_CLASSES)
 
 
 def all_metrics(
     labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """Every metric that the classes allow and that is defined for the labels."""
+    """Return every metric that the classes allow and that is defined for the labels."""
     cycles = are_cycles(classes)
     values = {
         name: metric.compute(labels, probabilities)
@@ -158,5 +158,5 @@ def all_metrics(
 
 
 def majority_accuracy(labels: Labels) -> float:
-    """Accuracy of always answering the most frequent class of `labels`."""
+    """Return the accuracy of always predicting the most frequent class of `labels`."""
     return float(np.bincount(labels).max() / len(labels))

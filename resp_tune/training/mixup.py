@@ -1,4 +1,4 @@
-"""Mixup: pairs of items are blended, and so are their losses (Zhang et al., arXiv:1710.09412)."""
+"""Mixup: blend pairs of items, and their losses (Zhang et al., arXiv:1710.09412)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import torch
 
 
 def draw_weights(items: int, alpha: float, seed: int) -> torch.Tensor | None:
-    """The weight of each item in its pair, float32 `[items]`, from Beta(α, α); None for α = 0.
+    """Draw the weight of each item in its pair, float32 `[items]`, from Beta(α, α).
 
-    The greater share stays with the item itself: which of a pair comes first says nothing.
+    The larger share is the item's own, since the order within a pair is arbitrary. Returns None for
+    α = 0.
     """
     if alpha == 0:
         return None
@@ -18,10 +19,10 @@ def draw_weights(items: int, alpha: float, seed: int) -> torch.Tensor | None:
 
 
 def blend(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Each item of `x` `[items, …]` mixed with the one before it, by `weight` `[items]`."""
+    """Blend each item of `x` `[items, …]` with the one before it, by `weight` `[items]`."""
     return torch.lerp(x.roll(1, 0), x, weight.view(-1, *[1] * (x.dim() - 1)))
 
 
 def blended_loss(own: torch.Tensor, other: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The loss of each blended item from its losses against its own label and the other's."""
+    """Blend the losses of each item against its own label and the other's."""
     return torch.lerp(other, own, weight)

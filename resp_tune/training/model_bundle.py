@@ -1,4 +1,4 @@
-"""The bundle: a trained model as a folder of `weights.safetensors` and a readable `config.json`."""
+"""Save and load a trained model as a folder: `weights.safetensors` and `config.json`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.features.augment import draw_plain
 from resp_tune.features.batches import ClipIndex, cut_clips
-from resp_tune.features.frames import join_frames
-from resp_tune.features.logmel import log_mels, silence
+from resp_tune.features.logmel import join_frames, log_mels, silence
 from resp_tune.training.loop import build_network, predict
 from resp_tune.training.network import SoundNet
 
@@ -42,18 +41,18 @@ class Bundle:
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of the waveforms that `predict_waveform` takes."""
+        """Return the rate, in Hz, of the waveforms that `predict_waveform` takes."""
         return self.config.sample_rate
 
     def predict_waveform(self, waveform: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
+        """Return class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
         whole: npt.NDArray[np.float32] = self.predict_spans(waveform, [(0.0, math.inf)])[0]
         return whole
 
     def predict_spans(
         self, waveform: torch.Tensor, spans: Sequence[tuple[float, float]]
     ) -> npt.NDArray[np.float32]:
-        """Class probabilities `[spans, classes]` of parts of `waveform`, from and to seconds."""
+        """Return class probabilities `[spans, classes]` of parts of `waveform`, in seconds."""
         front_end = self.config.front_end
         with torch.inference_mode():
             mels = log_mels(waveform, [front_end])
@@ -63,12 +62,12 @@ class Bundle:
             return self.predict_clips(cut_clips(frames, front_end, first, start, end))
 
     def predict_clips(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
-        """Class probabilities `[clips, classes]`, never augmented."""
+        """Return class probabilities `[clips, classes]`, without augmentation."""
         mean: npt.NDArray[np.float32] = self.predict_each(clips).mean(axis=0)
         return mean
 
     def predict_each(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
-        """What every network says by itself, `[networks, clips, classes]`."""
+        """Return each network's own class probabilities, `[networks, clips, classes]`."""
         draws, prepared = draw_plain(clips.count, self.config), clips.prepared(self.config)
         return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])
 
@@ -107,7 +106,7 @@ def save_bundle(
 
 
 def load_bundle(folder: str | Path) -> Bundle:
-    """The bundle in `folder`; raises `UserError` when it is missing, damaged or of another kind."""
+    """Load the bundle in `folder`; raises `UserError` if it is missing, damaged or not one."""
     folder = Path(folder)
     content = _read_config(folder)
     path = folder / WEIGHTS
@@ -127,7 +126,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         classes = _classes(content["classes"])
         networks = _load_networks(load(weights), content["folds"], config, len(classes))
     except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise UserError(f"'{folder}' is not a sound bundle ({error}): save it again") from error
+        raise UserError(f"'{folder}' is not a valid bundle ({error}): save it again") from error
     return Bundle(config, classes, networks, content)
 
 
@@ -142,15 +141,15 @@ def _classes(names: Any) -> tuple[str, ...]:
 def _load_networks(
     tensors: Mapping[str, torch.Tensor], folds: Any, config: TrialConfig, classes: int
 ) -> tuple[SoundNet, ...]:
-    """The network of each fold; raises `ValueError` for tensors of other folds or shapes."""
-    found = {name.split(".")[0] for name in tensors}
-    if not found or found != {f"fold{n}" for n in range(len(found))} or folds != len(found):
+    """Return the network of each fold; raises `ValueError` for other folds or shapes."""
+    saved = {name.split(".")[0] for name in tensors}
+    if not saved or saved != {f"fold{n}" for n in range(len(saved))} or folds != len(saved):
         raise ValueError(f"its weights are not those of {reprlib.repr(folds)} folds")
     networks = []
-    for n in range(len(found)):
+    for n in range(len(saved)):
         prefix = f"fold{n}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        with torch.device("meta"):  # takes no memory, whatever sizes the config says
+        with torch.device("meta"):  # takes no memory, whatever the sizes in the config
             shapes = {k: v.shape for k, v in build_network(config, classes).state_dict().items()}
         if {name: value.shape for name, value in own.items()} != shapes:
             raise ValueError("its weights do not fit its trial config and classes")
@@ -172,5 +171,5 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is damaged: it is not JSON") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"'{path}' is not a bundle that this version reads (format {FORMAT})")
+        raise UserError(f"'{path}' is not a bundle of format {FORMAT}, which this version reads")
     return content

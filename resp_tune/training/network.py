@@ -1,4 +1,4 @@
-"""The notebook's network: four strided convolutions, two global pools, three linear layers."""
+"""The network of the notebook: four strided convolutions, two global pools, three linear layers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from resp_tune.training.batch_norm import BatchNorm
 
 
 class SoundNet(nn.Module):
-    """Class scores (logits) `[items, classes]` of log-mel clips `[items, 1, frames, n_mels]`.
+    """Compute logits `[items, classes]` of log-mel clips `[items, 1, frames, n_mels]`.
 
-    `depth` blocks of Conv(stride 2) → ReLU → BatchNorm with `width`, 2, 4 and then 8 times `width`
-    channels; global max and mean side by side; three of BatchNorm → Dropout → Linear with nothing
-    between them, as in the notebook (whose `width` is 8 and `depth` 4). With `channels=2` the first
-    convolution has two input channels that both see the one clip. With `bands` the clips are first
-    standardised band by band, by what `bands.fit` was given.
+    `depth` blocks of Conv(stride 2) → ReLU → BatchNorm with 1, 2, 4 and then 8 times `width`
+    channels; global maximum and mean, concatenated; three times BatchNorm → Dropout → Linear with
+    nothing between them, as in the notebook (`width` 8, `depth` 4). With `channels=2` the first
+    convolution has two input channels, both of which are the one clip. With `bands` the clips are
+    first standardised band by band, with the statistics that `bands.fit` has set.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SoundNet(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch."""
+        """Return the logits of a batch."""
         if self.bands is not None:
             x = self.bands(x)
         x = self.blocks(x)
@@ -65,13 +65,13 @@ class SoundNet(nn.Module):
 
 
 class SameInputConv(nn.Conv2d):
-    """A stride-2 convolution whose input channels are copies of one, equal to `Conv2d` on them.
+    """A stride-2 convolution whose input channels are copies of one, equal to `Conv2d` on these.
 
-    Two identities make it fast, gradients included. A convolution of copies is one of the original
-    with the kernels summed. And a stride-2 kernel on one channel is a stride-1 kernel of half the
-    size on the four channels of 2 × 2 blocks: no fast kernel exists for one channel, and its output
-    would drag the whole network out of the channels-last layout. The kernel's size must be
-    4 n + 1, so that half of it is whole blocks; no gradient reaches the input.
+    Two identities make it fast, its gradients included. A convolution of copies equals one of the
+    original with the kernels summed. A stride-2 kernel on one channel equals a stride-1 kernel of
+    half the size on the four channels of 2 × 2 blocks: for one channel there is no fast kernel, and
+    its output would not be channels-last, nor then the rest of the network. The kernel's size must
+    be 4 n + 1, so that half of it is whole blocks; no gradient reaches the input.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
@@ -79,22 +79,22 @@ class SameInputConv(nn.Conv2d):
         self.margin = kernel // 4  # blocks of zeros around the input
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The convolution of `input` `[items, 1, height, width]`, padded by half the kernel."""
+        """Convolve `input` `[items, 1, height, width]`, padded by half the kernel."""
         if torch.is_autocast_enabled(input.device.type):  # half the memory to rearrange
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        grown = (self.kernel_size[0] + 1) // 2 * 2  # an even kernel is whole blocks
+        even = (self.kernel_size[0] + 1) // 2 * 2  # an even kernel is whole blocks
         kernel = self.weight.sum(dim=1, keepdim=True)
-        kernel = nn.functional.pad(kernel, (0, grown - self.kernel_size[0]) * 2)
+        kernel = nn.functional.pad(kernel, (0, even - self.kernel_size[0]) * 2)
         kernel = nn.functional.pixel_unshuffle(kernel, 2)
         blocks = two_by_two(input[:, 0])
         return nn.functional.conv2d(blocks, kernel, self.bias, padding=self.margin)
 
 
 def two_by_two(x: torch.Tensor) -> torch.Tensor:
-    """`[items, height, width]` as blocks of 2 × 2, `[items, 4, ⌈height/2⌉, ⌈width/2⌉]`.
+    """Rearrange `[items, height, width]` to 2 × 2 blocks, `[items, 4, ⌈height/2⌉, ⌈width/2⌉]`.
 
-    Like `pixel_unshuffle` of `x` with zeros put after odd rows and columns, but channels-last and,
-    by moving pairs of neighbours as one number, in a tenth of the time.
+    Like `pixel_unshuffle` of `x`, zero-padded to even sizes, but channels-last and, by moving pairs
+    of neighbours as one number, in a tenth of the time.
     """
     items, height, width = x.shape
     if width % 2:
@@ -108,7 +108,7 @@ def two_by_two(x: torch.Tensor) -> torch.Tensor:
     return blocks.view(x.dtype).permute(0, 3, 1, 2)
 
 
-# Types of twice the size, to move two numbers at once: nothing is computed with them.
+# Dtypes of twice the size, to move two numbers at once; nothing is computed with them.
 _PAIR = {
     torch.float64: torch.complex128,
     torch.float32: torch.float64,
@@ -122,7 +122,7 @@ def _conv(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class Standardize(nn.Module):
-    """Bands `[…, bands]` to zero mean and unit deviation by statistics that are kept as buffers."""
+    """Standardise bands `[…, bands]` to zero mean and unit deviation, by statistics in buffers."""
 
     mean: torch.Tensor
     sd: torch.Tensor
@@ -133,10 +133,10 @@ class Standardize(nn.Module):
         self.register_buffer("sd", torch.ones(bands))
 
     def fit(self, mean: torch.Tensor, sd: torch.Tensor) -> None:
-        """Take the statistics, float `[bands]`, of the training side."""
+        """Set the statistics, float `[bands]`, of the training split."""
         self.mean.copy_(mean)
         self.sd.copy_(sd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The standardised bands."""
+        """Return the standardised bands."""
         return (x - self.mean) / self.sd

@@ -1,4 +1,4 @@
-"""Which clips an epoch shows, and how often: answers to classes of very different size."""
+"""Draw the clips of an epoch, with corrections for unbalanced classes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from resp_tune.config import Balance
 def draw_clips(
     balance: Balance, train: torch.Tensor, validation: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Indices of the training clips of one epoch, int64 `[len(train)]`.
+    """Return the indices of the training clips of one epoch, int64 `[len(train)]`.
 
     `train`, `validation`: int64 labels. The samplers draw with replacement, like
-    `WeightedRandomSampler`, with weight 1 / (its class's count); the others show each clip once in
-    random order.
+    `WeightedRandomSampler`, with weight 1 / (count of the class); otherwise each clip comes once,
+    in random order.
     """
     if balance not in ("sampler", "sampler_all"):
         return torch.randperm(len(train), generator=generator)

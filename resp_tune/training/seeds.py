@@ -1,4 +1,4 @@
-"""Seeds made from seeds."""
+"""Derive seeds from seeds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import numpy as np
 
 
 def mix_seed(*parts: int) -> int:
-    """A seed below 2⁶³ that differs for every combination of `parts`, the same on every machine."""
+    """Return a seed below 2⁶³ for each combination of `parts`, the same on every machine."""
     words = [word % 2**32 for part in parts for word in (part, part >> 32)]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

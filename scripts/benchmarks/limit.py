@@ -18,7 +18,7 @@ class Limit:
     """
 
     def __init__(self, training: Training) -> None:
-        self.run, self.config = training.runs[0], training.config
+        self.run, self.config = training.folds[0], training.config
         micro = self.config.micro_batch
         self.steps = [self._batches(0, a, b, micro or b - a) for a, b in self.run.batches]
         held_out = len(self.run.labels[1])

@@ -39,7 +39,7 @@ def train(
     """Seconds of each epoch, validation included; with `compile` its network is compiled."""
     training = start(config, store, tables, threads)
     if compile:
-        training.runs[0].network.compile()
+        training.folds[0].network.compile()
     while True:
         started = time.perf_counter()
         training.run_epoch()
