@@ -134,21 +134,17 @@ def _choose_port(host: str, flag: int | None) -> int:
 
 
 def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As the server itself binds: a port that lingers after its last owner is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        # As the server itself binds: a port that lingers after its last owner is free.
+        with socket.create_server((host, port), family=family):
+            return True
     except socket.gaierror:
         raise UserError(f"--host '{host}' is not an address of this machine") from None
     except PermissionError:
         raise UserError(f"port {port} is reserved: give a --port above 1023") from None
     except OSError:
         return False
-    return True
 
 
 def _address(host: str) -> str:

@@ -36,41 +36,41 @@ from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
 
 
 @pytest.fixture
-def place(store: ObjectStore, tmp_path: Path) -> ObjectPath:
-    return store.place / tmp_path.name
+def prefix_path(store: ObjectStore, tmp_path: Path) -> ObjectPath:
+    return store.prefix_path / tmp_path.name
 
 
-# --- places
+# --- objects
 
 
 def test_an_object_is_written_read_listed_fetched_and_removed(
-    place: ObjectPath, tmp_path: Path
+    prefix_path: ObjectPath, tmp_path: Path
 ) -> None:
-    assert place.read("a/b") is None
-    assert place.read_version("a/b") is None
-    assert place.list_sizes() == {}
-    place.write(b"four", "a/b")
-    (place / "a").write(b"x" * 7_000_000, "large")
-    assert place.read("a/b") == b"four"
-    assert (place / "a" / "b").read() == b"four"
-    assert place.list_sizes() == {"a/b": 4, "a/large": 7_000_000}
-    assert place.fetch("a/b", tmp_path / "new" / "b")
+    assert prefix_path.read("a/b") is None
+    assert prefix_path.read_version("a/b") is None
+    assert prefix_path.list_sizes() == {}
+    prefix_path.write(b"four", "a/b")
+    (prefix_path / "a").write(b"x" * 7_000_000, "large")
+    assert prefix_path.read("a/b") == b"four"
+    assert (prefix_path / "a" / "b").read() == b"four"
+    assert prefix_path.list_sizes() == {"a/b": 4, "a/large": 7_000_000}
+    assert prefix_path.fetch("a/b", tmp_path / "new" / "b")
     assert (tmp_path / "new" / "b").read_bytes() == b"four"
-    assert not place.fetch("a/c", tmp_path / "c")
+    assert not prefix_path.fetch("a/c", tmp_path / "c")
     assert not (tmp_path / "c").exists()
     with pytest.raises(StorageError, match="more than any search file"):
-        place.fetch("a/large", tmp_path / "large", most=1000)
+        prefix_path.fetch("a/large", tmp_path / "large", most=1000)
     assert not (tmp_path / "large").exists()
-    place.remove("a/b")
-    place.remove("a/b")
-    assert place.list_sizes() == {"a/large": 7_000_000}
+    prefix_path.remove("a/b")
+    prefix_path.remove("a/b")
+    assert prefix_path.list_sizes() == {"a/large": 7_000_000}
 
 
-def test_a_slash_at_the_end_means_nothing(store: ObjectStore, place: ObjectPath) -> None:
-    other = ObjectPath.parse("--storage", store.uri.replace("?", "/?")) / place.prefix
+def test_a_slash_at_the_end_means_nothing(store: ObjectStore, prefix_path: ObjectPath) -> None:
+    other = ObjectPath.parse("--storage", store.uri.replace("?", "/?")) / prefix_path.prefix
     other.write(b"1", "a")
-    assert place.read("a") == b"1"
-    assert (str(other), other.local_copy) == (str(place), place.local_copy)
+    assert prefix_path.read("a") == b"1"
+    assert (str(other), other.local_copy) == (str(prefix_path), prefix_path.local_copy)
 
 
 SECRET = "wJalrXUtnFEMI"  # noqa: S105  # made up
@@ -91,21 +91,21 @@ SECRET = "wJalrXUtnFEMI"  # noqa: S105  # made up
         (f"s3://[{SECRET}", "not a URI"),
     ],
 )
-def test_what_is_no_place_is_refused_without_its_secrets(uri: str, said: str) -> None:
+def test_a_wrong_uri_is_refused_without_its_secrets(uri: str, said: str) -> None:
     with pytest.raises(UserError, match="--storage") as caught:
         ObjectPath.parse("--storage", uri)
     assert said in str(caught.value)
     assert SECRET not in str(caught.value)
 
 
-def test_a_place_is_shown_without_what_is_secret(store: ObjectStore) -> None:
+def test_a_path_is_printed_without_secrets(store: ObjectStore) -> None:
     uri = f"s3://AKIA:{SECRET}@{BUCKET}/p?endpoint_override={store.endpoint}"
-    place = ObjectPath.parse("--storage", uri) / "first"
-    assert str(place) == f"s3://{BUCKET}/p/first"
-    assert SECRET not in repr(place)
-    assert place.local_copy == (ObjectPath(uri.replace(SECRET, "other")) / "first").local_copy
+    prefix_path = ObjectPath.parse("--storage", uri) / "first"
+    assert str(prefix_path) == f"s3://{BUCKET}/p/first"
+    assert SECRET not in repr(prefix_path)
+    assert prefix_path.local_copy == (ObjectPath(uri.replace(SECRET, "other")) / "first").local_copy
     assert (
-        place.local_copy
+        prefix_path.local_copy
         != (ObjectPath(uri.replace(store.endpoint, "http://h")) / "first").local_copy
     )
     with pytest.raises(StorageError) as caught:
@@ -140,9 +140,9 @@ def test_a_profile_of_the_aws_tools_is_used(
     assert object_store._aws_profile() == {}
 
 
-def test_a_store_is_probed_and_left_as_it_was(place: ObjectPath) -> None:
-    check_store("--storage", place)
-    assert place.list_sizes() == {}
+def test_a_store_is_probed_and_left_as_it_was(prefix_path: ObjectPath) -> None:
+    check_store("--storage", prefix_path)
+    assert prefix_path.list_sizes() == {}
 
 
 @pytest.mark.parametrize(
@@ -253,14 +253,19 @@ def test_a_store_that_never_answers_is_one_line_soon(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_node_says_whether_it_can_use_the_store(place: ObjectPath) -> None:
+def test_a_node_says_whether_it_can_use_the_store(prefix_path: ObjectPath) -> None:
     """As the preflight asks each node of a cluster."""
-    assert node_probe._try_object_store(place.uri, place.prefix, "node") == "is not the driver's"
-    place.write(b"secret", "driver")
-    assert node_probe._try_object_store(place.uri, place.prefix, "node") is None
-    assert place.read("node") == hashlib.sha256(b"secret").hexdigest().encode()
-    wrong = place.uri + "&bad=option"
-    assert "cannot be used (" in str(node_probe._try_object_store(wrong, place.prefix, "node"))
+    assert (
+        node_probe._try_object_store(prefix_path.uri, prefix_path.prefix, "node")
+        == "is not the driver's"
+    )
+    prefix_path.write(b"secret", "driver")
+    assert node_probe._try_object_store(prefix_path.uri, prefix_path.prefix, "node") is None
+    assert prefix_path.read("node") == hashlib.sha256(b"secret").hexdigest().encode()
+    wrong = prefix_path.uri + "&bad=option"
+    assert "cannot be used (" in str(
+        node_probe._try_object_store(wrong, prefix_path.prefix, "node")
+    )
 
 
 # --- leases
@@ -273,41 +278,45 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "POLL_SECONDS", 0.3)
 
 
-def machine(place: ObjectPath, folder: Path, lost: list[str] | None = None) -> Lease:
+def machine(prefix_path: ObjectPath, folder: Path, lost: list[str] | None = None) -> Lease:
     folder.mkdir(exist_ok=True)
-    return Lease(place, folder, (lost if lost is not None else []).append)
+    return Lease(prefix_path, folder, (lost if lost is not None else []).append)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_second_machine_is_told_who_holds_it(place: ObjectPath, tmp_path: Path) -> None:
-    first, second = machine(place, tmp_path / "a"), machine(place, tmp_path / "b")
+def test_a_second_machine_learns_who_holds_the_lease(
+    prefix_path: ObjectPath, tmp_path: Path
+) -> None:
+    first, second = machine(prefix_path, tmp_path / "a"), machine(prefix_path, tmp_path / "b")
     first.take()
     with pytest.raises(UserError, match=f"is being run by process {os.getpid()} on "):
         second.take()
     first.confirm()
     first.release()
     second.take()
-    assert set(place.list_sizes()) == {LEASE}
+    assert set(prefix_path.list_sizes()) == {LEASE}
     second.release()
 
 
-def dead_claim(place: ObjectPath, name: str = "dead") -> None:
-    place.write(json.dumps({"id": name, "holder": "process 7 on gone", "beat": 3}).encode(), LEASE)
+def dead_claim(prefix_path: ObjectPath, name: str = "dead") -> None:
+    prefix_path.write(
+        json.dumps({"id": name, "holder": "process 7 on gone", "beat": 3}).encode(), LEASE
+    )
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_dead_holder_is_waited_out_elsewhere_and_not_on_its_own_machine(
-    said: list[str], place: ObjectPath, tmp_path: Path
+def test_an_expired_lease_is_awaited_only_on_another_machine(
+    said: list[str], prefix_path: ObjectPath, tmp_path: Path
 ) -> None:
-    dead_claim(place)
+    dead_claim(prefix_path)
     began = time.monotonic()
-    other = machine(place, tmp_path / "other")
+    other = machine(prefix_path, tmp_path / "other")
     other.take()
     assert time.monotonic() - began > 3
     assert "was held by process 7 on gone a moment ago" in said[0]
     other.release()
-    dead_claim(place)
-    same = machine(place, tmp_path / "same")
+    dead_claim(prefix_path)
+    same = machine(prefix_path, tmp_path / "same")
     (tmp_path / "same" / LEASE).write_text("dead")
     same.take()
     assert len(said) == 1
@@ -315,11 +324,11 @@ def test_a_dead_holder_is_waited_out_elsewhere_and_not_on_its_own_machine(
 
 
 @pytest.mark.usefixtures("quick")
-def test_whoever_is_taken_over_notices(place: ObjectPath, tmp_path: Path) -> None:
+def test_a_holder_that_is_taken_over_notices(prefix_path: ObjectPath, tmp_path: Path) -> None:
     lost: list[str] = []
-    first = machine(place, tmp_path / "a", lost)
+    first = machine(prefix_path, tmp_path / "a", lost)
     first.take()
-    dead_claim(place, "somebody else's")
+    dead_claim(prefix_path, "somebody else's")
     deadline = time.monotonic() + 20
     while not lost and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -327,11 +336,13 @@ def test_whoever_is_taken_over_notices(place: ObjectPath, tmp_path: Path) -> Non
     with pytest.raises(LeaseLostError):
         first.confirm()
     first.release()
-    assert json.loads(place.read(LEASE) or b"{}")["id"] == "somebody else's"
+    assert json.loads(prefix_path.read(LEASE) or b"{}")["id"] == "somebody else's"
 
 
 @pytest.mark.usefixtures("quick")
-def test_of_two_at_once_one_holds_it(place: ObjectPath, tmp_path: Path) -> None:
+def test_of_two_simultaneous_starts_one_holds_the_lease(
+    prefix_path: ObjectPath, tmp_path: Path
+) -> None:
     """Two machines start within a millisecond, 200 times, and never do both hold the lease."""
     random, gate = np.random.default_rng(0), threading.Barrier(2)
 
@@ -350,7 +361,7 @@ def test_of_two_at_once_one_holds_it(place: ObjectPath, tmp_path: Path) -> None:
         while close < 200:
             attempts += 1
             assert attempts < 1000, "this machine cannot start two threads within a millisecond"
-            search = place / str(attempts)
+            search = prefix_path / str(attempts)
             rivals = [machine(search, folder) for folder in (tmp_path / "a", tmp_path / "b")]
             delays = random.permutation([0.0, random.uniform(0, 0.0005)])
             (first, one), (second, other) = pool.map(take, rivals, delays)
@@ -360,9 +371,11 @@ def test_of_two_at_once_one_holds_it(place: ObjectPath, tmp_path: Path) -> None:
             close += abs(first - second) < 0.001
 
 
-def test_of_two_that_take_over_at_once_one_holds_it(place: ObjectPath, tmp_path: Path) -> None:
+def test_of_two_simultaneous_takeovers_one_succeeds(
+    prefix_path: ObjectPath, tmp_path: Path
+) -> None:
     for attempt in range(20):
-        search = place / f"{attempt}"
+        search = prefix_path / f"{attempt}"
         dead_claim(search)
         rivals = [machine(search, tmp_path / name) for name in "ab"]
         for lease in rivals:
@@ -374,11 +387,11 @@ def test_of_two_that_take_over_at_once_one_holds_it(place: ObjectPath, tmp_path:
             ]
 
 
-def test_an_answer_that_was_lost_is_no_loss_of_the_lease(
-    place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_lost_answer_does_not_lose_the_lease(
+    prefix_path: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost: list[str] = []
-    lease = machine(place, tmp_path / "a", lost)
+    lease = machine(prefix_path, tmp_path / "a", lost)
     lease.take()
     arrived = ObjectPath.replace
 
@@ -392,20 +405,22 @@ def test_an_answer_that_was_lost_is_no_loss_of_the_lease(
             lease._renew()
     lease._renew()
     assert lost == []
-    place.remove(LEASE)  # by hand
+    prefix_path.remove(LEASE)  # by hand
     lease._renew()
     assert lost == []
     lease.release()
-    assert json.loads(place.read(LEASE) or b"{}")["released"]
+    assert json.loads(prefix_path.read(LEASE) or b"{}")["released"]
 
 
 # --- uploads
 
 
-def test_uploads_outlive_an_outage(store: ObjectStore, place: ObjectPath, tmp_path: Path) -> None:
+def test_uploads_outlive_an_outage(
+    store: ObjectStore, prefix_path: ObjectPath, tmp_path: Path
+) -> None:
     outages: list[str] = []
     back: list[bool] = []
-    broken = dataclasses.replace(place, uri=place.uri.replace(str(store.port), "9"))
+    broken = dataclasses.replace(prefix_path, uri=prefix_path.uri.replace(str(store.port), "9"))
     uploads = Uploader(broken, on_outage=outages.append, on_recovery=lambda: back.append(True))
     (tmp_path / "a").write_bytes(b"old")
     uploads.add("a", tmp_path / "a")
@@ -414,10 +429,10 @@ def test_uploads_outlive_an_outage(store: ObjectStore, place: ObjectPath, tmp_pa
     (tmp_path / "a").write_bytes(b"new")
     uploads.add("a", tmp_path / "a")  # an attempt that runs may have read it before
     uploads.add("b", lambda: b"made when its turn comes")
-    uploads.store = place
+    uploads.store = prefix_path
     assert uploads.flush(60) is None
-    assert (place.read("a"), place.read("b")) == (b"new", b"made when its turn comes")
-    assert set(place.list_sizes()) == {"a", "b"}
+    assert (prefix_path.read("a"), prefix_path.read("b")) == (b"new", b"made when its turn comes")
+    assert set(prefix_path.list_sizes()) == {"a", "b"}
     assert (len(outages), back) == (1, [True])
     uploads.close()
 
@@ -434,15 +449,15 @@ def write_study(folder: Path, drivers: list[str], study_id: str = "s", readings:
     study.set_user_attr(READINGS, [{"weights_sha256": str(i)} for i in range(readings)])
 
 
-def there(place: ObjectPath, folder: Path, drivers: list[str], **values: str | int) -> None:
+def there(prefix_path: ObjectPath, folder: Path, drivers: list[str], **values: str | int) -> None:
     """A search in the store, as a machine elsewhere has left it."""
     elsewhere = folder.parent / "elsewhere" / folder.name
     write_study(elsewhere, drivers, **values)  # type: ignore[arg-type]
-    place.write((elsewhere / "study.db").read_bytes(), "study.db")
-    place.write(b"{}", "split.json")
-    place.write(b"theirs", "winner/config.json")
-    place.write(b"theirs", "trials/0/checkpoint.pt")
-    place.write(b"hidden", ".lock")
+    prefix_path.write((elsewhere / "study.db").read_bytes(), "study.db")
+    prefix_path.write(b"{}", "split.json")
+    prefix_path.write(b"theirs", "winner/config.json")
+    prefix_path.write(b"theirs", "trials/0/checkpoint.pt")
+    prefix_path.write(b"hidden", ".lock")
 
 
 def drivers_of(folder: Path) -> list[str]:
@@ -460,9 +475,9 @@ def drivers_of(folder: Path) -> list[str]:
         ([], [], True),
     ],
 )
-def test_which_copy_goes_on(
+def test_which_copy_counts(
     said: list[str],
-    place: ObjectPath,
+    prefix_path: ObjectPath,
     tmp_path: Path,
     here: list[str],
     remote: list[str],
@@ -472,12 +487,12 @@ def test_which_copy_goes_on(
     write_study(folder, here, readings=2)
     (folder / "study.db-journal").write_bytes(b"")
     (folder / "trials").mkdir()
-    there(place, folder, remote, readings=1)
-    with search_state(place, folder) as found:
+    there(prefix_path, folder, remote, readings=1)
+    with search_state(prefix_path, folder) as found:
         assert (found == folder) == stays
         assert drivers_of(found) == (here if stays else remote)
     assert drivers_of(folder) == here
-    download_search(place, folder)
+    download_search(prefix_path, folder)
     assert drivers_of(folder) == (here if stays else remote)
     assert len(read_study(folder / "study.db", "first").user_attrs[READINGS]) == 2
     assert (folder / "winner" / "config.json").exists() == (not stays)
@@ -488,58 +503,60 @@ def test_which_copy_goes_on(
 
 
 def test_a_copy_of_another_search_or_a_damaged_one_is_moved_away(
-    said: list[str], place: ObjectPath, tmp_path: Path
+    said: list[str], prefix_path: ObjectPath, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copies" / "first"
     write_study(folder, ["a", "b"], study_id="an older one")
     (folder / "trials" / "0").mkdir(parents=True)
-    there(place, folder, ["c"])
-    download_search(place, folder)
+    there(prefix_path, folder, ["c"])
+    download_search(prefix_path, folder)
     assert drivers_of(folder) == ["c"]
     assert not (folder / "trials").exists()
     (moved,) = (folder.parent / ".replaced").iterdir()
     assert {p.name for p in moved.iterdir()} == {"study.db", "trials"}
     assert str(moved) in said[0]
     (folder / "study.db").write_bytes(b"damaged" * 1000)
-    download_search(place, folder)
+    download_search(prefix_path, folder)
     assert drivers_of(folder) == ["c"]
 
 
 def test_a_store_that_was_emptied_gets_the_copy_again(
-    said: list[str], place: ObjectPath, tmp_path: Path
+    said: list[str], prefix_path: ObjectPath, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copies" / "first"
-    download_search(place, folder)
+    download_search(prefix_path, folder)
     assert said == []
     write_study(folder, ["a"])
-    download_search(place, folder)
+    download_search(prefix_path, folder)
     assert drivers_of(folder) == ["a"]
     assert "to start over, remove that folder" in said[0]
 
 
 def test_an_object_whose_name_leaves_the_folder_is_refused(
-    store: ObjectStore, place: ObjectPath, tmp_path: Path
+    store: ObjectStore, prefix_path: ObjectPath, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copies" / "first"
     folder.mkdir(parents=True)
-    there(place, folder, ["a"])
-    request("PUT", store.address, store.port, f"/{BUCKET}/searches/{place.prefix}/winner/../../x")
+    there(prefix_path, folder, ["a"])
+    request(
+        "PUT", store.address, store.port, f"/{BUCKET}/searches/{prefix_path.prefix}/winner/../../x"
+    )
     with pytest.raises(UserError, match=r'cannot be .*"\.\."'):
-        download_search(place, folder)
+        download_search(prefix_path, folder)
     assert not list(tmp_path.rglob("x"))
 
 
-def test_a_damaged_study_there_is_one_line(place: ObjectPath, tmp_path: Path) -> None:
-    place.write(b"damaged" * 1000, "study.db")
-    with pytest.raises(UserError, match=f"'{place}/study.db' cannot be read"):
-        download_search(place, tmp_path / "copies" / "first")
+def test_a_damaged_study_there_is_one_line(prefix_path: ObjectPath, tmp_path: Path) -> None:
+    prefix_path.write(b"damaged" * 1000, "study.db")
+    with pytest.raises(UserError, match=f"'{prefix_path}/study.db' cannot be read"):
+        download_search(prefix_path, tmp_path / "copies" / "first")
 
 
 # --- trials' files
 
 
 def test_the_newest_checkpoint_of_the_same_trial_is_taken(
-    place: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefix_path: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from support.toy import toy_config, toy_folds
 
@@ -547,8 +564,8 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
     from resp_tune.training.loop import Training
 
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
-    files = TrialArtifacts(tmp_path, place / "trials")
-    assert files.local_folder == place.local_copy / "trials"
+    files = TrialArtifacts(tmp_path, prefix_path / "trials")
+    assert files.local_folder == prefix_path.local_copy / "trials"
     config = toy_config()
     path = files.local_folder / "4" / "checkpoint.pt"
 
@@ -558,7 +575,7 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
         for _ in range(epochs):
             training.run_epoch()
         save_checkpoint(tmp_path / "checkpoint.pt", training, study)
-        place.write((tmp_path / "checkpoint.pt").read_bytes(), "trials/4/checkpoint.pt")
+        prefix_path.write((tmp_path / "checkpoint.pt").read_bytes(), "trials/4/checkpoint.pt")
 
     def epochs_after_asking() -> int:
         assert files.fetch_newer_checkpoint("4", config, "s") is None
@@ -578,5 +595,7 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
         assert epochs_after_asking() == 0
     send(2, micro_batch=4)
     assert epochs_after_asking() == 2
-    away = TrialArtifacts(tmp_path, ObjectPath(place.uri.replace("127.0.0.1:", "127.0.0.1:9&x=")))
+    away = TrialArtifacts(
+        tmp_path, ObjectPath(prefix_path.uri.replace("127.0.0.1:", "127.0.0.1:9&x="))
+    )
     assert away.fetch_newer_checkpoint("4", config, "s") is not None

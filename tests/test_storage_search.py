@@ -102,13 +102,17 @@ def check(machine: Machine, name: str) -> None:
     assert {f"trials/{n}/checkpoint.pt" for n in range(TRIALS)} <= there
     assert {"study.db", "summary.json", "report.html", "winner/weights.safetensors"} <= there
     assert not [n for n in there if n.startswith(".") or ".part" in n], "nor a lease"
-    place = machine.store.place / name
-    assert place.read("summary.json") == (machine.storage / name / "summary.json").read_bytes()
+    prefix_path = machine.store.prefix_path / name
+    assert (
+        prefix_path.read("summary.json") == (machine.storage / name / "summary.json").read_bytes()
+    )
 
 
 def ended(store: ObjectStore, scratch: Path) -> int:
     """Trials that have ended, as the store knows it."""
-    assert (store.place / "moved").fetch("study.db", scratch / "fetched" / "moved" / "study.db")
+    assert (store.prefix_path / "moved").fetch(
+        "study.db", scratch / "fetched" / "moved" / "study.db"
+    )
     told = study(scratch / "fetched", "moved").get_trials()
     return sum(t.state == TrialState.COMPLETE for t in told)
 
@@ -138,7 +142,7 @@ def test_killed_and_continued_on_another_machine(store: ObjectStore, shared: Pat
     assert outcome.code == 0, outcome.err
     assert "continuing: 2 trials have ended already; 1 were cut off" in outcome.err
     assert outcome.lines[-1] == str(second.storage / "moved" / "summary.json")
-    assert f"everything is at {store.place / 'moved'}" in outcome.err
+    assert f"everything is at {store.prefix_path / 'moved'}" in outcome.err
     check(second, "moved")
     after = study(second.storage, "moved").get_trials()
     assert [t.value for t in after[:2]] == [t.value for t in before[:2]]
@@ -153,10 +157,10 @@ def test_killed_and_continued_on_another_machine(store: ObjectStore, shared: Pat
         "predict", "--winner", str(second.storage / "moved/winner"), "--json", str(sound)
     )
     assert (told.code, told.out) == (0, same.out), told.err
-    (store.place / "moved").remove("report.html")
+    (store.prefix_path / "moved").remove("report.html")
     page = command("report", "moved", "--storage", store.uri, env=second.env)
-    assert (page.code, page.lines) == (0, [f"{store.place}/moved/report.html"]), page.err
-    assert b"</html>" in (store.place / "moved").read("report.html")
+    assert (page.code, page.lines) == (0, [f"{store.prefix_path}/moved/report.html"]), page.err
+    assert b"</html>" in (store.prefix_path / "moved").read("report.html")
 
 
 @pytest.mark.thorough
@@ -193,8 +197,8 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
 ) -> None:
     monkeypatch.setattr(mirrors, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(mirrors, "LEAVING_SECONDS", 1.0)
-    place = store.place / tmp_path.name / "late"
-    spec: Any = SimpleNamespace(remote=place, folder=tmp_path / "late")
+    prefix_path = store.prefix_path / tmp_path.name / "late"
+    spec: Any = SimpleNamespace(remote=prefix_path, folder=tmp_path / "late")
     spec.folder.mkdir()
     made = open_study(spec.folder / "study.db", "late", "macro_f1", make_sampler("random", 0))
     (spec.folder / "winner").mkdir()
@@ -210,13 +214,13 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
                 sync.complete()
         finally:
             store.wire.mend()
-        assert (place / "winner").list_sizes() == {}
+        assert (prefix_path / "winner").list_sizes() == {}
     with synchronize_storage(spec) as sync:
         sync.opened(made)
         sync.complete()
-        assert set(place.list_sizes()) == {"study.db", "winner/config.json", ".lease"}
-    assert json.loads(place.read(LEASE) or b"{}")["released"]
-    assert f"everything is at {place}, and on this machine in {spec.folder}" in said
+        assert set(prefix_path.list_sizes()) == {"study.db", "winner/config.json", ".lease"}
+    assert json.loads(prefix_path.read(LEASE) or b"{}")["released"]
+    assert f"everything is at {prefix_path}, and on this machine in {spec.folder}" in said
 
 
 _HOLDS = """
@@ -242,22 +246,22 @@ sys.exit(cli.run(body, []))
 def test_a_driver_that_is_taken_over_stops_as_if_interrupted(
     store: ObjectStore, tmp_path: Path
 ) -> None:
-    place = store.place / tmp_path.name / "first"
-    given = [sys.executable, "-c", _HOLDS, place.uri, place.prefix, str(tmp_path)]
+    prefix_path = store.prefix_path / tmp_path.name / "first"
+    given = [sys.executable, "-c", _HOLDS, prefix_path.uri, prefix_path.prefix, str(tmp_path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(given, stdout=pipe, stderr=pipe, text=True) as driver:
         try:
             assert driver.stdout is not None
             assert driver.stdout.readline() == "holds\n"
             theirs = json.dumps({"id": "another", "holder": "process 7 on other", "beat": 0})
-            place.write(theirs.encode(), LEASE)
+            prefix_path.write(theirs.encode(), LEASE)
             _, err = driver.communicate(timeout=100)
         finally:
             driver.kill()
     assert driver.returncode == 130
-    assert "was taken over by process 7 on other: it was silent here" in err
+    assert "was taken over by process 7 on other: this driver was silent" in err
     assert "rerun it" in err
-    assert place.read(LEASE) == theirs.encode(), "it is not given back"
+    assert prefix_path.read(LEASE) == theirs.encode(), "it is not given back"
 
 
 SMOKE = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--gpus", "0")
@@ -266,9 +270,9 @@ SMOKE = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--gpus", "0")
 @pytest.mark.parametrize(
     ("storage", "tracking", "said"),
     [
-        ("s3://nobodys/p?endpoint_override={}", True, "make that bucket"),
+        ("s3://nobodys/p?endpoint_override={}", True, "create that bucket"),
         ("s3://sounds/p?endpoint_override={}", False, "give --tracking-uri"),
-        ("hdfs://sounds/p", True, "not the URI of an object store"),
+        ("hdfs://sounds/p", True, "not the URI of a supported object store"),
         ("s3:/sounds/p", True, "names no bucket"),
     ],
 )
@@ -295,8 +299,8 @@ def test_a_wrong_storage_gets_one_line(
     ("module", "arguments", "said"),
     [
         ("predict", ["--winner", "{uri}", "x.wav"], "it lacks config.json or weights.safetensors"),
-        ("evaluate", ["--winner", "{uri}"], "must be a folder here"),
-        ("evaluate", ["--compare", "{uri}", "results/a"], "must be a folder here"),
+        ("evaluate", ["--winner", "{uri}"], "must be a local folder"),
+        ("evaluate", ["--compare", "{uri}", "results/a"], "must be a local folder"),
         ("report", ["none", "--storage", "{uri}"], "has no summary.json"),
         ("ui", ["--storage", "{uri}"], "give the --tracking-uri"),
     ],
@@ -322,8 +326,8 @@ def test_a_dry_run_leaves_nothing(
 ) -> None:
     given = ["--storage", store.uri, *SMOKE, "--name", "dry", "--dry-run"]
     assert run(main, [*given, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
-    assert f"dry → {store.place}/dry" in capsys.readouterr().out
+    assert f"dry → {store.prefix_path}/dry" in capsys.readouterr().out
     assert store.files("dry") == set()
     assert not [name for name in store.files("") if "probe" in name]
     assert files_below(tmp_path) == set()
-    assert not store.place.local_copy.exists()
+    assert not store.prefix_path.local_copy.exists()

@@ -25,9 +25,9 @@ def test_a_data_set_is_fetched_once_and_what_changes_again(
     make_synthetic(tmp_path / "set", SynthSettings(recordings=30, seconds=2.0))
     original = contents(tmp_path / "set")
     uri = f"s3://sounds/sets/lungs?endpoint_override={store.endpoint}"
-    place = ObjectPath(uri)
+    prefix_path = ObjectPath(uri)
     for name, content in original.items():
-        place.write(content, name)
+        prefix_path.write(content, name)
     count = len(original)
     folder = fetch_dataset(uri)
     assert folder.name == "lungs"
@@ -37,8 +37,8 @@ def test_a_data_set_is_fetched_once_and_what_changes_again(
     assert fetch_dataset(uri) == folder
     assert f" 0 of {count} files" in said[1]
     gone, changed = sorted(n for n in original if n.endswith(".txt"))[:2]
-    place.remove(gone)
-    place.write(b"0.0\t1.0\t0\t0\n", changed)
+    prefix_path.remove(gone)
+    prefix_path.write(b"0.0\t1.0\t0\t0\n", changed)
     fetch_dataset(uri)
     assert f" 1 of {count - 1} files" in said[2]
     wanted = {**original, changed: b"0.0\t1.0\t0\t0\n"}

@@ -44,15 +44,15 @@ class ObjectStore:
         return f"s3://{BUCKET}/searches?endpoint_override={self.endpoint}"
 
     @property
-    def place(self) -> ObjectPath:
+    def prefix_path(self) -> ObjectPath:
         return ObjectPath(self.uri)
 
     def files(self, name: str) -> set[str]:
-        return set((self.place / name).list_sizes())
+        return set((self.prefix_path / name).list_sizes())
 
     def copy_on(self, cache: Path, name: str) -> Path:
         """The folder of a search on the machine that has this cache folder."""
-        return cache / "searches" / self.place.local_copy.name / name
+        return cache / "searches" / self.prefix_path.local_copy.name / name
 
 
 @dataclass(frozen=True)
