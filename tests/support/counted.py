@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
 from support.searches import files_below, study, summary, trials
+
+_REPLICATE = "resp_tune.replicate."
 
 
 def check_counted_once(storage: Path, name: str, wanted: int, epochs: int) -> None:
@@ -30,6 +33,11 @@ def check_counted_once(storage: Path, name: str, wanted: int, epochs: int) -> No
     assert len({r["weights_sha256"] for r in found["test_readings"]}) == 1
     assert len(found["test_readings"]) == 1, "the same weights are one reading"
 
+    replicates = pd.read_csv(storage / name / "replicates.csv")
+    assert len(replicates) == 2 * min(4, wanted)
+    assert set(replicates["state"]) == {"finished"}
+    assert set(replicates["epochs"]) == {epochs}
+
     client = mlflow.MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("resp_tune")
     assert experiment is not None
@@ -42,7 +50,9 @@ def check_counted_once(storage: Path, name: str, wanted: int, epochs: int) -> No
     by_number = {r.data.tags["resp_tune.trial_number"]: r for r in runs
                  if r.data.tags["resp_tune.kind"] == "trial"}  # fmt: skip
     assert [by_number[str(n)].info.run_id for n in table["number"]] == list(table["mlflow_run_id"])
-    for run in by_number.values():
+    for run in runs:
+        if run.data.tags["resp_tune.kind"] not in ("trial", "replicate"):
+            continue
         steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")]
         assert sorted(steps) == each, "each epoch once"
     versions = client.search_model_versions("name = 'resp_tune'")
@@ -61,9 +71,7 @@ def ended_runs(storage: Path, name: str) -> dict[str, Any]:
         for t in opened.get_trials()
         if t.state == TrialState.COMPLETE
     }
-    replicates = {
-        key: value
-        for key, value in opened.user_attrs.items()
-        if isinstance(value, dict) and value.get("state") == "finished"
-    }
+    attributes = {k: v for k, v in opened.user_attrs.items() if k.startswith(_REPLICATE)}
+    names = [k for k, v in attributes.items() if isinstance(v, dict) and v["state"] == "finished"]
+    replicates = {k: v for k, v in attributes.items() if k.startswith(tuple(names))}
     return {**ended, **replicates}

@@ -19,10 +19,11 @@ from ray.tune.schedulers import TrialScheduler
 
 from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
-from resp_tune.execution.searcher import StudySearcher, StudyStopper, TrialSource
+from resp_tune.execution.searcher import StudySearcher, StudyStopper
 from resp_tune.execution.trainable import TrialTrainable
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.harness.spec import Compute
+from resp_tune.study.trial_queue import TrialQueue
 from support.searches import Outcome, give_mlflow_store
 from support.warm import WarmProcess
 
@@ -44,7 +45,7 @@ class InlineBackend:
     def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
         check_baseline(context, self.compute.slots, config, folder)
 
-    def run(self, queue: TrialSource, context: TrialContext, scheduler: TrialScheduler) -> None:
+    def run(self, queue: TrialQueue, context: TrialContext, scheduler: TrialScheduler) -> None:
         searcher = StudySearcher(queue, lambda: self.compute.slots.concurrency)
         stop = StudyStopper(searcher)
         idle: list[Any] = []

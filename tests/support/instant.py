@@ -17,6 +17,7 @@ from resp_tune.common.trial_key import TrialKey
 from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.remote_sync import StorageSync
+from resp_tune.harness.run import run_search
 from resp_tune.harness.spec import Compute, SearchSpec
 from resp_tune.harness.stages import run_stages
 from resp_tune.harness.validate import validate
@@ -26,6 +27,7 @@ from resp_tune.study.study import STUDY_ID, TrialRecord, open_study
 from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.metrics import METRICS
 from support.inline import InlineBackend
+from support.mlflow_stores import with_mlflow_store
 from support.old_release import OLD, make_recordings
 
 FLAGS = (
@@ -141,6 +143,12 @@ def run_small(spec: SearchSpec, backend: InstantBackend, *listeners: Events) -> 
     console = Console(file=io.StringIO())
     run_stages(spec, study, backend, StorageSync(), cast(BackgroundSetup, setup), console)
     return study
+
+
+def search_here(spec: SearchSpec) -> Path:
+    """Run a search with real trials in this process; return the path of its summary."""
+    with_mlflow_store(spec.location.storage)
+    return run_search(spec, Console(file=io.StringIO()), InlineBackend)
 
 
 def done(value: Any) -> Future[Any]:

@@ -10,8 +10,7 @@ import torch
 
 from resp_tune.config import TrialConfig
 from resp_tune.features.batches import ClipIndex
-from resp_tune.features.frames import Frames, join_frames
-from resp_tune.features.logmel import log_mels
+from resp_tune.features.logmel import Frames, join_frames, log_mels
 from resp_tune.training.loop import SplitTensors, Training, TrainingData
 
 TONES = (200.0, 600.0, 1400.0)  # Hz

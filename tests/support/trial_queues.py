@@ -9,7 +9,6 @@ from typing import Any
 import optuna
 
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.execution.searcher import TrialSource
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import (
@@ -55,7 +54,7 @@ def row(epoch: int, value: float, metric: str = "macro_f1") -> dict[str, float]:
     return {"epoch": epoch, "train_loss": 1.0, f"val_{metric}": value, "lr": 1e-3, "seconds": 0.1}
 
 
-def next_of(recorder: TrialSource) -> dict[str, Any]:
+def next_of(recorder: TrialQueue) -> dict[str, Any]:
     handed = recorder.next_trial()
     assert handed is not None
     return handed
