@@ -37,8 +37,7 @@ from resp_tune.errors import RunError, UserError  # noqa: E402
 from resp_tune.execution.searcher import StudySearcher  # noqa: E402
 from resp_tune.features.augment import draw_plain  # noqa: E402
 from resp_tune.features.batches import ClipIndex, make_batch  # noqa: E402
-from resp_tune.features.frames import join_frames  # noqa: E402
-from resp_tune.features.logmel import log_mels  # noqa: E402
+from resp_tune.features.logmel import join_frames, log_mels  # noqa: E402
 from resp_tune.space.search_space import load_space  # noqa: E402
 from resp_tune.study.study import read_epochs  # noqa: E402
 from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings  # noqa: E402

@@ -87,7 +87,7 @@ def test_real_defects_are_named(icbhi: Dataset) -> None:
     assert len(icbhi.problems) == 3
     _problem(icbhi, "226_1b1_Pl_sc_Meditron", "226_1b1_Pl_sc_LittC2SE", "without the device")
     _problem(icbhi, "age and sex", "223")
-    _problem(icbhi, "2 patients (156, 218)", "5 sessions", "--drop-shared-patients")
+    _problem(icbhi, "2 patients (156, 218)", "5 sessions", "drop_shared_patients")
     assert not icbhi.synthetic
 
 

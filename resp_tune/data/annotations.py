@@ -1,4 +1,4 @@
-"""Breathing cycles, read from the annotation file that stands beside a recording."""
+"""Breathing cycles, parsed from the annotation file of a recording."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from resp_tune.common.text import shorten
 
-# The annotators' clock and the audio's length round differently; a few milliseconds are no error.
+# Seconds. The annotators' clock and the audio's length are rounded differently.
 END_TOLERANCE = 0.05
 
 
@@ -23,17 +23,17 @@ class Cycle:
 
     @property
     def seconds(self) -> float:
-        """Length in seconds, above 0."""
+        """Return the length in seconds, above 0."""
         return self.end - self.start
 
 
 def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[str, ...]]:
-    """The cycles of an annotation file, sorted by start, and a line for each thing wrong with it.
+    """Parse an annotation file into cycles, sorted by start, and one line per problem.
 
-    A line of the file is `start end crackle wheeze` (seconds, seconds, 0/1, 0/1), with tabs or
-    spaces between. A line that says something else is left out and named; a cycle that ends after
-    `seconds`, the recording's length, is cut there (named when it is more than `END_TOLERANCE`
-    late), and left out when it starts there.
+    Each line of the file is `start end crackle wheeze` (seconds, seconds, 0/1, 0/1), separated by
+    tabs or spaces; any other line is reported and left out. `seconds` is the length of the
+    recording: a cycle that starts after it is left out, one that ends after it is cut (and reported
+    if by more than `END_TOLERANCE`).
     """
     cycles: list[Cycle] = []
     problems: list[str] = []
@@ -66,7 +66,7 @@ def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[st
 
 
 def _cycle(line: str) -> Cycle | str:
-    """The cycle that a line stands for, or what is wrong with the line."""
+    """Parse a line into a cycle; return what is wrong with it if that fails."""
     fields = line.split()
     if len(fields) != 4:
         return f"{len(fields)} fields instead of start, end, crackle, wheeze"

@@ -1,8 +1,7 @@
-"""Audio files decoded with libsndfile: their samples, and what their headers say."""
+"""Audio files, decoded with libsndfile: headers and samples."""
 
 from __future__ import annotations
 
-import logging
 import re
 import stat
 from dataclasses import dataclass
@@ -14,22 +13,20 @@ import soundfile
 
 from resp_tune.errors import UserError
 
-log = logging.getLogger(__name__)
-
-MIN_SECONDS = 0.1  # shorter than any breath, and than one window of a front end
-RATES = (100, 768_000)  # Hz
-_SAMPLES_PER_BYTE = 8192  # FLAC's largest blocks of silence hold some 5000 a byte
+MIN_SECONDS = 0.1  # shorter than any breath
+MIN_RATE, MAX_RATE = 100, 768_000  # Hz
+_MAX_SAMPLES_PER_BYTE = 8192  # FLAC's largest blocks of silence hold some 5000 per byte
 
 
 class AudioError(UserError):
-    """An audio file that cannot be read; one line that names it."""
+    """An audio file that cannot be read; the message names it."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself. `samples` counts one channel, `sample_rate` is in Hz.
+    """The format of a file. `sample_rate` is in Hz, `samples` counts one channel.
 
-    `problem` is a line about a file that can be used but is not as it should be.
+    `problem` describes a defect that leaves the file usable.
     """
 
     sample_rate: int
@@ -39,16 +36,16 @@ class Header:
 
     @property
     def seconds(self) -> float:
-        """Length in seconds."""
+        """Return the length in seconds."""
         return self.samples / self.sample_rate
 
 
 def read_audio(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
-    """All samples, float32 `[channels, samples]`, and the sample rate in Hz.
+    """Return all samples, float32 `[channels, samples]`, and the sample rate in Hz.
 
-    Integer formats come out in −1…1; a float file comes out as it was written, which may exceed
-    that range. Raises `AudioError` for what is missing, empty, not audio, or holds a sample that
-    is not finite.
+    Integer formats are scaled to −1…1; a float file keeps its values, which may exceed that range.
+    Raises `AudioError` if the file is missing, empty or not audio, or has a sample that is not
+    finite.
     """
     path = Path(path)
     _check_file(path)
@@ -66,10 +63,10 @@ def read_audio(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
 
 
 def read_header(path: str | Path) -> Header:
-    """Rate, channels and length without decoding; raises `AudioError` for what is no recording.
+    """Return rate, channels and length without decoding; raise `AudioError` for a bad file.
 
-    What a header cannot tell is looked up in the data: float files are decoded in search of NaN,
-    and the end of a compressed file is read to see that it is there.
+    Two defects do not show in a header: a float file is decoded to find NaN, and the last sample of
+    a FLAC file is read to find out whether it was cut off.
     """
     path = Path(path)
     _check_file(path)
@@ -104,27 +101,28 @@ def _check_file(path: Path) -> None:
 
 
 def _check_claims(path: Path, frames: int, channels: int, rate: int) -> None:
-    """Refuse what a damaged header claims, before memory is taken for it."""
+    """Reject a damaged header before memory is allocated for what it claims."""
     if frames <= 0:
         raise AudioError(f"'{path}' holds no samples")
-    if not RATES[0] <= rate <= RATES[1]:
-        raise AudioError(f"'{path}' claims {rate} Hz; recordings have {RATES[0]} to {RATES[1]} Hz")
-    if frames * channels > path.stat().st_size * _SAMPLES_PER_BYTE:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"'{path}' claims {rate} Hz, outside {MIN_RATE} to {MAX_RATE} Hz")
+    if frames * channels > path.stat().st_size * _MAX_SAMPLES_PER_BYTE:
         raise AudioError(f"'{path}' claims {frames} samples, more than a file of its size can hold")
 
 
 def _unreadable(path: Path, error: Exception) -> AudioError:
-    said = str(getattr(error, "error_string", error)).strip().rstrip(".")
-    return AudioError(f"'{path}' cannot be read as wav or FLAC: {said}")
+    reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    return AudioError(f"'{path}' cannot be read as wav or FLAC: {reason}")
 
 
-def _cut_off(path: Path, log: str) -> str | None:
-    """Libsndfile reads a wav that ends too early as a shorter one, and says so only in its log."""
-    match = re.search(r"^\s*data\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+def _cut_off(path: Path, libsndfile_log: str) -> str | None:
+    """Describe a wav that ends too early, which libsndfile reads as a shorter one and only logs."""
+    pattern = r"^\s*data\s*: (\d+) \(should be (\d+)\)"
+    match = re.search(pattern, libsndfile_log, re.MULTILINE)
     if match is None:
         return None
-    announced, there = int(match[1]), int(match[2])
-    # A program that wrote into a pipe could not know the length and announced 0 or the largest.
-    if not there < announced < 0x7FFF0000:
+    announced, present = int(match[1]), int(match[2])
+    # A program that wrote into a pipe did not know the length and announced 0 or the maximum.
+    if not present < announced < 0x7FFF0000:
         return None
-    return f"'{path}' is cut off: {there} of {announced} announced bytes; used as far as it goes"
+    return f"'{path}' is cut off: {present} of {announced} announced bytes are there; they are used"

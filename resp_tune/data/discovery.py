@@ -1,4 +1,4 @@
-"""Which files of a folder belong to a data set, wherever below it they lie."""
+"""Find the files of a data set in a folder and the folders below it."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Name:
 
     @property
     def without_device(self) -> tuple[str, str, str, str]:
-        """What names a recording in the official split, which is wrong about one device."""
+        """Return the parts that identify a recording in the official split."""
         return self.patient, self.index, self.location, self.mode
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files found, each group sorted by depth, then path.
+    """The files of a data set, each group sorted by depth, then path.
 
-    `annotations` are text files that bear a recording's name; `odd` are audio files that cannot be
-    recordings, because of their format or their name.
+    `annotations` are text files named like a recording; `odd` are audio files that cannot be
+    recordings, because of their format or name.
     """
 
     audio: tuple[Path, ...]
@@ -56,16 +56,16 @@ class Layout:
 
 
 def parse_stem(stem: str) -> Name | None:
-    """The parts of a file name without its suffix, or None where it is not of that pattern."""
+    """Return the parts of a file name without its suffix; None if it does not match."""
     match = _STEM.fullmatch(stem)
     return Name(*match.groups()) if match else None
 
 
 def find_layout(root: Path) -> Layout:
-    """Look for a data set's files in `root` and at most `MAX_DEPTH` folders below it.
+    """Find a data set's files in `root` and up to `MAX_DEPTH` folders below it.
 
-    Hidden files and folders and the Mac's `__MACOSX` are passed over. Links are followed, because
-    people keep audio elsewhere; a folder that is reached twice is read once.
+    Hidden files and folders and macOS' `__MACOSX` are skipped. Links are followed, because audio is
+    often kept elsewhere; a folder that is reached twice is read once.
     """
     problems: list[str] = []
     groups: dict[str, list[Path]] = {}
@@ -84,7 +84,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def find_diagnoses(folder: Path) -> Path | None:
-    """A diagnosis table that stands in `folder` itself."""
+    """Return a table of diagnoses in `folder` itself."""
     return next((path for path in sorted(folder.glob("*")) if _kind(path) == "diagnosis"), None)
 
 
@@ -109,7 +109,7 @@ def _kind(path: Path) -> str:
 
 
 def _files(root: Path, problems: list[str]) -> Iterator[Path]:
-    """Breadth first, so that of two copies the one that is less deep comes first."""
+    """Yield files breadth first, so that of two copies the less deep one comes first."""
     seen: set[tuple[int, int]] = set()
     level = [root]
     for _ in range(MAX_DEPTH + 1):
@@ -119,7 +119,7 @@ def _files(root: Path, problems: list[str]) -> Iterator[Path]:
                 status = folder.stat()
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError as error:
-                problems.append(f"'{folder}' cannot be opened: {error.strerror}; it is passed over")
+                problems.append(f"'{folder}' cannot be opened: {error.strerror}; it is skipped")
                 continue
             if (status.st_dev, status.st_ino) in seen:
                 continue
@@ -139,4 +139,4 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:
-        return False  # a link into what may not be entered; opening it will say so
+        return False  # a link into a forbidden folder; opening it reports that

@@ -1,4 +1,4 @@
-"""Recordings that lie in a folder twice, as Kaggle's archive holds them."""
+"""Recordings that occur twice in a data set, as in Kaggle's archive."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from resp_tune.data.audio_files import AudioError, read_audio
 _BLOCK = 1 << 18
 
 
-def choose(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """One file a stem: the first, which is the least deep; the copies and contradictions named."""
+def drop_duplicates(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Keep the first file of each stem, which is the least deep; report copies and conflicts."""
     first: dict[str, Path] = {}
     copies: list[Path] = []
     problems = []
@@ -37,12 +37,15 @@ def choose(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _same_content(one: Path, other: Path) -> bool:
-    """Equal bytes at start, middle and end (all up to 768 KiB); of wav and FLAC, equal samples."""
+    """Compare the samples of a wav and a FLAC; else the bytes at start, middle and end.
+
+    Files of up to 768 KiB are compared whole.
+    """
     if one.suffix.lower() != other.suffix.lower():
         try:
             (samples, rate), (other_samples, other_rate) = read_audio(one), read_audio(other)
         except AudioError:
-            return False  # what cannot be compared is named as a contradiction
+            return False  # reported as a conflict
         return rate == other_rate and np.array_equal(samples, other_samples)
     size = one.stat().st_size
     if size != other.stat().st_size:

@@ -1,16 +1,18 @@
-"""The data set's text tables: diagnoses, demographics, the official split."""
+"""The text tables of a data set: diagnoses, demographics and the official split."""
 
 from __future__ import annotations
 
 import errno
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from resp_tune.common.text import shorten
+from resp_tune.common.text import join_names, plural, shorten
+from resp_tune.data.discovery import Name, parse_stem
 
 DIAGNOSES = (
     "Asthma",
@@ -22,10 +24,11 @@ DIAGNOSES = (
     "Pneumonia",
     "URTI",
 )
-Side = Literal["train", "test"]
+OfficialSplit = Literal["train", "test"]
+Rows = list[tuple[int, list[str]]]  # line number and fields
 T = TypeVar("T")
 
-_NAMED_LINES = 5  # of one table; a file of another kind would otherwise be named line by line
+_MAX_PROBLEMS = 5  # of one table; a file of another kind would otherwise be named line by line
 _MISSING = ("", "na", "n/a", "nan", "none", "null", "?")
 _CANONICAL = {name.lower(): name for name in DIAGNOSES}
 _PATIENT = re.compile(r"[A-Za-z0-9]+", re.ASCII)
@@ -35,9 +38,9 @@ _DIAGNOSIS_HEADERS = ("diagnosis", "disease", "label", "class", "condition", "di
 
 @dataclass(frozen=True)
 class Table(Generic[T]):
-    """`values` by key, and a line for each row that could not be used or contradicts another.
+    """The values of a table by key, and a line for each row that is bad or contradicts another.
 
-    `conflicts` are keys that two rows give different values; they have none in `values`.
+    `conflicts` are keys with different values in two rows; they are not in `values`.
     """
 
     values: dict[str, T]
@@ -47,16 +50,16 @@ class Table(Generic[T]):
 
 @dataclass(frozen=True)
 class Person:
-    """Age in years and sex (F or M) of a patient; None where the table has no answer."""
+    """Age in years and sex (F or M) of a patient; None if unknown."""
 
     age: float | None
     sex: str | None
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8 or UTF-16, with or without a byte order mark, else in Latin-1.
+    """Read a text file in UTF-8 or UTF-16, with or without a byte order mark, else in Latin-1.
 
-    Raises OSError, also for what would be waited for, such as a pipe.
+    Raises `OSError`, also for a pipe or a device, which would block.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "it is not a file")
@@ -73,23 +76,23 @@ def read_text(path: Path) -> str:
 
 
 def read_diagnoses(paths: Sequence[Path]) -> Table[str]:
-    """Diagnosis by patient, `101,URTI` a line, with commas, tabs, semicolons or spaces.
+    """Read the diagnosis of each patient from lines `101,URTI`.
 
-    With a header the columns are found by its names. Spelling of the eight known diagnoses is
-    settled to ICBHI's, whatever the case; others are kept as they are.
+    The columns are separated by commas, tabs, semicolons or spaces; a header names them in any
+    order. The eight known diagnoses are spelled as in ICBHI, whatever their case; others are kept.
     """
 
-    def parse(rows: list[tuple[int, list[str]]]) -> Iterator[tuple[int, str, str | ValueError]]:
-        who, what = 0, 1
+    def parse(rows: Rows) -> Iterator[tuple[int, str, str | ValueError]]:
+        patient_column, diagnosis_column = 0, 1
         if rows and (columns := _header(rows[0][1])):
-            (who, what), rows = columns, rows[1:]
+            (patient_column, diagnosis_column), rows = columns, rows[1:]
         for number, fields in rows:
-            if len(fields) <= max(who, what):
-                yield number, "", _bad(fields, "is not a patient and a diagnosis")
+            if len(fields) <= max(patient_column, diagnosis_column):
+                yield number, "", _error(fields, "is not a patient and a diagnosis")
                 continue
-            patient, diagnosis = _patient(fields[who]), fields[what]
+            patient, diagnosis = _patient(fields[patient_column]), fields[diagnosis_column]
             if not _PATIENT.fullmatch(patient):
-                yield number, "", _bad(fields, "does not start with a patient")
+                yield number, "", _error(fields, "does not start with a patient")
             elif diagnosis.lower() in _MISSING:
                 yield number, "", ValueError(f"patient {patient} has no diagnosis")
             else:
@@ -99,15 +102,15 @@ def read_diagnoses(paths: Sequence[Path]) -> Table[str]:
 
 
 def read_people(paths: Sequence[Path]) -> Table[Person]:
-    """Age and sex by patient: `101 3 F NA 19 99` a line, in that order, NA for what is missing."""
+    """Read age and sex of each patient from lines `101 3 F NA 19 99`; NA is missing."""
 
-    def parse(rows: list[tuple[int, list[str]]]) -> Iterator[tuple[int, str, Person | ValueError]]:
+    def parse(rows: Rows) -> Iterator[tuple[int, str, Person | ValueError]]:
         for number, fields in rows:
             patient = _patient(fields[0])
             if _squeeze(fields[0]) in _PATIENT_HEADERS:
                 continue
             if len(fields) < 3 or not _PATIENT.fullmatch(patient):
-                yield number, "", _bad(fields, "is not a patient, age and sex")
+                yield number, "", _error(fields, "is not a patient, age and sex")
                 continue
             try:
                 yield number, patient, Person(_age(fields[1]), _sex(fields[2]))
@@ -117,23 +120,67 @@ def read_people(paths: Sequence[Path]) -> Table[Person]:
     return _merge(paths, parse, "patient")
 
 
-def read_official(paths: Sequence[Path]) -> Table[Side]:
-    """The challenge's side by recording: `<stem>` and `train` or `test` a line."""
+def read_official(paths: Sequence[Path]) -> Table[OfficialSplit]:
+    """Read the challenge's split from lines `<stem>` and `train` or `test`."""
 
-    def parse(rows: list[tuple[int, list[str]]]) -> Iterator[tuple[int, str, Side | ValueError]]:
+    def parse(
+        rows: list[tuple[int, list[str]]],
+    ) -> Iterator[tuple[int, str, OfficialSplit | ValueError]]:
         for number, fields in rows:
-            side = fields[1].lower() if len(fields) == 2 else ""
-            if side == "train" or side == "test":
-                yield number, fields[0].removesuffix(".wav"), "train" if side == "train" else "test"
+            split = fields[1].lower() if len(fields) == 2 else ""
+            if split == "train" or split == "test":
+                stem = fields[0].removesuffix(".wav")
+                yield number, stem, "train" if split == "train" else "test"
             else:
-                yield number, "", _bad(fields, "is not a recording and train/test")
+                yield number, "", _error(fields, "is not a recording and train/test")
 
     return _merge(paths, parse, "recording")
 
 
+def match_official(
+    names: Mapping[Path, Name], official: Mapping[str, OfficialSplit]
+) -> tuple[dict[Path, OfficialSplit], list[str]]:
+    """Return the official split of each recording, and a line for each that has none.
+
+    The published table names one device wrongly: a recording that is not in it is matched by its
+    name without the device, if that is unique.
+    """
+    splits: dict[Path, OfficialSplit] = {}
+    problems: list[str] = []
+    unused = dict(official)
+    for path in names:
+        if path.stem in official:
+            splits[path] = unused.pop(path.stem)
+    unmatched = [path for path in names if path not in splits]
+    aliases: dict[tuple[str, ...], list[str]] = {}
+    for stem in unused:
+        if alias := parse_stem(stem):
+            aliases.setdefault(alias.without_device, []).append(stem)
+    wanted = Counter(names[path].without_device for path in unmatched)
+    for path in list(unmatched):
+        key = names[path].without_device
+        if len(stems := aliases.get(key, [])) == wanted[key] == 1:
+            splits[path] = unused.pop(stems[0])
+            unmatched.remove(path)
+            problems.append(
+                f"the official split calls {path.stem} {stems[0]}: matched without the device"
+            )
+    if unused:
+        problems.append(
+            f"the official split names {plural(len(unused), 'recording')} not here: "
+            f"{join_names(sorted(unused))}"
+        )
+    if unmatched:
+        stems = sorted(path.stem for path in unmatched)
+        problems.append(
+            f"{plural(len(stems), 'recording')} not in the official split: {join_names(stems)}"
+        )
+    return splits, problems
+
+
 def _merge(
     paths: Sequence[Path],
-    parse: Callable[[list[tuple[int, list[str]]]], Iterator[tuple[int, str, T | ValueError]]],
+    parse: Callable[[Rows], Iterator[tuple[int, str, T | ValueError]]],
     key_name: str,
 ) -> Table[T]:
     values: dict[str, T] = {}
@@ -145,25 +192,25 @@ def _merge(
         except OSError as error:
             problems.append(f"'{path}' cannot be read: {error.strerror}")
             continue
-        bad: list[str] = []
+        skipped: list[str] = []
         for number, key, value in parse(list(_rows(text))):
             if isinstance(value, ValueError):
-                bad.append(f"{path.name} line {number}: {value}; the line is left out")
+                skipped.append(f"{path.name} line {number}: {value}; the line is left out")
             elif values.setdefault(key, value) != value and key not in conflicts:
                 conflicts.add(key)
-                bad.append(
-                    f"{path.name} line {number}: {key_name} {key} is '{_say(value)}' here and "
-                    f"'{_say(values[key])}' above; neither is used"
+                skipped.append(
+                    f"{path.name} line {number}: {key_name} {key} is '{_describe(value)}' here and "
+                    f"'{_describe(values[key])}' above; neither is used"
                 )
-        problems += bad[:_NAMED_LINES]
-        if len(bad) > _NAMED_LINES:
-            problems.append(f"{path.name}: {len(bad) - _NAMED_LINES} more lines like these")
+        problems += skipped[:_MAX_PROBLEMS]
+        if len(skipped) > _MAX_PROBLEMS:
+            problems.append(f"{path.name}: {len(skipped) - _MAX_PROBLEMS} more lines like these")
     kept = {key: value for key, value in values.items() if key not in conflicts}
     return Table(kept, frozenset(conflicts), tuple(problems))
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number from 1 and stripped fields of each line that is not blank."""
+    """Yield the line number, from 1, and the stripped fields of each line that is not blank."""
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     # A decimal comma in one line does not make a table comma-separated: half the lines must agree.
     separator = next((s for s in "\t,;" if sum(s in x for _, x in lines) * 2 >= len(lines)), None)
@@ -172,17 +219,15 @@ def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header(fields: Sequence[str]) -> tuple[int, int] | None:
-    """The columns of patient and diagnosis when a first line holds names instead of values."""
+    """Return the columns of patient and diagnosis if a first line holds names, not values."""
     names = [_squeeze(field) for field in fields]
-    who = next((i for i, name in enumerate(names) if name in _PATIENT_HEADERS), None)
-    what = next((i for i, name in enumerate(names) if name in _DIAGNOSIS_HEADERS), None)
-    if who is None and what is None:
+    patient = next((i for i, name in enumerate(names) if name in _PATIENT_HEADERS), None)
+    diagnosis = next((i for i, name in enumerate(names) if name in _DIAGNOSIS_HEADERS), None)
+    if patient is None and diagnosis is None:
         return None
-    if who is None:
-        who = 0 if what != 0 else 1
-    if what is None:
-        what = who + 1
-    return who, what
+    if patient is None:
+        patient = 0 if diagnosis != 0 else 1
+    return patient, patient + 1 if diagnosis is None else diagnosis
 
 
 def _squeeze(text: str) -> str:
@@ -190,7 +235,7 @@ def _squeeze(text: str) -> str:
 
 
 def _patient(text: str) -> str:
-    """`101`, also from a spreadsheet's `101.0`."""
+    """Return `101` for a spreadsheet's `101.0`, any other text unchanged."""
     return re.sub(r"\.0+$", "", text)
 
 
@@ -215,9 +260,9 @@ def _sex(text: str) -> str | None:
     return sex
 
 
-def _say(value: object) -> str:
+def _describe(value: object) -> str:
     return f"{value.age} {value.sex}" if isinstance(value, Person) else str(value)
 
 
-def _bad(fields: Sequence[str], reason: str) -> ValueError:
+def _error(fields: Sequence[str], reason: str) -> ValueError:
     return ValueError(f"'{shorten(' '.join(fields))}' {reason}")

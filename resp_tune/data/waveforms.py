@@ -1,4 +1,4 @@
-"""A recording as a mono waveform at the rate that a front end asks for."""
+"""Load a recording as a mono waveform at the sample rate of a front end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torchaudio
 
 from resp_tune.data.audio_files import read_audio
 
-_KERNEL_SIZE = 1_000_000  # filters × their stride, in samples; 44.1 kHz → 4 kHz needs 17 640
+_MAX_KERNEL = 1_000_000  # filters × their stride, in samples; 44.1 kHz → 4 kHz needs 17 640
 
 
 def load_waveform(path: str | Path, sample_rate: int) -> torch.Tensor:
-    """The first channel at `sample_rate` Hz, float32 `[samples]`; raises `AudioError`.
+    """Return the first channel at `sample_rate` Hz, float32 `[samples]`; may raise `AudioError`.
 
-    Resampled as `torchaudio.transforms.Resample` does by default.
+    Resampled as by `torchaudio.transforms.Resample` with its defaults.
     """
     samples, rate = read_audio(path)
     waveform = torch.from_numpy(samples[0].copy())
@@ -26,13 +26,13 @@ def load_waveform(path: str | Path, sample_rate: int) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=32)
 def resampler(source: int, target: int) -> torch.nn.Module:
-    """The resampler of torchaudio from `source` to `target` Hz, its filters made once.
+    """Return torchaudio's resampler from `source` to `target` Hz, whose filters are computed once.
 
-    Rates with hardly a common divisor (44 101 → 4000) would need gigabytes of filters: the ratio is
-    then the nearest one that does not, off by less than one sample in a million.
+    Rates with a small common divisor (44 101 → 4000) would need gigabytes of filters: they use the
+    nearest ratio that does not, which is off by less than one sample in a million.
     """
     ratio = Fraction(target, source)
-    if ratio.numerator * ratio.denominator > _KERNEL_SIZE:
-        ratio = ratio.limit_denominator(max(1, int((_KERNEL_SIZE * source / target) ** 0.5)))
+    if ratio.numerator * ratio.denominator > _MAX_KERNEL:
+        ratio = ratio.limit_denominator(max(1, int((_MAX_KERNEL * source / target) ** 0.5)))
     module: torch.nn.Module = torchaudio.transforms.Resample(ratio.denominator, ratio.numerator)
     return module

@@ -9,7 +9,7 @@ import torch
 
 from resp_tune.config import FrontEnd, TrialConfig
 from resp_tune.features.augment import AugmentParams
-from resp_tune.features.frames import Frames
+from resp_tune.features.logmel import Frames
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import full_disk_in_one_line
 from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
-from resp_tune.features.frames import Frames
-from resp_tune.features.logmel import log_mels, silence
+from resp_tune.features.logmel import Frames, log_mels, silence
 
 FORMAT = 1
 ELSEWHERE = ", or set RESP_TUNE_CACHE to a folder on another disk"
