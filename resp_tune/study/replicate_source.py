@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import optuna
 
@@ -18,7 +18,7 @@ from resp_tune.study.replicates import (
     save_replicate,
 )
 from resp_tune.study.study import TrialRecord, ranked
-from resp_tune.study.trial_queue import ProposalSource, TrialSettings
+from resp_tune.study.trial_queue import ProposalSource, Rows, TrialSettings
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class ReplicateSource(ProposalSource):
             return None
         key = missing[0]
         run = dataclasses.replace(self._runs.get(key) or self._new(key), state=None)
-        self._save(run)
+        self.save(run)
         return run
 
     def _new(self, key: TrialKey) -> TrialRecord:
@@ -83,23 +83,17 @@ class ReplicateSource(ProposalSource):
         config = trial.config.replace({"seed": seed})
         return TrialRecord(key, None, None, config, trial.values, [], 0.0, None)
 
-    def save_config(self, run: TrialRecord) -> None:
-        """Store the config of a running replicate, whose micro-batch has changed."""
-        self._save(run)
-
-    def save_epochs(self, run: TrialRecord, rows: Sequence[Mapping[str, float]]) -> None:
-        """Store `rows`, the new ones at the end of `run.epochs`."""
-        self._save(run, rows)
-
-    def save_end(self, run: TrialRecord, reason: str | None) -> None:
-        """Store the final state of a replicate, and log what it means for its trial."""
-        self._save(run)
+    def save(self, run: TrialRecord, rows: Rows = (), reason: str | None = None) -> None:
+        """Store a replicate, and log what its end means for its trial."""
+        save_replicate(self.study, run, rows)
+        self._runs[run.key] = run
         if run.state == "failed":
             log.info(
                 f"replicate {run.key.label} failed ({reason}): trial {run.number} cannot win; "
                 "rerun the same command to try it again"
             )
-        self._report_dropped()
+        if run.state is not None:
+            self._report_dropped()
 
     def end_abandoned(self, running: Collection[TrialKey]) -> list[TrialRecord]:
         """End replicates that an earlier driver left running, of trials that cannot win now."""
@@ -109,22 +103,18 @@ class ReplicateSource(ProposalSource):
             if run.state is None and key not in running
         ]
         for run in abandoned:
-            self._save(run)
+            self.save(run)
         return abandoned
 
     def _report_dropped(self) -> None:
-        best, *others = self.candidates()
-        able = eligible([best, *others])
-        for c in others:
+        ordered = self.candidates()
+        best, able = ordered[:1], eligible(ordered)
+        for c in ordered[1:]:
             unfinished = len(c.runs) < self.count and c.trial.number not in self._reported_dropped
             if unfinished and c not in able and c.failure is None:
                 self._reported_dropped.add(c.trial.number)
                 log.info(
                     f"trial {c.trial.number} gets no more replicates: {self.settings.metric} "
                     f"{c.mean:.3f} ± {c.sd:.3f} over {len(c.runs)}, beside "
-                    f"{best.mean:.3f} ± {best.sd:.3f} of trial {best.trial.number}"
+                    f"{best[0].mean:.3f} ± {best[0].sd:.3f} of trial {best[0].trial.number}"
                 )
-
-    def _save(self, run: TrialRecord, rows: Sequence[Mapping[str, float]] = ()) -> None:
-        save_replicate(self.study, run, rows)
-        self._runs[run.key] = run

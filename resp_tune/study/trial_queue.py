@@ -24,6 +24,8 @@ from resp_tune.training.metrics import METRICS
 
 MAX_INITIAL_FAILURES = 3
 
+Rows = Sequence[Mapping[str, float]]  # one an epoch
+
 
 class Listener(Protocol):
     """A follower of a search, such as the tracker or the table on the terminal."""
@@ -31,7 +33,7 @@ class Listener(Protocol):
     def started(self, trial: TrialRecord, seed: int) -> None:
         """Take note of a run that was handed out, for the first time or again."""
 
-    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+    def advanced(self, trial: TrialRecord, epochs: Rows) -> None:
         """Take note of new epochs of a run."""
 
     def ended(self, trial: TrialRecord) -> None:
@@ -63,19 +65,14 @@ class ProposalSource(ABC):
         """Return why a running run must stop at its next report, or None."""
 
     @abstractmethod
-    def save_config(self, run: TrialRecord) -> None:
-        """Store the config of a running run, whose micro-batch has changed."""
+    def save(self, run: TrialRecord, rows: Rows = (), reason: str | None = None) -> None:
+        """Store a run whose config, epochs or state have changed.
 
-    @abstractmethod
-    def save_epochs(self, run: TrialRecord, rows: Sequence[Mapping[str, float]]) -> None:
-        """Store `rows`, the new ones at the end of `run.epochs`."""
-
-    @abstractmethod
-    def save_end(self, run: TrialRecord, reason: str | None) -> None:
-        """Store the final state of `run`. `reason`: its error, or what stopped it."""
+        `rows`: the new ones at the end of its epochs. `reason`: its error, or what stopped it.
+        """
 
     def end_abandoned(self, running: Collection[TrialKey]) -> list[TrialRecord]:
-        """End runs that an earlier driver left running and nobody resumes; return their records."""
+        """End interrupted runs that will not be resumed, and return their records."""
         return []
 
 
@@ -132,19 +129,18 @@ class TrialQueue:
         """
         fault_point("trial-advances", str(key.folder))
         run = self._running[key]
+        rows = [row for row in rows if row["epoch"] > len(run.epochs)]
         if micro_batch not in (None, run.config.micro_batch):
             config = run.config.replace({"micro_batch": micro_batch})
-            run = self._update(run, config=config)
-            self.source.save_config(run)
-            self._running[key] = run
-        rows = [row for row in rows if row["epoch"] > len(run.epochs)]
-        if not rows:
+            run = dataclasses.replace(run, config=config)
+        elif not rows:
             return
         run = self._update(run, epochs=[*run.epochs, *rows])
-        self.source.save_epochs(run, rows)
+        self.source.save(run, rows)
         self._running[key] = run
-        for listener in self.listeners:
-            listener.advanced(run, rows)
+        if rows:
+            for listener in self.listeners:
+                listener.advanced(run, rows)
 
     def end(self, key: TrialKey, state: State, reason: str | None = None) -> None:
         """Record the end of a running run. `reason`: its error, or what stopped it."""
@@ -153,7 +149,7 @@ class TrialQueue:
         score = run.epochs[-1][f"val_{metric}"] if state == "finished" else None
         error = reason if state == "failed" else None
         run = self._update(run, state=state, score=score, error=error)
-        self.source.save_end(run, reason)
+        self.source.save(run, reason=reason)
         del self._running[key], self._started_at[key]
         self._report_end(run)
         fault_point("trial-ended", str(key.folder))
@@ -194,19 +190,14 @@ class SamplerSource(ProposalSource):
         if not trials:
             study.enqueue_trial(space.baseline_params())
 
-    def out_of_time(self) -> bool:
-        """Return whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() > self.deadline
-
-    def stop_reason(self, key: TrialKey) -> str | None:
-        """Return why a running trial must stop at its next report, or None."""
-        return "time budget" if self.out_of_time() else None
+    def stop_reason(self, key: TrialKey | None = None) -> str | None:
+        """Return "time budget" once the deadline has passed."""
+        over = self.deadline is not None and time.monotonic() > self.deadline
+        return "time budget" if over else None
 
     def propose(self, running: Collection[TrialKey]) -> TrialRecord | None:
         """Return the next trial, stored as running, or None once the budget is spent."""
-        if not self._interrupted and (
-            self._only_failures() or self.out_of_time() or self._budget_is_spent()
-        ):
+        if not self._interrupted and self._is_over():
             return None
         with one_commit(self.study):
             if self._interrupted:
@@ -232,42 +223,39 @@ class SamplerSource(ProposalSource):
         # on, and a micro-batch that it had to halve.
         return self.space.base.replace(values | stored_trial(trial).user_attrs.get("config", {}))
 
-    def _budget_is_spent(self) -> bool:
-        return self.budget is not None and self._handed_out >= self.budget
+    def _is_over(self) -> bool:
+        """Return whether the budget or the time is spent, or all trials fail, as the next would."""
+        spent = self.budget is not None and self._handed_out >= self.budget
+        failing = set(self._ends) == {"failed"} and len(self._ends) >= MAX_INITIAL_FAILURES
+        return spent or failing or self.stop_reason() is not None
 
-    def _only_failures(self) -> bool:
-        """Return whether all trials have failed, so that the next one would fail as well."""
-        return set(self._ends) == {"failed"} and len(self._ends) >= MAX_INITIAL_FAILURES
-
-    def save_config(self, run: TrialRecord) -> None:
-        """Store the config of a running trial, whose micro-batch has changed."""
-        self._trials[run.key].set_user_attr("config", run.config.as_dict())
-
-    def save_epochs(self, run: TrialRecord, rows: Sequence[Mapping[str, float]]) -> None:
-        """Store the new epochs, and their scores as Optuna's intermediate values."""
-        trial = self._trials[run.key]
+    def save(self, run: TrialRecord, rows: Rows = (), reason: str | None = None) -> None:
+        """Store a trial whose config, epochs or state have changed; tell the sampler its scores."""
+        trial, config = self._trials[run.key], run.config.as_dict()
         with one_commit(self.study):
+            if stored_trial(trial).user_attrs["config"] != config:
+                trial.set_user_attr("config", config)
             for row in rows:
                 score = row.get(f"val_{self.settings.metric}")
                 if score is not None:
                     trial.report(score, int(row["epoch"]))
-            trial.set_user_attr(epochs_key(rows), rows)
-
-    def save_end(self, run: TrialRecord, reason: str | None) -> None:
-        """Store the end of a trial, and tell the sampler its score."""
-        trial = self._trials[run.key]
-        with one_commit(self.study):
-            trial.set_user_attr("seconds", run.seconds)
-            if reason is not None:
-                trial.set_user_attr("error" if run.state == "failed" else "stopped", reason)
-            if run.state == "diverged":
-                trial.set_user_attr("diverged", True)
-                self.study.tell(trial, METRICS[self.settings.metric].worst)
-            elif run.state == "finished":
-                self.study.tell(trial, run.score)
-            else:
-                end = TrialState.PRUNED if run.state == "pruned" else TrialState.FAIL
-                self.study.tell(trial, state=end)
+            if rows:
+                trial.set_user_attr(epochs_key(rows), rows)
+            if run.state is not None:
+                self._end(trial, run, reason)
         if run.state is not None:
             self._ends.append(run.state)
-        del self._trials[run.key]
+            del self._trials[run.key]
+
+    def _end(self, trial: optuna.trial.Trial, run: TrialRecord, reason: str | None) -> None:
+        trial.set_user_attr("seconds", run.seconds)
+        if reason is not None:
+            trial.set_user_attr("error" if run.state == "failed" else "stopped", reason)
+        if run.state == "diverged":
+            trial.set_user_attr("diverged", True)
+            self.study.tell(trial, METRICS[self.settings.metric].worst)
+        elif run.state == "finished":
+            self.study.tell(trial, run.score)
+        else:
+            end = TrialState.PRUNED if run.state == "pruned" else TrialState.FAIL
+            self.study.tell(trial, state=end)
