@@ -17,7 +17,7 @@ from support.audits import few_trees, make_sets, trained
 
 from resp_tune import evaluate
 from resp_tune.audit.model import audit_model, rebuild_datamodule
-from resp_tune.audit.rows import model_rows
+from resp_tune.audit.sections import model_rows
 from resp_tune.cli import run
 from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import make_split

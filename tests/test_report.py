@@ -30,7 +30,7 @@ def test_page_says_what_the_files_say(folder: Path) -> None:
         "4 finished, 1 pruned, 1 failed",
         "The whole 95 % interval is above the best baseline without audio (0.310)",
         "Device only 0.250",
-        "Device, location, age, sex only 0.310",
+        "Device, location, age, sex 0.310",
         "0 patients and 0 sessions occur in more than one split",
         "The test split was evaluated once, after the search",
         "python -m resp_tune.search --name plain",

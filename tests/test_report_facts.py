@@ -225,7 +225,7 @@ def test_forest_tells_apart_without_colour(judged: Results) -> None:
     summary = against(dict(judged.summary), device=[0.02, 0.28], all=[-0.05, 0.13])
     table = baseline_comparison.forest_plot(summary)
     lines = drawn(table)
-    device, everything = lines["Device only"], lines["Device, location, age, sex only"]
+    device, everything = lines["Device only"], lines["Device, location, age, sex"]
     assert kinds(device) == [("diamond", pytest.approx(0.15))]
     assert device.cells == ("+0.150 [+0.020, +0.280]", "winner better")
     assert kinds(everything) == [("ring", pytest.approx(0.04))]
@@ -240,10 +240,11 @@ def test_forest_tells_apart_without_colour(judged: Results) -> None:
     assert 0 < table.position(0) < 1
 
 
-def test_bars_show_the_baselines_of_the_same_clips(judged: Results) -> None:
-    bars = {bar.label: bar.value for bar in baseline_comparison.comparison_bars(judged.summary)}
-    assert bars["Device only"] == 0.30  # 0.25 over all data
-    assert bars["Device, location, age, sex only"] == 0.41
+def test_baselines_are_of_the_same_clips(judged: Results) -> None:
+    lines = drawn(baseline_comparison.comparison_table(judged.summary))
+    assert lines["Winner, test split"].cells == ("0.450 [0.330, 0.570]",)
+    assert kinds(lines["Device only"]) == [("dot", 0.30)]  # 0.25 over all data
+    assert kinds(lines["Device, location, age, sex"]) == [("dot", 0.41)]
 
 
 def test_candidates(judged: Results) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
-from resp_tune.reporting.format import MINUS, figure, metric_name, signed
+from resp_tune.reporting.format import MINUS, figure, metric_name, ranged, signed
 from resp_tune.reporting.results import interval_ends, mapping, number
 
-BASELINES = {"device": "Device only", "all": "Device, location, age, sex only"}
+BASELINES = {"device": "Device only", "all": "Device, location, age, sex"}
 METADATA = {"device": "the device alone", "all": "the metadata (device, location, age, sex)"}
 # Words and shapes as well as colours: one man in twelve cannot tell red from green.
 OUTCOMES = {
@@ -18,17 +18,6 @@ OUTCOMES = {
     "worse": ("winner worse", "diamond"),
     "open": ("inconclusive", "ring"),
 }
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A value in 0…1 with its 95 % interval, if it has one."""
-
-    label: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,24 +50,26 @@ def comparison_metric(summary: Mapping[str, Any]) -> str:
     return metric if metric in known or not known else "macro_f1"
 
 
-def comparison_bars(summary: Mapping[str, Any]) -> list[Bar]:
+def comparison_table(summary: Mapping[str, Any]) -> DotTable | None:
     """Return the comparison metric of the winner, on test and validation, and of each baseline."""
     metric = comparison_metric(summary)
     winner = mapping(summary.get("winner"))
     test = mapping(winner.get("test"))
-    interval = interval_ends(mapping(test.get("intervals")).get(metric))
-    none = (None, None)
-    bars = [
-        ("Winner, test split", number(test.get(metric)), interval, True),
-        (
-            "Winner, validation split",
-            number(mapping(winner.get("validation")).get(metric)),
-            none,
-            True,
-        ),
-        *((label, baseline(summary, key, metric), none, False) for key, label in BASELINES.items()),
-    ]
-    return [Bar(name, v, *ends, ours) for name, v, ends, ours in bars if v is not None]
+    low, high = interval_ends(mapping(test.get("intervals")).get(metric))
+    values = {
+        "Winner, test split": number(test.get(metric)),
+        "Winner, validation split": number(mapping(winner.get("validation")).get(metric)),
+        **{label: baseline(summary, key, metric) for key, label in BASELINES.items()},
+    }
+    lines = []
+    for label, value in values.items():
+        if value is not None:
+            ours, tested = label.startswith("Winner"), label == "Winner, test split"
+            span = (low, high) if tested and low is not None and high is not None else None
+            mark = Mark(value, "diamond" if ours else "dot")
+            cell = ranged(value, *(span or (None, None)))
+            lines.append(Line(label, (mark,), (cell,), span=span, tone="ours" if ours else ""))
+    return dot_table(("", metric_name(metric), "with 95 % interval"), lines, limits=(0.0, 1.0))
 
 
 def baseline(summary: Mapping[str, Any], key: str, metric: str) -> float | None:

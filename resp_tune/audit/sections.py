@@ -1,0 +1,308 @@
+"""Write an audit as titled tables, the same for the terminal and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resp_tune.audit.counts import in_order
+from resp_tune.common.choices import CYCLE_METRICS, METRIC_MODES
+from resp_tune.common.text import amount
+from resp_tune.reporting.format import NONE, figure, metric_name, ranged, signed
+from resp_tune.training.metrics import CYCLE_CLASSES
+
+CONTROLLED = "Children on the Meditron"
+TABLES = {
+    "diagnosis_by_device": "Diagnosis × device: recordings (patients)",
+    "diagnosis_by_age": "Diagnosis × age in years: recordings (patients)",
+    "device_by_age": "Device × age in years: recordings (patients)",
+}
+Rows = list[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled table or list. `about` explains it on the page; `lines` follow it everywhere.
+
+    `words` is the number of text columns at the right end of the table; `shades` are the cells'
+    colours, in 0…1.
+    """
+
+    title: str
+    headers: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    about: str = ""
+    lines: Sequence[str] = ()
+    words: int = 0
+    shades: Sequence[Sequence[float]] = ()
+
+
+def audit_sections(found: Mapping[str, Any]) -> list[Section]:
+    """Return the sections of an audit, without its counts and warnings."""
+    model = _model_sections(found["model"]) if "model" in found else []
+    tables = [_cross_table(title, found["tables"][name]) for name, title in TABLES.items()]
+    return [
+        *model,
+        _baselines(found),
+        _patient_lookup(found["patient_lookup"]),
+        _leaks(found["leaks"]),
+        *tables,
+        _cycles(found["counts"]),
+        Section("Defects", lines=found["defects"] or ["none found"]),
+        _shortcuts(found["shortcuts"]),
+    ]
+
+
+def compare_sections(found: Mapping[str, Any]) -> list[Section]:
+    """Return a section for each split on which two models are compared."""
+    sections = []
+    for split, compared in found["sides"].items():
+        size = amount(compared["clips"], "clip", compared["patients"])
+        note = (
+            "runs are selected on this split, so the metrics of a selected one are too high here. "
+            "All clips are pooled, a winner's after averaging over its seeds; a search's own "
+            "scores are means over its folds and seeds, so they differ where it has several"
+        )
+        rows = [
+            (
+                metric_name(name) + " (less is better)" * (METRIC_MODES.get(name) == "min"),
+                *_paired(metric, "a", "b"),
+            )
+            for name, metric in compared["metrics"].items()
+        ]
+        sections.append(
+            Section(
+                f"{split}: {size}, {', '.join(compared['classes'])}",
+                ("", "A", "B", "A - B", "95 % interval", "0 inside"),
+                rows,
+                lines=[note] if split == "validation" else [],
+            )
+        )
+    return sections
+
+
+def _model_sections(model: Mapping[str, Any]) -> list[Section]:
+    search = f"{model['search']}, trial {model['trial']}, " if model["search"] else ""
+    title = f"Model: {search}{model['task']}, {model['protocol']}, split seed {model['split_seed']}"
+    test = model["test"]
+    if test is None:
+        return [Section(title, lines=[model["reason"], *model["notes"]])]
+    cycles = [f"{metric_name(n)} {_ranged(test['by_clip'], n)}" for n in CYCLE_METRICS
+              if n in test["by_clip"]]  # fmt: skip
+    children = test["controlled"]
+    controlled = children and (
+        f"{CONTROLLED}, healthy or sick: balanced accuracy {_ranged(children, 'balanced_accuracy')}"
+        f", AUROC {_ranged(children, 'auroc')} "
+        f"({amount(children['clips'], 'clip', children['patients'])})"
+    )
+    names = {"device": "device", "all": "metadata"}
+    return [
+        Section(
+            title,
+            ("", "clips", "patients", "macro-F1", "balanced accuracy", "accuracy", "majority"),
+            model_rows(model),
+            "On the test split. In brackets the 95 % interval over resamples of the patients "
+            "(bootstrap). By patient: the mean probability over the patient's recordings. Within "
+            "one device the stethoscope gives nothing away. The last three rows use no sound; they "
+            "were fitted on the other splits.",
+            [line for line in (", ".join(cycles), controlled, *model["notes"]) if line],
+        ),
+        Section(
+            "The model against baselines without audio",
+            ("", "model", "no audio", "difference", "95 % interval", "0 inside"),
+            [
+                (f"{names[columns]}: {metric_name(name)}", *_paired(metric, "winner", "baseline"))
+                for columns, metrics in test["against"].items()
+                for name, metric in metrics.items()
+            ],
+            "Both on the same resamples of the patients: where 0 is inside, other patients might "
+            "reverse the difference.",
+        ),
+        Section(
+            "Each class",
+            ("class", "recall", "precision", "clips", "patients' recall", "patients"),
+            [
+                (
+                    name,
+                    figure(row["recall"]),
+                    figure(row["precision"]),
+                    str(row["support"]),
+                    figure(row.get("patient_recall")),
+                    str(row["patients"]),
+                )
+                for name, row in test["per_class"].items()
+            ],
+        ),
+    ]
+
+
+def model_rows(model: Mapping[str, Any]) -> Rows:
+    """Return the test split by clip, patient and device; then baselines without audio."""
+    test = model["test"]
+    unit = "cycle" if model["task"] == "cycles" else "recording"
+    rows = [_metrics_row(f"by {unit}", test["by_clip"])]
+    if test["by_patient"]:
+        rows.append(_metrics_row("by patient", test["by_patient"]))
+    for device, found in test["by_device"].items():
+        classes = _classes(found["classes"], model["classes"])
+        rows.append(_metrics_row(f"within {device}, {classes}", found))
+    for key, name in (("device", "device, no audio"), ("all", "metadata, no audio")):
+        scores = test["baselines"][key]
+        f1, balanced = figure(scores["macro_f1"]), figure(scores["balanced_accuracy"])
+        rows.append((name, "", "", f1, balanced, "", ""))
+    majority = figure(test["baselines"]["majority_accuracy"])
+    rows.append(("majority class of the training split", *[""] * 4, majority, ""))
+    return rows
+
+
+def _baselines(found: Mapping[str, Any]) -> Section:
+    scored = {**found["baselines"], CONTROLLED: found["controlled"]["baselines"] or {}}
+    rows = []
+    for task, scores in scored.items():
+        values = [scores.get("chance"), scores.get("majority_accuracy")]
+        for columns in ("device", "all"):
+            of_columns = scores.get(columns) or {}
+            values += [of_columns.get(metric) for metric in ("balanced_accuracy", "macro_f1")]
+        rows.append((task, *map(figure, values)))
+    lines = [f"{task}: {scores['reason']}" for task, scores in scored.items() if "reason" in scores]
+    healthy, sick = found["controlled"]["healthy"], found["controlled"]["sick"]
+    if healthy:
+        sizes = [amount(g["recordings"], "recording", g["patients"]) for g in (healthy, sick)]
+        lines.append(
+            f"{CONTROLLED}: healthy {sizes[0]}, sick {sizes[1]}; the same device and nearly the "
+            "same age in both groups"
+        )
+    return Section(
+        "Without any audio, by patient (metadata: device, location, age, sex)",
+        ("task", "chance", "majority", "device BA", "device F1", "metadata BA", "metadata F1"),
+        rows,
+        "Random forests on the recordings' metadata, cross-validated by patient in 5 folds. BA is "
+        "balanced accuracy, F1 is macro-F1. An audio model below these rows has learnt less than "
+        "which stethoscope was used.",
+        lines,
+    )
+
+
+def _patient_lookup(lookup: Mapping[str, Any]) -> Section:
+    title = "Looking up the patient, without audio (random split by recording)"
+    if "reason" in lookup:
+        return Section(title, lines=[f"not possible for this set: {lookup['reason']}"])
+    names = ("accuracy", "macro_f1", "balanced_accuracy")
+    values = ", ".join(f"{metric_name(name)} {lookup[name]:.3f}" for name in names)
+    return Section(title, lines=[f"{values}, task {lookup['task']}: what such a split rewards"])
+
+
+def _leaks(leaks: Mapping[str, Mapping[str, Any]]) -> Section:
+    rows: Rows = []
+    for name, found in _protocols(leaks):
+        if found["patients"] is None:
+            rows.append((name, *[NONE] * 4, "see below"))
+            continue
+        leaked = f"{100 * found['recording_share']:.1f} %"
+        sizes = " + ".join(str(n) for n in found.get("recordings", {}).values())
+        classes = f"{found['task']}, {len(found['classes'])}" if sizes else ""
+        rows.append((name, str(found["patients"]), str(found["sessions"]), leaked, classes, sizes))
+    return Section(
+        "Leaks: in more than one split; held-out recordings whose patient is in training",
+        ("protocol", "patients", "sessions", "leaked", "task, classes", "recordings"),
+        rows,
+        "Recordings: training + validation + test.",
+        [f"{name}: {one['reason']}" for name, one in _protocols(leaks) if "reason" in one],
+        words=2,
+    )
+
+
+def _protocols(leaks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for protocol, found in leaks.items():
+        held_out = found.get("held_out", {})
+        if not held_out:
+            yield protocol, found
+        for device, one in held_out.items():
+            yield f"{protocol}: {device}", one
+        if dropped := found.get("without_shared_patients"):
+            yield f"{protocol}, shared dropped", dropped
+
+
+def _cross_table(title: str, table: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Section:
+    columns = in_order(column for cells in table.values() for column in cells)
+    most = max(cell["patients"] for cells in table.values() for cell in cells.values())
+    rows, shades = [], []
+    for name, cells in table.items():
+        chosen = [cells.get(column) for column in columns]
+        sizes = [f"{c['recordings']} ({c['patients']})" if c else NONE for c in chosen]
+        rows.append((name, *sizes))
+        shades.append([0.0, *(round(c["patients"] / most, 3) if c else 0.0 for c in chosen)])
+    return Section(title, ("", *columns), rows, shades=shades)
+
+
+def _cycles(counts: Mapping[str, Any]) -> Section:
+    parts = {"all": counts, **{f"official {s}": part for s, part in counts["official"].items()}}
+    keys = ("cycles", "recordings", "patients")
+    return Section(
+        "Breathing cycles",
+        ("", *CYCLE_CLASSES, "all", *keys[1:]),
+        [
+            (name, *(str(n) for n in (*part["cycles_by_class"].values(), *(part[k] for k in keys))))
+            for name, part in parts.items()
+        ],
+    )
+
+
+def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any] | None]) -> Section:
+    rows = [
+        (
+            s["measure"],
+            *(figure(s[key]) for key in ("value", "by_chance", "limit")),
+            f"{s['p_value']:.4f}",
+            str(s["patients"]),
+            "yes" if s["found"] else "no",
+        )
+        for s in shortcuts.values()
+        if s
+    ]
+    return Section(
+        "Shortcuts",
+        ("measure", "here", "permuted: mean", "permuted: limit", "p", "patients", "warned"),
+        rows,
+        "The diagnoses are permuted among the patients ten thousand times. A shortcut is warned of "
+        "if next to none of the permutations reaches the value of the data, and the difference is "
+        "large.",
+        [] if rows else ["none can be tested with so few patients"],
+        words=1,
+    )
+
+
+def _paired(found: Mapping[str, Any], one: str, other: str) -> Sequence[str]:
+    interval, inside = NONE, NONE
+    if found["interval"] is not None:
+        low, high = found["interval"]
+        interval, inside = f"[{signed(low)}, {signed(high)}]", "yes" if low <= 0 <= high else "no"
+    values = (figure(found[one]), figure(found[other]), signed(found["difference"]))
+    return (*values, interval, inside)
+
+
+def _ranged(metrics: Mapping[str, Any], name: str) -> str:
+    return ranged(metrics[name], *metrics["intervals"].get(name, (None, None)))
+
+
+def _metrics_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        name,
+        str(found["clips"]),
+        str(found["patients"]),
+        _ranged(found, "macro_f1"),
+        _ranged(found, "balanced_accuracy"),
+        figure(found["accuracy"]),
+        figure(found["majority_accuracy"]),
+    )
+
+
+def _classes(there: Sequence[str], of: Sequence[str]) -> str:
+    """Return `6 classes`, or the names of those that are, or are not, in the averages."""
+    absent = [name for name in of if name not in there]
+    if not absent:
+        return f"{len(there)} classes"
+    if len(absent) < len(there):
+        return f"without {', '.join(absent)}"
+    return f"{', '.join(there)} only"
