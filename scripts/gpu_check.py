@@ -29,7 +29,7 @@ from benchmarks.limit import Limit, wait
 
 from resp_tune.config import TrialConfig, preset
 from resp_tune.execution.trials_per_gpu import Workload, measure_all
-from resp_tune.features.augment import draw_plain
+from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.training.compute_device import detect_compute_device, resolve_precision
@@ -67,7 +67,7 @@ def compare(config: TrialConfig, data: TrainingData, device: torch.device) -> tu
     the gradients as a share of their length.
     """
     config = config.replace({"precision": "float32"})
-    draws = draw_plain(data.train.clips.count, config)[:16]
+    draws = eval_params(data.train.clips.count, config)[:16]
     logits, gradients = [], []
     for place in (torch.device("cpu"), device):
         run = Training(config, [data], place).folds[0]

@@ -14,10 +14,9 @@ from scipy import stats
 from support.toy import toy_config, toy_frames
 
 from resp_tune.config import TrialConfig, preset
-from resp_tune.features.augment import AugmentParams, draw_augmented, draw_plain
+from resp_tune.features.augment import AugmentParams, augment_params, eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
-from resp_tune.features.frames import Frames, join_frames
-from resp_tune.features.logmel import SILENCE_DB, log_mels
+from resp_tune.features.logmel import SILENCE_DB, Frames, join_frames, log_mels
 
 # Shorter, equal and longer than the toy clips of 16 frames; one is a part of its recording.
 LENGTHS = (1, 5, 16, 17, 40, 70)
@@ -70,11 +69,11 @@ def test_a_batch_is_a_plain_loop(pad: str, crop: str, normalise: str) -> None:
     config = toy_config(
         pad=pad, crop=crop, normalise=normalise, top_db=50.0, max_mask_pct=0.5, n_freq_masks=2
     )
-    clips = random_clips(config).prepared(config)
+    clips = random_clips(config).with_level(config)
     items = torch.arange(200) % len(clips.count)
     for draws in (
-        draw_augmented(items, clips.count, config, generator()),
-        draw_plain(clips.count, config),
+        augment_params(items, clips.count, config, generator()),
+        eval_params(clips.count, config),
     ):
         batch = make_batch(clips, draws, config)
         assert batch.shape == (len(draws), 1, 16, 16)
@@ -89,8 +88,8 @@ def test_a_batch_is_a_plain_loop(pad: str, crop: str, normalise: str) -> None:
 @pytest.mark.parametrize("normalise", ["none", "clip", "recording"])
 def test_a_batch_for_bfloat16_is_the_same_one_rounded(normalise: str) -> None:
     config = toy_config(normalise=normalise)
-    clips = random_clips(config).prepared(config)
-    draws = draw_augmented(torch.arange(600) % 7, clips.count, config, generator())
+    clips = random_clips(config).with_level(config)
+    draws = augment_params(torch.arange(600) % 7, clips.count, config, generator())
     low = make_batch(clips, draws, config.replace({"precision": "bfloat16"}))
     assert torch.equal(low, make_batch(clips, draws, config).bfloat16())
 
@@ -98,8 +97,8 @@ def test_a_batch_for_bfloat16_is_the_same_one_rounded(normalise: str) -> None:
 @pytest.mark.parametrize("first", [{"normalise": "band"}, {"mixup": 0.2}])
 def test_what_comes_before_the_network_is_computed_in_float32(first: dict[str, Any]) -> None:
     config = toy_config(**first).replace({"precision": "bfloat16"})
-    clips = random_clips(config).prepared(config)
-    batch = make_batch(clips, draw_plain(clips.count, config), config)
+    clips = random_clips(config).with_level(config)
+    batch = make_batch(clips, eval_params(clips.count, config), config)
     assert batch.dtype == torch.float32
 
 
@@ -107,16 +106,16 @@ def test_a_recordings_level_must_be_known() -> None:
     config = toy_config(normalise="recording")
     clips = random_clips(config)
     with pytest.raises(ValueError, match="prepared"):
-        make_batch(clips, draw_plain(clips.count, config), config)
-    assert random_clips(toy_config()).prepared(toy_config()).level is None
+        make_batch(clips, eval_params(clips.count, config), config)
+    assert random_clips(toy_config()).with_level(toy_config()).level is None
 
 
 @pytest.mark.parametrize("normalise", ["none", "clip", "recording"])
 def test_the_frames_are_not_changed(normalise: str) -> None:
     config = toy_config(normalise=normalise)
-    clips = random_clips(config).prepared(config)
+    clips = random_clips(config).with_level(config)
     before = clips.frames.values.clone()
-    make_batch(clips, draw_augmented(torch.arange(7), clips.count, config, generator()), config)
+    make_batch(clips, augment_params(torch.arange(7), clips.count, config, generator()), config)
     assert torch.equal(clips.frames.values, before)
 
 
@@ -124,14 +123,14 @@ def test_a_constant_clip_is_finite() -> None:
     config = toy_config()
     frames = join_frames([torch.full((30, 16), SILENCE_DB)], ["silent"])
     clips = ClipIndex(frames, frames.first, frames.count)
-    assert (make_batch(clips, draw_plain(clips.count, config), config) == 0).all()
+    assert (make_batch(clips, eval_params(clips.count, config), config) == 0).all()
 
 
 def test_draws_follow_the_seed() -> None:
     config = toy_config()
     count = torch.tensor(LENGTHS)
     one, same, other = (
-        draw_augmented(torch.arange(6), count, config, generator(s)) for s in (3, 3, 4)
+        augment_params(torch.arange(6), count, config, generator(s)) for s in (3, 3, 4)
     )
     assert all(torch.equal(vars(one)[name], vars(same)[name]) for name in vars(one))
     assert not torch.equal(one.shift, other.shift)
@@ -148,13 +147,13 @@ def test_crops_pads_and_shifts_are_uniform() -> None:
     config = toy_config(time_shift=0.5)
     count = torch.tensor([9, 16, 21])
     clip = torch.arange(30_000) % 3
-    draws = draw_augmented(clip, count, config, generator())
+    draws = augment_params(clip, count, config, generator())
     assert is_uniform(draws.pad[clip == 0], 0, 7)
     assert (draws.pad[clip != 0] == 0).all()
     assert is_uniform(draws.crop[clip == 2], 0, 5)
     assert (draws.crop[clip != 2] == 0).all()
     assert is_uniform(draws.shift, 0, 7)  # int(U(0, 1) · 0.5 · 16)
-    start = draw_augmented(clip, count, toy_config(crop="start"), generator())
+    start = augment_params(clip, count, toy_config(crop="start"), generator())
     assert (start.crop == 0).all()
 
 
@@ -168,7 +167,7 @@ def test_masks_follow_torchaudios(axis: str, size: int, fraction: float) -> None
     config = preset("notebook").replace({"max_mask_pct": fraction, "n_time_masks": 1})
     config = config.replace({"n_mels": size} if axis == "freq" else {})
     clip, frames = torch.zeros(many, dtype=torch.int64), torch.tensor([1719])
-    drawn = draw_augmented(clip, frames, config, generator())
+    drawn = augment_params(clip, frames, config, generator())
     width = getattr(drawn, f"{axis}_width").flatten()
     start = getattr(drawn, f"{axis}_start").flatten()
     torch.manual_seed(1)
@@ -193,7 +192,7 @@ def test_masks_follow_torchaudios(axis: str, size: int, fraction: float) -> None
 
 def test_numbers_of_masks() -> None:
     config = toy_config(n_freq_masks=3, n_time_masks=0)
-    draws = draw_augmented(torch.arange(6), torch.tensor(LENGTHS), config, generator())
+    draws = augment_params(torch.arange(6), torch.tensor(LENGTHS), config, generator())
     assert draws.freq_width.shape == draws.freq_start.shape == (6, 3)
     assert draws.time_width.shape == draws.time_start.shape == (6, 0)
 
@@ -201,7 +200,7 @@ def test_numbers_of_masks() -> None:
 @pytest.mark.parametrize("crop", ["start", "random"])
 def test_evaluation_sees_every_frame_and_nothing_random(crop: str) -> None:
     config = toy_config(crop=crop)
-    draws = draw_plain(torch.tensor(LENGTHS), config)
+    draws = eval_params(torch.tensor(LENGTHS), config)
     assert (draws.shift == 0).all()
     assert draws.freq_width.numel() == draws.time_width.numel() == 0
     for n, length in enumerate(LENGTHS):
@@ -237,7 +236,7 @@ def test_the_notebooks_batch(seconds: float) -> None:
     waveform = torch.hann_window(samples) * torch.randn(samples, generator=generator(2))
     frames = join_frames(log_mels(waveform, [config.front_end]), ["noise"])
     clips = ClipIndex(frames, frames.first, frames.count)
-    draws = draw_augmented(torch.zeros(4, dtype=torch.int64), frames.count, config, generator(1))
+    draws = augment_params(torch.zeros(4, dtype=torch.int64), frames.count, config, generator(1))
     batch = make_batch(clips, draws, config)
     assert batch.shape == (4, 1, 1719, 64)
     assert bool((draws.pad > 0).all()) == (seconds < 20)
@@ -264,6 +263,6 @@ def test_a_clip_of_a_frame_or_of_one_recording() -> None:
     config = toy_config(pad="repeat", normalise="none")
     frames: Frames = toy_frames(config, torch.tensor([0]), 0)
     clips = ClipIndex(frames, frames.first, torch.tensor([1]))
-    batch = make_batch(clips, draw_plain(clips.count, config), config)
+    batch = make_batch(clips, eval_params(clips.count, config), config)
     clamped: Any = frames.values[0].float().clamp(min=float(frames.values[0].max()) - config.top_db)
     assert torch.equal(batch[0, 0], clamped.expand(16, 16))

@@ -33,16 +33,16 @@ from resp_tune.config import preset
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features import cache, logmel
-from resp_tune.features.cache import AudioSource, fill, open_store, store_key
+from resp_tune.features.cache import AudioSource, fill, open_cache, cache_key
 from resp_tune.features.logmel import SILENCE_DB
 
 
 @pytest.fixture(autouse=True)
 def _stores_of_this_test() -> Iterator[None]:
-    """`open_store` remembers stores for as long as a process lives."""
+    """`open_cache` remembers stores for as long as a process lives."""
     yield
-    open_store.cache_clear()
-    cache._HELD.clear()
+    open_cache.cache_clear()
+    cache._PINNED.clear()
 
 
 def test_frames_of_several_front_ends_from_one_fill(
@@ -68,7 +68,7 @@ def test_frames_of_several_front_ends_from_one_fill(
     assert len(passes) == len(loads) == 2 * 4  # one pass for both mel sizes, one for the other
     for front_end in front_ends:
         check(filled, front_end)
-        frames = open_store(filled.folders[front_end])
+        frames = open_cache(filled.folders[front_end])
         assert frames.stems == ("r0", "r1", "r2", "r3")
         assert (frames.values[frames.silence] == SILENCE_DB).all()
         for i in range(4):
@@ -102,7 +102,7 @@ def test_real_formats_equal_torchaudio(tmp_path: Path) -> None:
     front_ends = [SMALL, COARSE, notebook, dataclasses.replace(notebook, n_mels=32)]
     filled = fill(tmp_path, sources, front_ends, limit_bytes=PLENTY)
     for front_end in front_ends:
-        frames = open_store(filled.folders[front_end])
+        frames = open_cache(filled.folders[front_end])
         for i, path in enumerate(paths):
             samples, rate = soundfile.read(path, dtype="float32")
             resample = torch.nn.Identity()
@@ -117,9 +117,9 @@ def test_real_formats_equal_torchaudio(tmp_path: Path) -> None:
 
 def test_frames_are_mapped_not_copied(tmp_path: Path) -> None:
     folder = one(tmp_path).folders[SMALL]
-    frames = open_store(folder)
+    frames = open_cache(folder)
     assert str(folder / "frames.f16") in Path("/proc/self/maps").read_text()
-    assert open_store(folder) is frames
+    assert open_cache(folder) is frames
 
 
 def test_the_key_changes_with_all_that_matters() -> None:
@@ -137,9 +137,9 @@ def test_the_key_changes_with_all_that_matters() -> None:
         ),
         (sources, dataclasses.replace(SMALL, compression="pcen")),
     ]
-    keys = [store_key(s, f) for s, f in variants]
+    keys = [cache_key(s, f) for s, f in variants]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == store_key(recordings(), dataclasses.replace(SMALL))
+    assert keys[0] == cache_key(recordings(), dataclasses.replace(SMALL))
     assert all(len(key) == 24 and int(key, 16) for key in keys)
 
 
@@ -193,7 +193,7 @@ def test_damage_is_noticed_and_mended(tmp_path: Path, damage: str) -> None:
     DAMAGE[damage](folder / "frames.f16", folder / "index.json")
     if "index" in damage:
         with pytest.raises(RunError, match="is not readable: run the same command again"):
-            open_store(folder)
+            open_cache(folder)
     mended = one(tmp_path)
     assert mended.computed == (SMALL,)
     check(mended)
@@ -238,11 +238,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 def test_the_least_recently_used_store_goes_first(tmp_path: Path) -> None:
     old, middle, recent = aged(tmp_path, SAME_SIZE[:3])
     fill(tmp_path, recordings(), [SAME_SIZE[0]], limit_bytes=PLENTY)  # used again: now the newest
-    cache._HELD.clear()
+    cache._PINNED.clear()
     fill(tmp_path, recordings(), [SAME_SIZE[3]], limit_bytes=limit_for(3))
     assert [p.exists() for p in (old, middle, recent)] == [True, False, True]
     fill(tmp_path, recordings(), [SAME_SIZE[3]], limit_bytes=limit_for(2))
     assert [p.exists() for p in (old, middle, recent)] == [True, False, False]
-    cache._HELD.clear()
+    cache._PINNED.clear()
     check(fill(tmp_path, recordings(), [SMALL, COARSE], limit_bytes=0))  # what is asked for stays
     assert len(list(tmp_path.glob("*/index.json"))) == 2

@@ -29,7 +29,7 @@ from support.toy_stores import (
 
 from resp_tune.config import FrontEnd
 from resp_tune.features import cache
-from resp_tune.features.cache import fill, open_store
+from resp_tune.features.cache import fill, open_cache
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["resp_tune.features.cache"])
@@ -49,7 +49,7 @@ def fill_and_tell(root: Path, front_ends: Sequence[FrontEnd], tell: Connection) 
 
 
 def hold_open(folder: Path, tell: Connection) -> None:
-    open_store(folder)
+    open_cache(folder)
     tell.send("held")
     tell.recv()
 
@@ -82,7 +82,7 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path) -> None:
         process.kill()
         process.join()
         for folder in root.glob("*/"):
-            assert folder.suffix == ".part" or cache._sound(folder)
+            assert folder.suffix == ".part" or cache._is_valid(folder)
     # What a killed process had begun is removed with the next fill, of whatever.
     for attempt in range(3):
         one(tmp_path / str(attempt), OTHER_STFT)
@@ -128,8 +128,8 @@ def fill_without_room(root: Path, turn: int, tell: Connection) -> None:
     for i in range(8):
         front_end = SAME_SIZE[(i + turn) % len(SAME_SIZE)]
         filled = fill(root, recordings(2), [front_end], limit_bytes=0)
-        assert cache._sound(filled.folders[front_end])
-        cache._HELD.clear()
+        assert cache._is_valid(filled.folders[front_end])
+        cache._PINNED.clear()
     tell.send("done")
 
 

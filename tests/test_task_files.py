@@ -111,9 +111,9 @@ def test_a_diagnosis_is_icbhis_or_the_data_sets(tmp_path: Path) -> None:
         ("name: a\nclasses: {one: [[a]], two: [Asthma]}\n", "diagnosis a list or mapping"),
         (
             "name: a\nclasses: {one: [COPD], two: [copd]}\n",
-            "diagnosis 'COPD' stands in class 'one' and in 'two': name it once",
+            "diagnosis 'COPD' is in class 'one' and in 'two': name it once",
         ),
-        ("name: a\nclasses: {one: ['*'], two: ['*']}\n", "'*' stands in class 'one' and in 'two'"),
+        ("name: a\nclasses: {one: ['*'], two: ['*']}\n", "'*' is in class 'one' and in 'two'"),
         ("name: a\nclasses: {one: [*], two: [COPD]}\n", 'write "*" in quotes'),
         ("name: a\nclasses: {one: [COPD], one: [Asthma]}\n", "'one' is given twice"),
         ("name: a\nname: b\n" + CLASSES, "'name' is given twice"),

@@ -1,1 +1,1 @@
-"""Files become recordings, clips with labels, and sides that share no patient."""
+"""Read recordings from files, cut them into labelled clips, and split them by patient."""

@@ -1,4 +1,4 @@
-"""Who is trained, validated and tested on: the value, what it leaks, and its file."""
+"""A training, validation and test split: the value, its leaks, and its file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resp_tune.errors import UserError
 
 @dataclass(frozen=True)
 class Fold:
-    """Stems of the recordings that are trained on and scored on, each sorted."""
+    """The stems of the training and of the validation split, each sorted."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -28,10 +28,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Leaks:
-    """Patients and sessions that stand on more than one side of a fold (or of fold and test).
+    """Numbers of patients and sessions in more than one split (training, validation, test).
 
-    `recording_share` is the fraction of validation and test recordings whose patient is trained
-    on, the mean over the folds.
+    `recording_share` is the fraction of validation and test recordings whose patient is in
+    training, averaged over the folds.
     """
 
     patients: int
@@ -40,22 +40,22 @@ class Leaks:
 
     @property
     def line(self) -> str | None:
-        """What a person should know of it; None where nothing leaks."""
+        """Return a warning, or None if nothing leaks."""
         if not self.patients:
             return None
         return (
             f"LEAK: {self.recording_share:.1%} of the held-out recordings have their patient in "
-            f"training ({plural(self.patients, 'patient')}, {plural(self.sessions, 'session')} on "
-            "more than one side): these figures do not say how a new patient would be judged"
+            f"training ({plural(self.patients, 'patient')}, {plural(self.sessions, 'session')} in "
+            "more than one split): these scores do not apply to new patients"
         )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who is trained, validated and tested on. `test` is None where the protocol has no test side.
+    """The recordings to train, validate and test on, by stem; `test` is None without a test split.
 
-    `classes` are those that can be scored, in the task's order; recordings (of `cycles`: clips) of
-    other classes stand on no side. `notes` say in one line each what is left out or leaks.
+    `classes` are those that can be scored, in the task's order; recordings (in the task `cycles`:
+    clips) of other classes are in no split. `notes` has a line for each thing left out or leaking.
     """
 
     protocol: str
@@ -68,7 +68,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything but the notes, as canonical JSON: equal for equal sides."""
+        """Return the SHA-256 of everything but the notes, as canonical JSON."""
         return hashlib.sha256(
             json.dumps(_content(self), sort_keys=True, separators=(",", ":")).encode()
         ).hexdigest()
@@ -86,11 +86,15 @@ class Split:
             if clip.label in label_of and clip.recording.stem in wanted
         )
 
+    @property
+    def stems(self) -> set[str]:
+        """Return the stems of all recordings in any split."""
+        return {s for f in self.folds for s in (*f.train, *f.validation)} | set(self.test or ())
+
     def leaks(self, dataset: Dataset) -> Leaks:
-        """What stands on more than one side; `UserError` for sides of another data set."""
+        """Count patients and sessions in more than one split; `UserError` for another data set."""
         known = {r.stem: r for r in dataset.recordings}
-        used = {s for f in self.folds for s in (*f.train, *f.validation)} | set(self.test or ())
-        if missing := sorted(used - set(known)):
+        if missing := sorted(self.stems - set(known)):
             raise UserError(
                 f"{len(missing)} recordings of the split are not in '{dataset.root}', e.g. "
                 f"{missing[0]}: give the data set that the split was made from"
@@ -100,8 +104,8 @@ class Split:
         shares = []
         for fold in self.folds:
             parts = (fold.train, fold.validation, self.test or ())
-            patients |= _on_two({known[s].patient for s in part} for part in parts)
-            sessions |= _on_two({known[s].session for s in part} for part in parts)
+            patients |= _repeated({known[s].patient for s in part} for part in parts)
+            sessions |= _repeated({known[s].session for s in part} for part in parts)
             trained = {known[s].patient for s in fold.train}
             held_out = [*fold.validation, *(self.test or ())]
             shares.append(sum(known[s].patient in trained for s in held_out) / len(held_out))
@@ -109,13 +113,13 @@ class Split:
 
 
 def save_split(split: Split, path: str | Path) -> None:
-    """Write `split` as JSON, in one piece or not at all."""
+    """Write `split` as JSON, atomically."""
     content = {**_content(split), "notes": list(split.notes), "digest": split.digest}
     write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def load_split(path: str | Path) -> Split:
-    """Read what `save_split` wrote; raises `UserError` when it is missing, damaged or changed."""
+    """Read what `save_split` wrote; raise `UserError` if it is missing, damaged or changed."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         split = Split(
@@ -136,7 +140,7 @@ def load_split(path: str | Path) -> Split:
         ) from error
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"'{path}' is damaged: it is not a division into sides; restore it from a copy"
+            f"'{path}' is damaged: it holds no split; restore it from a copy"
         ) from error
     if digest != split.digest:
         raise UserError(
@@ -145,13 +149,14 @@ def load_split(path: str | Path) -> Split:
     return split
 
 
-def _on_two(split: Iterable[set[str]]) -> set[str]:
+def _repeated(groups: Iterable[set[str]]) -> set[str]:
+    """Return the names in more than one group."""
     seen: set[str] = set()
-    twice: set[str] = set()
-    for side in split:
-        twice |= seen & side
-        seen |= side
-    return twice
+    repeated: set[str] = set()
+    for group in groups:
+        repeated |= seen & group
+        seen |= group
+    return repeated
 
 
 def _content(split: Split) -> dict[str, Any]:
@@ -180,7 +185,7 @@ def _texts(values: Any) -> tuple[str, ...]:
 def load_same_split(path: Path, now: Split, digest: str | None) -> Split:
     """Return the split saved in `path`, which must equal `now`; else raise `UserError`.
 
-    A damaged file is as good as `now`, if `digest`, which the study keeps, is that of `now`.
+    A damaged file is replaced by `now` if `digest`, from the study, is the digest of `now`.
     """
     try:
         saved = load_split(path)
@@ -203,10 +208,7 @@ def _difference(saved: Split, now: Split) -> str:
             return f"{name.replace('_', ' ')} was {before}, now {after}"
     if len(saved.folds) != len(now.folds):
         return f"folds was {len(saved.folds)}, now {len(now.folds)}"
-    old, new = (
-        {s for f in split.folds for s in (*f.train, *f.validation)} | set(split.test or ())
-        for split in (saved, now)
-    )
+    old, new = saved.stems, now.stems
     if old == new:
         return "the same recordings are divided differently"
     kinds = {"gone": old - new, "new": new - old}

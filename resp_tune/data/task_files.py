@@ -1,12 +1,12 @@
 """Tasks from YAML files: other groupings of the diagnoses.
 
     name: infection
-    description: healthy or an infection; whoever has anything else is left out
+    description: healthy or an infection; other diagnoses are left out
     classes:                       # in this order
       healthy: [Healthy]
       infection: [URTI, LRTI, Pneumonia, Bronchiolitis]
 
-`"*"` in a class is every diagnosis that no class names.
+`"*"` in a class stands for every diagnosis that no class names.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ from resp_tune.data.tasks import TASKS, Task, get_task
 from resp_tune.errors import UserError, nearest
 
 LONGEST_CLASS = 40  # characters; class names head columns
-# Bytes. The classes go into one parameter of an MLflow run, which holds 6000 characters.
+# Bytes. The classes are stored in one parameter of an MLflow run, at most 6000 characters.
 LARGEST_FILE = 3_000
 
 _NAME = re.compile(r"[a-z0-9-]{1,40}", re.ASCII)
 
 
-def find_task(given: str) -> Task:
-    """The task of this name, or in this YAML file; `UserError` for an unknown or faulty one."""
-    if given.endswith(TASK_FILES):
-        return load_task(given)
+def find_task(name_or_file: str) -> Task:
+    """Return the built-in task of this name, or the task in this YAML file.
+
+    Raises `UserError` for an unknown or faulty task.
+    """
+    if name_or_file.endswith(TASK_FILES):
+        return load_task(name_or_file)
     try:
-        return get_task(given)
+        return get_task(name_or_file)
     except UserError as error:
         raise UserError(f"{error} (or the path of a .yaml file)") from error
 
 
 def task_from_classes(name: str, classes: Any) -> Task:
-    """The task that a bundle or a run names, without its file; `UserError` for what is damaged.
+    """Return the task of a bundle or run, which has its `grouping` but not its file.
 
-    `classes` is the task's `grouping`; a built-in task is known without.
+    A built-in task needs no `classes`. Raises `UserError` for damaged ones.
     """
     if name in TASKS or not classes:
         return get_task(name)
@@ -52,19 +55,19 @@ def task_from_classes(name: str, classes: Any) -> Task:
         raise UserError(f"the saved classes of the task '{shorten(name)}': {error}") from error
 
 
-def load_task(given: str) -> Task:
-    """The task in the YAML file `given`; raises `UserError` with its first mistake."""
-    path = user_path(given)
+def load_task(file: str) -> Task:
+    """Return the task in a YAML file; raise `UserError` with its first mistake."""
+    path = user_path(file)
     if not path.is_file():
         raise UserError(
-            f"task '{given}' is not a file: give the path of a YAML file that groups "
+            f"task '{file}' is not a file: give the path of a YAML file that groups "
             f"diagnoses, or one of {', '.join(TASKS)}"
         )
-    content = read_yaml(f"task '{given}'", path, LARGEST_FILE)
+    content = read_yaml(f"task '{file}'", path, LARGEST_FILE)
     try:
         return _parse(content)
     except UserError as error:
-        raise UserError(f"task '{given}': {error}") from error
+        raise UserError(f"task '{file}': {error}") from error
 
 
 def _parse(content: Any) -> Task:
@@ -73,68 +76,68 @@ def _parse(content: Any) -> Task:
     known = ("name", "description", "unit", "classes")
     for key in content:
         if key not in known:
-            raise UserError(f"unknown key {_said(key)}: {nearest(str(key), known)}")
+            raise UserError(f"unknown key {_shown(key)}: {nearest(str(key), known)}")
     if content.get("unit", "recording") != "recording":
         raise UserError(
             "'unit' can only be recording, as diagnoses are of whole recordings: the classes of "
-            "breathing cycles come from annotations, see --task cycles"
+            "breathing cycles come from annotations (task cycles)"
         )
     name = content.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UserError(f"'name' must be a text of 1 to 40 of a-z, 0-9 and '-', not {_said(name)}")
+        raise UserError(f"'name' must be a text of 1 to 40 of a-z, 0-9 and '-', not {_shown(name)}")
     if name in TASKS:
-        raise UserError(f"'name' is that of the built-in task '{name}': give another")
+        raise UserError(f"'name' is that of the built-in task '{name}': choose another")
     description = content.get("description", "")
     if not isinstance(description, str):
-        raise UserError(f"'description' must be a text, not {_said(description)}")
+        raise UserError(f"'description' must be a text, not {_shown(description)}")
     groups = _groups(content.get("classes"))
     names = tuple(groups)
     if set(names) <= set(TASKS["cycles"].classes):
         raise UserError(
-            f"the classes {', '.join(names)} are those of breathing cycles, which other metrics go "
-            "with: give them other names, or --task cycles"
+            f"the classes {', '.join(names)} are those of breathing cycles, which have metrics of "
+            "their own: rename them, or use the task cycles"
         )
     return Task(name, names, tuple(groups.values()), "recording", " ".join(description.split()))
 
 
-def _groups(given: Any) -> dict[str, tuple[str, ...]]:
-    """Sorted diagnoses by class: their order means nothing, that of the classes does."""
-    if not isinstance(given, dict) or len(given) < 2:
+def _groups(classes: Any) -> dict[str, tuple[str, ...]]:
+    """Return the diagnoses of each class, sorted; the order of the classes is kept."""
+    if not isinstance(classes, dict) or len(classes) < 2:
         raise UserError("'classes' must be a mapping of two or more classes to their diagnoses")
     canonical = {name.lower(): name for name in DIAGNOSES}
     class_of: dict[str, str] = {}
     groups: dict[str, tuple[str, ...]] = {}
-    for key, diagnoses in given.items():
-        name = _text("class", key)
+    for key, diagnoses in classes.items():
+        name = _name("class", key)
         if len(name) > LONGEST_CLASS:
             raise UserError(f"class '{shorten(name)}' has over {LONGEST_CLASS} characters")
         if not isinstance(diagnoses, list) or not diagnoses:
             raise UserError(f"class '{name}' must be a list of diagnoses, such as [COPD, Asthma]")
         own: list[str] = []
         for value in diagnoses:
-            diagnosis = _text(f"class '{name}': diagnosis", value)
-            settled = canonical.get(diagnosis.lower(), diagnosis)
-            if settled in class_of:
+            diagnosis = _name(f"class '{name}': diagnosis", value)
+            diagnosis = canonical.get(diagnosis.lower(), diagnosis)
+            if diagnosis in class_of:
                 raise UserError(
-                    f"diagnosis '{shorten(settled)}' stands in class '{class_of[settled]}' and in "
+                    f"diagnosis '{shorten(diagnosis)}' is in class '{class_of[diagnosis]}' and in "
                     f"'{name}': name it once"
                 )
-            class_of[settled] = name
-            own.append(settled)
+            class_of[diagnosis] = name
+            own.append(diagnosis)
         groups[name] = tuple(sorted(own))
     return groups
 
 
-def _text(what: str, value: Any) -> str:
+def _name(what: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{what} {_said(value)} is not a text: write it in quotes")
+        raise UserError(f"{what} {_shown(value)} is not a text: write it in quotes")
     if not value or value != value.strip() or not value.isprintable():
-        raise UserError(f"{what} {_said(value)} is not a name: give one without spaces around it")
+        raise UserError(f"{what} {_shown(value)} is not a name: remove the spaces around it")
     return value
 
 
-def _said(value: Any) -> str:
-    """A scalar of YAML as it was read; what holds others may be endless and is not shown."""
+def _shown(value: Any) -> str:
+    """Return a scalar of YAML as text; collections may be endless and are not shown."""
     if isinstance(value, dict | list | set):
         return "a list or mapping"
     return "null" if value is None else shorten(repr(value))

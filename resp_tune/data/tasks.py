@@ -1,4 +1,4 @@
-"""Tasks: which parts of which recordings carry a label, and what the labels are."""
+"""Tasks: the classes to tell apart, and the labelled clips of a data set."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Clip:
 class Task:
     """A set of classes. `groups` are the diagnoses of each class; a cycle task has none.
 
-    One group may hold `ANY_OTHER`: its class takes whoever has a diagnosis that no group names.
-    `unit` is what one clip is: a whole recording or one breathing cycle.
+    A group with `ANY_OTHER` takes every diagnosis that no group names. `unit` is what a clip is: a
+    whole recording or one breathing cycle.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Task:
     description: str
 
     def label(self, diagnosis: str) -> int | None:
-        """The class of a recording with this diagnosis, None where the task has none for it."""
+        """Return the index of the class with this diagnosis, or None."""
         for wanted in (diagnosis, ANY_OTHER):
             for index, group in enumerate(self.groups):
                 if wanted in group:
@@ -52,7 +52,7 @@ class Task:
 
     @property
     def grouping(self) -> dict[str, list[str]]:
-        """The diagnoses of each class, for `task_from_classes`; `{}` of a cycle task."""
+        """Return the diagnoses of each class, as `task_from_classes` takes them."""
         return {name: list(g) for name, g in zip(self.classes, self.groups, strict=False)}
 
 
@@ -60,7 +60,7 @@ class Task:
 class Clips:
     """The clips of a task in a data set, sorted by recording and start.
 
-    `dropped` has a line for each group of recordings that is left out.
+    `dropped` has a line for each group of recordings that the task leaves out.
     """
 
     task: Task
@@ -72,8 +72,8 @@ _SCORABLE = tuple(name for name in DIAGNOSES if name not in ("Asthma", "LRTI"))
 _CHRONIC = ("COPD", "Bronchiectasis", "Asthma")
 _ACUTE = ("URTI", "LRTI", "Pneumonia", "Bronchiolitis")
 
-# Classes named after diagnoses stand in alphabetical order, the others in the order that reads
-# from healthy to sick. Results are kept under class indices, so the order never changes.
+# Classes named after diagnoses are in alphabetical order, others go from healthy to sick. Results
+# are stored by class index, so the order never changes.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -82,14 +82,14 @@ TASKS: dict[str, Task] = {
             _SCORABLE,
             tuple((name,) for name in _SCORABLE),
             "recording",
-            "the six diagnoses with enough patients for patient-wise sides",
+            "the six diagnoses with enough patients for a split by patient",
         ),
         Task(
             "diagnosis-8",
             DIAGNOSES,
             tuple((name,) for name in DIAGNOSES),
             "recording",
-            "all eight diagnoses, as in the notebook; two cannot be scored patient-wise",
+            "all eight diagnoses, as in the notebook; two cannot be scored by patient",
         ),
         Task(
             "healthy-sick",
@@ -124,14 +124,14 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The built-in task `name`; an unknown one raises `UserError`."""
+    """Return the built-in task `name`; raise `UserError` for an unknown one."""
     if name not in TASKS:
         raise UserError(f"unknown task '{shorten(name)}': {nearest(name, TASKS)}")
     return TASKS[name]
 
 
 def make_clips(task: Task, dataset: Dataset) -> Clips:
-    """The labelled clips of `dataset`; raises `UserError` where the task finds none in it."""
+    """Return the labelled clips of `dataset`; raise `UserError` if the task has none in it."""
     _check_diagnoses(task, dataset)
     clips, dropped = _cycle_clips(dataset) if task.unit == "cycle" else _whole_clips(task, dataset)
     if not clips:
@@ -147,7 +147,7 @@ def make_clips(task: Task, dataset: Dataset) -> Clips:
 
 
 def _check_diagnoses(task: Task, dataset: Dataset) -> None:
-    """Of a data set with diagnoses of its own a task may name those as well as ICBHI's."""
+    """Check that each diagnosis of the task is one of ICBHI's or of the data set's own."""
     known = {*DIAGNOSES, *(recording.diagnosis for recording in dataset.recordings)}
     for name in sorted({name for group in task.groups for name in group} - known - {ANY_OTHER}):
         raise UserError(
@@ -170,7 +170,7 @@ def _whole_clips(task: Task, dataset: Dataset) -> tuple[list[Clip], list[str]]:
     dropped = []
     for name, count in sorted(counts.items()):
         reason = (
-            "too few patients to stand on every side; the task diagnosis-8 keeps it"
+            "too few patients for every split; the task diagnosis-8 keeps it"
             if task == TASKS["diagnosis"] and name in DIAGNOSES
             else f"the task '{task.name}' has no class for it"
         )

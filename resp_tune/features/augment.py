@@ -1,6 +1,6 @@
-"""Augmentation in two steps: parameters are drawn on the CPU from a seed, then batches apply them.
+"""Draw augmentation parameters, seeded and on the CPU; `batches` applies them.
 
-Lengths are in frames. All draws of an epoch are made at once.
+Lengths are in frames. The parameters of a whole epoch are drawn at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from resp_tune.config import TrialConfig
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """What happens to each item of an epoch, int64; `[items]`, the masks `[items, masks]`.
+    """The augmentation of each item of an epoch, int64 `[items]`; masks `[items, masks]`.
 
     Item `i` shows clip `clip[i]`, from its frame `crop[i]`, after `pad[i]` frames of padding,
     rolled forward by `shift[i]`, with bands and frames `[start, start + width)` masked.
@@ -36,23 +36,23 @@ class AugmentParams:
         return AugmentParams(*(value[items] for value in vars(self).values()))
 
     def to(self, device: torch.device) -> AugmentParams:
-        """The same draws on `device`, copied without waiting."""
+        """Return the same parameters on `device`, copied asynchronously."""
         return AugmentParams(
             *(value.to(device, non_blocking=True) for value in vars(self).values())
         )
 
 
-def draw_augmented(
+def augment_params(
     clip: torch.Tensor, frames: torch.Tensor, config: TrialConfig, generator: torch.Generator
 ) -> AugmentParams:
-    """Random crop or pad offset, shift and masks for items that show `clip` (int64 `[items]`).
+    """Draw crop or pad offset, shift and masks at random for items that show `clip`.
 
-    `frames`: int64 `[clips]`, the length of every clip.
+    `clip`: int64 `[items]`; `frames`: int64 `[clips]`, the length of every clip.
     """
     n, length = len(clip), config.clip_frames
-    room = length - frames[clip]  # below 0: too long, cropped; above 0: too short, padded
-    pad = _uniform_to(room.clamp(min=0), generator)
-    crop = _uniform_to((-room).clamp(min=0), generator)
+    missing = length - frames[clip]  # above 0: too short, padded; below 0: too long, cropped
+    pad = _uniform_to(missing.clamp(min=0), generator)
+    crop = _uniform_to((-missing).clamp(min=0), generator)
     shift = (torch.rand(n, generator=generator) * config.time_shift * length).long()
     freq = _masks(n, config.n_freq_masks, config.n_mels, config.max_mask_pct, generator)
     time = _masks(n, config.n_time_masks, length, config.max_mask_pct, generator)
@@ -61,11 +61,11 @@ def draw_augmented(
     )
 
 
-def draw_plain(frames: torch.Tensor, config: TrialConfig) -> AugmentParams:
-    """Every clip as it is, for evaluation.
+def eval_params(frames: torch.Tensor, config: TrialConfig) -> AugmentParams:
+    """Return the parameters for evaluation: every clip without augmentation.
 
-    With `crop: start` one item a clip; with `crop: random` as many evenly spaced crops as cover it,
-    whose probabilities are averaged. Short clips stand in the middle of the padding.
+    With `crop: start` there is one item per clip; with `crop: random` as many evenly spaced crops
+    as cover it, whose probabilities are averaged. Short clips are centred in the padding.
     """
     length = config.clip_frames
     excess = (frames - length).clamp(min=0)
@@ -79,14 +79,14 @@ def draw_plain(frames: torch.Tensor, config: TrialConfig) -> AugmentParams:
 
 
 def _uniform_to(high: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Whole numbers uniform in 0..high, both included."""
+    """Draw integers uniform in 0…high, both included."""
     return (torch.rand(len(high), generator=generator) * (high + 1)).long()
 
 
 def _masks(
     items: int, masks: int, size: int, fraction: float, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Starts and widths as torchaudio's `mask_along_axis` draws them, cut to whole bins."""
+    """Draw starts and widths as torchaudio's `mask_along_axis` does, cut to whole bins."""
     width = torch.rand(items, masks, generator=generator) * (fraction * size)
     start = torch.rand(items, masks, generator=generator) * (size - width)
     return start.long(), width.long()

@@ -1,4 +1,4 @@
-"""Batches of clips from frames: one gather by row index, then the clip's clamp, scale and masks."""
+"""Make batches of clips: gather frames by row index, then clamp, normalise and mask each clip."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from resp_tune.features.logmel import Frames
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """Which rows of `frames` belong to each clip: int64 `[clips]`, on the CPU for drawing.
+    """The rows of `frames` of each clip: int64 `[clips]`, kept on the CPU for drawing.
 
-    `level`: mean and standard deviation of each clip's recording, float32 `[clips, 2]`, where
-    `normalise: recording` asks for them.
+    `level`: mean and standard deviation of each clip's recording, float32 `[clips, 2]`, if
+    `normalise` is `recording`.
     """
 
     frames: Frames
@@ -26,13 +26,13 @@ class ClipIndex:
     level: torch.Tensor | None = None
 
     def over(self, frames: Frames) -> ClipIndex:
-        """The same clips over `frames`, a copy of theirs on another device."""
+        """Return the same clips over `frames`, a copy of theirs on another device."""
         device = frames.values.device
         level = None if self.level is None else self.level.to(device)
         return ClipIndex(frames, self.first.to(device), self.count.to(device), level)
 
-    def prepared(self, config: TrialConfig) -> ClipIndex:
-        """The same clips with all that `config.normalise` needs to know of them."""
+    def with_level(self, config: TrialConfig) -> ClipIndex:
+        """Return the same clips with the `level` that `config.normalise` needs."""
         if config.normalise != "recording":
             return self
         recordings = torch.searchsorted(self.frames.first, self.first, right=True) - 1
@@ -67,16 +67,16 @@ def _level(frames: Frames, index: int, top_db: float) -> torch.Tensor:
 
 
 def make_batch(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> torch.Tensor:
-    """The items of `draws`, `[items, 1, frames, n_mels]`, on the frames' device.
+    """Return the items of `draws`, `[items, 1, frames, n_mels]`, on the frames' device.
 
-    They are computed in float32, and rounded to bfloat16 where the network would do just that next.
-    Time stands before frequency because the frames lie so on disk: a batch is one gather of rows.
-    Order as in the notebook: pad or crop, shift, clamp by `top_db`, mask with the mean of the clip.
+    They are computed in float32, and rounded to bfloat16 if that is what the network does next.
+    Time comes before frequency, as in the frames on disk: a batch is one gather of rows. The order
+    is the notebook's: pad or crop, shift, clamp by `top_db`, mask with the mean of the clip.
     """
     rows = _rows(clips, draws, config)
     bands = clips.frames.values.shape[1]
-    x = torch.empty(*rows.shape, bands, dtype=_precision(config), device=rows.device)
-    # A few items at a time stay in the processor's cache from the gather to the masks.
+    x = torch.empty(*rows.shape, bands, dtype=_dtype(config), device=rows.device)
+    # A few items at a time stay in the CPU's cache from the gather to the masks.
     size = len(draws) if x.is_cuda else max(1, _IN_CACHE // max(4 * x[0].numel(), 1))
     rounded = x.dtype != torch.float32
     few = torch.empty(min(size, len(draws)), *x.shape[1:], device=x.device) if rounded else x
@@ -89,10 +89,10 @@ def make_batch(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> t
     return x[:, None]
 
 
-def _precision(config: TrialConfig) -> torch.dtype:
-    """What the first convolution would round to, unless something comes before it."""
-    first = config.normalise != "band" and not config.mixup
-    return torch.bfloat16 if first and config.precision == "bfloat16" else torch.float32
+def _dtype(config: TrialConfig) -> torch.dtype:
+    """Return the dtype of the first convolution, or float32 if another step comes before it."""
+    direct = config.normalise != "band" and not config.mixup
+    return torch.bfloat16 if direct and config.precision == "bfloat16" else torch.float32
 
 
 _IN_CACHE = 500_000  # bytes, about a core's second-level cache
@@ -101,20 +101,20 @@ _IN_CACHE = 500_000  # bytes, about a core's second-level cache
 def _fill(
     x: torch.Tensor, rows: torch.Tensor, clips: ClipIndex, draws: AugmentParams, config: TrialConfig
 ) -> None:
-    """Put the items of `draws` into `x`, `[items, frames, n_mels]`."""
+    """Write the items of `draws` into `x`, `[items, frames, n_mels]`."""
     x.copy_(clips.frames.values.index_select(0, rows.flatten()).view_as(x))
     loudest = x.amax(dim=(1, 2), keepdim=True)
     torch.maximum(x, loudest - config.top_db, out=x)
     fill = x.mean(dim=(1, 2), keepdim=True)
     if config.normalise == "clip":
         x.sub_(fill)
-        # Of zero mean now; `std` and a division take ten times as long.
+        # The mean is zero now; `std` and a division take ten times as long.
         norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         x.mul_(1 / (norm / max(x[0].numel() - 1, 1) ** 0.5).clamp(min=1e-3))
         fill = torch.zeros_like(fill)
     elif config.normalise == "recording":
         if clips.level is None:
-            raise ValueError("normalise 'recording' needs `ClipFrames.prepared`")
+            raise ValueError("normalise 'recording' needs `ClipIndex.with_level`")
         mean, sd = clips.level[draws.clip].T[:, :, None, None]
         x.sub_(mean).mul_(1 / sd)
         fill = (fill - mean) / sd
@@ -125,20 +125,20 @@ def _fill(
 
 
 def _mask_all(x: torch.Tensor, draws: AugmentParams, fill: torch.Tensor) -> None:
-    """All masks of all items in a few passes: a GPU must not wait for the processor."""
+    """Apply all masks of all items in a few passes, as a GPU must not wait for the CPU."""
     frames = _covered(draws.time_start, draws.time_width, x.shape[1])[:, :, None]
     bands = _covered(draws.freq_start, draws.freq_width, x.shape[2])[:, None, :]
     torch.where(frames | bands, fill, x, out=x)
 
 
 def _covered(start: torch.Tensor, width: torch.Tensor, size: int) -> torch.Tensor:
-    """Which positions of an axis any mask covers, bool `[items, size]`."""
+    """Return which positions of an axis any mask covers, bool `[items, size]`."""
     at = torch.arange(size, device=start.device)
     return ((at >= start[..., None]) & (at < (start + width)[..., None])).any(dim=1)
 
 
 def _mask_each(x: torch.Tensor, draws: AugmentParams, fill: torch.Tensor) -> None:
-    """One slice a mask: only what is masked is touched."""
+    """Write one slice per mask, and nothing else."""
     for axis, start, width in (
         (1, draws.time_start, draws.time_width),
         (2, draws.freq_start, draws.freq_width),
@@ -149,7 +149,7 @@ def _mask_each(x: torch.Tensor, draws: AugmentParams, fill: torch.Tensor) -> Non
 
 
 def _rows(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> torch.Tensor:
-    """Row of `frames.values` behind each frame of each item, int64 `[items, clip_frames]`."""
+    """Return the row of `frames.values` of each frame of each item, int64 `[items, frames]`."""
     length = config.clip_frames
     count, first = clips.count[draws.clip, None], clips.first[draws.clip, None]
     t = torch.arange(length, device=count.device)

@@ -1,8 +1,8 @@
-"""The feature store: log-mel frames on disk, computed once, memory-mapped by every trial of a node.
+"""The feature cache: log-mel frames on disk, computed once, memory-mapped by all trials of a node.
 
-A store is a folder `<cache>/features/<key>/` with `frames.f16` (float16, `[rows, n_mels]`) and
-`index.json`. Its key is a hash of the recordings' bytes and the front end, so that a changed
-recording or setting is another store. It appears by a rename, whole or not at all.
+A cache is a folder `<cache folder>/features/<key>/` with `frames.f16` (float16, `[rows, n_mels]`)
+and `index.json`. Its key is a hash of the recordings' bytes and the front end, so that a changed
+recording or setting has another cache. A folder appears by a rename, complete or not at all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class AudioSource:
-    """A recording: `digest` names its content, `load(sample_rate)` gives float32 `[samples]`."""
+    """A recording to cache. `digest`: hash of its file; `load(rate)` gives float32 `[samples]`."""
 
     stem: str
     digest: str
@@ -47,14 +47,14 @@ class AudioSource:
 
 @dataclass(frozen=True)
 class FillResult:
-    """What `fill` did: where each front end's store lies and which had to be computed."""
+    """The folder of each front end's cache, and the front ends that had to be computed."""
 
     folders: dict[FrontEnd, Path]
     computed: tuple[FrontEnd, ...]
 
 
-def store_key(sources: Sequence[AudioSource], front_end: FrontEnd) -> str:
-    """24 hex digits that change with any recording's bytes, their order, and the front end."""
+def cache_key(sources: Sequence[AudioSource], front_end: FrontEnd) -> str:
+    """Return 24 hex digits that change with the recordings' bytes and order, and the front end."""
     content = [FORMAT, asdict(front_end), [[s.stem, s.digest] for s in sources]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -68,24 +68,24 @@ def fill(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> FillResult:
-    """Make sure that every front end has a sound store under `root`, computing what is missing.
+    """Compute the caches under `root` that are missing or damaged for `front_ends`.
 
-    Front ends that share an STFT are computed in one pass. Processes that want the same store wait
-    for the one that makes it. Old stores beyond `limit_bytes` are removed, least recently used
-    first, never one that a living process has filled or opened. `progress(done, total)` counts
-    recordings over all passes; what it raises ends the filling and leaves nothing half-made.
+    Front ends that share an STFT are computed in one pass. Processes that need the same cache wait
+    for the one that computes it. Caches beyond `limit_bytes` are removed, least recently used
+    first, but none that a running process has filled or opened. `progress(done, total)` counts
+    recordings over all passes; if it raises, filling stops and leaves no partial cache.
     """
-    folders = {f: root / store_key(sources, f) for f in dict.fromkeys(front_ends)}
+    folders = {f: root / cache_key(sources, f) for f in dict.fromkeys(front_ends)}
     root.mkdir(parents=True, exist_ok=True)
     computed: list[FrontEnd] = []
     with contextlib.ExitStack() as locks:
-        # One order of locking for everybody, or two searches could wait for each other.
+        # Always lock in the same order, or two searches could wait for each other.
         for folder in sorted(folders.values()):
             locks.enter_context(FileLock(folder.with_suffix(".lock")))
-        missing = [f for f, folder in folders.items() if not _sound(folder)]
+        missing = [f for f, folder in folders.items() if not _is_valid(folder)]
         passes = _by_stft(missing)
         for done, group in enumerate(passes):
-            _compute(
+            _compute_pass(
                 sources,
                 {f: folders[f] for f in group},
                 workers,
@@ -94,21 +94,21 @@ def fill(
             computed += group
         for folder in folders.values():
             os.utime(folder / "index.json")
-            _hold(folder)
+            _pin(folder)
     _evict(root, limit_bytes, keep=set(folders.values()))
     return FillResult(folders, tuple(computed))
 
 
 @cache
-def open_store(folder: Path) -> Frames:
-    """The frames of a store that `fill` made, memory-mapped: processes share one copy in memory.
+def open_cache(folder: Path) -> Frames:
+    """Memory-map a cache that `fill` made; all processes share one copy in memory.
 
-    A process maps a store once, however many trials it runs.
+    A process maps a cache once, however many trials it runs.
     """
     index = _read_index(folder)
     if index is None:
-        raise RunError(f"feature store {folder} is not readable: run the same command again")
-    _hold(folder)
+        raise RunError(f"feature cache {folder} is not readable: rerun the same command")
+    _pin(folder)
     rows, n_mels = index["rows"], index["front_end"]["n_mels"]
     values = torch.from_file(
         str(folder / "frames.f16"), shared=False, size=rows * n_mels, dtype=torch.float16
@@ -117,17 +117,17 @@ def open_store(folder: Path) -> Frames:
     return Frames(values, count.cumsum(0) - count, count, tuple(index["stems"]))
 
 
-_HELD: dict[Path, IO[bytes]] = {}
+_PINNED: dict[Path, IO[bytes]] = {}
 
 
-def _hold(folder: Path) -> None:
-    """Keep a store from being evicted until this process ends.
+def _pin(folder: Path) -> None:
+    """Protect a cache from eviction until this process ends, by a shared lock.
 
-    Its maker holds it as well as its readers, which may come much later: Ray has to start.
+    The process that fills it pins it too, as readers may come much later: Ray has to start.
     """
     handle = (folder / "index.json").open("rb")
     fcntl.flock(handle, fcntl.LOCK_SH)
-    _HELD[folder] = handle
+    _PINNED[folder] = handle
 
 
 def _by_stft(front_ends: Sequence[FrontEnd]) -> list[list[FrontEnd]]:
@@ -145,7 +145,7 @@ def _offset(
     return lambda n, total: progress(done * len(sources) + n, len(passes) * total)
 
 
-def _compute(
+def _compute_pass(
     sources: Sequence[AudioSource], folders: dict[FrontEnd, Path], workers: int, progress: Progress
 ) -> None:
     front_ends = list(folders)
@@ -155,17 +155,17 @@ def _compute(
             mels = log_mels(source.load(front_ends[0].sample_rate), front_ends)
             return [m.to(torch.float16).numpy() for m in mels]
 
-    # Around the stack, because a file that could not be written fails once more when it is closed.
+    # Outside the stack, because a file that could not be written fails again when it is closed.
     root = folders[front_ends[0]].parent
     with full_disk_in_one_line(root, ELSEWHERE), contextlib.ExitStack() as stack:
-        # Registered first, so that it runs last: whatever is left beside a store is removed.
+        # Registered first, so that it runs last: removes the partial folders that remain.
         beside = {f: folder.with_suffix(".part") for f, folder in folders.items()}
         for part in beside.values():
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             stack.callback(shutil.rmtree, part, ignore_errors=True)
         writers = {f: stack.enter_context(_Writer(beside[f], f)) for f in front_ends}
-        with one_thread_each(), _stopped_early(ThreadPoolExecutor(workers)) as pool:
+        with single_threaded(), _cancel_on_error(ThreadPoolExecutor(workers)) as pool:
             for done, (source, mels) in enumerate(
                 zip(sources, pool.map(one, sources), strict=True), 1
             ):
@@ -179,8 +179,8 @@ def _compute(
 
 
 @contextlib.contextmanager
-def _stopped_early(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """`pool`; after an error what it has not begun is dropped, where `with pool` would do it."""
+def _cancel_on_error(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """Cancel the pending work of `pool` after an error, which `with pool` would complete."""
     try:
         yield pool
     finally:
@@ -188,8 +188,8 @@ def _stopped_early(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
 
 
 @contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Inside, torch uses one thread a call: recordings in parallel beat threads within one."""
+def single_threaded() -> Iterator[None]:
+    """Let torch use one thread per call: recordings in parallel beat threads within one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -199,7 +199,7 @@ def one_thread_each() -> Iterator[None]:
 
 
 class _Writer:
-    """Appends recordings to `frames.f16`, keeping the checksum as it goes."""
+    """Append recordings to `frames.f16` and update its checksum."""
 
     def __init__(self, folder: Path, front_end: FrontEnd) -> None:
         self.folder, self.front_end = folder, front_end
@@ -223,7 +223,7 @@ class _Writer:
 
     def finish(self) -> None:
         self._write(np.full((1, self.front_end.n_mels), silence(self.front_end), np.float16))
-        self.file.flush()  # not to the disk: what a power cut leaves of it fails its checksum
+        self.file.flush()  # no fsync: after a power cut the checksum fails and it is recomputed
         index = {
             "format": FORMAT,
             "front_end": asdict(self.front_end),
@@ -245,7 +245,7 @@ class _Writer:
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
-    """The index, or None when the store is not there or is not as it was written."""
+    """Return the index, or None if the cache is missing, truncated or of another format."""
     try:
         digest, body = (folder / "index.json").read_text().splitlines()
         size = (folder / "frames.f16").stat().st_size
@@ -258,7 +258,7 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     return index if whole and index["format"] == FORMAT else None
 
 
-def _sound(folder: Path) -> bool:
+def _is_valid(folder: Path) -> bool:
     index = _read_index(folder)
     if index is None:
         return False
@@ -270,10 +270,10 @@ def _sound(folder: Path) -> bool:
 
 
 def _evict(root: Path, limit_bytes: int, keep: set[Path]) -> None:
-    """Remove stores beyond the limit, and what killed processes have left half-made."""
+    """Remove caches beyond the limit, and partial folders of killed processes."""
     for part in root.glob("*.part"):
-        with _claimed(part) as free:
-            if free:
+        with _exclusively(part) as locked:
+            if locked:
                 shutil.rmtree(part, ignore_errors=True)
     caches = _by_last_use(root)
     total = sum(size for _, size, _ in caches)
@@ -282,25 +282,25 @@ def _evict(root: Path, limit_bytes: int, keep: set[Path]) -> None:
             return
         if folder in keep:
             continue
-        with _claimed(folder) as free:
-            if free and _unused(folder):
+        with _exclusively(folder) as locked:
+            if locked and _is_unpinned(folder):
                 shutil.rmtree(folder)
                 total -= size
 
 
 def _by_last_use(root: Path) -> list[tuple[float, int, Path]]:
-    """Time of last use, bytes and folder of every store, the one unused for longest first."""
-    found = []
+    """Return time of last use, bytes and folder of each cache, least recently used first."""
+    caches = []
     for index in root.glob("*/index.json"):
         with contextlib.suppress(FileNotFoundError):  # another process is removing it
             size = (index.parent / "frames.f16").stat().st_size
-            found.append((index.stat().st_mtime, size, index.parent))
-    return sorted(found)
+            caches.append((index.stat().st_mtime, size, index.parent))
+    return sorted(caches)
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
-    """Inside, True when no other process is filling or removing the store, and none can begin."""
+def _exclusively(folder: Path) -> Iterator[bool]:
+    """Yield True with the cache locked, or False if another process fills or removes it."""
     lock = FileLock(folder.with_suffix(".lock"), timeout=0)
     try:
         lock.acquire()
@@ -313,8 +313,8 @@ def _claimed(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _unused(folder: Path) -> bool:
-    """False while any process holds the store; also when it is no longer there."""
+def _is_unpinned(folder: Path) -> bool:
+    """Return False while any process pins the cache, or if it is gone."""
     try:
         with (folder / "index.json").open("rb") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,7 +26,7 @@ from resp_tune.data.tasks import Clips, Task, make_clips
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
-from resp_tune.features.cache import AudioSource, FillResult, Progress, fill, open_store, store_key
+from resp_tune.features.cache import AudioSource, FillResult, Progress, cache_key, fill, open_cache
 from resp_tune.features.logmel import Frames
 from resp_tune.training.loop import SplitTensors, TrainingData
 from resp_tune.training.metrics import Probabilities
@@ -165,11 +165,11 @@ class FeatureCaches:
 
     def frames(self, front_end: FrontEnd, *, workers: int) -> Frames:
         """Return the frames of one front end; a process checks and opens each store once."""
-        folder = self._root / store_key(self.sources, front_end)
+        folder = self._root / cache_key(self.sources, front_end)
         if front_end not in self.filled and folder not in _OPENED:
             self.fill([front_end], workers=workers)
         _OPENED.add(folder)
-        return open_store(folder)
+        return open_cache(folder)
 
 
 def make_feature_caches(

@@ -15,7 +15,7 @@ from torch import nn
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
-from resp_tune.features.augment import AugmentParams, draw_augmented, draw_plain
+from resp_tune.features.augment import AugmentParams, augment_params, eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.logmel import Frames
 from resp_tune.training.ema import ModelAverage
@@ -185,7 +185,7 @@ class _FoldTraining:
         self.classes = data.classes
         self.counts = (data.train.clips.count, data.validation.clips.count)
         self.clips = tuple(
-            split.clips.prepared(config).over(frames) for split in (data.train, data.validation)
+            split.clips.with_level(config).over(frames) for split in (data.train, data.validation)
         )
         self.device_labels = data.train.labels.to(device)
         torch.manual_seed(mix_seed(config.seed, fold, 0))
@@ -212,10 +212,10 @@ class _FoldTraining:
     def try_one_batch(self) -> None:
         clip = torch.arange(self.batches[0][1])
         generator = torch.Generator().manual_seed(0)
-        draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
+        draws = augment_params(clip, self.counts[0], self.config, generator).to(self.device)
         self.network.train()
         self._step(draws, draw_mix(self.config, len(clip), 0, self.device))
-        plain = draw_plain(self.counts[1], self.config)[:EVALUATION_BATCH]
+        plain = eval_params(self.counts[1], self.config)[:EVALUATION_BATCH]
         predict(self.evaluated, self.clips[1], plain, self.config)
 
     def train(self, epoch: int) -> float:
@@ -224,7 +224,7 @@ class _FoldTraining:
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed)
         clip = draw_clips(self.config.balance, *self.labels, generator)
-        draws = draw_augmented(clip, self.counts[0], self.config, generator).to(self.device)
+        draws = augment_params(clip, self.counts[0], self.config, generator).to(self.device)
         mix = draw_mix(self.config, len(clip), seed, self.device)
         self.network.train()
         total = torch.zeros((), device=self.device)
@@ -267,10 +267,10 @@ class _FoldTraining:
 
     def predict_validation(self, epoch: int) -> npt.NDArray[np.float32]:
         config = self.config
-        draws = draw_plain(self.counts[1], config)
+        draws = eval_params(self.counts[1], config)
         if config.augment_validation:
             generator = torch.Generator().manual_seed(mix_seed(config.seed, self.fold, -epoch))
-            draws = draw_augmented(
+            draws = augment_params(
                 torch.arange(len(self.counts[1])), self.counts[1], config, generator
             )
         return predict(self.evaluated, self.clips[1], draws, config)

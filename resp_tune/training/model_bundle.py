@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
-from resp_tune.features.augment import draw_plain
+from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex, cut_clips
 from resp_tune.features.logmel import join_frames, log_mels, silence
 from resp_tune.training.loop import build_network, predict
@@ -68,7 +68,7 @@ class Bundle:
 
     def predict_each(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
         """Return each network's own class probabilities, `[networks, clips, classes]`."""
-        draws, prepared = draw_plain(clips.count, self.config), clips.prepared(self.config)
+        draws, prepared = eval_params(clips.count, self.config), clips.with_level(self.config)
         return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])
 
 

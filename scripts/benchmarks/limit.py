@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from resp_tune.features.augment import draw_augmented
+from resp_tune.features.augment import augment_params
 from resp_tune.features.batches import make_batch
 from resp_tune.training.loop import EVALUATION_BATCH, Training, autocast, batch_bounds
 
@@ -28,7 +28,7 @@ class Limit:
         clips, labels, device = self.run.clips[side], self.run.labels[side], self.run.device
         every = torch.arange(len(labels))
         count = clips.count.cpu()
-        draws = draw_augmented(every, count, self.config, torch.Generator().manual_seed(0))
+        draws = augment_params(every, count, self.config, torch.Generator().manual_seed(0))
         draws, labels = draws.to(device), labels.to(device)
         bounds = [(first + a, first + b) for a, b in batch_bounds(last - first, size)]
         return [(make_batch(clips, draws[a:b], self.config), labels[a:b]) for a, b in bounds]

@@ -12,7 +12,7 @@ from benchmarks.rounds import Figures, Runner
 from benchmarks.workplace import Findings, Workplace
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
-from resp_tune.features.cache import open_store
+from resp_tune.features.cache import open_cache
 from resp_tune.training.datamodule import FoldTables
 
 ROWS = ("memory_share",)
@@ -52,7 +52,7 @@ def measure(place: Workplace) -> Findings:
 def train_and_stay(config: TrialConfig, store: Path, tables: FoldTables) -> Iterator[Figures]:
     """Read every frame, train an epoch, then keep all that a trial keeps."""
     training = ours.start(config, store, tables, threads=1)
-    values = open_store(store).values
+    values = open_cache(store).values
     for first in range(0, len(values), ROWS_AT_ONCE):
         values[first : first + ROWS_AT_ONCE].float().sum()  # each page is touched
     training.run_epoch()

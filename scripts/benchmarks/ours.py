@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.limit import Limit
 from resp_tune.config import TrialConfig
-from resp_tune.features.cache import open_store
+from resp_tune.features.cache import open_cache
 from resp_tune.training.compute_device import detect_compute_device, resolve_precision
 from resp_tune.training.datamodule import FoldTables
 from resp_tune.training.loop import Training
@@ -29,7 +29,7 @@ def start(config: TrialConfig, store: Path, tables: FoldTables, threads: int) ->
     """A training as a trial's worker starts it."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    frames = open_store(store)
+    frames = open_cache(store)
     return Training(config, [tables.tensors(frames, config.front_end)])
 
 

@@ -54,7 +54,7 @@ def check(filled: FillResult, front_end: FrontEnd = SMALL, n: int = 4) -> None:
 def aged(root: Path, front_ends: Sequence[FrontEnd]) -> list[Path]:
     """Stores of these front ends, the first used longest ago, made by a process that is gone."""
     folders = [one(root, f).folders[f] for f in front_ends]
-    cache._HELD.clear()
+    cache._PINNED.clear()
     for age, folder in zip(range(len(folders), 0, -1), folders, strict=True):
         os.utime(folder / "index.json", (time.time() - 3600 * age,) * 2)
     return folders
