@@ -23,6 +23,8 @@ from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest
 
 log = logging.getLogger("resp_tune.cli")
 
+MAX_INTEGER = 10**18  # of a flag
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and name the nearest known flag."""
@@ -114,7 +116,7 @@ def _add_flag(
 def _reader(kinds: tuple[Any, ...], meta: Mapping[str, Any]) -> Callable[[str], Any]:
     """Return the function that reads the text of a flag."""
     if int in kinds:
-        number = partial(_integer, least=meta.get("low", 0))
+        number = partial(_integer, least=meta.get("low", 0), most=meta.get("high", MAX_INTEGER))
         return partial(_or_auto, number) if meta.get("auto") else number
     if float in kinds:
         return duration if meta.get("duration") else positive_float
@@ -195,9 +197,11 @@ def _or_auto(read: Callable[[str], int], text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"{error}, nor auto") from None
 
 
-def _integer(text: str, least: int) -> int:
-    if not re.fullmatch(r"[+-]?\d{1,18}", text.strip(), re.ASCII) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {least}")
+def _integer(text: str, least: int, most: int = MAX_INTEGER) -> int:
+    is_integer = re.fullmatch(r"[+-]?\d{1,18}", text.strip(), re.ASCII)
+    if not is_integer or not least <= int(text) <= most:
+        bounds = f"from {least} to {most}" if most < MAX_INTEGER else f"of at least {least}"
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number {bounds}")
     return int(text)
 
 

@@ -101,7 +101,8 @@ def check(machine: Machine, name: str) -> None:
     assert {n for n in here if (machine.storage / name / n).is_file()} <= there
     assert {f"trials/{n}/checkpoint.pt" for n in range(TRIALS)} <= there
     assert {"study.db", "summary.json", "report.html", "winner/weights.safetensors"} <= there
-    assert not [n for n in there if n.startswith(".") or ".part" in n], "nor a lease"
+    assert {n for n in there if n.startswith(".") or ".part" in n} == {LEASE}
+    assert json.loads(machine.store.prefix_path.read(f"{name}/{LEASE}") or b"{}")["released"]
     prefix_path = machine.store.prefix_path / name
     assert (
         prefix_path.read("summary.json") == (machine.storage / name / "summary.json").read_bytes()
@@ -140,7 +141,7 @@ def test_killed_and_continued_on_another_machine(store: ObjectStore, shared: Pat
     allow(shared)
     outcome = second.search("moved")
     assert outcome.code == 0, outcome.err
-    assert "continuing: 2 trials have ended already; 1 were cut off" in outcome.err
+    assert "resuming: 2 trials have ended already; 1 were interrupted" in outcome.err
     assert outcome.lines[-1] == str(second.storage / "moved" / "summary.json")
     assert f"everything is at {store.prefix_path / 'moved'}" in outcome.err
     check(second, "moved")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from resp_tune.common.choices import METRICS, SAMPLERS, SCHEDULERS, TASK_FILES, TASKS
 from resp_tune.config import setting
 from resp_tune.data.split_spec import SplitSpec
-from resp_tune.errors import UserError, nearest
+from resp_tune.errors import UserError
 from resp_tune.storage.object_store import ObjectPath, is_uri
 
 DEFAULT_TRIALS = 20
@@ -147,7 +148,9 @@ class SearchOptions(SplitSpec):
     @property
     def ray_address(self) -> str:
         """Return the address of the Ray cluster: `local`, `auto` or HOST:PORT."""
-        return self.address or ("auto" if in_ray_job() else "local")
+        if self.address is not None:
+            return self.address
+        return "auto" if in_ray_job() else "local"
 
     @property
     def split_spec(self) -> SplitSpec:
@@ -168,7 +171,8 @@ class SearchOptions(SplitSpec):
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value in known or (name == "task" and value.endswith(TASK_FILES)):
         return
-    file = ", or a .yaml file that groups diagnoses" if name == "task" else ""
-    hint = nearest(value, known)
-    also = "" if hint.startswith("known") else f" Known: {', '.join(known)}"
-    raise UserError(f"unknown --{name} '{value}': {hint}{also}{file}")
+    close = difflib.get_close_matches(value, known, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    file = ", or give a .yaml file that groups diagnoses" if name == "task" else ""
+    choices = f"{', '.join(known[:-1])} or {known[-1]}"
+    raise UserError(f"unknown --{name} '{value}'{hint}: choose {choices}{file}")

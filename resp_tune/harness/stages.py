@@ -26,7 +26,7 @@ from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
 from resp_tune.execution.schedulers import make_scheduler, rungs
-from resp_tune.execution.searcher import RestartTrialsError, TrialSource
+from resp_tune.execution.searcher import RestartTrialsError
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
 from resp_tune.execution.tuner import run_trials
@@ -54,7 +54,7 @@ class Backend(Protocol):
     def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
         """Raise `RunError` if one batch of `config` fails; the traceback goes to `folder`."""
 
-    def run(self, queue: TrialSource, context: TrialContext, scheduler: TrialScheduler) -> None:
+    def run(self, queue: TrialQueue, context: TrialContext, scheduler: TrialScheduler) -> None:
         """Run trials until the queue is empty; may raise `RestartTrialsError`."""
 
 
@@ -75,7 +75,7 @@ class RayBackend:
         here = self.compute.cluster is None
         check_baseline(context, self.compute.slots, config, folder, here=here)
 
-    def run(self, queue: TrialSource, context: TrialContext, scheduler: TrialScheduler) -> None:
+    def run(self, queue: TrialQueue, context: TrialContext, scheduler: TrialScheduler) -> None:
         """Run trials by Ray Tune."""
         slots, capacity = self.compute.slots, None
         if self.compute.cluster is not None:
