@@ -17,6 +17,7 @@ from support.hosts import AUTH, DASHBOARD_PORT, Host, Network, why_not
 from support.searches import files_below, study, wait_for
 
 import resp_tune
+from resp_tune.common.fault_points import JOURNAL
 
 UNAVAILABLE = why_not()
 pytestmark = [
@@ -385,7 +386,7 @@ def test_a_job_survives_its_laptop(net: Network, data: Path, gate: Path, tmp_pat
     allow(gate)
     more = outside.run(*submit, *search, "5")
     assert more.returncode == 0, more.stdout + more.stderr
-    assert "continuing: 4 trials have ended already; 1 were cut off" in more.stdout
+    assert "resuming: 4 trials have ended already; 1 were interrupted" in more.stdout
     assert str(tmp_path / "job" / "summary.json") in more.stdout
     check_whole(tmp_path, "job", 5)
 
@@ -443,5 +444,5 @@ def test_without_redis_a_new_cluster_goes_on(data: Path, gate: Path, tmp_path: P
         net.hosts[1].worker(cpus=2)
         done = net.head.run(*command_line(net, storage, data, *args))
     assert done.returncode == 0, done.stderr
-    assert "2 were cut off" in done.stderr
+    assert "2 were interrupted" in done.stderr
     check_whole(storage, "moved", 4)

@@ -14,12 +14,17 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from support import faults
+from support.counted import check_counted_once, ended_runs
 from support.fault_log import survived
+from support.gates import allow, epochs_done, gated, passes
+from support.inline import search_inline
 from support.searches import MARK, marked, search, start, study, trials, wait_for
+
+from resp_tune.common.fault_points import FOLDER, VARIABLE
 
 ARGS = (
     "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
@@ -35,18 +40,23 @@ def epochs_told(storage: Path) -> int:
     return sum(len(t.intermediate_values) for t in study(storage, "cut").get_trials())
 
 
-def epochs_of(storage: Path, number: int) -> int:
-    return len(study(storage, "cut").get_trials()[number].intermediate_values)
-
-
-def begin(storage: Path, *args: str, err: Path) -> tuple[subprocess.Popen[bytes], str]:
+def begin(storage: Path, *args: str, err: Path, env: dict[str, str] | None = None) -> Any:
+    """Start the search cold; return its process and the mark that its processes are found by."""
     mark = uuid.uuid4().hex
     given = ("--storage", str(storage), *ARGS, *args)
-    return start("search", *given, env={MARK: mark}, err=err), mark
+    return start("search", *given, env={MARK: mark, **(env or {})}, err=err), mark
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("moment", ["start", "ray", "trials"])
+THOROUGH_CASES = [
+    pytest.param(name, moment, marks=pytest.mark.thorough)
+    for name, moment in [("SIGINT", "start"), ("SIGTERM", "ray"), ("SIGINT", "trials")]
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [("SIGTERM", "start"), ("SIGINT", "ray"), ("SIGTERM", "trials"), *THOROUGH_CASES],
+)
 def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path) -> None:
     storage, err = tmp_path / "r", tmp_path / "err"
     running, mark = begin(storage, "--epochs", "400", err=err)
@@ -76,18 +86,51 @@ def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path
     survived(f"{name} once", ended)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_before_anything_is_begun(name: str, tmp_path: Path) -> None:
-    storage, err = tmp_path / "r", tmp_path / "err"
-    running, mark = begin(storage, err=err)
-    maps = Path(f"/proc/{running.pid}/maps")
-    wait_for(lambda: "libtorch" in maps.read_text())  # as it checks what it was given
-    os.kill(running.pid, getattr(signal, name))
-    assert running.wait(timeout=30) == 130
-    assert err.read_text().splitlines()[-1] == "interrupted"
-    assert "Traceback" not in err.read_text()
+POINTS = (
+    "split-saves", "mlflow-search-run", "cache-append", "trial-advances",
+    "trial-handed-out/0/replicates/1", "bundle-written", "summary-writes",
+)  # fmt: skip
+ACTIONS = ("interrupt", "terminate")
+
+
+@pytest.mark.parametrize(
+    ("point", "action"),
+    [
+        pytest.param(
+            point, action, marks=[] if (i + j) % 2 == 0 else pytest.mark.thorough
+        )  # each point with one of the two
+        for i, point in enumerate(POINTS)
+        for j, action in enumerate(ACTIONS)
+    ],
+)
+def test_interrupted_at_a_named_moment(point: str, action: str, tmp_path: Path) -> None:
+    """In one process, without Ray: a signal that arrives just there, whatever thread is there."""
+    storage = tmp_path / "r"
+    args = (*ARGS, "--epochs", "2", "--replicates", "2")
+    env = {VARIABLE: f"{point}:{action}"}
+    if point.startswith("cache"):
+        env["RESP_TUNE_CACHE"] = str(tmp_path / "empty")
+    cut = search_inline(storage, *args, env=env)
+    assert cut.code == 130, cut.err
+    assert "rerun the same command with --name cut to resume" in cut.err
+    assert "Traceback" not in cut.err
+    before = ended_runs(storage, "cut")
+    again = search_inline(storage, *args)
+    assert again.code == 0, again.err
+    check_counted_once(storage, "cut", 2, 2)
+    assert before.items() <= ended_runs(storage, "cut").items()
+    survived(f"{'SIGINT' if action == 'interrupt' else 'SIGTERM'} at a named moment")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_before_anything_is_begun(action: str, tmp_path: Path) -> None:
+    storage = tmp_path / "r"
+    args = (*ARGS, "--tracking-uri", f"sqlite:///{storage}/mlflow.db")
+    outcome = search_inline(storage, *args, env={VARIABLE: f"search-starts:{action}"})
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in outcome.err
     assert not storage.exists()
-    assert marked(mark) == []
 
 
 def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
@@ -110,76 +153,46 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path) -> None:
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     """SIGKILL of a trial's worker: resumed from its checkpoint, counted once."""
     storage, err = tmp_path / "r", tmp_path / "err"
-    running, mark = begin(storage, "--epochs", "600", err=err)
-    wait_for(lambda: len(list((storage / "cut").glob("trials/*/checkpoint.pt"))) == 2)
-    checkpoints = sorted((storage / "cut").glob("trials/*/checkpoint.pt"))
+    allow(tmp_path, of_each=6)
+    running, mark = begin(storage, "--epochs", "12", err=err, env=gated(tmp_path))
+    wait_for(lambda: len(epochs_done(tmp_path)) == 12)
     victim = next(p for p in marked(mark) if "Trainable" in " ".join(p.cmdline()))
     os.kill(victim.pid, signal.SIGKILL)
     killed_at = time.monotonic()
+    allow(tmp_path)
     wait_for(lambda: "its worker was lost" in err.read_text())
     found = re.search(r"trial (\d): its worker was lost", err.read_text())
     assert found is not None
-    before = epochs_of(storage, int(found[1]))
-    wait_for(lambda: epochs_of(storage, int(found[1])) > before or running.poll() is not None)
-    went_on = time.monotonic() - killed_at
+    number = int(found[1])
+    wait_for(lambda: f"{number} 7" in epochs_done(tmp_path))
+    resumed = time.monotonic() - killed_at
     assert running.wait(timeout=300) == 0, err.read_text()
-    assert "its worker was lost; it goes on from its checkpoint" in err.read_text()
     assert "Traceback" not in err.read_text()
-    assert len(checkpoints) == 2
+    done = epochs_done(tmp_path)
+    assert sorted(set(done)) == sorted(f"{t} {e}" for t in (0, 1) for e in range(1, 13))
+    again = [line for line in set(done) if done.count(line) > 1]
+    assert {line.split()[0] for line in again} <= {str(number)}, "only the lost trial repeats"
+    assert f"{number} 1" not in again, "it resumed from its checkpoint"
     told = study(storage, "cut").get_trials()
     assert [t.state for t in told] == [TrialState.COMPLETE] * 2
-    assert [sorted(t.intermediate_values) for t in told] == [list(range(1, 601))] * 2
+    assert [sorted(t.intermediate_values) for t in told] == [list(range(1, 13))] * 2
     assert list(trials(storage, "cut")["state"]) == ["finished"] * 2
     assert [t.user_attrs["config"]["micro_batch"] for t in told] == [None, None]
-    survived("SIGKILL of a trial's worker", went_on)
-
-
-DIES_IDLE = """
-    import os, signal
-    reset = trainable.TrialTrainable.reset_config
-    def reset_config(self, new_config):
-        try:
-            os.mkdir(os.environ["DIED"])
-        except FileExistsError:
-            return reset(self, new_config)
-        os.kill(os.getpid(), signal.SIGKILL)
-    trainable.TrialTrainable.reset_config = reset_config
-"""
+    survived("SIGKILL of a trial's worker", resumed)
 
 
 def test_a_worker_killed_between_two_trials(tmp_path: Path) -> None:
     """Ray takes the next trial for failed, which has not even begun there."""
-    storage, err, died = tmp_path / "r", tmp_path / "err", tmp_path / "died"
-    env = {**faults.planted(tmp_path, "", tuning__trainable=DIES_IDLE), "DIED": str(died)}
+    storage, err = tmp_path / "r", tmp_path / "err"
+    env = {VARIABLE: "worker-reused", FOLDER: str(tmp_path)}
     args = (*ARGS[:-4], "--trials", "5", "--name", "cut", "--epochs", "2")
     running = start("search", "--storage", str(storage), *args, env=env, err=err)
     assert running.wait(timeout=300) == 0, err.read_text()
-    assert died.exists()
+    assert passes(tmp_path)[0][1:] == ["worker-reused", "-", "1"]
     told = study(storage, "cut").get_trials()
     assert [t.state for t in told] == [TrialState.COMPLETE] * 5
     assert [sorted(t.intermediate_values) for t in told] == [[1, 2]] * 5
     survived("SIGKILL of a worker between two trials")
-
-
-def test_two_at_once_and_a_dead_holder(tmp_path: Path) -> None:
-    storage, err = tmp_path / "r", tmp_path / "err"
-    running, _ = begin(storage, "--epochs", "400", err=err)
-    wait_for(lambda: (storage / "cut" / ".held_by").exists())
-    time.sleep(0.5)
-    begun = time.monotonic()
-    second = search(storage, *ARGS, "--epochs", "400")
-    refused = time.monotonic() - begun
-    assert second.code == 2
-    assert f"is being run by process {running.pid} on" in second.err
-    assert "Traceback" not in second.err
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    assert (storage / "cut" / ".held_by").exists(), "left by the dead"
-    third = search(storage, *ARGS, "--epochs", "400", "--time-budget", "1s")
-    assert "is being run by" not in third.err
-    assert third.code in (0, 1), third.err
-    survived("a second process of the same name, refused", refused)
-    survived("a lock left by a dead process, taken over")
 
 
 def test_what_other_rays_left_behind(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ from resp_tune.execution.searcher import (
     WORKER_RETRIES,
     RestartTrialsError,
     StudySearcher,
-    TrialSource,
 )
 from resp_tune.study.replicate_source import ReplicateSource
 from resp_tune.study.study import records
@@ -53,7 +52,7 @@ def replicates_of(folder: Path) -> TrialQueue:
     return TrialQueue(ReplicateSource(opened, records(opened, SPACE), settings_of(), 2))
 
 
-def trials_of(folder: Path) -> TrialSource:
+def trials_of(folder: Path) -> TrialQueue:
     return recorder_of(study_at(folder), budget=1)
 
 
@@ -184,7 +183,7 @@ def test_rays_memory_monitor_ends_a_worker(tmp_path: Path) -> None:
         timeout=800,
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert "trial 0: its worker was lost, (out of memory); it goes on" in outcome.err
+    assert "trial 0: its worker was lost (out of memory); it resumes" in outcome.err
     assert "Traceback" not in outcome.err
     assert list(trials(tmp_path, "hog")["state"]) == ["finished", "finished"]
     config = study(tmp_path, "hog").get_trials()[0].user_attrs["config"]

@@ -1,4 +1,4 @@
-"""A whole search whose MLflow goes away: a minute in the middle, for good, and before the start."""
+"""A whole search whose MLflow goes away: in the middle, for good, and before the start."""
 
 from __future__ import annotations
 
@@ -6,30 +6,26 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from support import faults
-from support.fault_log import survived
+from support.fault_log import THOROUGH, survived
+from support.gates import allow, gated
+from support.inline import search_inline, start_inline
 from support.mlflow_stores import mlflow_server
 from support.ports import free_port
 from support.postgres import PASSWORD, postgres, why_none
-from support.searches import files_below, search, start, study, summary, trials, wait_for
+from support.searches import files_below, start, study, summary, trials, wait_for
 
 from resp_tune.study import study as studies
 from resp_tune.study.samplers import make_sampler
 
 pytestmark = pytest.mark.slow
 NO_POSTGRES = why_none()
-AWAY_SECONDS = 60
-SLOW_EPOCHS = """
-    import time
-    step = training.Training.run_epoch
-    def run_epoch(self):
-        time.sleep(1.0)
-        return step(self)
-    training.Training.run_epoch = run_epoch
-"""
+# `--thorough` runs the searches with Ray, and outages last as long as MLflow's servers restart.
+AWAY_SECONDS, LOCKED_SECONDS = (60.0, 15.0) if THOROUGH else (0.0, 0.0)
+MEANWHILE = 20  # epochs that are trained during an outage
 
 
 def args(tracking: str, epochs: int, trial_count: int = 2) -> tuple[str, ...]:
@@ -44,6 +40,24 @@ def epochs_told(storage: Path) -> int:
     if not (storage / "away" / "study.db").exists():
         return 0
     return sum(len(t.intermediate_values) for t in study(storage, "away").get_trials())
+
+
+def begin(storage: Path, given: tuple[str, ...], folder: Path) -> Any:
+    """Start a search whose trials wait after two epochs; return its process."""
+    allow(folder, of_each=2)
+    begun = start if THOROUGH else start_inline
+    where = ("search", "--storage", str(storage)) if THOROUGH else (storage,)
+    running = begun(*where, *given, env=gated(folder), err=folder / "err")
+    wait_for(lambda: epochs_told(storage) >= 4)
+    return running
+
+
+def train_on(storage: Path, folder: Path, seconds: float) -> None:
+    """Let the search train during an outage of at least `seconds`."""
+    begun = time.monotonic()
+    allow(folder, of_each=2 + MEANWHILE // 2)
+    wait_for(lambda: epochs_told(storage) >= 4 + MEANWHILE)
+    time.sleep(max(0.0, seconds - (time.monotonic() - begun)))
 
 
 def check(tracking: str, storage: Path, epochs: int) -> None:
@@ -64,43 +78,38 @@ def check(tracking: str, storage: Path, epochs: int) -> None:
     assert [int(v.version) for v in client.search_model_versions("name = 'resp_tune'")] == [version]
 
 
-def test_away_for_a_minute(tmp_path: Path) -> None:
+def test_away_in_mid_search(tmp_path: Path) -> None:
     port, storage, err = free_port(), tmp_path / "r", tmp_path / "err"
-    env = faults.planted(tmp_path, SLOW_EPOCHS)
     with mlflow_server(tmp_path, port) as address:
-        given = ("--storage", str(storage), *args(address, 90))
-        running = start("search", *given, env=env, err=err)
-        wait_for(lambda: epochs_told(storage) >= 4)
-    before = epochs_told(storage)
-    time.sleep(AWAY_SECONDS)
-    assert epochs_told(storage) > before + 20, "the search goes on meanwhile"
+        running = begin(storage, args(address, 30), tmp_path)
+    train_on(storage, tmp_path, AWAY_SECONDS)
+    wait_for(lambda: "are written when MLflow is back" in err.read_text())
     with mlflow_server(tmp_path, port) as address:
         back = time.monotonic()
         wait_for(lambda: "MLflow is back" in err.read_text() or running.poll() is not None)
         noticed = time.monotonic() - back
+        allow(tmp_path)
         assert running.wait(timeout=300) == 0, err.read_text()
-        check(address, storage, 90)
+        check(address, storage, 30)
     said = err.read_text()
-    assert "the search goes on, its entries are kept" in said
     assert "MLflow is back" in said
     assert "Traceback" not in said
-    survived("the MLflow server stopped for a minute", noticed)
+    survived("the MLflow server stopped in mid-search", noticed)
 
 
 def test_away_for_good_and_back_for_the_next_command(tmp_path: Path) -> None:
     port, storage, err = free_port(), tmp_path / "r", tmp_path / "err"
-    env = faults.planted(tmp_path, SLOW_EPOCHS)
     with mlflow_server(tmp_path, port) as address:
         given = args(address, 10)
-        running = start("search", "--storage", str(storage), *given, env=env, err=err)
-        wait_for(lambda: epochs_told(storage) >= 4)
+        running = begin(storage, given, tmp_path)
+    allow(tmp_path)
     assert running.wait(timeout=300) == 1
     said = err.read_text()
     assert "cannot be reached: the winner is" in said
     assert "Traceback" not in said
     assert set(trials(storage, "away")["state"]) == {"finished"}
     with mlflow_server(tmp_path, port):
-        again = search(storage, *given)
+        again = search_inline(storage, *given)
         assert again.code == 0, again.err
         check(address, storage, 10)
     survived("the MLflow server gone for good, back for the next command")
@@ -109,7 +118,7 @@ def test_away_for_good_and_back_for_the_next_command(tmp_path: Path) -> None:
 def test_away_at_the_start(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     begun = time.monotonic()
-    outcome = search(tmp_path / "r", *args(address, 1))
+    outcome = search_inline(tmp_path / "r", *args(address, 1))
     refused = time.monotonic() - begun
     assert outcome.code == 2
     assert f"no MLflow server answers at '{address}'" in outcome.err
@@ -121,38 +130,31 @@ def test_away_at_the_start(tmp_path: Path) -> None:
 def test_a_tracking_database_locked_in_mid_search(tmp_path: Path) -> None:
     storage, err = tmp_path / "r", tmp_path / "err"
     tracking = f"sqlite:///{tmp_path}/mlflow.db"
-    env = faults.planted(tmp_path, SLOW_EPOCHS)
-    given = ("--storage", str(storage), *args(tracking, 40))
-    running = start("search", *given, env=env, err=err)
-    wait_for(lambda: epochs_told(storage) >= 4)
+    running = begin(storage, args(tracking, 30), tmp_path)
     with closing(sqlite3.connect(tmp_path / "mlflow.db", timeout=60)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        before = epochs_told(storage)
-        time.sleep(15)
-        assert epochs_told(storage) > before + 4, "the search goes on meanwhile"
+        train_on(storage, tmp_path, LOCKED_SECONDS)
         other.rollback()
+    allow(tmp_path)
     assert running.wait(timeout=300) == 0, err.read_text()
     assert "Traceback" not in err.read_text()
-    check(tracking, storage, 40)
-    survived("the tracking database locked for 15 s")
+    check(tracking, storage, 30)
+    survived("the tracking database locked in mid-search")
 
 
 @pytest.mark.skipif(NO_POSTGRES is not None, reason=NO_POSTGRES or "")
 def test_a_postgresql_restarted_in_mid_search(tmp_path: Path) -> None:
     """MLflow's own tables there, written without a server between."""
     storage, err = tmp_path / "r", tmp_path / "err"
-    env = faults.planted(tmp_path, SLOW_EPOCHS)
     with postgres(free_port()) as database:
-        given = ("--storage", str(storage), *args(database.uri, 40))
-        running = start("search", *given, env=env, err=err)
-        wait_for(lambda: epochs_told(storage) >= 4)
+        running = begin(storage, args(database.uri, 30), tmp_path)
         database.stop()
-        before = epochs_told(storage)
-        time.sleep(15)
-        assert epochs_told(storage) > before + 4, "the search goes on meanwhile"
+        train_on(storage, tmp_path, LOCKED_SECONDS)
+        wait_for(lambda: "are written when MLflow is back" in err.read_text())
         database.start()
+        allow(tmp_path)
         assert running.wait(timeout=300) == 0, err.read_text()
-        check(database.uri, storage, 40)
+        check(database.uri, storage, 30)
         assert database.rows("runs") > 2, "by PostgreSQL's own account"
     said = err.read_text()
     assert "MLflow is back" in said
@@ -160,7 +162,7 @@ def test_a_postgresql_restarted_in_mid_search(tmp_path: Path) -> None:
     kept = {p: p.read_bytes() for p in storage.rglob("*") if p.is_file()}
     assert not [p for p, content in kept.items() if PASSWORD.encode() in content]
     assert PASSWORD not in said
-    survived("the tracking database, a PostgreSQL, stopped for 15 s")
+    survived("the tracking database, a PostgreSQL, stopped in mid-search")
 
 
 def test_a_study_that_stays_locked_is_a_line(

@@ -1,7 +1,7 @@
-"""Kills and interruptions at moments that nobody has chosen, until a search has finished.
+"""Kills and interruptions at moments that are drawn at random, until a search has finished.
 
-On the real recordings where there are some. `RESP_TUNE_THOROUGH=1` does each kind ten times, CI
-two of them once.
+With Ray, on the real recordings where there are some: `RESP_TUNE_THOROUGH=1` does each kind ten
+times, else one of them once. In one process, on synthetic recordings: six at each run.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from optuna.trial import TrialState
-from support.counted import check_counted_once
+from support.counted import check_counted_once, ended_runs
 from support.fault_log import THOROUGH, survived
+from support.inline import search_inline, start_inline
 from support.searches import MARK, marked, start, study, wait_for
 
-TRIALS, EPOCHS = 6, 12
+TRIALS, EPOCHS = (6, 12) if THOROUGH else (4, 4)
 ARGS = (
     "--space", "search_spaces/smoke.yaml", "--gpus", "0", "--scheduler", "none",
     "--concurrency", "2", "--epochs", str(EPOCHS), "--trials", str(TRIALS),
     "--replicates", "2", "--name", "random",
 )  # fmt: skip
-EARLIEST, LONGEST = 2.0, 40.0  # seconds after its start; before, Python itself is not ready
+EARLIEST, LONGEST = (
+    2.0,
+    40.0 if THOROUGH else 24.0,
+)  # seconds after its start; before, Python itself is not ready
 TO_NOTICE = 60.0  # seconds in which Ray's processes find that their driver was killed
 
 INTERRUPTED, KILLED = 130, -signal.SIGKILL
@@ -89,7 +93,7 @@ def test_at_random_moments(tmp_path: Path) -> None:
     args = (*ARGS, "--data", data) if data else ARGS
     left = [*ACTS] * 10
     chance.shuffle(left)
-    left = left if THOROUGH else left[:2]
+    left = left if THOROUGH else left[:1]
     marks: list[str] = []
     while left:
         storage = tmp_path / f"results{len(marks)}"
@@ -129,4 +133,52 @@ def is_hit(running: Hit, left: list[str], chance: np.random.Generator) -> bool:
     survived(act, ended if code == INTERRUPTED else None)
     if lost:
         survived("SIGKILL of a trial's worker at a random moment")
+    return True
+
+
+@pytest.mark.slow
+def test_at_random_moments_in_one_process(tmp_path: Path) -> None:
+    seed = secrets.randbelow(10**6)
+    print(f"seed {seed}")
+    chance = np.random.default_rng(seed)
+    args = (*ARGS[: ARGS.index("--epochs")], "--epochs", "2", "--trials", "4", *ARGS[-4:])
+    begun = time.monotonic()
+    whole = search_inline(tmp_path / "whole", *args)
+    assert whole.code == 0, whole.err
+    longest = time.monotonic() - begun
+    left = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM] * (10 if THOROUGH else 2)
+    number = 0
+    while left:
+        storage = tmp_path / f"results{(number := number + 1)}"
+        finished = False
+        while not finished:
+            before = ended_runs(storage, "random")
+            finished = not left or not interrupted_inline(storage, args, left, chance, longest)
+            assert before.items() <= ended_runs(storage, "random").items()
+        outcome = search_inline(storage, *args)
+        assert outcome.code == 0, outcome.err
+        check_counted_once(storage, "random", 4, 2)
+
+
+def interrupted_inline(
+    storage: Path,
+    args: tuple[str, ...],
+    left: list[signal.Signals],
+    chance: np.random.Generator,
+    longest: float,
+) -> bool:
+    """Send the last signal of `left`, and take it off, unless the search ends before."""
+    err = storage.with_suffix(".err")
+    running = start_inline(storage, *args, err=err)
+    wait_for(lambda: err.exists() and err.read_text() != "")  # from now on it handles signals
+    with suppress(subprocess.TimeoutExpired):
+        running.wait(chance.uniform(0, longest))
+        return False
+    running.send_signal(left[-1])
+    code = running.wait(timeout=90)
+    assert "Traceback" not in err.read_text()
+    if code == 0:
+        return False
+    assert code == (KILLED if left[-1] == signal.SIGKILL else INTERRUPTED), err.read_text()
+    survived(f"{left.pop().name} of a search in one process, at a random moment")
     return True

@@ -1,9 +1,7 @@
-"""A search with `--replicates` from end to end, repeated, damaged and killed."""
+"""A search with `--replicates` from end to end, repeated and damaged."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.inline import search_inline
-from support.searches import Outcome, command, start, study, summary, wait_for
+from support.searches import Outcome, study, summary
 
 from resp_tune.training.model_bundle import load_bundle
 
@@ -125,48 +123,3 @@ def test_the_same_command_repeats_nothing_and_repairs_a_checkpoint(
     assert again["winner"]["test"]["macro_f1"] == told["winner"]["test"]["macro_f1"]
     assert again["test_readings"] == told["test_readings"], "the same bits: no second reading"
     assert len(runs(storage, "replicate")) == 4
-
-
-@pytest.mark.slow
-def test_a_driver_killed_among_its_replicates_goes_on(tmp_path: Path) -> None:
-    args = [*ARGS[:2], "--epochs", "20", "--scheduler", "none", "--trials", "2", "--gpus", "0"]
-    args += ["--replicates", "2", "--name", "killed", "--storage", str(tmp_path)]
-    running = start("search", *args)
-    try:
-        wait_for(lambda: _reported(tmp_path) > 0)
-    finally:
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-    ended = {
-        k
-        for k, v in _attributes(tmp_path).items()
-        if k.count(".") == 3 and v["state"] == "finished"
-    }
-    kept = {k: v for k, v in _attributes(tmp_path).items() if any(k.startswith(e) for e in ended)}
-    outcome = command("search", *args)
-    assert outcome.code == 0, outcome.err
-    table = replicates(tmp_path, "killed")
-    assert len(table) == 4
-    assert set(table["state"]) == {"finished"}
-    assert set(table["epochs"]) == {20}
-    after = _attributes(tmp_path)
-    assert {k: after[k] for k in kept} == kept, "what had ended is not run again"
-    assert len(study(tmp_path, "killed").get_trials()) == 2
-    found = runs(tmp_path, "replicate")
-    assert sorted(run.info.status for run in found) == ["FINISHED"] * 4
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    for run in found:
-        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")]
-        assert sorted(steps) == list(range(1, 21)), "each epoch once"
-
-
-def _attributes(storage: Path) -> dict[str, Any]:
-    attributes = study(storage, "killed").user_attrs
-    return {k: v for k, v in attributes.items() if k.startswith("resp_tune.replicate.")}
-
-
-def _reported(storage: Path) -> int:
-    try:
-        return sum(len(v) for v in _attributes(storage).values() if isinstance(v, list))
-    except Exception:
-        return 0  # the file is being made

@@ -17,7 +17,7 @@ from support.inline import search_inline
 from support.searches import command, files_below, search, study, trials
 from support.toy_trials import rows, run, trial
 
-from resp_tune.common.fault_points import VARIABLE, planted
+from resp_tune.common.fault_points import FOLDER, VARIABLE, planted
 from resp_tune.execution.watchdog import STACK_FILE, TrialWatchdog
 from resp_tune.tracking.load_trial import load_trial_run
 
@@ -210,7 +210,7 @@ def test_memory_that_is_really_short(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_halved_micro_batch_is_recorded_everywhere(tmp_path: Path) -> None:
-    env = {VARIABLE: "epoch/0:out-of-memory"}
+    env = {VARIABLE: "epoch/0:out-of-memory", FOLDER: str(tmp_path)}
     args = (*SMALL, "--epochs", "1", "--name", "short")
     outcome = search_inline(tmp_path, *args, "--trials", "2", env=env)
     assert outcome.code == 0, outcome.err
@@ -246,7 +246,7 @@ def test_storage_that_is_away_ends_no_trial(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_of_two_failures_both_are_told(tmp_path: Path) -> None:
-    """The cache cannot be filled, and before anyone asks for MLflow's runs they are not there."""
+    """The cache cannot be filled, and MLflow's runs cannot be opened."""
     data = tmp_path / "data"
     assert command("synth", str(data), "--recordings", "40", "--seconds", "4").code == 0
     env = {
@@ -258,5 +258,5 @@ def test_of_two_failures_both_are_told(tmp_path: Path) -> None:
     (error,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
     (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning:")]
     assert "no space left" in error
-    assert "MLflow's runs could not be opened either: planted in two lines" in warning
+    assert "MLflow's runs could not be opened either: planted" in warning
     assert "Traceback" not in outcome.err
