@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> Parser:
-    """All flags."""
+    """Return the parser of this command's flags."""
     p = Parser("evaluate", __doc__ or "")
     p.add_argument(
         "--data",

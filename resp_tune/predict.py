@@ -28,7 +28,7 @@ log = logging.getLogger("resp_tune.predict")
 
 
 def parser() -> Parser:
-    """All flags."""
+    """Return the parser of this command's flags."""
     p = Parser("predict", __doc__ or "")
     p.add_argument("files", nargs="+", metavar="FILE", help="wav or FLAC, any rate")
     p.add_argument(

@@ -1,4 +1,4 @@
-"""Make a search's report page again from the files in its folder.
+"""Write a search's report page again from the files in its folder.
 
 python -m resp_tune.report first
 python -m resp_tune.report first --storage /data/searches
@@ -15,18 +15,18 @@ from pathlib import Path
 from resp_tune.cli import Parser, existing_folder, run
 from resp_tune.errors import RunError, UserError, nearest
 from resp_tune.storage.object_store import ObjectPath, StorageError, is_uri
-from resp_tune.storage.storage_probe import check_place
+from resp_tune.storage.storage_probe import check_store
 
 
 def parser() -> Parser:
-    """The flags of this command."""
+    """Return the parser of this command's flags."""
     parser = Parser("report", __doc__ or "")
-    parser.add_argument("name", metavar="NAME", help="a search")
+    parser.add_argument("name", metavar="NAME", help="name of a search")
     parser.add_argument(
         "--storage",
         default="results",
         metavar="PATH or URI",
-        help="what searches are in: a folder, or s3://BUCKET/PREFIX, gs://…, abfs://…",
+        help="where searches are: a folder, or s3://BUCKET/PREFIX, gs://…, abfs://…",
     )
     return parser
 
@@ -44,31 +44,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _in_store(storage: ObjectPath, name: str) -> ObjectPath:
-    """The page made again from the files in an object store, and put beside them."""
+    """Write the page from the files in an object store, beside them."""
     from resp_tune.harness.options import check_search_name
     from resp_tune.reporting.report_page import render
 
     check_search_name(name)
-    check_place("--storage", storage, write=False)
-    place = storage / name
+    check_store("--storage", storage, write=False)
+    source = storage / name
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch) / name
         try:
-            if not place.fetch("summary.json", folder / "summary.json"):
-                raise UserError(f"'{place}' has no summary.json: no search of that name has ended")
+            if not source.fetch("summary.json", folder / "summary.json"):
+                raise UserError(
+                    f"'{source}' has no summary.json: no search of that name has finished"
+                )
             for file in ("trials.csv", "epochs.csv", "replicates.csv", "split.json"):
-                place.fetch(file, folder / file)
+                source.fetch(file, folder / file)
             for file in ("config.json", "predictions.csv"):
-                place.fetch(f"winner/{file}", folder / "winner" / file)
+                source.fetch(f"winner/{file}", folder / "winner" / file)
             page = render(folder)
-            place.write(page.read_bytes(), page.name)
+            source.write(page.read_bytes(), page.name)
         except StorageError as error:
-            raise RunError(f"'{place}' cannot be used ({error})") from error
-    return place / page.name
+            raise RunError(f"'{source}' cannot be used ({error})") from error
+    return source / page.name
 
 
 def search_folder(storage: Path, name: str) -> Path:
-    """The folder of the search `name`; an unknown one raises `UserError` with the nearest."""
+    """Return the folder of the search `name`; raises `UserError` with the nearest name."""
     known = [
         folder.name
         for folder in storage.iterdir()

@@ -39,7 +39,7 @@ def audit(dataset: Dataset, *, jobs: int | None = None) -> dict[str, Any]:
     found["baselines"] = {}
     for task in TASKS:
         log.info(f"no-audio baselines: {task}")
-        found["baselines"][task] = _task_baselines(dataset, task, jobs)
+        found["baselines"][task] = _baselines(dataset, task, jobs)
     log.info("no-audio baselines: children on the Meditron")
     found["controlled"] = controlled(dataset, jobs)
     shortcuts = {"device": device_shortcut(dataset), "age": age_shortcut(dataset)}
@@ -72,25 +72,15 @@ def _lookup(dataset: Dataset) -> dict[str, Any]:
         return {**dict.fromkeys(LOOKUP_KEYS), "task": LOOKUP_TASK, "reason": str(error)}
 
 
-def _task_baselines(dataset: Dataset, task: str, jobs: int | None) -> dict[str, Any]:
+def _baselines(dataset: Dataset, task: str | Clips, jobs: int | None) -> dict[str, Any]:
     try:
-        clips = make_clips(get_task(task), dataset)
-    except UserError as error:
-        return _no_baselines(str(error))
-    return _baselines(dataset, clips, jobs)
-
-
-def _baselines(dataset: Dataset, clips: Clips, jobs: int | None) -> dict[str, Any]:
-    there = sorted({clip.label for clip in clips.clips})
-    classes = [clips.task.classes[label] for label in there]
-    if len(classes) < 2:
-        return _no_baselines(f"fewer than two classes are here ({', '.join(classes) or 'none'})")
-    try:
+        clips = make_clips(get_task(task), dataset) if isinstance(task, str) else task
+        there = sorted({clip.label for clip in clips.clips})
+        classes = [clips.task.classes[label] for label in there]
+        if len(classes) < 2:
+            names = ", ".join(classes) or "none"
+            raise UserError(f"fewer than two classes are here ({names})")
         scores = load_baseline_scores(dataset, clips, jobs)
     except UserError as error:
-        return _no_baselines(str(error))
+        return {"majority_accuracy": None, "device": None, "all": None, "reason": str(error)}
     return {**scores, "classes": classes, "chance": 1 / len(classes), "clips": len(clips.clips)}
-
-
-def _no_baselines(reason: str) -> dict[str, Any]:
-    return {"majority_accuracy": None, "device": None, "all": None, "reason": reason}

@@ -116,16 +116,16 @@ def _rare(dataset: Dataset) -> list[str]:
 
 def _official_gaps(dataset: Dataset) -> list[str]:
     there = {
-        side: {r.diagnosis for r in dataset.recordings if r.official == side}
-        for side in ("train", "test")
+        split: {r.diagnosis for r in dataset.recordings if r.official == split}
+        for split in ("train", "test")
     }
     if not all(there.values()):
         return []
     lines = []
-    for side, other in (("test", "train"), ("train", "test")):
-        if absent := sorted(there[other] - there[side]):
+    for split, other in (("test", "train"), ("train", "test")):
+        if absent := sorted(there[other] - there[split]):
             lines.append(
-                f"the official {side} split has no {', '.join(absent)}: the official split cannot "
+                f"the official {split} split has no {', '.join(absent)}: the official split cannot "
                 "score a diagnosis"
             )
     return lines

@@ -17,6 +17,7 @@ most `AGE_ALPHA` of the permutations are as far from 0.5.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,28 +70,19 @@ def device_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
     members = np.eye(len(classes))[[classes.index(diagnosis[p]) for p in patients]]
     members /= members.sum(0)  # each class weighs the same, as in a balanced accuracy
     value = _best_guess(members, devices)
-    permuted = np.array(
-        [_best_guess(rng.permutation(members), devices) for _ in range(PERMUTATIONS)]
-    )
-    by_chance, limit, p_value = _against(value, permuted, DEVICE_ALPHA)
-    found = p_value <= DEVICE_ALPHA and value - by_chance >= DEVICE_MARGIN
+    permuted = [_best_guess(rng.permutation(members), devices) for _ in range(PERMUTATIONS)]
+    test = _permutation_test(value, permuted, DEVICE_ALPHA)
+    found = test["p_value"] <= DEVICE_ALPHA and value - test["by_chance"] >= DEVICE_MARGIN
     warning = (
-        f"shortcut: the device alone predicts the diagnosis well. The best guess by device has a "
+        "shortcut: the device alone predicts the diagnosis well. The best guess by device has a "
         f"balanced accuracy of {value:.3f} over the patients of {len(classes)} diagnoses, where "
-        f"devices that say nothing give {by_chance:.3f} (permutation p {_small(p_value)}): a model "
-        "can score by hearing the stethoscope; compare it with the no-audio baselines"
+        f"devices that say nothing give {test['by_chance']:.3f} (permutation p "
+        f"{_small(test['p_value'])}): a model can score by hearing the stethoscope; compare it "
+        "with the no-audio baselines"
     )
-    return Shortcut(
-        "balanced accuracy of the best guess by device",
-        value,
-        by_chance,
-        limit,
-        p_value,
-        classes,
-        len(patients),
-        found,
-        warning if found else None,
-    )
+    measure = "balanced accuracy of the best guess by device"
+    return Shortcut(measure, **test, classes=classes, patients=len(patients), found=found,
+                    warning=warning if found else None)  # fmt: skip
 
 
 def age_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
@@ -106,26 +98,18 @@ def age_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
         return None
     rng = np.random.default_rng(seed)
     value = _either_way(labels, years)
-    permuted = np.array([_either_way(rng.permutation(labels), years) for _ in range(PERMUTATIONS)])
-    by_chance, limit, p_value = _against(value, permuted, AGE_ALPHA)
-    found = value >= AGE_LEAST and p_value <= AGE_ALPHA
+    permuted = [_either_way(rng.permutation(labels), years) for _ in range(PERMUTATIONS)]
+    test = _permutation_test(value, permuted, AGE_ALPHA)
+    found = value >= AGE_LEAST and test["p_value"] <= AGE_ALPHA
     sick = int(labels.sum())
     warning = (
         f"shortcut: age alone separates {SICK} from {WELL}. Its AUROC is {value:.3f} over {sick} "
-        f"and {len(labels) - sick} patients (permutation p {_small(p_value)}): a model can "
+        f"and {len(labels) - sick} patients (permutation p {_small(test['p_value'])}): a model can "
         "score by hearing how old a chest is"
     )
-    return Shortcut(
-        f"AUROC of age, {SICK} against {WELL}",
-        value,
-        by_chance,
-        limit,
-        p_value,
-        (SICK, WELL),
-        len(labels),
-        found,
-        warning if found else None,
-    )
+    measure = f"AUROC of age, {SICK} against {WELL}"
+    return Shortcut(measure, **test, classes=(SICK, WELL), patients=len(labels), found=found,
+                    warning=warning if found else None)  # fmt: skip
 
 
 def _one_device(dataset: Dataset, patients: list[str], rng: np.random.Generator) -> Floats:
@@ -155,11 +139,15 @@ def _either_way(labels: Labels, years: Floats) -> float:
     return max(area, 1 - area)
 
 
-def _against(value: float, permuted: Floats, alpha: float) -> tuple[float, float, float]:
-    """Return mean, upper limit and p-value; the data itself counts as one permutation."""
-    reached = int((permuted >= value - 1e-12).sum())
-    p_value = (1 + reached) / (1 + len(permuted))
-    return float(permuted.mean()), float(np.quantile(permuted, 1 - alpha)), p_value
+def _permutation_test(value: float, permuted: Sequence[float], alpha: float) -> dict[str, float]:
+    """Return the fields of `Shortcut` for a value; the data counts as one permutation."""
+    reached = sum(p >= value - 1e-12 for p in permuted)
+    return {
+        "value": value,
+        "by_chance": float(np.mean(permuted)),
+        "limit": float(np.quantile(permuted, 1 - alpha)),
+        "p_value": (1 + reached) / (1 + len(permuted)),
+    }
 
 
 def _small(p_value: float) -> str:

@@ -16,7 +16,7 @@ from resp_tune.training.bootstrap import paired_differences
 from resp_tune.training.metrics import all_metrics
 
 FILE = "predictions.csv"
-SIDES = ("validation", "test")
+SPLITS = ("validation", "test")
 _TEXTS = ("side", "recording", "patient", "label")
 SAME = "compare two runs of one --task, --protocol, --split-seed and --folds"
 
@@ -73,20 +73,20 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> Comparison:
         raise UserError(
             f"the two have different classes (only one has {', '.join(differing)}): {SAME}"
         )
-    sides = [side for side in SIDES if side in set(a["side"]) and side in set(b["side"])]
-    if not sides:
+    splits = [split for split in SPLITS if split in set(a["side"]) and split in set(b["side"])]
+    if not splits:
         raise UserError(
             "the two have no split in common: a trial has predictions of validation, a winner of "
             "validation and test"
         )
     compared: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
-    for side in sides:
-        of_a, of_b = (_rows(table[table["side"] == side]) for table in (a, b))
+    for split in splits:
+        of_a, of_b = (_rows(table[table["side"] == split]) for table in (a, b))
         try:
-            compared[side] = _compare_side(side, of_a, of_b, tuple(classes))
+            compared[split] = _compare_split(split, of_a, of_b, tuple(classes))
         except UserError as error:
-            left_out[side] = str(error)
+            left_out[split] = str(error)
     if not compared:
         raise UserError("; ".join(left_out.values()))
     return Comparison(compared, left_out)
@@ -102,13 +102,13 @@ def _rows(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(clip=rows.groupby("recording").cumcount()).set_index(["recording", "clip"])
 
 
-def _compare_side(
-    side: str, a: pd.DataFrame, b: pd.DataFrame, classes: tuple[str, ...]
+def _compare_split(
+    split: str, a: pd.DataFrame, b: pd.DataFrame, classes: tuple[str, ...]
 ) -> dict[str, Any]:
     alone = [one.index.difference(other.index) for one, other in ((a, b), (b, a))]
     if example := [*alone[0], *alone[1]]:
         raise UserError(
-            f"the two {side} splits have different clips ({len(alone[0])} only the first, "
+            f"the two {split} splits have different clips ({len(alone[0])} only the first, "
             f"{len(alone[1])} only the second, e.g. of {example[0][0]}): {SAME}"
         )
     known = [name for name in ("label", "patient", "start") if name in a and name in b]
@@ -116,7 +116,7 @@ def _compare_side(
         other = a[name].to_numpy() != b[name].to_numpy()
         if other.any():
             raise UserError(
-                f"the two {side} splits differ in the {name} of "
+                f"the two {split} splits differ in the {name} of "
                 f"{plural(int(other.sum()), 'clip')}, e.g. of {a.index[other][0][0]}: {SAME}"
             )
     labels, of_a = labels_and_probabilities(a, classes)

@@ -37,7 +37,7 @@ class PairedDifference:
 
     @property
     def outcome(self) -> str:
-        """`better`, `worse`, or `open` if the interval includes 0."""
+        """Return `better`, `worse`, or `open` if the interval includes 0."""
         if self.low <= 0 <= self.high:
             return "open"
         return "better" if self.low > 0 else "worse"
@@ -132,8 +132,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if not best:
         return "No baseline without audio is known, so these metrics cannot be judged."
     if low is None or high is None:
-        side = "above" if value > best else "not above"
-        return f"On the test split it is {side} the best baseline without audio ({best:.3f})."
+        relation = "above" if value > best else "not above"
+        return f"On the test split it is {relation} the best baseline without audio ({best:.3f})."
     if low > best:
         return (
             f"The whole 95 % interval is above the best baseline without audio ({best:.3f}): "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
@@ -55,22 +56,17 @@ def published_table(results: Results) -> DotTable | None:
     )
 
 
-def _ours(test: Any, score: float) -> list[Line]:
-    low, high = (None if end is None else 100 * end for end in _span(test))
+def _ours(test: Mapping[str, Any], score: float) -> list[Line]:
+    low, high = interval_ends(mapping(test.get("intervals")).get("icbhi_score"))
+    span = None if low is None or high is None else (100 * low, 100 * high)
     seeds = mapping(mapping(test.get("by_seed")).get("icbhi_score"))
     mean, sd = number(seeds.get("mean")), number(seeds.get("sd"))
-    span = None if low is None or high is None else (low, high)
-    note = "networks of all seeds averaged" if mean is not None else "test split"
-    interval = "" if span is None else f"[{low:.1f}, {high:.1f}]"
-    cells = (f"{100 * score:.2f}", interval)
-    found = [Line("the winner", (Mark(100 * score, "diamond"),), cells, note, span, "ours")]
+    note = "test split" if mean is None else "networks of all seeds averaged"
+    cells = (f"{100 * score:.2f}", "" if span is None else f"[{span[0]:.1f}, {span[1]:.1f}]")
+    lines = [Line("the winner", (Mark(100 * score, "diamond"),), cells, note, span, "ours")]
     if mean is not None:
-        found.append(_line("the winner", "each seed alone", 100 * mean, sd and 100 * sd, "ours"))
-    return found
-
-
-def _span(test: Any) -> tuple[float | None, float | None]:
-    return interval_ends(mapping(test.get("intervals")).get("icbhi_score"))
+        lines.append(_line("the winner", "each seed alone", 100 * mean, sd and 100 * sd, "ours"))
+    return lines
 
 
 def _line(label: str, note: str, mean: float, sd: float | None, tone: str = "") -> Line:

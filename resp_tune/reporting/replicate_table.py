@@ -127,10 +127,10 @@ def explain_candidates(
     moves = [mean - score for _, score, mean in known if mean is not None]
     if moves:
         move = fmean(moves)
-        side = "above" if move > 0 else "below"
+        relation = "above" if move > 0 else "below"
         luck = ": the best of many scores is partly luck" if sign * move < 0 else ""
         sentences.append(
-            f"Their means are {abs(move):.3f} {side} their scores in the search{luck}."
+            f"Their means are {abs(move):.3f} {relation} their scores in the search{luck}."
         )
     if known and chosen:
         first = max(known, key=lambda k: sign * k[1])[0]

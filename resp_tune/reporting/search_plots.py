@@ -206,7 +206,7 @@ def _history(study: optuna.Study, rows: Sequence[Row], score: str) -> Chart:
         "history",
         "Score of each finished trial, in the order they were tried",
         f"The best {score} is {study.best_value:.4f}. The line is the best so far.",
-        _plain(figure, xaxis={"title": {"text": "trial"}, **_whole(figure)}),
+        _plain(figure, x="trial"),
     )
 
 
@@ -224,11 +224,7 @@ def _learning_curves(study: optuna.Study, rows: Sequence[Row], score: str, winne
         "Learning curves" if len(figure.data) > 1 else "Learning curve",
         f"{sentence(score)} after each epoch; the winner's line is thick, one that ends early was "
         "pruned. A trial is scored at its last epoch, not at its best.",
-        _plain(
-            figure,
-            xaxis={"title": {"text": "epoch"}, **_whole(figure)},
-            yaxis={"title": {"text": score}},
-        ),
+        _plain(figure, x="epoch", y=score),
         wide=False,
     )
 
@@ -249,11 +245,7 @@ def _losses(epochs: Sequence[Row], winner: str) -> Chart | None:
         "The winner's loss",
         f"Cross entropy of trial {winner} on the training and the validation split after each "
         "epoch. Training clips are balanced and augmented as its config says.",
-        _plain(
-            figure,
-            xaxis={"title": {"text": "epoch"}, **_whole(figure)},
-            yaxis={"title": {"text": "loss"}},
-        ),
+        _plain(figure, x="epoch", y="loss"),
         wide=False,
     )
 
@@ -280,7 +272,7 @@ def _importances(study: optuna.Study, finished: int, searched: int, score: str) 
         text += f" With fewer than {STABLE} the order is unstable: more trials may change it."
     if len(figure.data[0].y) < searched:
         text += " Parameters that not every trial has are left out."
-    plain = _plain(figure, xaxis={"title": {"text": "share of the variance"}}, yaxis={"title": ""})
+    plain = _plain(figure, x="share of the variance", y="")
     height = 120 + 28 * len(figure.data[0].y)
     return [Chart("importances", "Importance of the parameters", text, plain, height)]
 
@@ -323,15 +315,18 @@ def _slices(study: optuna.Study, score: str) -> list[Chart]:
     return charts
 
 
-def _whole(figure: go.Figure) -> dict[str, int]:
-    """Return an axis without ticks between whole numbers, if there are few of these."""
-    return {"dtick": 1} if max(max(trace.x, default=0) for trace in figure.data) <= 10 else {}
-
-
-def _plain(figure: go.Figure, **layout: Any) -> dict[str, Any]:
-    """Return `figure` in the page's layout as plain values."""
-    figure.update_layout(
-        {"title": None, "plot_bgcolor": "rgba(0,0,0,0)", **layout}, template=TEMPLATE
-    )
+def _plain(
+    figure: go.Figure, x: str | None = None, y: str | None = None, **layout: Any
+) -> dict[str, Any]:
+    """Return `figure` in the page's layout as plain values; `x` and `y` are titles of its axes."""
+    layout = {"title": None, "plot_bgcolor": "rgba(0,0,0,0)", **layout}
+    layout |= {
+        axis: {"title": {"text": title}}
+        for axis, title in (("xaxis", x), ("yaxis", y))
+        if title is not None
+    }
+    if x in ("trial", "epoch") and max(max(t.x, default=0) for t in figure.data) <= 10:
+        layout["xaxis"]["dtick"] = 1  # no ticks between whole numbers
+    figure.update_layout(layout, template=TEMPLATE)
     plain: dict[str, Any] = json.loads(figure.to_json())
     return {"data": plain["data"], "layout": plain["layout"]}

@@ -20,7 +20,7 @@ class ComputeDevice:
 
     @property
     def precision(self) -> Precision:
-        """The precision that `auto` stands for on the device."""
+        """Return the precision that `auto` means on the device."""
         return "bfloat16" if self.bfloat16 else "float32"
 
 
