@@ -20,7 +20,7 @@ from support.trial_queues import (
     epochs_of,
     finish,
     next_of,
-    recorder_of,
+    queue_of,
     row,
     settings_of,
     study_at,
@@ -47,13 +47,13 @@ def replicates_of(folder: Path) -> TrialQueue:
     """Two replicates to run of the only trial, which is made where it is missing."""
     opened = study_at(folder)
     if not opened.trials:
-        recorder = recorder_of(opened, budget=1)
-        finish(recorder, next_of(recorder)["key"].number, 0.5)
+        queue = queue_of(opened, budget=1)
+        finish(queue, next_of(queue)["key"].number, 0.5)
     return TrialQueue(ReplicateSource(opened, records(opened, SPACE), settings_of(), 2))
 
 
 def trials_of(folder: Path) -> TrialQueue:
-    return recorder_of(study_at(folder), budget=1)
+    return queue_of(study_at(folder), budget=1)
 
 
 KINDS = pytest.mark.parametrize("runs_of", [trials_of, replicates_of])
@@ -125,9 +125,9 @@ def test_at_the_smallest_micro_batch_a_lost_worker_changes_nothing(
 def test_what_was_halved_stays_so_when_the_search_is_continued(
     runs_of: Any, tmp_path: Path
 ) -> None:
-    recorder = runs_of(tmp_path)
-    begun = next_of(recorder)
-    recorder.advance(begun["key"], [row(1, 0.1)], 4)
+    queue = runs_of(tmp_path)
+    begun = next_of(queue)
+    queue.advance(begun["key"], [row(1, 0.1)], 4)
     queue = runs_of(tmp_path)  # the driver was killed
     again = next_of(queue)
     assert again["key"] == begun["key"]

@@ -11,6 +11,7 @@ from support.toy import toy_config
 
 from resp_tune.cluster.connect import Cluster, Node, live_nodes
 from resp_tune.cluster.local import local_ray
+from resp_tune.cluster.node_calls import call_on_nodes
 from resp_tune.cluster.resources import Machine, ResourceRequest, TrialResources
 from resp_tune.errors import RunError
 from resp_tune.execution import trials_per_gpu
@@ -139,27 +140,27 @@ def cluster(*machines: tuple[str, Machine]) -> Cluster:
 
 @pytest.fixture
 def best(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Best number of trials by GPU type, to be set; `calls`: nodes, CPUs and threads measured."""
+    """Best number of trials by node id, to be set; `calls`: nodes, CPUs and threads measured."""
     best: dict[str, Any] = {"calls": []}
 
-    def fake(
-        nodes: Any, cpus: float, _c: object, _l: object, threads: Any
-    ) -> dict[str, list[PackingResult]]:
-        best["calls"].append(({t: n.id for t, n in nodes.items()}, cpus, threads))
-        return {t: [PackingResult(n, float(min(n, best[t]))) for n in threads] for t in nodes}
+    def fake(_: object, arguments: Any, *, cpus: float, gpus: float) -> dict[str, Any]:
+        threads = next(iter(arguments.values()))[3]
+        assert gpus == 1
+        best["calls"].append((sorted(arguments), cpus, threads))
+        return {i: [PackingResult(n, float(min(n, best[i]))) for n in threads] for i in arguments}
 
-    monkeypatch.setattr(trials_per_gpu, "_measure_on_nodes", fake)
+    monkeypatch.setattr(trials_per_gpu, "call_on_nodes", fake)
     return best
 
 
 def test_the_smallest_number_of_all_gpu_types_holds_for_the_cluster(
     best: dict[str, Any], said: list[str]
 ) -> None:
-    best |= {"H100": 8, "T4": 2}
+    best |= {"id1": 8, "id3": 2}
     pool = cluster(("10.0.0.0", HEAD), ("H100", BIG), ("H100", BIG), ("T4", HERE))
     slots = benchmark_slots(ResourceRequest(), pool, toy_config(), LOAD)
     assert slots == TrialResources(12, 4.0, 0.5, 4)
-    assert best["calls"] == [({"H100": "id1", "T4": "id3"}, 8.0, {1: 8, 2: 4, 4: 2, 8: 1})]
+    assert best["calls"] == [(["id1", "id3"], 8.0, {1: 8, 2: 4, 4: 2, 8: 1})]
     assert said[0].startswith("trials per GPU: 8 on H100 (epochs a second of so many at once: 1: ")
     assert said[1].startswith("trials per GPU: 2 on T4 (")
 
@@ -167,7 +168,7 @@ def test_the_smallest_number_of_all_gpu_types_holds_for_the_cluster(
 def test_the_machine_with_the_fewest_cores_per_gpu_bounds_what_is_measured(
     best: dict[str, Any],
 ) -> None:
-    best |= {"H100": 8, "T4": 8}
+    best |= {"id0": 8, "id1": 8}
     pool = cluster(("H100", BIG), ("T4", SMALL_ONE))
     slots = benchmark_slots(ResourceRequest(), pool, toy_config(), LOAD)
     assert slots == TrialResources(8, 1.5, 0.5, 1)
@@ -175,25 +176,22 @@ def test_the_machine_with_the_fewest_cores_per_gpu_bounds_what_is_measured(
 
 
 @pytest.mark.slow
-def test_every_gpu_type_is_measured_by_an_actor_on_its_node() -> None:
-    """On one node with two logical GPUs; without CUDA all measurements fail, in one line."""
+def test_a_benchmark_on_a_node() -> None:
+    """On a node with two logical GPUs; without CUDA the measurement fails, in one line."""
     with local_ray(Machine(2, 0, 10**9), 2):
-        (node,) = live_nodes()
-        nodes = {"H100": node, "T4": node}
-        arguments = (nodes, 1.0, toy_config(epochs=1), SMALL, {1: 1})
-        results = trials_per_gpu._measure_on_nodes(*arguments, device="cpu")
+        nodes = live_nodes()
+        arguments = {nodes[0].id: (toy_config(epochs=1), SMALL, "cpu", {1: 1})}
+        results = call_on_nodes(trials_per_gpu._measure_list, arguments, cpus=1, gpus=1)
         if not torch.cuda.is_available():
-            with pytest.raises(RunError, match="measured on H100, so no trial was started: "):
-                trials_per_gpu._measure_on_nodes(*arguments)
-    assert node.gpu_type == node.address, "Ray has no name for logical GPUs"
-    assert {name: [r.trials for r in rs] for name, rs in results.items()} == {
-        "H100": [1],
-        "T4": [1],
-    }
+            pool = Cluster("here", nodes)
+            with pytest.raises(RunError, match=r"measured on [\d.]+, so no trial was started: "):
+                benchmark_slots(ResourceRequest(), pool, toy_config(epochs=1), SMALL)
+    assert nodes[0].gpu_type == nodes[0].address, "Ray has no name for logical GPUs"
+    assert [r.trials for r in results[nodes[0].id]] == [1]
 
 
 def test_caps_on_a_cluster(best: dict[str, Any]) -> None:
-    best |= {"H100": 8, "T4": 1}
+    best |= {"id0": 8, "id1": 1}
     request = ResourceRequest(gpus=2, concurrency=5)
     pool = cluster(("H100", BIG), ("T4", SMALL_ONE))
     assert benchmark_slots(request, pool, toy_config(), LOAD) == TrialResources(2, 3.0, 1.0, 3)

@@ -1,6 +1,6 @@
 """Probe each node of a cluster: versions, access to storage, recordings and tracking server.
 
-This module is shipped to the nodes by value, so that it also works on nodes without `resp_tune`.
+The code is shipped to the nodes by value, so that it also works on nodes without `resp_tune`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resp_tune.cluster import node_calls
 from resp_tune.cluster.connect import Node
 from resp_tune.storage.object_store import ObjectPath
 
@@ -51,67 +52,54 @@ class ProbeResult:
 
 def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> dict[str, ProbeResult | str]:
     """Return each node's result by its id, or why it sent none within `ANSWER_SECONDS`."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray import cloudpickle
 
-    module = sys.modules[__name__]
-    # A node that lacks this module, or has another version of it, can run it all the same.
-    ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # Ray's
+    token = request.token
+    arguments = (
+        (token.uri, token.prefix) if isinstance(token, ObjectPath) else str(token),
+        {str(path): size for path, size in request.sizes.items()},
+        {str(path): digest for path, digest in request.digests.items()},
+        request.tracking,
+    )
+    # A node that lacks these modules, or has other versions of them, can run them all the same.
+    shipped = (sys.modules[__name__], node_calls)
+    for module in shipped:
+        cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # Ray's
     try:
-        actor: Any = ray.remote(num_cpus=0, max_restarts=0)(_Probe)
-        probes = {
-            node.id: actor.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-            ).remote()
-            for node in nodes
-        }
-        token = request.token
-        arguments = (
-            (token.uri, token.prefix) if isinstance(token, ObjectPath) else str(token),
-            {str(path): size for path, size in request.sizes.items()},
-            {str(path): digest for path, digest in request.digests.items()},
-            request.tracking,
-        )
-        pending = {id_: probe.run.remote(id_, *arguments) for id_, probe in probes.items()}
-        ray.wait(list(pending.values()), num_returns=len(pending), timeout=ANSWER_SECONDS)
-        results = {id_: _result(reference) for id_, reference in pending.items()}
-        for probe in probes.values():
-            ray.kill(probe)
-        return results
+        by_node = {node.id: (node.id, *arguments) for node in nodes}
+        results = node_calls.call_on_nodes(_probe, by_node, timeout=ANSWER_SECONDS)
     finally:
-        ray.cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]  # Ray's
+        for module in shipped:
+            cloudpickle.unregister_pickle_by_value(module)  # type: ignore[no-untyped-call]  # Ray's
+    return {node_id: _probe_result(result) for node_id, result in results.items()}
 
 
-def _result(reference: Any) -> ProbeResult | str:
-    import ray
+def _probe_result(result: dict[str, Any] | Exception) -> ProbeResult | str:
+    from ray.exceptions import GetTimeoutError
 
-    try:
-        return ProbeResult(**ray.get(reference, timeout=0))
-    except ray.exceptions.GetTimeoutError:
+    if isinstance(result, GetTimeoutError):
         return f"no answer within {ANSWER_SECONDS:g} s"
-    except ray.exceptions.RayError as error:
-        return " ".join(str(error).split())[:200]
+    if isinstance(result, Exception):
+        return " ".join(str(result).split())[:200]
+    return ProbeResult(**result)
 
 
-class _Probe:
-    """Runs on a node; uses only the standard library, unless the storage is an object store."""
-
-    def run(
-        self,
-        node_id: str,
-        token: str | tuple[str, str],
-        sizes: dict[str, int],
-        digests: dict[str, str],
-        tracking: tuple[str, int] | None,
-    ) -> dict[str, Any]:
-        return {
-            "versions": versions(),
-            "storage": _try_folder(Path(token), node_id)
-            if isinstance(token, str)
-            else _try_object_store(*token, node_id),
-            "data": _try_recordings(sizes, digests),
-            "tracking": None if tracking is None else _try_server(tracking),
-        }
+def _probe(
+    node_id: str,
+    token: str | tuple[str, str],
+    sizes: dict[str, int],
+    digests: dict[str, str],
+    tracking: tuple[str, int] | None,
+) -> dict[str, Any]:
+    """Run on a node, with only the standard library, unless the storage is an object store."""
+    return {
+        "versions": versions(),
+        "storage": _try_folder(Path(token), node_id)
+        if isinstance(token, str)
+        else _try_object_store(*token, node_id),
+        "data": _try_recordings(sizes, digests),
+        "tracking": None if tracking is None else _try_server(tracking),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.cluster.connect import Node
+from resp_tune.cluster.node_calls import call_on_nodes
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.config import FrontEnd
 from resp_tune.errors import RunError
@@ -45,9 +46,10 @@ class RecordingServer:
     def __init__(self, recordings: Mapping[str, Path]) -> None:
         """Start an actor on this machine; `recordings` holds paths by SHA-256."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         actor: Any = ray.remote(num_cpus=0)(_RecordingActor)
-        here = on_node(ray.get_runtime_context().get_node_id())
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._actor = actor.options(
             scheduling_strategy=here, max_concurrency=CONCURRENT_READS
         ).remote(dict(recordings))
@@ -107,73 +109,38 @@ def _load_or_fetch(path: Path, digest: str, actor: Any, sample_rate: int) -> tor
     return load_unchanged(copy, digest, sample_rate)
 
 
-class _NodeAgent:
-    """Runs on a node, beside its trials."""
-
-    def device(self, device_type: str) -> ComputeDevice:
-        return detect_compute_device(device_type)
-
-    def fill(
-        self, caches: FeatureCaches, front_ends: list[FrontEnd], workers: int
-    ) -> tuple[float, int]:
-        begun = time.monotonic()
-        computed = caches.fill(front_ends, workers=workers).computed
-        return time.monotonic() - begun, len(computed)
-
-
 def common_device(nodes: Sequence[Node], device_type: str, gpus: float) -> ComputeDevice:
     """Return what trials with `gpus` of a GPU can rely on, whichever of `nodes` they run on."""
-    import ray
-
-    agents = [_start_agent(node, gpus=gpus) for node in nodes]
-    devices = _get([agent.device.remote(device_type) for agent in agents])
-    for agent in agents:
-        ray.kill(agent)
-    return common_compute_device(devices)
+    arguments = {node.id: (device_type,) for node in nodes}
+    return common_compute_device(_call(detect_compute_device, arguments, gpus))
 
 
 def fill_caches(
     nodes: Sequence[Node], caches: FeatureCaches, front_ends: Sequence[FrontEnd]
 ) -> list[CacheFill]:
     """Fill the feature caches of all nodes at the same time; raises `RunError` if one fails."""
-    import ray
-
-    agents = [_start_agent(node) for node in nodes]
-    pending = [
-        agent.fill.remote(caches, list(front_ends), max(1, node.machine.cpus))
-        for agent, node in zip(agents, nodes, strict=True)
-    ]
-    results = _get(pending)
-    for agent in agents:
-        ray.kill(agent)
+    arguments = {n.id: (caches, list(front_ends), max(1, n.machine.cpus)) for n in nodes}
+    results = _call(_fill, arguments)
     return [CacheFill(node, *result) for node, result in zip(nodes, results, strict=True)]
 
 
-def _start_agent(node: Node, gpus: float = 0.0) -> Any:
-    import ray
-
-    actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=0)(_NodeAgent)
-    return actor.options(scheduling_strategy=on_node(node.id)).remote()
-
-
-def on_node(node_id: str) -> Any:
-    """Return Ray's scheduling strategy for an actor that must run on the node `node_id`."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+def _fill(caches: FeatureCaches, front_ends: list[FrontEnd], workers: int) -> tuple[float, int]:
+    begun = time.monotonic()
+    computed = caches.fill(front_ends, workers=workers).computed
+    return time.monotonic() - begun, len(computed)
 
 
-def _get(references: Sequence[Any]) -> list[Any]:
-    import ray
+def _call(
+    function: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]], gpus: float = 0.0
+) -> list[Any]:
+    from ray.exceptions import RayError
 
-    try:
-        return list(ray.get(list(references)))
-    except ray.exceptions.RayTaskError as error:
-        # The exception raised there: a full disk, a recording that has changed.
-        cause = " ".join(str(error.cause).split())
+    results = list(call_on_nodes(function, arguments, gpus=gpus).values())
+    for error in (result for result in results if isinstance(result, Exception)):
+        cause = " ".join(str(error).split())[:400]
+        if isinstance(error, RayError):
+            raise RunError(
+                f"a node was lost while it was prepared ({cause}): rerun the same command"
+            ) from error
         raise RunError(f"a node could not be prepared: {cause}") from error
-    except ray.exceptions.RayError as error:
-        cause = " ".join(str(error).split())[:200]
-        raise RunError(
-            f"a node was lost while it was prepared ({cause}): rerun the same command"
-        ) from error
+    return results

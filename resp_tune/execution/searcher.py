@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from resp_tune.common.choices import State
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 from resp_tune.execution.trainable import half_batch
+from resp_tune.study.trial_queue import TrialQueue
 
 log = logging.getLogger(__name__)
 
@@ -33,31 +33,6 @@ class RestartTrialsError(RunError):
     """
 
 
-class TrialSource(Protocol):
-    """A queue of runs for Ray Tune: trials, or replicates of the best ones."""
-
-    @property
-    def epochs(self) -> int:
-        """Return the epochs of a finished run."""
-
-    def next_trial(self) -> dict[str, Any] | None:
-        """Return what a worker needs for the next run, with its `key`, or None at the end."""
-
-    def advance(
-        self, key: TrialKey, rows: Sequence[dict[str, float]], /, micro_batch: int | None = None
-    ) -> None:
-        """Record epochs of a run, and the micro-batch it continues with if memory was short."""
-
-    def end(self, key: TrialKey, state: State, reason: str | None = None, /) -> None:
-        """Record the end of a run."""
-
-    def stop_reason(self, key: TrialKey, /) -> str | None:
-        """Return why a run must stop at its next report, or None."""
-
-    def config(self, key: TrialKey, /) -> TrialConfig:
-        """Return the current config of a running run."""
-
-
 class StudySearcher(Searcher):
     """A Ray Tune searcher that takes its trials from a queue.
 
@@ -66,7 +41,7 @@ class StudySearcher(Searcher):
     stay running in the study, and the next command resumes them.
     """
 
-    def __init__(self, queue: TrialSource, capacity: Callable[[], int]) -> None:
+    def __init__(self, queue: TrialQueue, capacity: Callable[[], int]) -> None:
         super().__init__()
         self.queue, self.capacity = queue, capacity
         self.keys: dict[str, TrialKey] = {}  # of the running trials, by Ray's id

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it: train epochs, report them, write checkpoints and resume from them."""
+"""A trial as Ray Tune runs it: train epochs, report them, save and load checkpoints."""
 
 from __future__ import annotations
 

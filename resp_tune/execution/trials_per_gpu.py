@@ -13,12 +13,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
-from typing import Any
 
 import torch
 
-from resp_tune.cluster.connect import Cluster, Node
-from resp_tune.cluster.node_setup import on_node
+from resp_tune.cluster.connect import Cluster
+from resp_tune.cluster.node_calls import call_on_nodes
 from resp_tune.cluster.resources import (
     THIS_MACHINE,
     Machine,
@@ -81,17 +80,35 @@ def benchmark_slots(
     }
     threads = {count: slots.threads for count, slots in options.items()}
     if isinstance(pool, Cluster):
-        nodes = {n.gpu_type: n for n in reversed(pool.nodes) if n.machine in used}
-        results = _measure_on_nodes(nodes, one.cpus, config, load, threads)
+        nodes = {n.gpu_type: n.id for n in reversed(pool.nodes) if n.machine in used}
+        by_id = dict.fromkeys(nodes.values(), (config, load, "cuda", threads))
+        by_node = call_on_nodes(_measure_list, by_id, cpus=one.cpus, gpus=1)
+        results = {gpu_type: by_node[node_id] for gpu_type, node_id in nodes.items()}
     else:
-        results = {"": _measure_here(config, load, threads)}
+        results = {"": _measure_list(config, load, "cuda", threads)}
     for gpu_type, measured in sorted(results.items()):
+        on = gpu_type and f" on {gpu_type}"
+        if isinstance(measured, Exception):
+            cause = " ".join(f"{type(measured).__name__}: {measured}".split())[:400]
+            raise RunError(
+                f"trials per GPU could not be measured{on}, so no trial was started: {cause}"
+            ) from measured
         rates = ", ".join(f"{r.trials}: {r.epochs_per_second:.2f}" for r in measured)
         log.info(
-            f"trials per GPU: {choose(measured)}{gpu_type and f' on {gpu_type}'} (epochs a second "
-            f"of so many at once: {rates or 'none fitted'})"
+            f"trials per GPU: {choose(measured)}{on} (epochs a second of so many at once: "
+            f"{rates or 'none fitted'})"
         )
     return options[min(choose(measured) for measured in results.values())]
+
+
+def _measure_list(
+    config: TrialConfig, load: Workload, device: str, threads: dict[int, int]
+) -> list[PackingResult] | Exception:
+    """Return all measurements, or what they failed with: a bug of the config or the GPU driver."""
+    try:
+        return list(measure_all(config, load, device, threads=threads, epochs=EPOCHS))
+    except Exception as error:
+        return error
 
 
 def _max_per_gpu(request: ResourceRequest, cpus: float, gpus: int) -> int:
@@ -103,64 +120,6 @@ def _max_per_gpu(request: ResourceRequest, cpus: float, gpus: int) -> int:
     if request.concurrency is not None:
         fitting = min(fitting, math.ceil(request.concurrency / gpus))
     return max(1, fitting)
-
-
-def _measure_here(
-    config: TrialConfig, load: Workload, threads: Mapping[int, int]
-) -> list[PackingResult]:
-    try:
-        return list(measure_all(config, load, "cuda", threads=threads, epochs=EPOCHS))
-    except Exception as error:  # a bug of the config's, or of the GPU driver's
-        raise _not_measured(error) from error
-
-
-class _BenchmarkActor:
-    """Run the benchmark on a node, with one GPU and the cores that belong to it."""
-
-    def measure(
-        self, config: TrialConfig, load: Workload, device: str, threads: dict[int, int]
-    ) -> list[PackingResult]:
-        return list(measure_all(config, load, device, threads=threads, epochs=EPOCHS))
-
-
-def _measure_on_nodes(
-    nodes: Mapping[str, Node],
-    cpus: float,
-    config: TrialConfig,
-    load: Workload,
-    threads: Mapping[int, int],
-    device: str = "cuda",
-) -> dict[str, list[PackingResult]]:
-    """Measure on all `nodes` (by GPU type) at once; each benchmark gets a GPU and `cpus` cores."""
-    import ray
-
-    # Actors, not tasks: when a host is cut off, Ray gives up actors, but not plain tasks.
-    actor: Any = ray.remote(num_cpus=cpus, num_gpus=1, max_restarts=0)(_BenchmarkActor)
-    actors = {
-        gpu_type: actor.options(scheduling_strategy=on_node(node.id)).remote()
-        for gpu_type, node in nodes.items()
-    }
-    pending = {t: a.measure.remote(config, load, device, dict(threads)) for t, a in actors.items()}
-    results, failures = {}, []
-    try:
-        for gpu_type, reference in pending.items():  # all are fetched, or Ray prints tracebacks
-            try:
-                results[gpu_type] = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-                failures.append(_not_measured(cause, gpu_type))
-    finally:
-        for each in actors.values():
-            ray.kill(each)
-    if failures:
-        raise failures[0]
-    return results
-
-
-def _not_measured(error: Exception, gpu_type: str = "") -> RunError:
-    cause = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-    on = gpu_type and f" on {gpu_type}"
-    return RunError(f"trials per GPU could not be measured{on}, so no trial was started: {cause}")
 
 
 def stand_in(config: TrialConfig, load: Workload) -> list[TrainingData]:

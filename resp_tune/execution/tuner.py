@@ -17,18 +17,18 @@ from resp_tune.execution.searcher import (
     WORKER_RETRIES,
     StudySearcher,
     StudyStopper,
-    TrialSource,
     WorkerFailureCallback,
 )
 from resp_tune.execution.trainable import TrialTrainable
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.study.study import TrialRecord
+from resp_tune.study.trial_queue import TrialQueue
 
 UNLIMITED = 100_000
 
 
 def run_trials(
-    queue: TrialSource,
+    queue: TrialQueue,
     context: TrialContext,
     slots: TrialResources,
     scheduler: TrialScheduler,

@@ -40,7 +40,7 @@ def study_at(folder: Path, metric: str = "macro_f1") -> optuna.Study:
     return open_study(folder / "study.db", "first", metric, make_sampler("random", 0))
 
 
-def recorder_of(study: optuna.Study, diary: Diary | None = None, **more: Any) -> TrialQueue:
+def queue_of(study: optuna.Study, diary: Diary | None = None, **more: Any) -> TrialQueue:
     settings = settings_of(more.pop("metric", "macro_f1"), more.pop("precision", "auto"))
     source = SamplerSource(study, SPACE, settings, **({"budget": 4} | more))
     return TrialQueue(source, [] if diary is None else [diary])
@@ -54,8 +54,8 @@ def row(epoch: int, value: float, metric: str = "macro_f1") -> dict[str, float]:
     return {"epoch": epoch, "train_loss": 1.0, f"val_{metric}": value, "lr": 1e-3, "seconds": 0.1}
 
 
-def next_of(recorder: TrialQueue) -> dict[str, Any]:
-    handed = recorder.next_trial()
+def next_of(queue: TrialQueue) -> dict[str, Any]:
+    handed = queue.next_trial()
     assert handed is not None
     return handed
 
@@ -65,7 +65,7 @@ def epochs_of(queue: TrialQueue, key: TrialKey) -> int:
     return len(queue._running[key].epochs)
 
 
-def finish(recorder: TrialQueue, number: int, value: float) -> None:
+def finish(queue: TrialQueue, number: int, value: float) -> None:
     key = TrialKey(number)
-    recorder.advance(key, [row(e, value * e / 3) for e in (1, 2, 3)])
-    recorder.end(key, "finished")
+    queue.advance(key, [row(e, value * e / 3) for e in (1, 2, 3)])
+    queue.end(key, "finished")
