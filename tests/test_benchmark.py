@@ -35,7 +35,7 @@ from resp_tune.data.dataset import load_dataset  # noqa: E402
 from resp_tune.data.waveforms import load_waveform  # noqa: E402
 from resp_tune.errors import RunError, UserError  # noqa: E402
 from resp_tune.execution.searcher import StudySearcher  # noqa: E402
-from resp_tune.features.augment import draw_plain  # noqa: E402
+from resp_tune.features.augment import eval_params  # noqa: E402
 from resp_tune.features.batches import ClipIndex, make_batch  # noqa: E402
 from resp_tune.features.logmel import join_frames, log_mels  # noqa: E402
 from resp_tune.space.search_space import load_space  # noqa: E402
@@ -87,7 +87,7 @@ def test_both_loops_see_the_same_item(tmp_path: Path) -> None:
     mels = log_mels(load_waveform(path, RATE), [NOTEBOOK.front_end])
     frames = join_frames(mels, ["r"])
     clips = ClipIndex(frames, frames.first, frames.count)
-    ours_ = make_batch(clips, draw_plain(frames.count, NOTEBOOK), NOTEBOOK)[0, 0].T
+    ours_ = make_batch(clips, eval_params(frames.count, NOTEBOOK), NOTEBOOK)[0, 0].T
     assert ours_.shape == theirs[0].shape
     # The recording goes on after the clip: the notebook reflects its end there instead.
     assert (ours_ - theirs[0])[:, :-1].abs().max() <= 0.05
@@ -245,8 +245,8 @@ def test_a_simulated_trial_speaks_like_a_real_one(tmp_path: Path) -> None:
     study = optuna.create_study(direction="maximize")
     space = load_space("search_spaces/notebook.yaml")
     settings = TrialSettings("macro_f1", epochs=3, seed=0)
-    recorder = TrialQueue(SamplerSource(study, space, settings, budget=2))
-    searcher = StudySearcher(recorder, lambda: 8)
+    queue = TrialQueue(SamplerSource(study, space, settings, budget=2))
+    searcher = StudySearcher(queue, lambda: 8)
     trial = object.__new__(Instant)  # Ray's own constructor wants a cluster
     for name in ("first", "second"):
         config = searcher.suggest(name)

@@ -16,10 +16,9 @@ from support.toy import CLASSES, toy_config, toy_folds, toy_side
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
-from resp_tune.features.augment import draw_plain
+from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex
-from resp_tune.features.frames import join_frames
-from resp_tune.features.logmel import log_mels
+from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.training.loop import Training, predict
 from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
 
@@ -40,7 +39,7 @@ def save(training: Training, folder: Path) -> str:
 
 def same(one: Bundle, config: TrialConfig, training: Training) -> None:
     side = toy_side(config, 12, seed=9)
-    draws = draw_plain(side.clips.count, config)
+    draws = eval_params(side.clips.count, config)
     expected = [predict(n, side.clips, draws, config) for n in training.networks()]
     assert np.array_equal(one.predict_clips(side.clips), np.mean(expected, axis=0))
 

@@ -8,7 +8,7 @@ import pytest
 from support.toy import toy_config, toy_data, toy_folds, trained
 
 from resp_tune.features.batches import ClipIndex
-from resp_tune.features.frames import Frames
+from resp_tune.features.logmel import Frames
 from resp_tune.training.loop import (
     Side,
     Training,

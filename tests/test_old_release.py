@@ -29,7 +29,7 @@ def test_it_goes_on(place: Path) -> None:
     data = ("--data", str(place / "data"))
     outcome = search(place / "r", *ARGS, *data, "--trials", "3")
     assert outcome.code == 0, outcome.err
-    assert "continuing: 2 trials have ended already" in outcome.err
+    assert "resuming: 2 trials have ended already" in outcome.err
     after = trials(place / "r", "old")
     assert list(after["number"]) == [0, 1, 2]
     assert list(after["score"][:2]) == list(before["score"])

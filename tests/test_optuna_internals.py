@@ -15,7 +15,7 @@ import pytest
 from optuna.samplers import CmaEsSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.testing.pytest_storages import StorageTestCase
-from support.trial_queues import SPACE, finish, next_of, recorder_of, study_at
+from support.trial_queues import SPACE, finish, next_of, queue_of, study_at
 
 import resp_tune
 from resp_tune.study.optuna_internals import (
@@ -109,17 +109,17 @@ def test_no_other_file_uses_private_parts_of_optuna() -> None:
 def test_a_table_with_an_unknown_column_is_left_to_optuna(
     table: str, tmp_path: Path, said: list[str]
 ) -> None:
-    recorder = recorder_of(study_at(tmp_path), budget=2)
-    finish(recorder, next_of(recorder)["key"].number, 0.5)
+    queue = queue_of(study_at(tmp_path), budget=2)
+    finish(queue, next_of(queue)["key"].number, 0.5)
     with closing(sqlite3.connect(tmp_path / "study.db")) as database:
         database.execute(f"ALTER TABLE {table} ADD COLUMN tomorrow TEXT")
     study = study_at(tmp_path)
     assert len(said) == 1
     assert "tomorrow" in said[0]
     assert "slower" in said[0]
-    recorder = recorder_of(study, budget=2)
-    finish(recorder, next_of(recorder)["key"].number, 0.75)
-    assert recorder.next_trial() is None
+    queue = queue_of(study, budget=2)
+    finish(queue, next_of(queue)["key"].number, 0.75)
+    assert queue.next_trial() is None
     stored = records(read_study(tmp_path / "study.db", "first"), SPACE)
     assert [(t.score, len(t.epochs)) for t in stored] == [(0.5, 3), (0.75, 3)]
 

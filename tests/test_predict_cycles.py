@@ -13,8 +13,7 @@ from support.toy import toy_config, toy_folds
 
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.features.batches import ClipIndex
-from resp_tune.features.frames import join_frames
-from resp_tune.features.logmel import log_mels
+from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.predict import main
 from resp_tune.training.loop import Training
 from resp_tune.training.model_bundle import load_bundle, save_bundle

@@ -73,23 +73,6 @@ def test_commands_use_only_flags_that_exist(name: str) -> None:
     assert refused(name, content.replace("--trials", "--trails"))
 
 
-@pytest.mark.parametrize(
-    ("name", "right", "wrong"),
-    [
-        ("compose.yaml", "--dashboard-host", "--dashbord-host"),
-        ("compose.yaml", "--allowed-hosts", "--allow-hosts"),
-        ("compose.yaml", "ray job submit --", "ray job submit --adress x --"),
-        ("ray-cluster.yaml", "ray start --address=", "ray start --adress="),
-        ("ray-cluster-aws.yaml", "ray up --yes", "ray up --sure"),
-        ("rayjob.yaml", "--backend-store-uri=", "--backend-store="),
-        ("rayjob.yaml", "resp_tune.synth /shared/data", "resp_tune.synth /shared/data --size 3"),
-    ],
-)
-def test_wrong_flags_are_found(name: str, right: str, wrong: str) -> None:
-    assert right in text(name)
-    assert refused(name, text(name).replace(right, wrong))
-
-
 @pytest.mark.parametrize("name", [n for n in RECIPES if n != "Dockerfile"])
 def test_a_cluster_is_named_and_results_go_where_every_node_sees_them(name: str) -> None:
     lines = commands(name, text(name))

@@ -10,8 +10,6 @@ from typing import Any
 import moto
 import pytest
 import yaml
-from click import ClickException
-from jsonschema import ValidationError
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.local.config import bootstrap_local
@@ -46,28 +44,6 @@ def test_ray_takes_the_file(name: str) -> None:
     (worker,) = calls("ray start", config["worker_start_ray_commands"])
     assert worker == ["--address=$RAY_HEAD_IP:6379"]
     assert "--port=6379" in head
-
-
-@pytest.mark.parametrize(
-    ("name", "right", "broken", "error", "said"),
-    [
-        (HOSTS, "cluster_name:", "clustername:", ValidationError, "'clustername' was unexpected"),
-        (HOSTS, "head_ip:", "head:", ClickException, "supply a `head_ip`"),
-        (HOSTS, "ssh_private_key:", "ssh_key:", ValidationError, "'ssh_key' was unexpected"),
-        (HOSTS, "worker_start_ray", "worker_ray", ValidationError, "'worker_ray_commands' was"),
-        (AWS, "head_node_type: head", "head_node_type: heads", ValueError, "head_node_type"),
-        (AWS, "minutes: 10", "minutes: ten", ValidationError, "'ten' is not of type"),
-        (AWS, "resources: {CPU: 4", "resource: {CPU: 4", ValidationError, "'resources' is a req"),
-        (AWS, "min_workers: 0", "min_workers: 5", ValueError, "smaller than the sum"),
-        (AWS, "  image: registry", "  images: registry", AssertionError, "container & image name"),
-    ],
-)
-def test_a_mistake_is_found(
-    name: str, right: str, broken: str, error: type[Exception], said: str
-) -> None:
-    assert right in text(name)
-    with pytest.raises(error, match=said):
-        read(text(name).replace(right, broken))
 
 
 def test_every_host_of_the_list_is_used() -> None:

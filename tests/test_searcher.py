@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.trial_queues import SPACE, epochs_of, recorder_of, row, study_at
+from support.trial_queues import SPACE, epochs_of, queue_of, row, study_at
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import RunError
@@ -41,7 +41,7 @@ def result(epochs: int, *, since: int = 0, **values: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def queue(tmp_path: Path) -> TrialQueue:
-    return recorder_of(study_at(tmp_path), budget=3)
+    return queue_of(study_at(tmp_path), budget=3)
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_a_trial_that_ray_gives_up_too_early_restarts_ray(
     searcher.on_trial_complete("a", None, error=True)
     assert isinstance(searcher.fatal_error, RestartTrialsError)
     assert [t.state for t in trials(tmp_path)] == [None, None]
-    queue = recorder_of(study_at(tmp_path), budget=3)
+    queue = queue_of(study_at(tmp_path), budget=3)
     again = StudySearcher(queue, lambda: 3)
     keys = [again.suggest(name)["key"] for name in "xyz"]  # type: ignore[index,call-overload]  # they are dicts
     assert [key.number for key in keys] == [0, 1, 2]

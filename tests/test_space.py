@@ -253,7 +253,7 @@ WRONG_FILES = {
     "fixed: {drop: 1}\nparameters: {lr: 1}": "unknown field 'drop'",
     "fixed: {dropout: 1}\nparameters: {lr: 1}": "dropout: 1.0 is outside 0 to 0.95",
     "fixed: {lr: 0.01}\nparameters: {lr: {type: float, low: 0.1, high: 1}}": (
-        "'lr' stands in both 'fixed' and 'parameters'"
+        "'lr' is in both 'fixed' and 'parameters'"
     ),
     "parameters: {lr: {type: float, low: 0.1, high: 1}": "is not YAML: ",
     "parameters:\n  lr: low: c": "is not YAML: line 2: mapping values are not allowed here",

@@ -132,7 +132,7 @@ def test_a_condition_keeps_out_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         space_of(tmp_path, asked)
     assert (
-        "f_max 2000 Hz is above half the sample_rate 2000: at most 1000. A trial may be given "
+        "f_max 2000 Hz is above half the sample_rate 2000: at most 1000. A trial may have "
         "sample_rate 2000, f_max 2000.0: `with:` moves fields together, `when:`"
         in str(caught.value)
     )
@@ -256,9 +256,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (along({"seed": [1, 2]}), "sample_rate: with: 'seed' is not searched: give --seed instead"),
     (along({"n_fft": [256, 8]}), "n_fft: 8 is outside 16 to 16384"),
     (along({"n_fft": [256, "many"]}), "n_fft: 'many' is not int"),
-    (along({"lr": [0.1, 0.2]}), "sample_rate: with: 'lr' stands in 'fixed' as well"),
-    (along({"width": [8, 16]}, width=WIDTH), "sample_rate: with: 'width' stands in 'parameters'"),
-    (along({"sample_rate": [1, 2]}), "sample_rate: with: 'sample_rate' stands in 'parameters'"),
+    (along({"lr": [0.1, 0.2]}), "sample_rate: with: 'lr' is in 'fixed' as well"),
+    (along({"width": [8, 16]}, width=WIDTH), "sample_rate: with: 'width' is in 'parameters'"),
+    (along({"sample_rate": [1, 2]}), "sample_rate: with: 'sample_rate' is in 'parameters'"),
     (
         along({"crop": ["start"] * 2}, pad={**PADS, "with": {"crop": ["start"] * 2}}),
         "pad: with: 'crop' moves with 'sample_rate' already",
@@ -278,7 +278,7 @@ def test_mistakes(tmp_path: Path, parameters: dict[str, Any], message: str) -> N
 
 def test_too_much_to_look_at(tmp_path: Path) -> None:
     many = {"type": "int", "low": 1, "high": 200}
-    with pytest.raises(UserError, match=r"hop_length × n_mels give over 20000 combinations"):
+    with pytest.raises(UserError, match=r"hop_length × n_mels have over 20000 combinations"):
         space_of(tmp_path, {"hop_length": many, "n_mels": many})
     # Another field's values are told apart only where a condition does.
     rates = {**RATES, "when": {"batch_size": [7, 9]}}

@@ -252,10 +252,10 @@ def test_one_second_still_has_a_cycle(tmp_path: Path) -> None:
     [
         (["--recordings", "29"], "recordings 29 are too few for the 30 patients"),
         (["--recordings", "32", "--prevalence", "icbhi"], "too few for the 33 patients"),
-        (["--recordings", "10001"], "at most 10000"),
-        (["--seconds", "0.5"], "seconds 0.5 is outside 1 to 120"),
+        (["--recordings", "10001"], "is not a whole number from 1 to 10000"),
+        (["--seconds", "0.5"], "seconds: 0.5 is outside 1 to 120"),
         (["--seconds", "nan"], "'nan' is not a number above 0"),
-        (["--confound", "device"], "invalid choice: 'device'"),
+        (["--confound", "device"], "confound: 'device' is not one of none, icbhi"),
         (["--recordngs", "40"], "did you mean '--recordings'?"),
     ],
 )

@@ -18,7 +18,7 @@ from support.toy import fingerprint, toy_config, toy_data, toy_folds, toy_side, 
 from torch import nn
 
 from resp_tune.config import TrialConfig
-from resp_tune.features.augment import draw_plain
+from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.training.loop import (
     EpochResult,
@@ -218,7 +218,7 @@ def test_train_loss_is_the_mean_over_the_items() -> None:
     run.schedule = torch.optim.lr_scheduler.ConstantLR(run.optimizer, 1.0)  # type: ignore[assignment]  # no schedule
     loss = run.train(1)
     with torch.inference_mode():
-        logits = network(make_batch(clips, draw_plain(clips.count, config), config))
+        logits = network(make_batch(clips, eval_params(clips.count, config), config))
     assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, side.labels)), rel=1e-5)
 
 
@@ -259,7 +259,7 @@ def test_two_folds_give_the_mean_of_their_figures() -> None:
     ):
         rows.append(all_metrics(data.validation.labels.numpy(), probabilities, data.classes))
         network = together.networks()[n]
-        plain = draw_plain(data.validation.clips.count, config)
+        plain = eval_params(data.validation.clips.count, config)
         np.testing.assert_array_equal(
             probabilities, predict(network, data.validation.clips, plain, config)
         )
@@ -281,7 +281,7 @@ def test_prediction_is_the_mean_over_a_clips_crops() -> None:
     training = trained(config, [toy_data(config)])
     network = training.networks()[0]
     side = toy_side(config, 12, 7)
-    draws = draw_plain(side.clips.count, config)
+    draws = eval_params(side.clips.count, config)
     assert len(draws) > 12
     with torch.inference_mode():
         items = network(make_batch(side.clips, draws, config)).softmax(1)

@@ -23,6 +23,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from resp_tune.common.choices import LINK_TEXTS
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import SearchRef
@@ -102,7 +103,7 @@ def test_wrong_input_is_refused(store: Store, tmp_path: Path) -> None:
     assert "not a port" in refused(["--port", "70000"])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert "is taken" in refused(["--port", port, "--storage", str(store.folder)])
+        assert "is in use" in refused(["--port", port, "--storage", str(store.folder)])
     address = f"http://127.0.0.1:{free_port()}"
     assert "Connection refused" in refused(["--tracking-uri", address])
 
@@ -205,13 +206,13 @@ def trials_in(text: str) -> list[int]:
 
 @pytest.mark.browser
 def test_trials_stand_best_first(served: Served, browser: webdriver.Chrome) -> None:
-    browser.get(served.links["trials, best first"])
+    browser.get(served.links[LINK_TEXTS["trials"]])
     wait_for(browser, lambda text: trials_in(text) == BEST_FIRST, "trials best first")
 
 
 @pytest.mark.browser
 def test_the_view_has_columns(served: Served, browser: webdriver.Chrome) -> None:
-    browser.get(served.links["trials, best first, with columns"])
+    browser.get(served.links[LINK_TEXTS["view"]])
     shown = "diverged"  # in the column of the states
     text = wait_for(
         browser, lambda text: trials_in(text) == BEST_FIRST and shown in text, "saved view"
@@ -233,7 +234,7 @@ def test_the_view_has_columns(served: Served, browser: webdriver.Chrome) -> None
 
 @pytest.mark.browser
 def test_runs_stand_below_their_search(served: Served, browser: webdriver.Chrome) -> None:
-    browser.get(served.links["the search and all its trials"])
+    browser.get(served.links[LINK_TEXTS["search"]])
     text = wait_for(browser, lambda text: "\nfirst\n" in text, "the search alone")
     assert trials_in(text) == []
     browser.find_element(By.CSS_SELECTOR, ".ag-row [col-id*='Run Name'] button").click()
@@ -242,7 +243,7 @@ def test_runs_stand_below_their_search(served: Served, browser: webdriver.Chrome
 
 @pytest.mark.browser
 def test_the_best_are_compared(served: Served, browser: webdriver.Chrome) -> None:
-    browser.get(served.links["the best trials compared"])
+    browser.get(served.links[LINK_TEXTS["compare"]])
     text = wait_for(browser, lambda text: "Run details" in text, "best compared")
     assert "Comparing 4 Runs" in text
     wait_for_elements(browser, ".js-plotly-plot .parcoords g.y-axis", 4, "parallel coordinates")
@@ -252,10 +253,10 @@ def test_the_best_are_compared(served: Served, browser: webdriver.Chrome) -> Non
 
 @pytest.mark.browser
 def test_curves_of_the_metrics(served: Served, browser: webdriver.Chrome, store: Store) -> None:
-    browser.get(served.links["curves"])
+    browser.get(served.links[LINK_TEXTS["charts"]])
     wait_for_elements(browser, ".js-plotly-plot .scatterlayer .trace", 6, "curves of all trials")
     assert "val_loss" in text_of(browser)
-    experiment = served.links["curves"].split("/runs?")[0]
+    experiment = served.links[LINK_TEXTS["charts"]].split("/runs?")[0]
     query = "model-metrics?workflowType=machine_learning"
     browser.get("about:blank")
     browser.get(f"{experiment}/runs/{store.ids[TrialKey(4)]}/{query}")
@@ -265,7 +266,7 @@ def test_curves_of_the_metrics(served: Served, browser: webdriver.Chrome, store:
 
 def test_ctrl_c_ends_the_server_as_well(served: Served) -> None:
     """Last in this file: it ends what the others look at."""
-    port = re.search(r":(\d+)/", served.links["curves"])
+    port = re.search(r":(\d+)/", served.links[LINK_TEXTS["charts"]])
     assert port is not None
     assert server_processes(port[1])
     served.process.send_signal(signal.SIGINT)

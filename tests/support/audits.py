@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from joblib import Parallel
 
 from resp_tune import train
 from resp_tune.audit import shortcuts
@@ -26,7 +27,7 @@ def few_trees() -> Iterator[None]:
     """Forests of two trees in this process: what they score is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "TREES", 2)
-        patch.setattr(baselines, "cpu_count", lambda: 1)
+        patch.setattr(baselines, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
         patch.setattr(shortcuts, "PERMUTATIONS", 3000)
         yield
 

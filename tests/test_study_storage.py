@@ -35,7 +35,7 @@ def in_file(folder: Path) -> list[FrozenTrial]:
     return read_study(folder / "study.db", "first").get_trials()
 
 
-def recorder_of(study: optuna.Study, budget: int) -> TrialQueue:
+def queue_of(study: optuna.Study, budget: int) -> TrialQueue:
     settings = TrialSettings("macro_f1", epochs=4, seed=1)
     return TrialQueue(SamplerSource(study, WIDE, settings, budget=budget))
 
@@ -44,21 +44,21 @@ def row_of(epoch: int, score: float) -> dict[str, float]:
     return {"epoch": epoch, "train_loss": math.nan, "val_macro_f1": score, "lr": 1e-3}
 
 
-def act(recorder: TrialQueue, running: dict[int, int], chance: random.Random) -> bool:
+def act(queue: TrialQueue, running: dict[int, int], chance: random.Random) -> bool:
     """One thing that a driver does to a study; False when there is nothing left."""
-    if len(running) < 3 and (handed := recorder.next_trial()) is not None:
-        running[handed["key"].number] = epochs_of(recorder, handed["key"])
+    if len(running) < 3 and (handed := queue.next_trial()) is not None:
+        running[handed["key"].number] = epochs_of(queue, handed["key"])
         return True
     if not running:
         return False
     number = chance.choice(list(running))
     epoch = running[number] = running[number] + 1
-    recorder.advance(TrialKey(number), [row_of(epoch, chance.random())], chance.choice([None, 8]))
+    queue.advance(TrialKey(number), [row_of(epoch, chance.random())], chance.choice([None, 8]))
     early: list[State | None] = [*[None] * 12, "pruned", "failed", "diverged"]
     state = chance.choice(early)
     if epoch == 4 or state is not None:
         del running[number]
-        recorder.end(TrialKey(number), state or "finished", None if state is None else "why")
+        queue.end(TrialKey(number), state or "finished", None if state is None else "why")
     return True
 
 
@@ -77,9 +77,9 @@ UNORDERED = ("_user_attrs", "_system_attrs", "user_attrs", "system_attrs")
 def test_memory_is_what_the_file_holds(sampler: str, tmp_path: Path) -> None:
     chance = random.Random(sampler)  # noqa: S311  # no secret
     study = opened(tmp_path, sampler)
-    recorder = recorder_of(study, 14)
+    queue = queue_of(study, 14)
     running: dict[int, int] = {}
-    while act(recorder, running, chance):
+    while act(queue, running, chance):
         if chance.random() < 0.2:
             assert text_of(study.get_trials()) == text_of(in_file(tmp_path))
     assert text_of(study.get_trials()) == text_of(in_file(tmp_path))
@@ -89,17 +89,17 @@ def test_memory_is_what_the_file_holds(sampler: str, tmp_path: Path) -> None:
 
 
 def test_a_driver_that_takes_over_goes_on_with_what_runs(tmp_path: Path) -> None:
-    recorder = recorder_of(opened(tmp_path, "tpe"), 6)
+    queue = queue_of(opened(tmp_path, "tpe"), 6)
     for number, epochs in enumerate((1, 0, 2)):
-        recorder.next_trial()
-        recorder.advance(TrialKey(number), [row_of(epoch, 0.5) for epoch in range(1, 1 + epochs)])
+        queue.next_trial()
+        queue.advance(TrialKey(number), [row_of(epoch, 0.5) for epoch in range(1, 1 + epochs)])
     study = opened(tmp_path, "tpe")
-    recorder = recorder_of(study, 6)
-    left = [handed for _ in range(3) if (handed := recorder.next_trial()) is not None]
-    running = {handed["key"].number: epochs_of(recorder, handed["key"]) for handed in left}
+    queue = queue_of(study, 6)
+    left = [handed for _ in range(3) if (handed := queue.next_trial()) is not None]
+    running = {handed["key"].number: epochs_of(queue, handed["key"]) for handed in left}
     assert running == {0: 1, 1: 0, 2: 2}
     chance = random.Random(7)  # noqa: S311  # no secret
-    while act(recorder, running, chance):
+    while act(queue, running, chance):
         pass
     assert text_of(study.get_trials()) == text_of(in_file(tmp_path))
 
@@ -155,9 +155,9 @@ def test_scores_of_every_kind(score: float, tmp_path: Path) -> None:
 
 def test_running_trials_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To hand out a trial must not cost more the more of them run."""
-    recorder = recorder_of(opened(tmp_path, "tpe"), 20)
-    recorder.next_trial()
+    queue = queue_of(opened(tmp_path, "tpe"), 20)
+    queue.next_trial()
     for name in ("get_all_trials", "_get_trials"):
         monkeypatch.setattr(optuna.storages.RDBStorage, name, None)
-    handed = [recorder.next_trial() for _ in range(12)]
+    handed = [queue.next_trial() for _ in range(12)]
     assert None not in handed

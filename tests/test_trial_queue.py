@@ -1,4 +1,4 @@
-"""The recorder over a real study: what is handed out, what is written down, what is told."""
+"""The trial queue over a real study: what is handed out, stored and reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.trial_queues import (
     epochs_of,
     finish,
     next_of,
-    recorder_of,
+    queue_of,
     row,
     study_at,
 )
@@ -42,9 +42,9 @@ from resp_tune.training.metrics import METRICS
 
 
 def test_the_first_trial_is_the_baseline(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path))
-    first, second = next_of(recorder), next_of(recorder)
-    assert (first["key"], epochs_of(recorder, first["key"])) == (TrialKey(0), 0)
+    queue = queue_of(study_at(tmp_path))
+    first, second = next_of(queue), next_of(queue)
+    assert (first["key"], epochs_of(queue, first["key"])) == (TrialKey(0), 0)
     seeded = {"seed": trial_seed(5, 0), "epochs": 3}
     assert first["config"] == preset("baseline").replace(seeded)
     assert second["config"].replace({"seed": 0}) != first["config"].replace({"seed": 0})
@@ -53,24 +53,24 @@ def test_the_first_trial_is_the_baseline(tmp_path: Path) -> None:
 
 def test_what_is_settled_is_what_is_recorded(tmp_path: Path) -> None:
     study = study_at(tmp_path)
-    settled = recorder_of(study, precision="float32")
+    settled = queue_of(study, precision="float32")
     assert next_of(settled)["config"].precision == "float32"
     assert records(study, SPACE)[0].config.precision == "float32"
 
 
 def test_every_end_as_the_study_has_it(tmp_path: Path) -> None:
     study, diary = study_at(tmp_path), Diary()
-    recorder = recorder_of(study, diary)
+    queue = queue_of(study, diary)
     for _ in range(4):
-        next_of(recorder)
-    assert recorder.next_trial() is None  # the budget is met
-    finish(recorder, 0, 0.6)
-    recorder.advance(TrialKey(1), [row(1, 0.1), row(2, 0.2)])
-    recorder.end(TrialKey(1), "pruned", "scheduler")
+        next_of(queue)
+    assert queue.next_trial() is None  # the budget is met
+    finish(queue, 0, 0.6)
+    queue.advance(TrialKey(1), [row(1, 0.1), row(2, 0.2)])
+    queue.end(TrialKey(1), "pruned", "scheduler")
     lost = {"epoch": 2, "train_loss": math.nan, "val_loss": math.nan, "seconds": 0.1}
-    recorder.advance(TrialKey(2), [row(1, 0.3), lost])
-    recorder.end(TrialKey(2), "diverged", "the loss of epoch 2 is not finite")
-    recorder.end(TrialKey(3), "failed", "ValueError: no")
+    queue.advance(TrialKey(2), [row(1, 0.3), lost])
+    queue.end(TrialKey(2), "diverged", "the loss of epoch 2 is not finite")
+    queue.end(TrialKey(3), "failed", "ValueError: no")
 
     again = read_study(tmp_path / "study.db", "first")
     trials = again.get_trials()
@@ -111,12 +111,12 @@ def test_every_end_as_the_study_has_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_a_diverged_trial_has_the_worst_score(tmp_path: Path, metric: str) -> None:
     study = study_at(tmp_path, metric)
-    recorder = recorder_of(study, metric=metric)
-    next_of(recorder)
-    next_of(recorder)
-    recorder.end(TrialKey(0), "diverged")
-    recorder.advance(TrialKey(1), [row(e, 0.5, metric) for e in (1, 2, 3)])
-    recorder.end(TrialKey(1), "finished")
+    queue = queue_of(study, metric=metric)
+    next_of(queue)
+    next_of(queue)
+    queue.end(TrialKey(0), "diverged")
+    queue.advance(TrialKey(1), [row(e, 0.5, metric) for e in (1, 2, 3)])
+    queue.end(TrialKey(1), "finished")
     assert study.trials[0].value == METRICS[metric].worst
     assert study.best_trial.number == 1
     best = best_of(records(study, SPACE), metric)
@@ -126,7 +126,7 @@ def test_a_diverged_trial_has_the_worst_score(tmp_path: Path, metric: str) -> No
 
 def test_trials_left_running_come_first(tmp_path: Path) -> None:
     """As after a kill: same number, same config, and what was reported is not lost."""
-    first = recorder_of(study_at(tmp_path))
+    first = queue_of(study_at(tmp_path))
     handed = [next_of(first) for _ in range(3)]
     finish(first, 1, 0.75)
     first.advance(TrialKey(0), [row(1, 0.1)])
@@ -134,7 +134,7 @@ def test_trials_left_running_come_first(tmp_path: Path) -> None:
     del first
 
     study, diary = study_at(tmp_path), Diary()
-    second = recorder_of(study, diary, budget=5)
+    second = queue_of(study, diary, budget=5)
     again = [next_of(second), next_of(second)]
     assert [h["key"].number for h in again] == [0, 2]
     assert [h["config"] for h in again] == [handed[0]["config"], handed[2]["config"]]
@@ -163,7 +163,7 @@ def test_trials_left_running_come_first(tmp_path: Path) -> None:
 def test_an_interrupted_trial_is_handed_out_again_and_again(tmp_path: Path) -> None:
     configs = []
     for _ in range(3):
-        handed = next_of(recorder_of(study_at(tmp_path)))
+        handed = next_of(queue_of(study_at(tmp_path)))
         assert handed["key"].number == 0
         configs.append(handed["config"])
     assert configs[0] == configs[1] == configs[2]
@@ -172,9 +172,9 @@ def test_an_interrupted_trial_is_handed_out_again_and_again(tmp_path: Path) -> N
 
 def test_a_search_that_grows(tmp_path: Path) -> None:
     for budget in (2, 2, 5):
-        recorder = recorder_of(study_at(tmp_path), budget=budget)
-        while (handed := recorder.next_trial()) is not None:
-            finish(recorder, handed["key"].number, 0.5)
+        queue = queue_of(study_at(tmp_path), budget=budget)
+        while (handed := queue.next_trial()) is not None:
+            finish(queue, handed["key"].number, 0.5)
         assert len(study_at(tmp_path).trials) == budget
     found = records(study_at(tmp_path), SPACE)
     assert [t.number for t in found] == [0, 1, 2, 3, 4]
@@ -183,56 +183,56 @@ def test_a_search_that_grows(tmp_path: Path) -> None:
 
 
 def test_a_smaller_budget_hands_out_nothing(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path), budget=3)
+    queue = queue_of(study_at(tmp_path), budget=3)
     for number in range(3):
-        next_of(recorder)
-        finish(recorder, number, 0.5)
-    assert recorder_of(study_at(tmp_path), budget=2).next_trial() is None
+        next_of(queue)
+        finish(queue, number, 0.5)
+    assert queue_of(study_at(tmp_path), budget=2).next_trial() is None
 
 
 def test_failed_and_pruned_trials_count(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path), budget=3)
-    next_of(recorder)
-    finish(recorder, 0, 0.5)
-    next_of(recorder)
-    recorder.end(TrialKey(1), "failed", "no")
-    next_of(recorder)
-    recorder.end(TrialKey(2), "pruned", "scheduler")
-    assert recorder.next_trial() is None
-    assert recorder_of(study_at(tmp_path), budget=3).next_trial() is None
+    queue = queue_of(study_at(tmp_path), budget=3)
+    next_of(queue)
+    finish(queue, 0, 0.5)
+    next_of(queue)
+    queue.end(TrialKey(1), "failed", "no")
+    next_of(queue)
+    queue.end(TrialKey(2), "pruned", "scheduler")
+    assert queue.next_trial() is None
+    assert queue_of(study_at(tmp_path), budget=3).next_trial() is None
 
 
 def test_a_deadline_ends_the_search_but_not_what_was_begun(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path), budget=None, deadline=time.monotonic() + 3600)
-    assert not recorder.stop_reason(TrialKey(0))
-    assert next_of(recorder)["key"].number == 0
-    late = recorder_of(study_at(tmp_path), budget=None, deadline=time.monotonic() - 1)
+    queue = queue_of(study_at(tmp_path), budget=None, deadline=time.monotonic() + 3600)
+    assert not queue.stop_reason(TrialKey(0))
+    assert next_of(queue)["key"].number == 0
+    late = queue_of(study_at(tmp_path), budget=None, deadline=time.monotonic() - 1)
     assert late.stop_reason(TrialKey(0)) == "time budget"
     assert next_of(late)["key"].number == 0
     assert late.next_trial() is None
 
 
 def test_without_a_budget_it_goes_on(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path), budget=None)
-    assert [next_of(recorder)["key"].number for _ in range(6)] == list(range(6))
+    queue = queue_of(study_at(tmp_path), budget=None)
+    assert [next_of(queue)["key"].number for _ in range(6)] == list(range(6))
 
 
 def test_when_everything_fails_it_gives_up(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path), budget=50)
+    queue = queue_of(study_at(tmp_path), budget=50)
     for number in range(MAX_INITIAL_FAILURES):
-        assert next_of(recorder)["key"].number == number
-        recorder.end(TrialKey(number), "failed", "no")
-    assert recorder.next_trial() is None
+        assert next_of(queue)["key"].number == number
+        queue.end(TrialKey(number), "failed", "no")
+    assert queue.next_trial() is None
 
 
 def test_one_success_and_it_goes_on(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path), budget=50)
-    next_of(recorder)
-    finish(recorder, 0, 0.5)
+    queue = queue_of(study_at(tmp_path), budget=50)
+    next_of(queue)
+    finish(queue, 0, 0.5)
     for number in range(1, MAX_INITIAL_FAILURES + 2):
-        assert next_of(recorder)["key"].number == number
-        recorder.end(TrialKey(number), "failed", "no")
-    assert next_of(recorder)["key"].number == MAX_INITIAL_FAILURES + 2
+        assert next_of(queue)["key"].number == number
+        queue.end(TrialKey(number), "failed", "no")
+    assert next_of(queue)["key"].number == MAX_INITIAL_FAILURES + 2
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
@@ -284,11 +284,11 @@ def test_what_a_lost_worker_told_is_not_told_twice(tmp_path: Path) -> None:
     """Ray starts the trial with the config it had: the new worker tells all from the first."""
     diary = Diary()
     study = study_at(tmp_path)
-    recorder = recorder_of(study, diary)
-    number = next_of(recorder)["key"].number
-    recorder.advance(TrialKey(number), [row(1, 0.1), row(2, 0.2)])
-    recorder.advance(TrialKey(number), [row(1, 0.1), row(2, 0.2), row(3, 0.3)])
-    recorder.end(TrialKey(number), "finished")
+    queue = queue_of(study, diary)
+    number = next_of(queue)["key"].number
+    queue.advance(TrialKey(number), [row(1, 0.1), row(2, 0.2)])
+    queue.advance(TrialKey(number), [row(1, 0.1), row(2, 0.2), row(3, 0.3)])
+    queue.end(TrialKey(number), "finished")
     (told,) = [t for t in records(study, SPACE) if t.number == number]
     assert [r["epoch"] for r in told.epochs] == [1, 2, 3]
     assert [line[2] for line in diary.lines if line[0] == "advanced"] == [[1, 2], [3]]
@@ -299,34 +299,34 @@ def test_what_a_lost_worker_told_is_not_told_twice(tmp_path: Path) -> None:
 def test_a_study_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     study = study_at(tmp_path / name)
-    next_of(recorder_of(study))
+    next_of(queue_of(study))
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert [p.name for p in (tmp_path / name).iterdir()] == ["study.db"]
     assert len(read_study(tmp_path / name / "study.db", "first").trials) == 1
 
 
 def test_each_act_is_one_commit(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path))
+    queue = queue_of(study_at(tmp_path))
 
     def commits() -> int:
         """SQLite's own count of them, in the header of the file."""
         return int.from_bytes((tmp_path / "study.db").read_bytes()[24:28], "big")
 
     counts = [commits()]
-    next_of(recorder)
+    next_of(queue)
     counts.append(commits())
-    recorder.advance(TrialKey(0), [row(epoch, 0.5) for epoch in (1, 2, 3)])
+    queue.advance(TrialKey(0), [row(epoch, 0.5) for epoch in (1, 2, 3)])
     counts.append(commits())
-    recorder.end(TrialKey(0), "finished")
+    queue.end(TrialKey(0), "finished")
     counts.append(commits())
     assert [b - a for a, b in itertools.pairwise(counts)] == [1, 1, 1]
 
 
 def test_an_act_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
-    recorder = recorder_of(study_at(tmp_path))
-    next_of(recorder)
+    queue = queue_of(study_at(tmp_path))
+    next_of(queue)
     with pytest.raises(TypeError):
-        recorder.advance(TrialKey(0), [row(1, 0.5), row(2, 0.5) | {"val_loss": object()}])  # type: ignore[dict-item]  # no JSON
+        queue.advance(TrialKey(0), [row(1, 0.5), row(2, 0.5) | {"val_loss": object()}])  # type: ignore[dict-item]  # no JSON
     (trial,) = read_study(tmp_path / "study.db", "first").trials
     assert trial.intermediate_values == {}
     assert set(trial.user_attrs) == {"seed", "config"}
@@ -335,7 +335,7 @@ def test_an_act_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
 def test_a_config_is_validated_once_on_its_way_to_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searcher = StudySearcher(recorder_of(study_at(tmp_path), precision="float32"), lambda: 1)
+    searcher = StudySearcher(queue_of(study_at(tmp_path), precision="float32"), lambda: 1)
     built: list[TrialConfig] = []
     validate = TrialConfig.__post_init__
 
@@ -355,10 +355,10 @@ def test_a_config_is_validated_once_on_its_way_to_the_training(
 
 def test_a_report_writes_no_earlier_epochs(tmp_path: Path) -> None:
     """Or n epochs would write O(n²) bytes."""
-    recorder = recorder_of(study_at(tmp_path))
-    key = next_of(recorder)["key"]
+    queue = queue_of(study_at(tmp_path))
+    key = next_of(queue)["key"]
     for epoch in range(1, 40, 2):
-        recorder.advance(key, [row(epoch, 0.5), row(epoch + 1, 0.5)])
+        queue.advance(key, [row(epoch, 0.5), row(epoch + 1, 0.5)])
     (trial,) = read_study(tmp_path / "study.db", "first").trials
     reports = [v for name, v in trial.user_attrs.items() if name.startswith("epochs")]
     assert [len(rows) for rows in reports] == [2] * 20
@@ -368,11 +368,11 @@ def test_a_report_writes_no_earlier_epochs(tmp_path: Path) -> None:
 def test_a_trial_of_release_010_is_resumed(tmp_path: Path) -> None:
     """Its epochs are all in one attribute."""
     study = study_at(tmp_path)
-    key = next_of(recorder_of(study))["key"]
+    key = next_of(queue_of(study))["key"]
     SingleWriterStorage.set_trial_user_attr(study._storage, 1, "epochs", [row(1, 0.1), row(2, 0.2)])  # type: ignore[arg-type]  # it is one
-    recorder = recorder_of(study_at(tmp_path))
-    assert epochs_of(recorder, next_of(recorder)["key"]) == 2
-    recorder.advance(key, [row(2, 0.2), row(3, 0.3)])
-    recorder.end(key, "finished")
+    queue = queue_of(study_at(tmp_path))
+    assert epochs_of(queue, next_of(queue)["key"]) == 2
+    queue.advance(key, [row(2, 0.2), row(3, 0.3)])
+    queue.end(key, "finished")
     (told,) = [t for t in records(study_at(tmp_path), SPACE) if t.key == key]
     assert ([r["epoch"] for r in told.epochs], told.score) == ([1, 2, 3], 0.3)
