@@ -84,7 +84,7 @@ def add_fields(
     if unset is None:
         titles = {title: parser.add_argument_group(title) for title in groups}
         for field in sorted(fields, key=lambda f: "group" not in f.metadata):
-            group = titles[field.metadata.get("group", groups[0])]
+            group = titles.get(field.metadata.get("group") or next(iter(groups), ""), parser)
             _add_flag(group, owner, field, field.default, field.metadata["help"])
         return
     for field in fields:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from resp_tune.cli import Parser, natural_int, positive_float, positive_int, run
+from resp_tune.cli import Parser, add_fields, run
 from resp_tune.common.paths import user_path
 from resp_tune.data.synthetic.settings import SynthSettings
 
@@ -20,46 +20,15 @@ log = logging.getLogger("resp_tune.synth")
 
 
 def parser() -> Parser:
-    """The flags of this command."""
-    usual = SynthSettings()
+    """Return the parser of this command."""
     parser = Parser("synth", __doc__ or "")
-    parser.add_argument("folder", metavar="DIR", help="where to make it; absent or empty")
-    parser.add_argument(
-        "--recordings",
-        type=positive_int,
-        default=usual.recordings,
-        metavar="N",
-        help=f"files to make, at least {usual.least_recordings}: 5 patients in each of 6 classes;"
-        " from 108 on a patient has 3",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=positive_float,
-        default=usual.seconds,
-        metavar="S",
-        help="length of each, 1 to 120",
-    )
-    parser.add_argument(
-        "--seed", type=natural_int, default=usual.seed, metavar="N", help="of everything drawn"
-    )
-    parser.add_argument(
-        "--confound",
-        choices=("none", "icbhi"),
-        default=usual.confound,
-        help="none: the device says nothing about the diagnosis; icbhi: devices and ages go with"
-        " the diagnosis as in the real data, and the audit must find it",
-    )
-    parser.add_argument(
-        "--prevalence",
-        choices=("balanced", "icbhi"),
-        default=usual.prevalence,
-        help="balanced: six diagnoses, equally many each; icbhi: all eight with the real imbalance",
-    )
+    parser.add_argument("folder", metavar="DIR", help="folder to make; absent or empty")
+    add_fields(parser, SynthSettings)
     return parser
 
 
 def main(argv: Sequence[str] | None) -> None:
-    """Make the set and print its folder."""
+    """Make the data set and print its folder."""
     args = parser().parse(argv)
     settings = SynthSettings(
         args.recordings, args.seconds, args.seed, args.confound, args.prevalence

@@ -1,4 +1,4 @@
-"""Who was recorded, where, when and with what: the cohort, before any sound is made."""
+"""Draw the cohort of a synthetic set: patients, sessions, stethoscopes and recordings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADULT_AGE = 18.0
 
 @dataclass(frozen=True)
 class Patient:
-    """One made-up patient; a missing figure is None. Age in years, BMI in kg/m², kg, cm."""
+    """One synthetic patient, age in years; `known`: whether the demographics are known."""
 
     number: int
     diagnosis: str
@@ -39,14 +39,14 @@ class Patient:
 
     @property
     def demographics(self) -> str:
-        """The patient's line of `demographic_info.txt`."""
+        """Return the line of `demographic_info.txt`: age, sex, BMI (kg/m²), kg, cm."""
         if not self.known:
             return f"{self.number} NA NA NA NA NA"
-        # Tables of medians are beside the point: any plausible figure, fixed by the number.
-        wobble = 1 + 0.04 * (self.number % 7 - 3)
+        # Any plausible value will do; it follows from the patient's number.
+        factor = 1 + 0.04 * (self.number % 7 - 3)
         if self.age >= ADULT_AGE:
-            return f"{self.number} {self.age:g} {self.sex} {26 * wobble:.2f} NA NA"
-        weight, height = (3.5 + 2.8 * self.age) * wobble, 52 + 20 * self.age**0.62
+            return f"{self.number} {self.age:g} {self.sex} {26 * factor:.2f} NA NA"
+        weight, height = (3.5 + 2.8 * self.age) * factor, 52 + 20 * self.age**0.62
         return f"{self.number} {self.age:g} {self.sex} NA {weight:.1f} {height:.0f}"
 
 
@@ -63,12 +63,12 @@ class RecordingPlan:
 
     @property
     def mode(self) -> Literal["sc", "mc"]:
-        """mc: the files of a session are the same breaths from several chest positions."""
+        """Return mc if the files of a session are the same breaths from several positions."""
         return DEVICES[self.device].mode
 
     @property
     def stem(self) -> str:
-        """The file name without its ending, as the real set writes it."""
+        """Return the file name without its suffix, as in the real set."""
         who = f"{self.patient.number}_{self.session_name}_{self.location}"
         return f"{who}_{self.mode}_{self.device}"
 
@@ -83,7 +83,7 @@ class Session:
 
 
 def make_cohort(settings: SynthSettings) -> list[RecordingPlan]:
-    """Every recording of the set, by stem; a pure function of the settings."""
+    """Return the plan of every recording, sorted by stem; a pure function of the settings."""
     rng = np.random.default_rng([settings.seed, 1])
     counts = _recordings(settings)
     patients = _patients(settings, counts, rng)
@@ -95,17 +95,17 @@ def make_cohort(settings: SynthSettings) -> list[RecordingPlan]:
     ]
     plans: list[RecordingPlan] = []
     for session, device in _devices(settings, sessions, rng):
-        plans += _recorded(session, device, rng)
+        plans += _recordings_of(session, device, rng)
     return sorted(plans, key=lambda plan: plan.stem)
 
 
 def patients_of(plans: Sequence[RecordingPlan]) -> list[Patient]:
-    """The patients of a cohort, by number."""
+    """Return the patients of a cohort, sorted by number."""
     return sorted({plan.patient for plan in plans}, key=lambda patient: patient.number)
 
 
 def _recordings(settings: SynthSettings) -> dict[str, int]:
-    """Recordings a diagnosis: equal shares of six, or the real shares with a floor."""
+    """Return the recordings per diagnosis: equal shares of six, or the real ones with a minimum."""
     if settings.prevalence == "balanced":
         return dict(zip(SIX, _spread(settings.recordings, len(SIX)), strict=True))
     real = {name: sum(row.values()) for name, row in ICBHI_DEVICES.items()}
@@ -114,7 +114,7 @@ def _recordings(settings: SynthSettings) -> dict[str, int]:
         name: max(MIN_PATIENTS[name], round(settings.recordings * n / total))
         for name, n in real.items()
     }
-    # The floors and the rounding are paid by the commonest diagnosis, as far as it can.
+    # The commonest diagnosis pays for minimums and rounding, as far as it can.
     while (excess := sum(counts.values()) - settings.recordings) != 0:
         payer = max(counts, key=lambda name: counts[name] - MIN_PATIENTS[name])
         counts[payer] -= min(excess, counts[payer] - MIN_PATIENTS[payer])
@@ -145,7 +145,7 @@ def _patients(
 
 
 def _ages(name: str, n: int, settings: SynthSettings, rng: np.random.Generator) -> list[float]:
-    """`n` ages; unconfounded ones go round the age groups that the diagnosis can have."""
+    """Draw `n` ages; unconfounded ones cycle through the age groups of the diagnosis."""
     groups: Sequence[Range] = PROFILES[name].ages
     if settings.confound == "icbhi":
         groups = [ICBHI_AGES[name]]
@@ -155,7 +155,7 @@ def _ages(name: str, n: int, settings: SynthSettings, rng: np.random.Generator) 
 
 
 def _spread(total: int, parts: int) -> list[int]:
-    """`total` in `parts` whole numbers that differ by one at most."""
+    """Divide `total` into `parts` whole numbers that differ by one at most."""
     return [total // parts + (k < total % parts) for k in range(parts)]
 
 
@@ -166,19 +166,19 @@ def _share(total: int, patients: Sequence[Patient]) -> Iterator[tuple[Patient, i
 def _devices(
     settings: SynthSettings, sessions: Sequence[Session], rng: np.random.Generator
 ) -> Iterator[tuple[Session, str]]:
-    """A device for each session: over all of them alike, or each diagnosis by its real shares."""
+    """Choose a stethoscope per session: uniformly, or by the real shares of each diagnosis."""
     shuffled = [sessions[k] for k in rng.permutation(len(sessions)).tolist()]
     if settings.confound == "none":
-        yield from _deal(shuffled, dict.fromkeys(DEVICES, 1), rng)
+        yield from _assign(shuffled, dict.fromkeys(DEVICES, 1), rng)
         return
     for name, shares in ICBHI_DEVICES.items():
-        yield from _deal([s for s in shuffled if s.patient.diagnosis == name], shares, rng)
+        yield from _assign([s for s in shuffled if s.patient.diagnosis == name], shares, rng)
 
 
-def _deal(
+def _assign(
     sessions: Sequence[Session], weights: Mapping[str, int], rng: np.random.Generator
 ) -> Iterator[tuple[Session, str]]:
-    """Each session goes to the device furthest behind, so recordings come near the weights."""
+    """Give each session to the stethoscope furthest behind its share of the recordings."""
     recordings, total = sum(s.size for s in sessions), sum(weights.values())
     names = [str(name) for name in rng.permutation(sorted(weights))]
     owed = {name: recordings * weights[name] / total for name in names}
@@ -188,7 +188,9 @@ def _deal(
         yield session, device
 
 
-def _recorded(session: Session, device: str, rng: np.random.Generator) -> Iterator[RecordingPlan]:
+def _recordings_of(
+    session: Session, device: str, rng: np.random.Generator
+) -> Iterator[RecordingPlan]:
     name = f"{session.number + 1}{'bp'[int(rng.integers(2))]}{int(rng.integers(1, 7))}"
     model = DEVICES[device]
     for location in rng.permutation(LOCATIONS)[: session.size].tolist():

@@ -1,4 +1,4 @@
-"""What each diagnosis sounds like, which ages it has, and the real data set's tables."""
+"""The sounds and ages of each diagnosis, and the counts of the real data set."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ ICBHI_AGES: dict[str, Range] = {
 class Profile:
     """The sounds of one diagnosis.
 
-    `crackle`, `wheeze`: probability that a breathing cycle of a patient of middling severity has
+    `crackle`, `wheeze`: probability that a breathing cycle of a patient of medium severity has
     one. `crackles`: how many in such a cycle. `pitch`: Hz, of an adult's wheeze. `breath`: gain of
     the breath noise. `bronchial`: expiration as loud and as bright as over the trachea.
-    `voices`: simultaneous wheezes. `ages`: groups the patients come from when nothing is
+    `voices`: simultaneous wheezes. `ages`: age groups of the patients when nothing is
     confounded.
     """
 

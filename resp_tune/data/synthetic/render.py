@@ -1,4 +1,4 @@
-"""One recording: breathing cycles with their sounds, through a chest and a stethoscope."""
+"""Render one recording: breathing cycles with their sounds, heard through chest and stethoscope."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SyntheticCycle:
     wheeze: bool
 
     def phase(self, expiration: bool) -> tuple[float, float]:
-        """Start and end of the inspiration or the expiration."""
+        """Return start and end of the inspiration or the expiration, in seconds."""
         if expiration:
             return self.expiration_start, self.end
         return self.start, self.inspiration_end
@@ -48,7 +48,7 @@ class SyntheticCycle:
 
 @dataclass(frozen=True)
 class Chest:
-    """What stays the same in all recordings of a patient; it is drawn once."""
+    """What all recordings of a patient have in common, drawn once."""
 
     severity: float  # of the disease, in logits
     cycle_seconds: float
@@ -61,7 +61,7 @@ class Chest:
 def make_recording(
     plan: RecordingPlan, seed: int, seconds: float
 ) -> tuple[NDArray[np.float32], list[SyntheticCycle]]:
-    """The waveform `[round(seconds · rate)]` at the device's rate, and its annotated cycles.
+    """Return the waveform `[round(seconds · rate)]` at the device's rate, and its annotated cycles.
 
     Files of a simultaneous (mc) session hold the same breaths; only the place, the chest wall's
     noise and the recorder's differ.
@@ -81,7 +81,7 @@ def make_recording(
 
 
 def make_chest(patient: Patient, seed: int) -> Chest:
-    """The constants of a patient, fixed by the number and the set's seed."""
+    """Draw the constants of a patient, seeded by the patient's number and the set's seed."""
     rng = np.random.default_rng([seed, _PATIENT, patient.number])
     profile, infant = PROFILES[patient.diagnosis], patient.age <= 3
     grown = min(patient.age / 16, 1.0)
@@ -98,7 +98,7 @@ def make_chest(patient: Patient, seed: int) -> Chest:
 def _breathe(
     rng: np.random.Generator, chest: Chest, profile: Profile, seconds: float
 ) -> list[SyntheticCycle]:
-    """Cycles until the recording is full; a cycle that does not end in it carries no sounds."""
+    """Draw cycles until the recording is full; one that does not end in it has no sounds."""
     cycles: list[SyntheticCycle] = []
     start = round(float(rng.uniform(0.03, 0.12)), 3)
     crackles, wheezes = (_rate(p, chest) for p in (profile.crackle, profile.wheeze))
@@ -119,7 +119,7 @@ def _breathe(
 
 
 def _rate(probability: float, chest: Chest) -> float:
-    """The patient's own probability: the diagnosis' one moved by the severity in logits."""
+    """Return the probability of the diagnosis, shifted by the patient's severity in logits."""
     return 1 / (1 + (1 - probability) / probability * math.exp(-chest.severity))
 
 
@@ -131,7 +131,7 @@ def _lungs(
     plan: RecordingPlan,
     samples: int,
 ) -> Floats:
-    """Breath noise, adventitious sounds, heart and rumble `[samples]` at `RATE`.
+    """Return breath noise, adventitious sounds, heart and rumble, `[samples]` at `RATE`.
 
     Inspiratory breath noise over the chest has RMS about 1 where the flow is highest.
     """
@@ -158,7 +158,7 @@ def _lungs(
     _adventitious(breaths, out, cycles, chest, profile)
     low_band = shaped_noise(rng, _band(frequencies, 20, 60), samples)
     beat = heart(rng, RATE, samples, chest.heart_rate)
-    # 20-60 Hz stands 10 to 25 dB above 60-300 Hz, where most of the breath noise is.
+    # 20-60 Hz is 10 to 25 dB above 60-300 Hz, where most of the breath noise is.
     floor = 0.35 * 10 ** (rng.uniform(10, 20) / 20)
     return np.asarray(out + floor * (0.5 * low_band + (0.4 if tracheal else 0.8) * beat))
 
@@ -174,7 +174,7 @@ def _adventitious(
     chest: Chest,
     profile: Profile,
 ) -> None:
-    """Add the crackles and wheezes that the cycles' flags promise."""
+    """Add the crackles and wheezes of the cycles' flags."""
     fine = profile.texture == "fine"
     # A patient's crackles come back at the same moments of each breath.
     habit = np.sort(rng.uniform(0.55, 0.98, 16) if fine else rng.beta(1.2, 1.6, 16))
@@ -227,7 +227,7 @@ def _one_wheeze(
 
 
 def _local_rms(wave: Floats, at: float, seconds: float) -> float:
-    """RMS of `seconds` around `at`, at least that of a quiet breath."""
+    """Return the RMS of `seconds` around `at`, at least that of a quiet breath."""
     first = max(round((at - seconds / 2) * RATE), 0)
     piece = wave[first : first + max(round(seconds * RATE), 1)]
     return max(float(np.sqrt(np.mean(piece**2))) if piece.size else 0.0, 0.1)
@@ -236,7 +236,7 @@ def _local_rms(wave: Floats, at: float, seconds: float) -> float:
 def _record(
     rng: np.random.Generator, signal: Floats, chest: Chest, plan: RecordingPlan
 ) -> NDArray[np.float32]:
-    """Chest wall, stethoscope, recorder: `[samples]` at the device's rate within full scale."""
+    """Apply chest wall, stethoscope and recorder; `[samples]` at its rate, within full scale."""
     device = DEVICES[plan.device]
     frequencies = np.fft.rfftfreq(signal.size, 1 / RATE)
     wall = patient_gain(np.random.default_rng(chest.eq_seed), frequencies)

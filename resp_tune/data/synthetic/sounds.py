@@ -18,7 +18,7 @@ from resp_tune.data.synthetic.stethoscopes import Floats
 def breath_spectrum(
     frequencies: Floats, cutoff: float, slope: float, scale: float, tracheal: bool
 ) -> Floats:
-    """Amplitude of breath noise at `frequencies` Hz.
+    """Return the amplitude of breath noise at `frequencies` Hz.
 
     Over the chest flat from 80 to 150 Hz, then `slope` dB an octave (negative) up to 1 kHz and -20
     beyond, with a first-order low pass at `cutoff` Hz; over the trachea flat up to `cutoff`, then
@@ -37,14 +37,14 @@ def breath_spectrum(
 
 
 def shaped_noise(rng: np.random.Generator, amplitude: Floats, samples: int) -> Floats:
-    """Gaussian noise `[samples]` of RMS 1 with the spectrum `amplitude [samples // 2 + 1]`."""
+    """Draw Gaussian noise `[samples]` of RMS 1 with the spectrum `amplitude [samples // 2 + 1]`."""
     parts = rng.standard_normal((2, amplitude.size))
     noise = np.fft.irfft((parts[0] + 1j * parts[1]) * amplitude, samples)
     return np.asarray(noise / np.sqrt(np.mean(noise**2)))
 
 
 def crackle(rate: int, idw: float, two_cycles: float) -> Floats:
-    """One crackle of peak 1 and positive first deflection.
+    """Return one crackle of peak 1 and positive first deflection.
 
     `sin(4π t^α) · ½(1 + cos 2π(√t − ½))` over t in [0, 1], the time in units of `two_cycles` (2CD,
     s); α puts the first zero crossing at `idw` s.
@@ -63,7 +63,7 @@ def wheeze(
     harmonics: int,
     decay: float,
 ) -> Floats:
-    """A wheeze of RMS about 1 starting at `pitch` Hz.
+    """Return a wheeze of RMS about 1 starting at `pitch` Hz.
 
     `harmonics` partials, each `decay` times the one before; glide -180 to 60 Hz (never below 60 %
     of the pitch), jitter 6 to 18 Hz, amplitude modulation .2 to .45 at 2 to 6 Hz.
@@ -88,7 +88,7 @@ def wheeze(
 
 
 def heart(rng: np.random.Generator, rate: int, samples: int, per_minute: float) -> Floats:
-    """A heart beating `per_minute` times, RMS 1: S1 of 50 and 150 Hz, S2 of 60 to 180 Hz."""
+    """Return a heart beating `per_minute` times, RMS 1: S1 of 50 and 150 Hz, S2 of 60 to 180 Hz."""
     out = np.zeros(samples)
     first = _thump(rate, rng.uniform(0.10, 0.14), ((50.0, 1.0), (150.0, 0.12)))
     second = _thump(rate, rng.uniform(0.06, 0.10), ((60.0, 0.6), (rng.uniform(100, 180), 0.1)))
@@ -109,7 +109,7 @@ def _thump(rate: int, seconds: float, tones: tuple[tuple[float, float], ...]) ->
 
 
 def add(out: Floats, wave: Floats, start: int) -> None:
-    """Add `wave` to `out` in place from sample `start`; what lies outside is left out."""
+    """Add `wave` to `out` in place from sample `start`, cut at its ends."""
     first, last = max(start, 0), min(start + wave.size, out.size)
     if first < last:
         out[first:last] += wave[first - start : last - start]

@@ -1,4 +1,4 @@
-"""The four stethoscopes of the data set: rate, sample formats, and what they do to a sound."""
+"""The four stethoscopes of the data set: sample rate, formats, frequency response and noise."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Subtype = Literal["PCM_16", "PCM_24", "PCM_32"]
 class Stethoscope:
     """One stethoscope.
 
-    `response` are (Hz, dB) knots, straight lines over octaves. `noise`: dB of the recorder's white
-    noise against full scale. `offset`: DC, fraction of full scale. `bursts`: handling noises a
-    minute.
+    `response`: knots (Hz, dB), interpolated linearly over octaves. `noise`: the recorder's white
+    noise in dB of full scale. `offset`: DC, as a fraction of full scale. `bursts`: handling noises
+    per minute.
     """
 
     rate: int
@@ -31,7 +31,7 @@ class Stethoscope:
     bursts: float = 0.0
 
     def gain(self, frequencies: Floats) -> Floats:
-        """Amplitude gain at `frequencies` in Hz, same shape."""
+        """Return the amplitude gain at `frequencies` in Hz, of the same shape."""
         hz, db = np.array(self.response).T
         octave = np.log2(np.maximum(frequencies, 1.0))
         return np.asarray(10 ** (np.interp(octave, np.log2(hz), db) / 20))
@@ -72,7 +72,7 @@ DEVICES: dict[str, Stethoscope] = {
 
 
 def patient_gain(rng: np.random.Generator, frequencies: Floats) -> Floats:
-    """A smooth random amplitude gain of one chest: knots an octave apart, sd 3 to 6 dB."""
+    """Draw a smooth amplitude gain of one chest: knots an octave apart, sd 3 to 6 dB."""
     knots = np.arange(np.log2(50), np.log2(6000))
     decibels = rng.normal(0, rng.uniform(3, 6), knots.size)
     octave = np.log2(np.maximum(frequencies, 1.0))

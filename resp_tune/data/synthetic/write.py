@@ -1,7 +1,7 @@
-"""The synthetic data set on disk: the real one's layout and formats, made in seconds.
+"""Write a synthetic data set, in the layout and formats of the real one, within seconds.
 
-It stands in where the real recordings are not at hand. Its sounds are made by rule from a seed; no
-figure obtained on it says anything about patients.
+It replaces the real recordings when they are not available. Its sounds are generated from a seed;
+no score on it says anything about patients.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from resp_tune.data.synthetic.settings import GENERATOR_VERSION, SynthSettings
 from resp_tune.data.synthetic.stethoscopes import DEVICES
 from resp_tune.errors import UserError
 
-__all__ = ["MARKER", "SynthSettings", "default_synthetic", "make_synthetic"]
-
 MARKER = "SYNTHETIC.txt"
 AUDIO = "audio_and_txt_files"
 
@@ -37,9 +35,10 @@ def make_synthetic(
 ) -> None:
     """Write the set of `settings` as `folder`, which must be absent or empty.
 
-    The files' bytes depend on the settings alone, not on `workers` (threads; default: one a core,
-    at most 8). The folder appears whole or not at all. `progress` is called with recordings made
-    and recordings in all. A folder that holds something or cannot be made raises `UserError`.
+    The bytes of the files depend on the settings only, not on `workers` (threads; default: one per
+    core, at most 8). The folder appears complete or not at all. `progress` is called with the
+    numbers of recordings made and in total. Raises `UserError` for a folder that is not empty or
+    cannot be made.
     """
     folder = folder.resolve()
     _check_free(folder)
@@ -65,7 +64,7 @@ def make_synthetic(
 
 
 def default_synthetic(cache: Path) -> Path:
-    """The set of the default settings, made under `cache` at first use; its folder."""
+    """Return the folder of the default set, which is made under `cache` at first use."""
     settings = SynthSettings()
     words = f"{settings!r} {GENERATOR_VERSION}"
     folder = cache / "synthetic" / hashlib.sha256(words.encode()).hexdigest()[:16]
@@ -124,7 +123,7 @@ def _annotation(cycles: Iterable[SyntheticCycle]) -> str:
 
 
 def _tables(plans: Sequence[RecordingPlan], settings: SynthSettings) -> dict[str, str]:
-    """The files beside the audio, with the line ends of the real ones."""
+    """Return the text of the files beside the audio, with the line ends of the real ones."""
     patients = patients_of(plans)
     return {
         "patient_diagnosis.csv": "\r\n".join(f"{p.number},{p.diagnosis}" for p in patients),
@@ -149,7 +148,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the file or folder on the disk before anything is renamed."""
+    """Flush a file or folder to the disk, before anything is renamed."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
