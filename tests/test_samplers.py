@@ -10,7 +10,7 @@ import pytest
 from support.spaces import space_of
 
 from resp_tune.space.search_space import SearchSpace, load_space
-from resp_tune.study.samplers import SAMPLERS, unsupported_fields, make_sampler
+from resp_tune.study.samplers import SAMPLERS, make_sampler, unsupported_fields
 
 
 def objective(trial: optuna.Trial, space: SearchSpace) -> float:

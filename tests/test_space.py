@@ -257,7 +257,7 @@ WRONG_FILES = {
     ),
     "parameters: {lr: {type: float, low: 0.1, high: 1}": "is not YAML: ",
     "parameters:\n  lr: low: c": "is not YAML: line 2: mapping values are not allowed here",
-    "parameters: !!python/object/apply:os.getcwd []": "is not YAML: line 1: could not determine a con",
+    "parameters: !!python/object/apply:os.getcwd []": "is not YAML: line 1: could not determine a",
     "a: &a [*a, *b]": "is not YAML: ",
     "\tparameters: 1": "is not YAML: ",
     "preset: baseline\npreset: notebook\nparameters: {lr: 1}": "line 2: 'preset' is given twice",

@@ -1,34 +1,29 @@
-"""What the parameters of a space are to each other: `when`, `with`, and what can come together."""
+"""Check `when` and `with`, the relations between parameters, and list combinations of values."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from resp_tune.config import FIELDS, TrialConfig
 from resp_tune.errors import UserError, nearest
 from resp_tune.space.parameters import FloatRange, IntRange, Parameter, Scalar, ValueList
 
-MOST_COMBINATIONS = 20_000  # that are looked at one by one
-APART = "`with:` moves fields together, `when:` keeps one to some values of another"
-
-
-def coupled(parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    """Fields that move with a parameter, each with the field it moves with."""
-    listed = ((n, p) for n, p in parameters.items() if isinstance(p, ValueList))
-    return {field: name for name, parameter in listed for field in parameter.along}
+MAX_COMBINATIONS = 20_000  # that are checked one by one
+APART = "`with:` moves fields together, `when:` restricts one to some values of another"
 
 
 def check_coupled(
     parameters: Mapping[str, Parameter], fixed: Collection[str], unsearchable: Collection[str]
 ) -> None:
-    """Raise `UserError` for a `with` that names what it may not.
+    """Raise `UserError` for a field in a `with` that must not be there.
 
-    Beside a `when`, a field may be fixed as well: to what it has where the condition does not hold.
+    Beside a `when`, a field may be in `fixed` too: its value while the condition does not hold.
     """
-    seen = dict[str, str]()
+    leaders = dict[str, str]()
     for name, parameter in parameters.items():
-        for field in parameter.along if isinstance(parameter, ValueList) else ():
+        for field in _fields(name, parameter)[1:]:
             where = f"{name}: with"
             if field not in FIELDS:
                 raise UserError(f"{where}: unknown field {field!r}: {nearest(field, FIELDS)}")
@@ -36,35 +31,35 @@ def check_coupled(
                 raise UserError(f"{where}: '{field}' is not searched: give --{field} instead")
             if field in parameters or (field in fixed and not parameter.when):
                 other = "parameters" if field in parameters else "fixed"
-                raise UserError(f"{where}: '{field}' stands in '{other}' as well: keep one of them")
-            if field in seen:
-                raise UserError(f"{where}: '{field}' moves with '{seen[field]}' already")
-            seen[field] = name
+                raise UserError(f"{where}: '{field}' is in '{other}' as well: keep one of them")
+            if field in leaders:
+                raise UserError(f"{where}: '{field}' moves with '{leaders[field]}' already")
+            leaders[field] = name
 
 
 def in_order(base: TrialConfig, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    """The parameters, each after those that its `when` names, else as they were written.
+    """Return the parameters, each after those that its `when` names, otherwise as written.
 
-    Raises `UserError` for a condition on what is not searched, on a value that cannot be, or on
-    itself.
+    Raises `UserError` for a condition on a field that is not searched, on a value that is
+    impossible, or on the parameter itself.
     """
     for name, parameter in parameters.items():
         for other, options in parameter.when.items():
             _check_condition(base, parameters, f"{name}: when", other, options)
-    done = dict[str, Parameter]()
+    ordered = dict[str, Parameter]()
 
-    def place(name: str, path: tuple[str, ...]) -> None:
+    def add(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             circle = " → ".join((*path[path.index(name) :], name))
             raise UserError(f"{name}: when: a condition depends on itself: {circle}")
-        if name not in done:
+        if name not in ordered:
             for other in parameters[name].when:
-                place(other, (*path, name))
-            done[name] = parameters[name]
+                add(other, (*path, name))
+            ordered[name] = parameters[name]
 
     for name in parameters:
-        place(name, ())
-    return done
+        add(name, ())
+    return ordered
 
 
 def _check_condition(
@@ -76,7 +71,8 @@ def _check_condition(
 ) -> None:
     if other not in FIELDS:
         raise UserError(f"{where}: unknown field {other!r}: {nearest(other, parameters)}")
-    if (leader := coupled(parameters).get(other)) is not None:
+    leader = next((n for n, p in parameters.items() if other in _fields(n, p)[1:]), None)
+    if leader is not None:
         raise UserError(f"{where}: '{other}' moves with '{leader}': name that instead")
     if other not in parameters:
         raise UserError(f"{where}: '{other}' is not searched: {nearest(other, parameters)}")
@@ -85,7 +81,7 @@ def _check_condition(
         raise UserError(f"{where}: '{other}' is a float: only int, ordinal and categorical may be")
     for option in options:
         if parameter.when and option == getattr(base, other):
-            continue  # what it keeps where its own conditions do not hold
+            continue  # its value while its own conditions do not hold
         if isinstance(parameter, IntRange):
             if not isinstance(option, int) or option not in parameter.values:
                 low, high = parameter.ends()
@@ -102,47 +98,55 @@ def combinations(
     *,
     every: bool,
 ) -> list[dict[str, Any]]:
-    """What a trial may be given of `fields`, as far as the space sets them: each mix once.
+    """Return the distinct combinations of values that a trial can have in the searched `fields`.
 
-    `parameters` in order. `every`: all values of a whole-number range, else those that conditions
-    name with the least and the greatest of the others, which is enough for a bound.
+    They are the Cartesian product of the values of the parameters that set `fields` and of those
+    in their conditions, where a parameter varies only while its conditions hold. Values that make
+    no difference are left out: of a parameter that only conditions name, all but those named and
+    the lowest and highest others. The same is done to int ranges unless `every`, since their ends
+    are enough for a bound. `parameters` must be in order.
     """
-    sets = {n: [f for f in _sets(n, p) if f in fields] for n, p in parameters.items()}
-    wanted = {name for name, some in sets.items() if some}
-    needed = set(wanted)
+    targets = {n for n, p in parameters.items() if any(f in fields for f in _fields(n, p))}
+    needed = set(targets)
     for name in reversed(list(parameters)):
         needed |= parameters[name].when.keys() if name in needed else set()
-    found = [base.as_dict()]
+    values = dict[str, Sequence[Any]]()
     for name in (n for n in parameters if n in needed):
         parameter = parameters[name]
-        named = [v for n in needed for v in parameters[n].when.get(name, ())]
-        listed = every or isinstance(parameter, ValueList)
-        values = _all(parameter) if name in wanted and listed else _told_apart(parameter, named)
-        active = [f for f in found if parameter.active(f)]
-        if len(active) * len(values) + len(found) - len(active) > MOST_COMBINATIONS:
-            raise UserError(
-                f"{' × '.join(n for n in parameters if n in needed)} give over {MOST_COMBINATIONS} "
-                f"combinations, which are looked at one by one: use fewer values, or {APART}"
-            )
-        found = [f for f in found if not parameter.active(f)]
-        found += [f | parameter.fields(name, v) for f in active for v in values]
-    shown = [field for some in sets.values() for field in some]
-    mixes = dict.fromkeys(tuple(f[field] for field in shown) for f in found)
-    return [dict(zip(shown, mix, strict=True)) for mix in mixes]
+        if name in targets and (every or isinstance(parameter, ValueList)):
+            values[name] = parameter.values
+        else:
+            named = [v for other in needed for v in parameters[other].when.get(name, ())]
+            values[name] = _distinguishing(parameter.values, named)
+
+    def product(config: dict[str, Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        if not names:
+            yield config
+        elif not (parameter := parameters[names[0]]).active(config):
+            yield from product(config, names[1:])
+        else:
+            for value in values[names[0]]:
+                yield from product(config | parameter.fields(names[0], value), names[1:])
+
+    configs = list(islice(product(base.as_dict(), list(values)), MAX_COMBINATIONS + 1))
+    if len(configs) > MAX_COMBINATIONS:
+        raise UserError(
+            f"{' × '.join(values)} have over {MAX_COMBINATIONS} combinations, which are checked "
+            f"one by one: use fewer values, or {APART}"
+        )
+    shown = [f for n, p in parameters.items() for f in _fields(n, p) if f in fields]
+    distinct = dict.fromkeys(tuple(config[field] for field in shown) for config in configs)
+    return [dict(zip(shown, combination, strict=True)) for combination in distinct]
 
 
-def _sets(name: str, parameter: Parameter) -> tuple[str, ...]:
+def _fields(name: str, parameter: Parameter) -> tuple[str, ...]:
+    """Return the fields that a parameter sets: its own, then those of its `with`."""
     return (name, *(parameter.along if isinstance(parameter, ValueList) else ()))
 
 
-def _all(parameter: Parameter) -> Sequence[Any]:
-    return parameter.ends() if isinstance(parameter, FloatRange) else parameter.values
-
-
-def _told_apart(parameter: Parameter, named: Sequence[Scalar]) -> Sequence[Any]:
-    """The values that conditions name, with the least and the greatest of the others."""
-    values = _all(parameter)
-    told = [v for v in named if v in values]
+def _distinguishing(values: Sequence[Any], named: Sequence[Scalar]) -> Sequence[Any]:
+    """Return the values that conditions name, and the lowest and the highest of the others."""
+    chosen = [value for value in named if value in values]
     for ordered in (values, reversed(values)):
-        told += next(([v] for v in ordered if v not in named), [])
-    return list(dict.fromkeys(told))
+        chosen += next(([value] for value in ordered if value not in named), [])
+    return list(dict.fromkeys(chosen))

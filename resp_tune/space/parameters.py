@@ -1,9 +1,9 @@
-"""What a search space may say of one field: its values, and when and with what they apply."""
+"""The parameters of a search space: the values of a field, and when and with what they apply."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -23,47 +23,54 @@ from pydantic import (
 from resp_tune.errors import UserError, nearest
 
 Scalar = bool | int | float | str | None
-MOST_STEPS = 1e15  # fewer than floats can tell apart
+MAX_STEPS = 1e15  # fewer than floats can tell apart
 
-# What a float holds exactly; YAML has whole numbers of any length.
+# Integers that a float represents exactly; YAML has integers of any length.
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 Options = Annotated[
     list[Scalar],
     Field(min_length=1, max_length=1000),
-    BeforeValidator(lambda given: given if isinstance(given, list) else [given]),
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
 ]
 
 
 class _Parameter(BaseModel):
-    """A searched field. `when`: only where other searched fields have one of these values."""
+    """A searched field. `when`: other searched fields, and those of their values it applies to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     when: dict[str, Options] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
-    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As the study of a search holds it: what is newer than some searches, only if given."""
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out empty keys that older studies, which store this dump, do not have."""
         dumped = handler(self)
         newer = {"when": dumped.pop("when"), "with": dumped.pop("along", None)}
         return {**dumped, **{key: value for key, value in newer.items() if value}}
 
-    def active(self, values: Mapping[str, Any]) -> bool:
-        """Whether a trial of these field values is asked for the parameter."""
-        return all(values[other] in options for other, options in self.when.items())
+    def active(self, config: Mapping[str, Any]) -> bool:
+        """Return whether the parameter applies to a trial with these fields."""
+        return all(config[other] in options for other, options in self.when.items())
 
     def fields(self, name: str, value: Any) -> dict[str, Any]:
-        """The fields that `value` of the parameter sets: itself, and those that move with it."""
+        """Return the fields that `value` sets: its own, and those of its `with`."""
+        return {name: value}
+
+    def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
+        """Return `value`, which must be in the space, as a parameter of the Optuna study."""
         return {name: value}
 
 
 class _Range(_Parameter):
+    low: float
+    high: float
+    step: float | None = None
     log: bool = False
 
     @model_validator(mode="after")
-    def _ordered(self) -> _Range:
-        low, high, step = getattr(self, "low"), getattr(self, "high"), getattr(self, "step")  # noqa: B009  # declared by the subclasses
+    def _check_range(self) -> _Range:
+        low, high, step = self.low, self.high, self.step
         if low >= high:
             raise ValueError(f"low {low:g} is not below high {high:g}")
         if self.log and low <= 0:
@@ -72,46 +79,48 @@ class _Range(_Parameter):
             raise ValueError("log and step cannot be combined")
         if step is not None and step <= 0:
             raise ValueError(f"step {step:g} is not above 0")
-        if step is not None and (high - low) / step > MOST_STEPS:
+        if step is not None and (high - low) / step > MAX_STEPS:
             raise ValueError(f"step {step:g} is too small for {low:g} to {high:g}")
         return self
 
-    def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
-        """How the study holds `value`, which must be in the range."""
-        return {name: value}
-
     def ends(self) -> tuple[Any, ...]:
-        """Values that must be valid for all of the range to be."""
-        return (getattr(self, "low"), getattr(self, "high"))  # noqa: B009  # as above
+        """Return the values that must be valid for all values to be."""
+        return (self.low, self.high)
+
+    def _clip(self, value: float | None) -> float:
+        # `f_max: null` and `micro_batch: null` mean as much as there is.
+        return self.high if value is None else min(max(value, self.low), self.high)
 
 
 class FloatRange(_Range):
-    """A real number, uniform in `low..high` or in its logarithm."""
+    """Real numbers, uniform in `low..high` or in its logarithm."""
 
     type: Literal["float"]
-    low: float
-    high: float
-    step: float | None = None
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> float:
-        """A value for `name`, chosen by the study's sampler."""
-        # Some samplers give numpy's scalar, which is no float to JSON and the config.
+        """Return a value for `name` from the study's sampler."""
+        # Some samplers return numpy's scalars, which JSON and the config do not accept.
         high = self.nearest(self.high)
         return float(trial.suggest_float(name, self.low, high, step=self.step, log=self.log))
 
     def nearest(self, value: Any) -> float:
-        """`value`, moved into the range."""
-        moved = min(max(_number_or(self.high, value), self.low), self.high)
+        """Return the value in the space that is nearest to `value`; of null, the highest."""
+        clipped = self._clip(value)
         if self.step is None:
-            return moved
-        # As Optuna counts: in decimals, so that 3 · 0.1 is 0.3.
+            return clipped
+        # In decimals, as Optuna does, so that 3 · 0.1 is 0.3.
         low, high, step = (Decimal(str(v)) for v in (self.low, self.high, self.step))
-        steps = min(round((moved - self.low) / self.step), int((high - low) // step))
+        steps = min(round((clipped - self.low) / self.step), int((high - low) // step))
         return float(low + steps * step)
+
+    @property
+    def values(self) -> Sequence[float]:
+        """The ends, in place of all values."""
+        return self.ends()
 
 
 class IntRange(_Range):
-    """A whole number, uniform in `low..high` or in its logarithm."""
+    """Integers, uniform in `low..high` or in its logarithm."""
 
     type: Literal["int"]
     low: Whole
@@ -120,56 +129,55 @@ class IntRange(_Range):
 
     @property
     def values(self) -> range:
-        """All of them."""
+        """All values, ascending."""
         return range(self.low, self.high + 1, self.step or 1)
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> int:
-        """A value for `name`, chosen by the study's sampler."""
+        """Return a value for `name` from the study's sampler."""
         high, step = self.values[-1], self.values.step
         return int(trial.suggest_int(name, self.low, high, step=step, log=self.log))
 
     def nearest(self, value: Any) -> int:
-        """`value`, moved into the range."""
-        moved = int(min(max(_number_or(self.high, value), self.low), self.high))
-        return self.low + (moved - self.low) // self.values.step * self.values.step
+        """Return the value in the space that is nearest to `value`; of null, the highest."""
+        return self.low + (int(self._clip(value)) - self.low) // self.values.step * self.values.step
 
 
 class ValueList(_Parameter):
-    """Listed values. `along` (`with` in YAML): other fields, and theirs beside each value."""
+    """Listed values. `along` (`with` in YAML): other fields, each with one value beside each."""
 
+    values: list[Any]
     along: dict[str, list[Scalar]] = Field(default_factory=dict, alias="with")
 
     @model_validator(mode="after")
-    def _as_long(self) -> ValueList:
-        for field, theirs in self.along.items():
-            if len(theirs) != len(self.ends()):
-                raise ValueError(
-                    f"with {field!r}: {len(theirs)} values beside {len(self.ends())} in 'values'"
-                )
+    def _check_lengths(self) -> ValueList:
+        count = len(self.values)
+        for field, beside in self.along.items():
+            if len(beside) != count:
+                raise ValueError(f"with {field!r}: {len(beside)} values beside {count} in 'values'")
         return self
 
     def fields(self, name: str, value: Any) -> dict[str, Any]:
-        """The fields that `value` of the parameter sets: itself, and those that move with it."""
-        at = self.ends().index(value)
-        return {name: value, **{field: theirs[at] for field, theirs in self.along.items()}}
+        """Return the fields that `value` sets: its own, and those of its `with`."""
+        index = self.values.index(value)
+        return {name: value, **{field: beside[index] for field, beside in self.along.items()}}
 
     def ends(self) -> tuple[Any, ...]:
-        """Values that must be valid for all of the range to be."""
-        return tuple(getattr(self, "values"))  # noqa: B009  # declared by the subclasses
+        """Return the values that must be valid for all values to be."""
+        return tuple(self.values)
 
 
 class Ordinal(ValueList):
-    """A few numbers in ascending order: samplers know which are neighbours.
+    """A few numbers in ascending order, of which samplers know the neighbours.
 
-    Evenly spaced whole numbers are an integer parameter of the study; others are held by position,
-    as `<name>_index`, since Optuna has no distribution of uneven values.
+    Evenly spaced integers are an integer parameter of the study. Of others it has the positions, as
+    `<name>_index`, since Optuna has no distribution over uneven values.
     """
 
     type: Literal["ordinal"]
     values: list[Whole | float] = Field(min_length=2, max_length=1000)
 
     @model_validator(mode="after")
-    def _ascending(self) -> Ordinal:
+    def _check_order(self) -> Ordinal:
         for one, other in itertools.pairwise(self.values):
             if one >= other:
                 raise ValueError(f"values must ascend, {other:g} follows {one:g}")
@@ -182,21 +190,21 @@ class Ordinal(ValueList):
         return int(steps.pop()) if whole and len(steps) == 1 else None
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> float:
-        """A value for `name`, chosen by the study's sampler."""
+        """Return a value for `name` from the study's sampler."""
         if (step := self._step) is not None:
             low, high = int(self.values[0]), int(self.values[-1])
             return int(trial.suggest_int(name, low, high, step=step))
         return self.values[trial.suggest_int(f"{name}_index", 0, len(self.values) - 1)]
 
     def nearest(self, value: Any) -> float:
-        """Of the values, the one nearest to `value`."""
-        wanted = _number_or(self.values[-1], value)
+        """Return the value in the space that is nearest to `value`; of null, the highest."""
+        wanted = self.values[-1] if value is None else value
         return min(self.values, key=lambda v: abs(v - wanted))
 
     def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
-        """How the study holds `value`, which must be one of them."""
-        at = self.values.index(value)
-        return {name: self.values[at]} if self._step is not None else {f"{name}_index": at}
+        """Return `value`, which must be in the space, as a parameter of the Optuna study."""
+        index = self.values.index(value)
+        return {name: self.values[index]} if self._step is not None else {f"{name}_index": index}
 
 
 class Categorical(ValueList):
@@ -206,27 +214,22 @@ class Categorical(ValueList):
     values: list[Scalar] = Field(min_length=2, max_length=1000)
 
     @model_validator(mode="after")
-    def _distinct(self) -> Categorical:
+    def _check_distinct(self) -> Categorical:
         if len({repr(v) for v in self.values}) < len(self.values):
             raise ValueError("a value is given twice")
         return self
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> Scalar:
-        """A value for `name`, chosen by the study's sampler."""
+        """Return a value for `name` from the study's sampler."""
         return trial.suggest_categorical(name, self.values)
 
     def nearest(self, value: Any) -> Scalar:
-        """`value`, or the first if it is not one of them."""
+        """Return `value`, or the first value if it is not one of them."""
         return value if value in self.values else self.values[0]
 
     def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
-        """How the study holds `value`, which must be one of them."""
+        """Return `value`, which must be in the space, as a parameter of the Optuna study."""
         return {name: self.values[self.values.index(value)]}
-
-
-def _number_or(high: float, value: float | None) -> float:
-    """`value`, or the upper end for null: `f_max` and `micro_batch` mean as much as there is."""
-    return high if value is None else value
 
 
 Parameter = FloatRange | IntRange | Ordinal | Categorical
@@ -240,17 +243,17 @@ _KEYS = {
 
 
 def parse_parameter(field: str, value: Any) -> Parameter:
-    """The parameter that YAML's `value` describes; raises `UserError` with its first mistake."""
+    """Return the parameter that YAML's `value` describes; raise `UserError` for its first error."""
     try:
         return _PARAMETER.validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{field}: {_first_mistake(error, value)}") from error
+        raise UserError(f"{field}: {_first_error(error, value)}") from error
 
 
-def _first_mistake(error: ValidationError, value: Any) -> str:
-    found = error.errors()
-    # A key that is misspelt is also missing, which says less.
-    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+def _first_error(error: ValidationError, value: Any) -> str:
+    errors = error.errors()
+    # A misspelt key is also missing, which says less.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     where = [str(part) for part in first["loc"][1:]]
     if first["type"] in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
         wanted = "must be {type: float, int, ordinal or categorical, …}"

@@ -1,4 +1,4 @@
-"""Search spaces: YAML files that say which fields of the trial config vary, and over what."""
+"""Read search spaces, YAML files that name the varied fields of the trial config."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from resp_tune.errors import UserError, nearest
 from resp_tune.space.conditions import APART, check_coupled, combinations, in_order
 from resp_tune.space.parameters import FloatRange, IntRange, Parameter, parse_parameter
 
-MOST_FRONT_ENDS = 1024  # each names a feature store
+MAX_FRONT_ENDS = 1024  # each has a cache on disk
 # `normalise: pcen` is another front end; its other values are one and the same.
 FRONT_END_FIELDS = ("sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "normalise")
 NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
-# Values of other fields beside which any value of a field can be judged on its own.
+# Values of other fields beside which any value of a field can be checked alone.
 ALONE = {"sample_rate": 192_000, "f_min": 0.0, "f_max": None, "micro_batch": None}
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What a search varies (`parameters`), around which config (`base`).
+    """The fields that a search varies (`parameters`), and the config with all others (`base`).
 
-    A parameter stands after those that its `when` names. Where the conditions of one do not hold,
-    its field keeps the value of the base config, which counts for the conditions of others.
+    A parameter comes after those that its `when` names. While its conditions do not hold, its field
+    has the value of the base config, also in the conditions of others.
     """
 
     name: str
@@ -59,7 +59,7 @@ class SearchSpace:
         return values
 
     def baseline_params(self) -> dict[str, Any]:
-        """The baseline as parameters of the study: the active ones."""
+        """Return the baseline's active parameters as Optuna stores them."""
         values, params = self.baseline().as_dict(), dict[str, Any]()
         for name, parameter in self.parameters.items():
             if parameter.active(values):
@@ -67,46 +67,45 @@ class SearchSpace:
         return params
 
     def values(self, config: TrialConfig) -> dict[str, Any]:
-        """The searched fields of `config`."""
+        """Return the searched fields of `config`."""
         return {name: getattr(config, name) for name in self.parameters}
 
     def front_ends(self) -> tuple[FrontEnd, ...]:
-        """Every front end that a trial may ask for; `UserError` for a combination that is wrong."""
+        """Return all front ends of trials; raise `UserError` for an invalid combination."""
         for name, parameter in self.parameters.items():
             if name in FRONT_END_FIELDS:
                 _check_countable(name, parameter)
-        found = dict[FrontEnd, None]()
-        mixes = combinations(self.base, self.parameters, FRONT_END_FIELDS, every=True)
-        for values in mixes:
+        front_ends = dict[FrontEnd, None]()
+        for values in combinations(self.base, self.parameters, FRONT_END_FIELDS, every=True):
             try:
-                found[self.base.replace(values).front_end] = None
+                front_ends[self.base.replace(values).front_end] = None
             except UserError as error:
-                given = ", ".join(f"{k} {v}" for k, v in values.items())
-                raise UserError(f"{error}. A trial may be given {given}: {APART}") from error
-        if len(found) > MOST_FRONT_ENDS:
+                listed = ", ".join(f"{k} {v}" for k, v in values.items())
+                raise UserError(f"{error}. A trial may have {listed}: {APART}") from error
+        if len(front_ends) > MAX_FRONT_ENDS:
             raise UserError(
-                f"{', '.join(mixes[0])} give {len(found)} front ends, each a feature store on "
-                f"disk; at most {MOST_FRONT_ENDS}: use fewer values, or {APART}"
+                f"{', '.join(values)} give {len(front_ends)} front ends, each with a cache on "
+                f"disk; at most {MAX_FRONT_ENDS}: use fewer values, or {APART}"
             )
-        return tuple(found)
+        return tuple(front_ends)
 
 
-def load_space(given: str) -> SearchSpace:
-    """The space in the YAML file `given`; raises `UserError` with the place of the first mistake.
+def load_space(name: str) -> SearchSpace:
+    """Return the space in a YAML file; raise `UserError` with the position of its first error.
 
-    A path that is not there is also looked for among the spaces that come with the package, so that
-    `search_spaces/default.yaml` works from any folder.
+    A path that does not exist is also looked up among the spaces that come with the package, so
+    that `search_spaces/default.yaml` works from any folder.
     """
-    path = _find(given)
-    content = read_yaml(f"space '{given}'", path)
+    path = _find(name)
+    content = read_yaml(f"space '{name}'", path)
     try:
         return _parse(path.stem, content)
     except UserError as error:
-        raise UserError(f"space '{given}': {error}") from error
+        raise UserError(f"space '{name}': {error}") from error
 
 
-def _find(given: str) -> Path:
-    path = user_path(given)
+def _find(name: str) -> Path:
+    path = user_path(name)
     if path.is_file():
         return path
     package = Path(resp_tune.__file__).parent
@@ -115,8 +114,8 @@ def _find(given: str) -> Path:
         if path.name in known and path.parent.name in ("", "search_spaces"):
             return shipped / path.name
         if known:
-            raise UserError(f"space '{given}' is not a file: {nearest(path.name, known)}")
-    raise UserError(f"space '{given}' is not a file: give the path of a YAML search space")
+            raise UserError(f"space '{name}' is not a file: {nearest(path.name, known)}")
+    raise UserError(f"space '{name}' is not a file: give the path of a YAML search space")
 
 
 def _parse(name: str, content: Any) -> SearchSpace:
@@ -138,8 +137,8 @@ def _parse(name: str, content: Any) -> SearchSpace:
     base = base.replace({str(k): v for k, v in fixed.items()})
     parsed = {str(field): _parameter(str(field), value) for field, value in parameters.items()}
     for field, parameter in parsed.items():
-        if field in fixed and not parameter.when:  # with one, `fixed` says what holds otherwise
-            raise UserError(f"'{field}' stands in both 'fixed' and 'parameters'")
+        if field in fixed and not parameter.when:  # with one, `fixed` has its value otherwise
+            raise UserError(f"'{field}' is in both 'fixed' and 'parameters'")
     check_coupled(parsed, fixed, NOT_SEARCHED)
     for field, parameter in parsed.items():
         _check_values(base, field, parameter)
@@ -159,7 +158,7 @@ def _parameter(field: str, value: Any) -> Parameter:
 
 
 def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
-    """Each value on its own, of a range its ends; `front_ends` judges combinations."""
+    """Check each value alone, of a range its ends; `front_ends` checks combinations."""
     for value in parameter.ends():
         for name, own in parameter.fields(field, value).items():
             base.replace({**ALONE, "batch_size": 65_536, name: own})
@@ -168,24 +167,23 @@ def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
 
 
 def _check_micro_batches(space: SearchSpace) -> None:
-    """No trial may be handed a micro-batch above its batch, whatever else it is handed."""
-    base, fields = space.base, ("batch_size", "micro_batch")
-    for values in combinations(base, space.parameters, fields, every=False):
-        micro = values.get("micro_batch", base.micro_batch)
-        batch = values.get("batch_size", base.batch_size)
+    """Raise `UserError` if a trial could have a micro-batch above its batch."""
+    fields = ("batch_size", "micro_batch")
+    for values in combinations(space.base, space.parameters, fields, every=False):
+        batch, micro = ({**space.base.as_dict(), **values}[field] for field in fields)
         if micro is not None and micro > batch:
             raise UserError(
-                f"micro_batch {micro} is above batch_size {batch}, which a trial may be given with "
-                f"it: keep all of one at or below all of the other, or apart: {APART}"
+                f"micro_batch {micro} is above batch_size {batch}, which a trial may have with it: "
+                f"keep all of one at or below all of the other, or apart: {APART}"
             )
 
 
 def _check_countable(field: str, parameter: Parameter) -> None:
-    """A front end's field must have few values."""
+    """Raise `UserError` if a field of the front end has many values."""
     if isinstance(parameter, FloatRange) or (
-        isinstance(parameter, IntRange) and len(parameter.values) > MOST_FRONT_ENDS
+        isinstance(parameter, IntRange) and len(parameter.values) > MAX_FRONT_ENDS
     ):
         raise UserError(
-            f"{field}: type {parameter.type} has too many values, each of which is a feature store "
+            f"{field}: type {parameter.type} has too many values, each of which has a cache "
             "on disk: use ordinal or categorical"
         )

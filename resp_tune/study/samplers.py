@@ -1,4 +1,4 @@
-"""The samplers that choose configs, by name."""
+"""Make Optuna samplers by name."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _gp(seed: int) -> BaseSampler:
 
 
 def _qmc(seed: int) -> BaseSampler:
-    silence_qmc_sampler()  # `blind_to` says the same in our own words
+    silence_qmc_sampler()  # `unsupported_fields` says the same in our own words
     return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
 
 
-# TPE's own defaults take all parameters jointly and count running trials as poor ones, so that
-# concurrent trials do not crowd; a fifth of a typical search is drawn at random first. `group`:
-# parameters with the same conditions are taken jointly as well, instead of one by one; without
-# conditions it changes nothing, to the last bit.
+# TPE models all parameters jointly and counts running trials as poor ones by default, so that
+# concurrent trials spread out. 8 random trials are a fifth of a typical search. With `group`,
+# parameters under the same conditions are modelled jointly as well; without conditions it changes
+# nothing, to the last bit.
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=8, group=True),
     "gp": _gp,
@@ -46,15 +46,15 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
-    """The sampler `name`, which must be one of `SAMPLERS`."""
+    """Return the sampler `name`, one of `SAMPLERS`."""
     with warnings.catch_warnings():
-        # What is experimental in Optuna is pinned by our constraints.
+        # pyproject.toml bounds Optuna, so experimental parts cannot change.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return SAMPLERS[name](seed)
 
 
-def blind_to(name: str, space: SearchSpace) -> list[str]:
-    """Searched fields that the sampler can only draw at random."""
+def unsupported_fields(name: str, space: SearchSpace) -> list[str]:
+    """Return the searched fields that the sampler can only draw at random."""
     if name == "qmc":  # whose dimensions are those of the first trial
         first = space.baseline().as_dict()
         return [n for n, p in space.parameters.items() if not p.active(first)]
