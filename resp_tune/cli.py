@@ -156,8 +156,8 @@ def _describe(error: OSError) -> str | None:
     """Return what is wrong with a file or its disk and how to mend it; None without a file."""
     path = error.filename2 or error.filename
     if full_disk(error):
-        where = f" to write '{path}'" if path else ""
-        return f"no space left{where}: free some"
+        where = f" while writing '{path}'" if path else ""
+        return f"disk full{where}: free some space"
     if path is None:
         return None
     if isinstance(error, IsADirectoryError):

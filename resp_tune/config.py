@@ -1,7 +1,7 @@
-"""The trial config: everything one training run needs, in one frozen, validated value.
+"""The trial config: everything that one training run needs, in one frozen, validated value.
 
-Only the standard library is imported here, so that the features and the training loop also run on a
-host that has torch and nothing else.
+Only the standard library is imported, so that features and training also run on a host that has
+torch and nothing else.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def setting(default: Any, help: str, **flag: Any) -> Any:
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """What turns a waveform into log-mel frames; it names a feature store.
+    """The transform of a waveform to log-mel frames; it identifies a feature cache.
 
     Frames are `10·log10(max(mel power, 1e-10))` of a centred Hann STFT of `n_fft` samples, every
     `hop_length`, through `n_mels` HTK triangles from `f_min` to `f_max` Hz, without filter norm.
-    With `compression: pcen` the power is divided by its own recent past instead of being logged.
+    With `compression: pcen` the power is divided by its own recent past instead of logged.
     """
 
     sample_rate: int
@@ -57,13 +57,13 @@ class FrontEnd:
     compression: Compression = "db"
 
     def frames(self, samples: int) -> int:
-        """Frames of a waveform of `samples` samples at `sample_rate`."""
+        """Return the number of frames of a waveform of `samples` samples at `sample_rate`."""
         return 1 + samples // self.hop_length
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """Everything that one training run depends on, besides the clips and their sides.
+    """Everything that one training run depends on besides its split.
 
     The defaults are the preset `baseline`. A value out of range raises `UserError`.
     """
@@ -86,7 +86,7 @@ class TrialConfig:
     normalise: Literal["none", "clip", "recording", "band", "pcen"] = setting(
         "clip",
         "zero mean and unit sd over: clip: what the network sees; recording: all of the recording; "
-        "band: each mel band of the training side. pcen: per-channel energy normalisation, no dB",
+        "band: each mel band of the training split. pcen: per-channel energy normalisation, no dB",
     )
     time_shift: float = bounded(0.4, 0.0, 1.0, "fraction of a clip, largest circular shift")
     max_mask_pct: float = bounded(0.1, 0.0, 1.0, "fraction of an axis, widest SpecAugment mask")
@@ -131,7 +131,7 @@ class TrialConfig:
 
     @property
     def front_end(self) -> FrontEnd:
-        """The part of the config that names a feature store."""
+        """Return the part of the config that identifies a feature cache."""
         return FrontEnd(
             self.sample_rate,
             self.n_fft,
@@ -144,19 +144,19 @@ class TrialConfig:
 
     @property
     def clip_frames(self) -> int:
-        """Frames of one clip: the notebook's `rate // 1000 · milliseconds` samples, by the hop."""
+        """Return the frames of a clip of the notebook's `rate // 1000 · milliseconds` samples."""
         samples = int(self.sample_rate // 1000 * (self.clip_seconds * 1000))
         return self.front_end.frames(samples)
 
     def replace(self, values: Mapping[str, Any]) -> TrialConfig:
-        """A copy with `values` put in; an unknown field or a bad value raises `UserError`."""
+        """Return a copy with `values`; raise `UserError` for an unknown field or a bad value."""
         for name in values:
             if name not in FIELDS:
                 raise UserError(f"unknown field {name!r}: {nearest(name, FIELDS)}")
         return dataclasses.replace(self, **{k: _coerce(k, v) for k, v in values.items()})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values by field name, as JSON and YAML hold them."""
+        """Return plain values by field name, for JSON and YAML."""
         return dataclasses.asdict(self)
 
 
@@ -212,9 +212,9 @@ def _bound(value: float) -> str:
 
 PRESETS: dict[str, TrialConfig] = {
     "baseline": TrialConfig(),
-    # The notebook's own settings. Its defects, kept here and nowhere else: validation items are
-    # augmented, class counts of the sampler come from both sides, 61 % of the bands lie above
-    # 2 kHz, and (with `--protocol recording`) patients stand on both sides.
+    # The notebook's own settings, with its defects: validation items are augmented, the sampler
+    # counts classes in training and validation, 61 % of the bands are above 2 kHz, and (with the
+    # protocol `recording`) patients are in both training and validation.
     "notebook": TrialConfig(
         sample_rate=44_100,
         clip_seconds=20.0,
@@ -237,7 +237,7 @@ PRESETS: dict[str, TrialConfig] = {
 
 
 def preset(name: str) -> TrialConfig:
-    """The preset `name`; an unknown one raises `UserError` with the list."""
+    """Return the preset `name`; raise `UserError` for an unknown one."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly, as exceptions that carry one line for the user."""
+"""The errors that are shown to the user as one line, and the exit codes of commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RespTuneError(Exception):
 
 
 class UserError(RespTuneError):
-    """Wrong input, or something outside that cannot be reached: exit 2, nothing was written.
+    """A wrong input, or a service that cannot be reached: exit code 2, nothing was written.
 
     The message says what was given, why it is wrong and what to type instead.
     """
@@ -27,11 +27,11 @@ class UserError(RespTuneError):
 
 
 class RunError(RespTuneError):
-    """The command ran and failed: exit 1."""
+    """A failure while running: exit code 1."""
 
 
 def leave_at_exit(exit_code: int) -> None:
-    """When all else is done, end the process before it waits for threads that hang."""
+    """Exit after the other atexit handlers, so that hanging threads cannot block it."""
 
     def leave() -> None:
         for stream in (sys.stdout, sys.stderr):
@@ -42,7 +42,7 @@ def leave_at_exit(exit_code: int) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'lr'?` when a known word is close to `word`, else the list of known words."""
+    """Return `did you mean 'lr'?` if a known word is close to `word`, else all known words."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

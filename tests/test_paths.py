@@ -13,7 +13,7 @@ import pytest
 from resp_tune import evaluate, predict, search, synth, train, ui
 from resp_tune.cli import run
 from resp_tune.common.paths import (
-    LONGEST_NAME,
+    MAX_NAME_BYTES,
     cache_folder,
     folder_to_write,
     user_path,
@@ -75,7 +75,7 @@ def test_commands_say_so_in_one_line(
     assert "\n" not in said
 
 
-LONG = "x" * (LONGEST_NAME + 45)
+LONG = "x" * (MAX_NAME_BYTES + 45)
 
 
 @pytest.mark.parametrize(

@@ -386,7 +386,7 @@ def test_each_bad_file_has_its_line_and_the_good_ones_remain(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["missing", "file", "empty", "uri"])
 def test_no_data_set(tmp_path: Path, kind: str) -> None:
     path, message = {
-        "missing": (tmp_path / "gone", "is not there: give the folder"),
+        "missing": (tmp_path / "gone", "does not exist: give the folder"),
         "file": (tmp_path / "data.zip", "is a file: give the folder"),
         "empty": (tmp_path, "no recordings in"),
         "uri": ("s3://bucket/icbhi", r"cannot be read from s3:// yet"),

@@ -228,8 +228,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         with pytest.raises(RunError) as caught:
             fill(tmp_path, recordings(n), [SMALL, COARSE], limit_bytes=PLENTY)
     assert str(caught.value) == (
-        f"no space left to write '{tmp_path}': free some, or set RESP_TUNE_CACHE to a folder on "
-        "another disk, then rerun the same command to resume"
+        f"disk full while writing '{tmp_path}': free some space, or set RESP_TUNE_CACHE to a "
+        "folder on another disk, then rerun the same command to resume"
     )
     assert {p.suffix for p in tmp_path.iterdir()} <= {".lock"}
     check(one(tmp_path, n=n), n=n)

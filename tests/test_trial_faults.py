@@ -257,6 +257,6 @@ def test_of_two_failures_both_are_told(tmp_path: Path) -> None:
     assert outcome.code in (1, 2)
     (error,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
     (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning:")]
-    assert "no space left" in error
+    assert "disk full" in error
     assert "MLflow's runs could not be opened either: planted" in warning
     assert "Traceback" not in outcome.err

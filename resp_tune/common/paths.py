@@ -1,4 +1,4 @@
-"""Where things are kept on this machine."""
+"""Paths that users give, the cache folder, and atomic writes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from resp_tune.errors import RunError, UserError
 
-LONGEST_NAME = 255  # bytes of one name, on every common file system
+MAX_NAME_BYTES = 255  # of one name, on every common file system
 
 
 def user_path(text: str) -> Path:
-    """The path that was typed, `~` and `~user` being homes.
+    """Return the path in `text`, with `~` and `~user` expanded.
 
-    Raises `UserError` where nobody has such a home, or no file can have such a name.
+    Raises `UserError` for an unknown user, or a name that no file can have.
     """
     parts = [os.fsencode(part) for part in Path(text).parts]
-    if "\0" in text or any(len(part) > LONGEST_NAME for part in parts):
+    if "\0" in text or any(len(part) > MAX_NAME_BYTES for part in parts):
         raise UserError(
-            f"'{text[:40]}…' is not a path: a name in it holds NUL or over {LONGEST_NAME} bytes"
+            f"'{text[:40]}…' is not a path: a name in it holds NUL or over {MAX_NAME_BYTES} bytes"
         )
     try:
         return Path(text).expanduser()
@@ -35,12 +35,12 @@ def user_path(text: str) -> Path:
 
 
 def folder_to_write(flag: str, given: str) -> Path:
-    """The absolute path of a folder that can be made and written, or is there and can be.
+    """Return the absolute path of a folder that can be written, whether it exists yet or not.
 
-    Tried with a folder that is removed at once: what permissions say does not bind everybody, nor
-    does every file system heed them. `UserError` names `flag` where it cannot be.
+    Tried with a temporary folder, as permissions do not apply to every user and file system.
+    Raises `UserError`, which names `flag`.
     """
-    if given == "":  # an unset variable of the shell: nobody types it
+    if given == "":  # from an unset variable of the shell
         raise UserError(f"{flag} '': give a folder")
     folder = place = user_path(given).absolute()
     try:
@@ -64,14 +64,14 @@ def folder_to_write(flag: str, given: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """`$RESP_TUNE_CACHE`, else `resp_tune` in the user's cache folder (XDG)."""
+    """Return `$RESP_TUNE_CACHE`, else `resp_tune` in the user's cache folder (XDG)."""
     if given := os.environ.get("RESP_TUNE_CACHE"):
         return user_path(given).absolute()
     return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resp_tune"
 
 
 def cache_limit_bytes() -> int:
-    """Size that the feature stores may take together: `$RESP_TUNE_CACHE_GB`, default 20."""
+    """Return the total size of the feature caches: `$RESP_TUNE_CACHE_GB`, default 20."""
     text = os.environ.get("RESP_TUNE_CACHE_GB", "20")
     try:
         gigabytes = float(text)
@@ -85,41 +85,44 @@ def cache_limit_bytes() -> int:
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
-    Raises `RunError` where the disk is full.
+    Raises `RunError` if the disk is full.
     """
-    # Other hosts may write there too, with processes of the same number.
-    beside = path.with_name(f".{path.name}.{socket.gethostname()[:60]}.{os.getpid()}.part")
+    # Other hosts may write there too, with the same process id.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()[:60]}.{os.getpid()}.part")
     with full_disk_in_one_line(path):
         try:
-            with beside.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+            temporary.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove below `folder` what killed processes have left of files that appear whole."""
+    """Remove the temporary files of killed processes in `folder` and below it."""
     for part in folder.rglob(".*.part*"):  # a database may have a journal
         part.unlink(missing_ok=True)
 
 
 def full_disk(error: BaseException) -> bool:
-    """Whether `error` says that a disk, or somebody's share of it, is full."""
+    """Tell whether `error` means that a disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def full_disk_in_one_line(path: Path, instead: str = "") -> Iterator[None]:
-    """A full disk is a `RunError` that names its file, else `path`, and what to do `instead`."""
+    """Turn the error of a full disk into a `RunError` that names its file, else `path`.
+
+    `instead` names another remedy than freeing space.
+    """
     try:
         yield
     except OSError as error:
         if not full_disk(error):
             raise
         raise RunError(
-            f"no space left to write '{error.filename or path}': free some{instead}, then rerun "
-            "the same command to resume"
+            f"disk full while writing '{error.filename or path}': free some space{instead}, then "
+            "rerun the same command to resume"
         ) from error

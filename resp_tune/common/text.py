@@ -1,4 +1,4 @@
-"""Numbers and lists as a sentence says them."""
+"""Write counts, lists and values as text of one line."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 recording`, `2 recordings`."""
+    """Return `1 recording`, `2 recordings`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def join_names(names: Sequence[str], most: int = 3) -> str:
-    """`a, b, c and 5 more`."""
+    """Return the first names, such as `a, b, c and 5 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def amount(number: int, noun: str, patients: int) -> str:
-    """`2 recordings of 1 patient`."""
+    """Return `2 recordings of 1 patient`."""
     return f"{plural(number, noun)} of {plural(patients, 'patient')}"
 
 
@@ -31,7 +31,7 @@ def one_line(message: object) -> str:
 
 
 def shorten(text: str, most: int = 40) -> str:
-    """One line of at most `most` characters."""
+    """Return `text` on one line of at most `most` characters."""
     line = one_line(text)
     return line if len(line) <= most else line[: most - 1] + "…"
 
