@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -40,11 +41,22 @@ promise. Keep the upper bound of `optuna` in pyproject.toml at the last version 
 """
 
 
+@pytest.fixture(scope="module")
+def empty_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create Optuna's tables once: they take longer than any of its tests."""
+    path = tmp_path_factory.mktemp("optuna") / "study.db"
+    database = RDBStorage(f"sqlite:///{path}")
+    database.remove_session()
+    database.engine.dispose()
+    return path
+
+
 class TestSingleWriterStorage(StorageTestCase):
     """Optuna's own tests of a storage."""
 
     @pytest.fixture
-    def storage(self, tmp_path: Path) -> Iterator[BaseStorage]:
+    def storage(self, tmp_path: Path, empty_study: Path) -> Iterator[BaseStorage]:
+        shutil.copy(empty_study, tmp_path / "study.db")
         database = RDBStorage(f"sqlite:///{tmp_path}/study.db")
         yield SingleWriterStorage(database)
         database.remove_session()

@@ -64,7 +64,7 @@ class LiveTable:
                 self.trials[trial.key.label] = trial
         self._count()
 
-    def started(self, trial: TrialRecord, seed: int) -> None:
+    def started(self, trial: TrialRecord) -> None:
         """Show a running trial."""
         self.trials[trial.key.label] = trial
 

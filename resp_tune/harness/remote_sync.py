@@ -42,7 +42,7 @@ class StorageSync:
     def opened(self, study: optuna.Study) -> None:
         """Handle the opened study, beside the files that a resumed search is compared with."""
 
-    def started(self, trial: TrialRecord, seed: int) -> None:
+    def started(self, trial: TrialRecord) -> None:
         """Handle the start of a trial."""
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
@@ -85,7 +85,7 @@ class RemoteSync(StorageSync):
             if path.suffix == ".json":
                 self.uploads.add(path.name, path)
 
-    def started(self, trial: TrialRecord, seed: int) -> None:
+    def started(self, trial: TrialRecord) -> None:
         """Upload the study: another machine must not give the number to other parameters."""
         self._send_study()
 

@@ -20,15 +20,17 @@ class TrackingListener:
         """Report the ended trials and replicates of the study; what MLflow has is not changed."""
         for trial in trials:
             if trial.state is not None:
-                self.started(trial, trial.config.seed)
+                self.started(trial)
                 self.ended(trial)
 
-    def started(self, trial: TrialRecord, seed: int) -> None:
+    def started(self, trial: TrialRecord) -> None:
         """Open the trial's run."""
         params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
         # `again`: a replicate that had failed, or was stopped, runs once more.
         again = trial.state is None
-        self.runs.start_trial(trial.key, params=params, seed=seed, tags=self.tags, again=again)
+        self.runs.start_trial(
+            trial.key, params=params, seed=trial.config.seed, tags=self.tags, again=again
+        )
         # Epochs from before the driver was killed may not have reached MLflow.
         self.advanced(trial, trial.epochs)
 

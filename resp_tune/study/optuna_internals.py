@@ -30,14 +30,11 @@ log = logging.getLogger(__name__)
 # Two of Optuna's own tables, as the statements below know them.
 COLUMNS = {
     "trial_intermediate_values": {
-        "trial_intermediate_value_id",
-        "trial_id",
-        "step",
-        "intermediate_value",
+        "trial_intermediate_value_id", "trial_id", "step", "intermediate_value",
         "intermediate_value_type",
     },
     "trial_user_attributes": {"trial_user_attribute_id", "trial_id", "key", "value_json"},
-}
+}  # fmt: skip
 _INSERT_SCORE = (
     "INSERT INTO trial_intermediate_values"
     " (trial_id, step, intermediate_value, intermediate_value_type) VALUES (?, ?, ?, 'FINITE')"

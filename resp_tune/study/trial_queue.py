@@ -30,7 +30,7 @@ Rows = Sequence[Mapping[str, float]]  # one an epoch
 class Listener(Protocol):
     """A follower of a search, such as the tracker or the table on the terminal."""
 
-    def started(self, trial: TrialRecord, seed: int) -> None:
+    def started(self, trial: TrialRecord) -> None:
         """Take note of a run that was handed out, for the first time or again."""
 
     def advanced(self, trial: TrialRecord, epochs: Rows) -> None:
@@ -110,7 +110,7 @@ class TrialQueue:
         self._running[run.key] = run
         self._started_at[run.key] = time.monotonic() - run.seconds
         for listener in self.listeners:
-            listener.started(run, run.config.seed)
+            listener.started(run)
         fault_point("trial-handed-out", str(run.key.folder))
         return {
             "key": run.key,

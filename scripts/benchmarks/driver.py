@@ -50,7 +50,7 @@ class Driven:
 
 
 class Clock:
-    """A listener of the recorder that notes when trials begin and end."""
+    """A listener that notes when trials begin and end."""
 
     def __init__(self) -> None:
         self.handed_out: list[float] = []
@@ -58,7 +58,7 @@ class Clock:
         self.cpu_at: list[float] = []
         self.states: list[State | None] = []
 
-    def started(self, trial: TrialRecord, seed: int) -> None:
+    def started(self, trial: TrialRecord) -> None:
         """A trial was handed out."""
         self.handed_out.append(time.monotonic())
 
@@ -100,13 +100,13 @@ def drive(
         tags={},
     )
     source = SamplerSource(study, space, TrialSettings(METRIC, epochs, seed=0), budget=trials)
-    recorder = TrialQueue(source, [TrackingListener(runs, METRIC, {}), clock])
+    queue = TrialQueue(source, [TrackingListener(runs, METRIC, {}), clock])
     before = time.monotonic()
     with local_ray(machine, round(slots.concurrency * slots.gpus)):
         ready = time.monotonic()
         scheduler = make_scheduler("none", epochs=epochs, metric=METRIC, past=())
         context = _context(folder / "trials", slots.threads)
-        run_trials(recorder, context, slots, scheduler, trainable=trainable)
+        run_trials(queue, context, slots, scheduler, trainable=trainable)
         runs.close("FINISHED", seconds=600)
         done = time.monotonic()
     if clock.states != ["finished"] * trials:

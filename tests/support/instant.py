@@ -78,7 +78,7 @@ class Events:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
 
-    def started(self, trial: TrialRecord, seed: int) -> None:
+    def started(self, trial: TrialRecord) -> None:
         self.seen.append(("started", trial.key.label))
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:

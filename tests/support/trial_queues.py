@@ -26,8 +26,8 @@ class Diary:
     def __init__(self) -> None:
         self.lines: list[tuple[str, int, Any]] = []
 
-    def started(self, trial: TrialRecord, seed: int) -> None:
-        self.lines.append(("started", trial.number, seed))
+    def started(self, trial: TrialRecord) -> None:
+        self.lines.append(("started", trial.number, trial.config.seed))
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
         self.lines.append(("advanced", trial.number, [int(row["epoch"]) for row in epochs]))
