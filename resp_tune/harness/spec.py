@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,15 +158,10 @@ class SearchSpec:
 
     def identity(self) -> dict[str, Any]:
         """Return what makes trials of this search comparable; its study is bound to it."""
-        return trial_identity(self.options, self.space, self.data.datamodule, self.data.sources)
+        return trial_identity(self.options, self.space, self.data)
 
 
-def trial_identity(
-    options: SearchOptions,
-    space: SearchSpace,
-    datamodule: DataModule,
-    sources: Sequence[AudioSource],
-) -> dict[str, Any]:
+def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData) -> dict[str, Any]:
     """Return what makes trials comparable, one entry per field, so that a difference has a name."""
     fixed = {
         f"field {k}": v
@@ -176,14 +170,14 @@ def trial_identity(
     }
     ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
     return {
-        **task_identity(datamodule.clips.task),
+        **task_identity(data.datamodule.clips.task),
         "protocol": options.protocol,
         "metric": options.metric,
         "folds": options.folds,
         "split seed": options.split_seed,
         "epochs": options.epochs,
         "seed": options.seed,
-        RECORDINGS: data_digest(datamodule, sources),
+        RECORDINGS: data_digest(data.datamodule, data.sources),
         "searched fields": sorted(space.parameters),
         **ranges,
         **fixed,

@@ -89,11 +89,11 @@ def validate(
         check_enough(datamodule.clips)
         if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
             raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
-        stems = datamodule.search_stems
-        sources = tuple(datamodule.audio_sources(stems, machine.cpus))
+        sources = tuple(datamodule.audio_sources(datamodule.search_stems, machine.cpus))
+        data = SearchData(datamodule, sources, front_ends)
         if study is not None:
             changed = changed_recordings(folder, recording_hashes(datamodule, sources))
-            check_settings(study, trial_identity(options, space, datamodule, sources), changed)
+            check_settings(study, trial_identity(options, space, data), changed)
             check_count(study, options.replicates)
     cluster, machines = None, [machine]
     if address and connect:
@@ -106,7 +106,6 @@ def validate(
             "the password in these arguments is visible in this machine's list of processes while "
             "the search runs; in $MLFLOW_TRACKING_URI it is not"
         )
-    data = SearchData(datamodule, sources, front_ends)
     return SearchSpec(options, location, data, space, compute, tuple(arguments))
 
 
