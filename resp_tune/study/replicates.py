@@ -191,14 +191,14 @@ def candidates(
     of_trial: dict[int, list[TrialRecord]] = {}
     for run in sorted(runs, key=lambda r: r.key):
         of_trial.setdefault(run.number, []).append(run)
-    found = []
+    chosen = []
     for rank, trial in enumerate(ranked(trials, metric)):
         own = of_trial.get(trial.number, [])
         counted = tuple(r for r in own if r.state in ("finished", "diverged"))
         if rank < MAX_CANDIDATES or len(counted) >= MIN_REPLICATES:
             failure = next((r.error for r in own if r.state == "failed"), None)
-            found.append(Candidate(trial, counted, metric, failure))
-    return sorted(found, key=_order)
+            chosen.append(Candidate(trial, counted, metric, failure))
+    return sorted(chosen, key=_order)
 
 
 def eligible(ordered: Sequence[Candidate]) -> list[Candidate]:

@@ -32,15 +32,15 @@ from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
 # Attributes of the study itself.
-RECORDINGS = "recordings"  # the setting that is a hash of them
-SETTINGS = "resp_tune.settings"  # what a trial means
-SPLIT = "resp_tune.split_sha256"  # digest of the sides
-STUDY_ID = "resp_tune.study_id"  # tells it from another study of the same name
+RECORDINGS = "recordings"  # the setting that is a hash of the recordings
+SETTINGS = "resp_tune.settings"  # what defines a trial
+SPLIT = "resp_tune.split_sha256"  # digest of the split
+STUDY_ID = "resp_tune.study_id"  # distinguishes studies of the same name
 SECONDS = "resp_tune.seconds"  # wall time of all runs of the command
 READINGS = "resp_tune.test_readings"
-DRIVERS = "resp_tune.drivers"  # who has run it on an object store, one after another
+DRIVERS = "resp_tune.drivers"  # ids of the drivers on an object store, in order
 
-# Longer than anything that should hold the file, shorter than a person's patience.
+# Longer than any lock that another program should hold, shorter than a user waits.
 LOCKED_SECONDS = 120
 _RESTORE = "restore it from a copy, or move the search's folder away to start over"
 

@@ -167,8 +167,8 @@ class SamplerSource(ProposalSource):
     """Trials of the study, with parameters from its sampler.
 
     Trials that an earlier driver left running come first, with the same number and parameters;
-    then the sampler is asked until there are `budget` trials or `deadline` (of `time.monotonic`)
-    has passed.
+    then the sampler suggests new ones until there are `budget` trials or `deadline`, a value of
+    `time.monotonic`, has passed.
     """
 
     def __init__(
