@@ -18,6 +18,8 @@ _USERS_OWN = (
     "MLFLOW_TRACKING_URI",
     "RAY_ADDRESS",
 )
+# Folders of the cache that take 20 s of CPU to fill, and that all workers may fill together.
+_MADE_ONCE = ("baselines", "synthetic")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,10 +28,14 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     # Ignored in a shell's background jobs, and then in all that these start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESP_TUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         own = tmp_path_factory.getbasetemp()
         parallel = "PYTEST_XDIST_WORKER" in os.environ  # workers have folders in one folder
-        patch.setenv("RESP_TUNE_TEST_SHARED", str(own.parent if parallel else own))
+        shared, cache = own.parent if parallel else own, tmp_path_factory.mktemp("cache")
+        for name in _MADE_ONCE:
+            (shared / name).mkdir(exist_ok=True)
+            (cache / name).symlink_to(shared / name)
+        patch.setenv("RESP_TUNE_CACHE", str(cache))
+        patch.setenv("RESP_TUNE_TEST_SHARED", str(shared))
         for name in _USERS_OWN:
             patch.delenv(name, raising=False)
         yield

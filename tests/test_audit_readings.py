@@ -14,6 +14,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from support.audits import few_trees, make_sets, trained
+from support.mlflow_stores import with_mlflow_store
 from support.searches import files_below
 
 from resp_tune import evaluate
@@ -209,7 +210,7 @@ def test_what_cannot_be_recorded_beside_a_bundle(bundle: Path, tmp_path: Path, d
 def test_a_registered_model(
     bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = f"sqlite:///{with_mlflow_store(tmp_path)}/mlflow.db"
     runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params={}, tags={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={}, tags={})
     runs.close("FINISHED")
@@ -237,7 +238,7 @@ def test_a_registered_model(
 
 def test_of_two_versions_the_first_reading_stands(bundle: Path, tmp_path: Path) -> None:
     """Whichever of them the store names first."""
-    uri, name = f"sqlite:///{tmp_path}/mlflow.db", "resp_tune"
+    uri, name = f"sqlite:///{with_mlflow_store(tmp_path)}/mlflow.db", "resp_tune"
     runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params={}, tags={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={}, tags={})
     runs.close("FINISHED")

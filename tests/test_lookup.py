@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.mlflow_stores import with_mlflow_store
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
@@ -16,7 +17,7 @@ from resp_tune.tracking.tags import SearchRef
 
 
 def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = f"sqlite:///{with_mlflow_store(tmp_path)}/mlflow.db"
     config = TrialConfig().replace({"lr": 1e-5, "weight_decay": 1e-6, "f_max": 1500.0, "seed": 7})
     runs = SearchRuns(
         uri,

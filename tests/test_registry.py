@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from support.mlflow_stores import with_mlflow_store
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
@@ -47,7 +48,10 @@ class Registered:
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     storage = tmp_path_factory.mktemp("results")
-    uri, bundle = f"sqlite:///{storage}/mlflow.db", make_bundle(storage / "first" / "winner", 0)
+    uri, bundle = (
+        f"sqlite:///{with_mlflow_store(storage)}/mlflow.db",
+        make_bundle(storage / "first" / "winner", 0),
+    )
     runs = SearchRuns(uri, storage, SearchRef("first", "macro_f1", "max"), params={}, tags={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={"test_macro_f1": 0.5}, tags={})
     runs.close("FINISHED")

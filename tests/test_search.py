@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -31,7 +32,7 @@ def finished(storage: Path) -> Path:
     """A whole search of two trials, run once for this module."""
     elsewhere = storage.parent / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
-    outcome = search(storage, *SMOKE, "--trials", "2", "--name", "first", cwd=elsewhere)
+    outcome = search(storage, *SMOKE, "--trials", "2", "--name", "first", cwd=elsewhere, cold=True)
     assert outcome.code == 0, outcome.err
     assert outcome.lines[-1] == str(storage / "first" / "summary.json")
     assert "SYNTHETIC" in outcome.out
@@ -119,7 +120,8 @@ def test_a_trial_runs_again_to_the_same_score(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_name_extends_and_repeats_nothing(finished: Path) -> None:
+def test_the_same_name_extends_and_repeats_nothing(finished: Path, tmp_path: Path) -> None:
+    finished = shutil.copytree(finished, tmp_path / "copy")
     before = trials(finished, "first")
     outcome = search(finished, *SMOKE, "--trials", "3", "--name", "first")
     assert outcome.code == 0, outcome.err

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.mlflow_stores import with_mlflow_store
 from support.searches import command
 from support.small_sets import imagined
 
@@ -225,7 +226,7 @@ def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
     from resp_tune.tracking.search_run import SearchRuns
     from resp_tune.tracking.tags import SearchRef
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = f"sqlite:///{with_mlflow_store(tmp_path)}/mlflow.db"
     params = {
         "task": "infection",
         "task_classes": json.dumps(INFECTION.grouping),

@@ -22,6 +22,7 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from support.mlflow_stores import with_mlflow_store
 
 from resp_tune.common.choices import LINK_TEXTS
 from resp_tune.common.trial_key import TrialKey
@@ -47,7 +48,7 @@ class Store:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder, draw = tmp_path_factory.mktemp("results"), random.Random(0)  # noqa: S311  # no secret
     runs = SearchRuns(
-        f"sqlite:///{folder}/mlflow.db",
+        f"sqlite:///{with_mlflow_store(folder)}/mlflow.db",
         folder,
         SearchRef("first", "macro_f1", "max", "a1"),
         params={"trials": 6},
