@@ -1,4 +1,4 @@
-"""The front end: a waveform becomes mel frames, in dB or PCEN, for many banks from one STFT."""
+"""The front end: transform a waveform to mel frames, in dB or PCEN; many banks share one STFT."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PCEN_SCALE = 2.0**31  # of waveforms in −1…1, for which the constants are no
 
 @dataclass(frozen=True)
 class Frames:
-    """Log-mel frames of recordings, end to end.
+    """The log-mel frames of many recordings, concatenated.
 
     `values`: float16 dB (or PCEN) `[rows, n_mels]`; the last row is silence, for padding.
-    `first`, `count`: int64 `[recordings]`, the rows of each recording. `stems`: their names.
+    `first`, `count`: int64 `[recordings]`, the rows of each recording; `stems`: its identifier.
     """
 
     values: torch.Tensor
@@ -35,18 +35,18 @@ class Frames:
 
     @property
     def silence(self) -> int:
-        """The row that holds silence."""
+        """Return the index of the row that holds silence."""
         return self.values.shape[0] - 1
 
     def to(self, device: torch.device) -> Frames:
-        """These frames on `device`; on the CPU they stay where they are, memory-mapped."""
+        """Return these frames on `device`; on the CPU they stay memory-mapped."""
         return Frames(self.values.to(device), self.first, self.count, self.stems)
 
 
 def join_frames(
     log_mels: Sequence[torch.Tensor], stems: Sequence[str], silence: float = SILENCE_DB
 ) -> Frames:
-    """Frames from one `[frames, n_mels]` tensor a recording, in memory."""
+    """Concatenate one `[frames, n_mels]` tensor per recording in memory."""
     count = torch.tensor([len(m) for m in log_mels], dtype=torch.int64)
     last = torch.full((1, log_mels[0].shape[1]), silence)
     values = torch.cat([*log_mels, last]).to(torch.float16)
@@ -54,7 +54,7 @@ def join_frames(
 
 
 def log_mels(waveform: torch.Tensor, front_ends: Sequence[FrontEnd]) -> list[torch.Tensor]:
-    """Log-mel frames of `waveform` under each front end.
+    """Compute the log-mel frames of `waveform` for each front end.
 
     `waveform`: float32 `[samples]`; each result: float32 `[frames, n_mels]`, in dB or by PCEN.
     The front ends must share sample rate, n_fft and hop: the power spectrogram is computed once.
@@ -73,12 +73,12 @@ def _compress(mel_power: torch.Tensor, front_end: FrontEnd) -> torch.Tensor:
 
 
 def silence(front_end: FrontEnd) -> float:
-    """The value of every band in a frame of zeros."""
+    """Return the value of every band in a frame of zeros."""
     return SILENCE_DB if front_end.compression == "db" else 0.0
 
 
 def pcen(mel_power: torch.Tensor, frame_rate: float) -> torch.Tensor:
-    """Per-channel energy normalisation of `[frames, n_mels]`, `frame_rate` frames a second.
+    """Apply per-channel energy normalisation to `[frames, n_mels]` at `frame_rate` frames/s.
 
     `(E / (ε + M)^gain + bias)^power − bias^power`, where M smooths E over about `PCEN_SECONDS` by a
     first-order filter that starts at the first frame: what is steady in a band (the stethoscope's
@@ -87,10 +87,10 @@ def pcen(mel_power: torch.Tensor, frame_rate: float) -> torch.Tensor:
     energy = mel_power * PCEN_SCALE
     t = PCEN_SECONDS * frame_rate
     b = (math.sqrt(1 + 4 * t**2) - 1) / (2 * t**2)
-    # M starts at the first energy: a filter at rest would take that for the end of a silence.
-    started = torch.cat([energy[:1] / b, energy[1:]]).double()
+    # M starts at the first energy; from zero, the start would look like the end of a silence.
+    padded = torch.cat([energy[:1] / b, energy[1:]]).double()
     smooth = audio_functional.lfilter(
-        started.T.contiguous(),
+        padded.T.contiguous(),
         torch.tensor([1.0, b - 1.0], dtype=torch.float64),
         torch.tensor([b, 0.0], dtype=torch.float64),
         clamp=False,
@@ -100,15 +100,15 @@ def pcen(mel_power: torch.Tensor, frame_rate: float) -> torch.Tensor:
 
 
 def _power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> torch.Tensor:
-    """`|STFT|²`, float32 `[frames, n_fft // 2 + 1]`, with a periodic Hann window."""
-    shortest = n_fft // 2 + 1  # reflection needs one sample more than it mirrors
+    """Return `|STFT|²`, float32 `[frames, n_fft // 2 + 1]`, with a periodic Hann window."""
+    shortest = n_fft // 2 + 1  # reflection needs one sample more than it reflects
     if waveform.numel() < shortest:
         waveform = torch.nn.functional.pad(waveform, (0, shortest - waveform.numel()))
     margin = (n_fft // 2, n_fft // 2)
     padded = torch.nn.functional.pad(waveform[None], margin, mode="reflect")[0]
     frames, window = padded.unfold(0, n_fft, hop_length), torch.hann_window(n_fft)
     power = torch.empty(len(frames), n_fft // 2 + 1)
-    # A few frames at a time stay in the processor's cache from the window to the square.
+    # A few frames at a time stay in the CPU's cache from the window to the square.
     size = max(1, _IN_CACHE // (8 * n_fft))
     for start in range(0, len(frames), size):
         part = slice(start, start + size)
@@ -118,7 +118,7 @@ def _power_spectrogram(waveform: torch.Tensor, n_fft: int, hop_length: int) -> t
     return power
 
 
-_IN_CACHE = 1_000_000  # bytes, about a core's second-level cache
+_IN_CACHE = 1_000_000  # bytes, about the L2 cache of a core
 
 
 def _mel_power(power: torch.Tensor, front_end: FrontEnd) -> torch.Tensor:
@@ -147,7 +147,7 @@ def _filter_blocks(front_end: FrontEnd) -> list[tuple[slice, slice, torch.Tensor
 
 @lru_cache(maxsize=64)
 def mel_bank(front_end: FrontEnd) -> torch.Tensor:
-    """Triangles on the HTK mel scale, float32 `[n_fft // 2 + 1, n_mels]`."""
+    """Return triangles on the HTK mel scale, float32 `[n_fft // 2 + 1, n_mels]`."""
     with warnings.catch_warnings():
         # torchaudio warns of empty filters; `check_filters` refuses them and says what to change.
         warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
@@ -164,12 +164,12 @@ def mel_bank(front_end: FrontEnd) -> torch.Tensor:
 
 
 def empty_filters(front_end: FrontEnd) -> int:
-    """How many mel filters fall between two FFT bins and are always silent."""
+    """Count the mel filters that fall between two FFT bins and are always silent."""
     return int((mel_bank(front_end).amax(0) == 0).sum())
 
 
 def check_filters(front_end: FrontEnd) -> None:
-    """Raise `UserError` for a bank with empty filters: a trial with dead inputs is wasted."""
+    """Raise `UserError` for a bank with empty filters, which would waste a trial."""
     if empty := empty_filters(front_end):
         raise UserError(
             f"n_mels {front_end.n_mels} leaves {empty} empty mel filter{'s' * (empty > 1)} at "
