@@ -21,9 +21,12 @@ from resp_tune.errors import UserError
 if TYPE_CHECKING:  # importing this module should not wait for pandas
     import pandas as pd
 
-LOCATIONS = ("Tc", "Al", "Ar", "Pl", "Pr", "Ll", "Lr")
-MODES = ("sc", "mc")
-DEVICES = ("AKGC417L", "LittC2SE", "Litt3200", "Meditron")
+KNOWN_VALUES = {  # of ICBHI 2017; others are reported and kept
+    "location": ("Tc", "Al", "Ar", "Pl", "Pr", "Ll", "Lr"),
+    "mode": ("sc", "mc"),
+    "device": ("AKGC417L", "LittC2SE", "Litt3200", "Meditron"),
+    "diagnosis": metadata.DIAGNOSES,
+}
 
 
 @dataclass(frozen=True)
@@ -288,17 +291,12 @@ def _shared_patients(recordings: Sequence[Recording]) -> list[str]:
 
 def _unusual_values(recordings: Sequence[Recording]) -> list[str]:
     lines = []
-    for field, known in (("location", LOCATIONS), ("mode", MODES), ("device", DEVICES)):
+    for field, known in KNOWN_VALUES.items():
+        effect = "no built-in task names it" if field == "diagnosis" else "kept as it is"
         for value, number in sorted(Counter(getattr(r, field) for r in recordings).items()):
             if value not in known:
                 lines.append(
                     f"{field} '{value}' of {plural(number, 'recording')} is not one of ICBHI's "
-                    f"({', '.join(known)}); kept as it is"
+                    f"({', '.join(known)}); {effect}"
                 )
-    for value, number in sorted(Counter(r.diagnosis for r in recordings).items()):
-        if value not in metadata.DIAGNOSES:
-            lines.append(
-                f"diagnosis '{value}' of {plural(number, 'recording')} is not one of ICBHI's "
-                f"({', '.join(metadata.DIAGNOSES)}); no built-in task names it"
-            )
     return lines

@@ -196,7 +196,7 @@ def load_same_split(path: Path, now: Split, digest: str | None) -> Split:
     if saved.digest != now.digest:
         raise UserError(
             f"the split of this search ({path}) is not that of this data, task and protocol: "
-            f"{_difference(saved, now)}. Give the old options, or another --name"
+            f"{_difference(saved, now)}. Give the old options, or another name"
         )
     return saved
 

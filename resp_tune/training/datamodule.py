@@ -87,7 +87,7 @@ class DataModule:
         return tuple(sorted({s for fold in folds for s in (*fold.train, *fold.validation)}))
 
     def folds(self) -> tuple[FoldTables, ...]:
-        """Return the inner folds, over the feature store of `search_stems`."""
+        """Return the inner folds, over the feature cache of `search_stems`."""
         stems = self.search_stems
         return tuple(
             FoldTables(
@@ -98,9 +98,9 @@ class DataModule:
             for fold in self.split.folds
         )
 
-    def clip_labels(self, stems: Iterable[str], store_stems: Sequence[str]) -> ClipLabels:
-        """Return the clips of recordings `stems`, over a feature store of `store_stems`."""
-        index = {stem: i for i, stem in enumerate(store_stems)}
+    def clip_labels(self, stems: Iterable[str], cached_stems: Sequence[str]) -> ClipLabels:
+        """Return the clips of recordings `stems`, over a feature cache of `cached_stems`."""
+        index = {stem: i for i, stem in enumerate(cached_stems)}
         chosen = self.split.select_clips(self.clips, stems)
         return ClipLabels(
             np.array([index[c.recording.stem] for c in chosen], dtype=np.int64),
@@ -113,7 +113,7 @@ class DataModule:
         )
 
     def audio_sources(self, stems: Sequence[str], workers: int) -> list[AudioSource]:
-        """Return the recordings `stems` for the feature store, each with a hash of its file."""
+        """Return the recordings `stems` for the feature cache, each with a hash of its file."""
         paths = {r.stem: r.path for r in self.dataset.recordings}
         with ThreadPoolExecutor(workers) as pool:
             digests = list(pool.map(_file_digest, (paths[s] for s in stems)))
@@ -129,15 +129,15 @@ def make_datamodule(dataset: Dataset, task: Task, spec: SplitSpec) -> DataModule
     return DataModule(dataset, clips, make_split(dataset, clips, spec))
 
 
-_OPENED: set[Path] = set()  # feature stores that this process has filled or checked
+_OPENED: set[Path] = set()  # feature caches that this process has filled or checked
 
 
 @dataclass(frozen=True)
 class FeatureCaches:
-    """The feature stores of some recordings in this machine's cache folder.
+    """The feature caches of some recordings in this machine's cache folder.
 
     Small enough to send to every trial: a process that needs a missing store makes it, and others
-    that need the same one wait. `filled` are front ends whose stores are known to be complete.
+    that need the same one wait. `filled` are front ends whose caches are known to be complete.
     Without a `root` they are in the cache folder of the machine that uses them.
     """
 
@@ -153,7 +153,7 @@ class FeatureCaches:
     def fill(
         self, front_ends: Sequence[FrontEnd], *, workers: int, progress: Progress | None = None
     ) -> FillResult:
-        """Make the feature stores of `front_ends`, those that share an STFT in one pass."""
+        """Make the feature caches of `front_ends`, those that share an STFT in one pass."""
         return fill(
             self._root,
             self.sources,
@@ -175,7 +175,7 @@ class FeatureCaches:
 def make_feature_caches(
     datamodule: DataModule, stems: Sequence[str], workers: int
 ) -> FeatureCaches:
-    """Hash the recordings `stems` and return their feature stores, none of them filled yet."""
+    """Hash the recordings `stems` and return their feature caches, none of them filled yet."""
     sources = tuple(datamodule.audio_sources(stems, workers))
     return FeatureCaches(None, sources, cache_limit_bytes())
 
