@@ -172,15 +172,19 @@ def _folder(path: str | Path) -> Path:
     return root.absolute()  # Ray's workers have other working directories
 
 
-def _check_layout(root: Path, found: Layout) -> None:
-    if not found.audio:
-        odd = f"; {len(found.odd)} other audio files, e.g. {found.odd[0].name}" if found.odd else ""
+def _check_layout(root: Path, layout: Layout) -> None:
+    if not layout.audio:
+        odd = (
+            f"; {len(layout.odd)} other audio files, e.g. {layout.odd[0].name}"
+            if layout.odd
+            else ""
+        )
         raise UserError(
             f"no recordings in '{root}' or up to {discovery.MAX_DEPTH} folders below it: "
             f"looked for <patient>_<index>_<location>_<mode>_<device>.wav or .flac{odd}; give the "
             "folder of the unpacked ICBHI 2017 set, or make one with python -m resp_tune.synth DIR"
         )
-    if not found.diagnoses:
+    if not layout.diagnoses:
         above = discovery.find_diagnoses(root.resolve().parent)
         hint = (
             f"there is one in the folder above: give '{above.parent}'"
@@ -188,17 +192,17 @@ def _check_layout(root: Path, found: Layout) -> None:
             else "put the data set's table of diagnoses beside the audio folder"
         )
         raise UserError(
-            f"{len(found.audio)} recordings in '{root}', but no "
+            f"{len(layout.audio)} recordings in '{root}', but no "
             f"{' or '.join(discovery.DIAGNOSIS_NAMES)} there or below: {hint}"
         )
 
 
-def _odd_files(found: Layout) -> list[str]:
+def _odd_files(layout: Layout) -> list[str]:
     return [
         f"'{path}' is left out: recordings are wav or FLAC"
         if path.suffix.lower() in discovery.OTHER_AUDIO_SUFFIXES
         else f"'{path}' is left out: its name is not <patient>_<index>_<location>_<mode>_<device>"
-        for path in found.odd
+        for path in layout.odd
     ]
 
 
