@@ -23,12 +23,11 @@ def rungs(name: str, epochs: int) -> tuple[int, ...]:
     """Return the epochs after which scheduler `name` decides, ascending; empty for `none`."""
     if name == "none":
         return ()
-    found = []
-    rung = grace_period(epochs)
-    while rung < epochs:
-        found.append(rung)
-        rung *= REDUCTION
-    return tuple(found)
+    epoch, deciding = grace_period(epochs), []
+    while epoch < epochs:
+        deciding.append(epoch)
+        epoch *= REDUCTION
+    return tuple(deciding)
 
 
 def grace_period(epochs: int) -> int:
