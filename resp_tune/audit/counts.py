@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from resp_tune.data.annotations import Cycle
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.training.metrics import CYCLE_CLASSES
 
@@ -68,13 +67,6 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (ages.get(name, -1), name))
 
 
-def cycle_class(cycle: Cycle) -> str:
-    """Return the class of a cycle in the ICBHI challenge."""
-    if cycle.crackle and cycle.wheeze:
-        return "both"
-    return "crackle" if cycle.crackle else "wheeze" if cycle.wheeze else "normal"
-
-
 def _amounts(recordings: Iterable[Recording]) -> dict[str, int]:
     chosen = list(recordings)
     return {
@@ -86,8 +78,8 @@ def _amounts(recordings: Iterable[Recording]) -> dict[str, int]:
 
 
 def _cycle_classes(recordings: Iterable[Recording]) -> dict[str, int]:
-    found = Counter(cycle_class(cycle) for r in recordings for cycle in r.cycles)
-    return {name: found[name] for name in CYCLE_CLASSES}
+    labels = Counter(c.crackle + 2 * c.wheeze for r in recordings for c in r.cycles)
+    return {name: labels[label] for label, name in enumerate(CYCLE_CLASSES)}
 
 
 def _by(recordings: Iterable[Recording], key: Key) -> dict[str, dict[str, int]]:

@@ -283,7 +283,7 @@ def _paired(found: Mapping[str, Any], one: str, other: str) -> Sequence[str]:
 
 
 def _ranged(metrics: Mapping[str, Any], name: str) -> str:
-    return ranged(metrics[name], *metrics["intervals"].get(name, (None, None)))
+    return ranged(metrics[name], metrics["intervals"].get(name))
 
 
 def _metrics_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, ranged, signed
-from resp_tune.reporting.results import interval_ends, mapping, number
+from resp_tune.reporting.results import interval, mapping, number
 
 BASELINES = {"device": "Device only", "all": "Device, location, age, sex"}
 METADATA = {"device": "the device alone", "all": "the metadata (device, location, age, sex)"}
@@ -29,18 +29,16 @@ class PairedDifference:
 
     key: str
     metric: str
+    interval: tuple[float, float]
     winner: float
     baseline: float
     difference: float
-    low: float
-    high: float
 
     @property
     def outcome(self) -> str:
         """Return `better`, `worse`, or `open` if the interval includes 0."""
-        if self.low <= 0 <= self.high:
-            return "open"
-        return "better" if self.low > 0 else "worse"
+        low, high = self.interval
+        return "better" if low > 0 else "worse" if high < 0 else "open"
 
 
 def comparison_metric(summary: Mapping[str, Any]) -> str:
@@ -55,7 +53,6 @@ def comparison_table(summary: Mapping[str, Any]) -> DotTable | None:
     metric = comparison_metric(summary)
     winner = mapping(summary.get("winner"))
     test = mapping(winner.get("test"))
-    low, high = interval_ends(mapping(test.get("intervals")).get(metric))
     values = {
         "Winner, test split": number(test.get(metric)),
         "Winner, validation split": number(mapping(winner.get("validation")).get(metric)),
@@ -65,10 +62,10 @@ def comparison_table(summary: Mapping[str, Any]) -> DotTable | None:
     for label, value in values.items():
         if value is not None:
             ours, tested = label.startswith("Winner"), label == "Winner, test split"
-            span = (low, high) if tested and low is not None and high is not None else None
+            span = interval(mapping(test.get("intervals")).get(metric)) if tested else None
             mark = Mark(value, "diamond" if ours else "dot")
-            cell = ranged(value, *(span or (None, None)))
-            lines.append(Line(label, (mark,), (cell,), span=span, tone="ours" if ours else ""))
+            cells = (ranged(value, span),)
+            lines.append(Line(label, (mark,), cells, span=span, tone="ours" if ours else ""))
     return dot_table(("", metric_name(metric), "with 95 % interval"), lines, limits=(0.0, 1.0))
 
 
@@ -87,10 +84,10 @@ def paired_differences(summary: Mapping[str, Any]) -> list[PairedDifference]:
         for metric, entry in mapping(_differences(summary).get(key)).items():
             fields = mapping(entry)
             values = [number(fields.get(k)) for k in ("winner", "baseline", "difference")]
-            values += interval_ends(fields.get("interval"))
             known = [v for v in values if v is not None]
-            if len(known) == 5:
-                found.append(PairedDifference(key, str(metric), *known))
+            span = interval(fields.get("interval"))
+            if span and len(known) == len(values):
+                found.append(PairedDifference(key, str(metric), span, *known))
     first = comparison_metric(summary)
     return sorted(found, key=lambda p: (p.metric != first, p.metric))
 
@@ -99,14 +96,14 @@ def forest_plot(summary: Mapping[str, Any]) -> DotTable | None:
     """Return the differences with their intervals about a line at 0."""
     lines = []
     for p in paired_differences(summary):
-        words, shape = OUTCOMES[p.outcome]
+        (words, shape), (low, high) = OUTCOMES[p.outcome], p.interval
         lines.append(
             Line(
                 BASELINES[p.key],
                 (Mark(p.difference, shape),),
-                (f"{signed(p.difference)} [{signed(p.low)}, {signed(p.high)}]", words),
+                (f"{signed(p.difference)} [{signed(low)}, {signed(high)}]", words),
                 f"{metric_name(p.metric)}: {figure(p.winner)} {MINUS} {figure(p.baseline)}",
-                (p.low, p.high),
+                p.interval,
                 p.outcome,
             )
         )
@@ -123,7 +120,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     test = mapping(mapping(summary.get("winner")).get("test"))
     best = max((v for key in BASELINES if (v := baseline(summary, key, metric))), default=0)
     value = number(test.get(metric))
-    low, high = interval_ends(mapping(test.get("intervals")).get(metric))
+    span = interval(mapping(test.get("intervals")).get(metric))
     if value is None:
         return (
             "No test split was evaluated. The search selected by the validation metrics, which "
@@ -131,15 +128,15 @@ def verdict(summary: Mapping[str, Any]) -> str:
         )
     if not best:
         return "No baseline without audio is known, so these metrics cannot be judged."
-    if low is None or high is None:
+    if span is None:
         relation = "above" if value > best else "not above"
         return f"On the test split it is {relation} the best baseline without audio ({best:.3f})."
-    if low > best:
+    if span[0] > best:
         return (
             f"The whole 95 % interval is above the best baseline without audio ({best:.3f}): "
             "the model has learnt from the sound."
         )
-    if high < best:
+    if span[1] < best:
         return (
             f"The whole 95 % interval is below the best baseline without audio ({best:.3f}): "
             "the stethoscope and the patient's age predict more than this model does."
@@ -161,7 +158,7 @@ def _paired_verdict(differences: list[PairedDifference]) -> str:
             "audio, and the 95 % interval of the difference to each baseline is above 0."
         )
     worse = [p for p in differences if p.outcome == "worse"]
-    hardest = min(worse or differences, key=lambda p: p.low)
+    hardest = min(worse or differences, key=lambda p: p.interval[0])
     metadata = METADATA[hardest.key]
     if worse:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -39,9 +40,9 @@ def spread(mean: float | None, sd: float | None) -> str:
     return figure(mean) if mean is None or sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
-def ranged(value: float | None, low: float | None, high: float | None) -> str:
+def ranged(value: float | None, interval: Sequence[float] | None) -> str:
     """Return `0.505 [0.410, 0.600]`, or the value alone."""
-    brackets = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    brackets = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
     return figure(value) + brackets
 
 

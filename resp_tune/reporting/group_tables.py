@@ -10,7 +10,7 @@ from typing import Any
 from resp_tune.common.text import plural
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import NONE, figure, metric_name, ranged
-from resp_tune.reporting.results import Results, Row, interval_ends, items, mapping, number
+from resp_tune.reporting.results import Results, Row, interval, items, mapping, number
 
 FEW = 5  # patients; below it one of them moves a share by more than 20 points
 UNIT = (0.0, 1.0)
@@ -142,7 +142,7 @@ def subgroups(results: Results) -> DotTable | None:
         *((f"Only {name}", "", fields, "") for name, fields in devices.items()),
         ("Children on the Meditron", "healthy or sick", test.get("controlled"), ""),
     ]
-    lines = [line for row in named for line in _view(metric, *row)]
+    lines = [line for row in named for line in _subgroup(metric, *row)]
     headers = ("", metric_name(metric), "with 95 % interval", "clips", "patients")
     legend = (("chance", "always predicting one class"),)
     return dot_table(headers, lines, limits=UNIT, legend=legend)
@@ -158,22 +158,22 @@ def children(summary: Mapping[str, Any]) -> str:
     return f"AUROC {figure(area)} on {counts}"
 
 
-def _view(metric: str, label: str, note: str, fields: Any, tone: str) -> Iterator[Line]:
+def _subgroup(metric: str, label: str, note: str, fields: Any, tone: str) -> Iterator[Line]:
     """Yield the line of a group's metrics, if they are known."""
     found = mapping(fields)
     value, classes = number(found.get(metric)), items(found.get("classes"))
     if value is None:
         return
-    low, high = interval_ends(mapping(found.get("intervals")).get(metric))
+    span = interval(mapping(found.get("intervals")).get(metric))
     alone = len(classes) == 1
     marks = [] if alone or not classes else [Mark(_chance(metric, classes), "chance")]
     counts = [number(found.get(key)) for key in ("clips", "patients")]
     yield Line(
         label,
         (*marks, Mark(value, "dot", f"{value:.3f}")),
-        (ranged(value, low, high), *(f"{n:.0f}" if n else NONE for n in counts)),
+        (ranged(value, span), *(f"{n:.0f}" if n else NONE for n in counts)),
         f"{classes[0]} alone: its recall" if alone else note,
-        None if low is None or high is None else (low, high),
+        span,
         tone or ("pale" if alone else _pale(counts[1])),
     )
 

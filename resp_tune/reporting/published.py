@@ -7,7 +7,7 @@ from typing import Any
 
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import ranged
-from resp_tune.reporting.results import Results, interval_ends, mapping, number
+from resp_tune.reporting.results import Results, interval, mapping, number
 
 # Cycles, official 60/40 split, networks from scratch: score in percent, its sd over ten runs.
 PUBLISHED = (
@@ -27,7 +27,7 @@ def score_terms(results: Results) -> list[tuple[str, str, str]]:
     test = mapping(mapping(results.summary.get("winner")).get("test"))
     spans = mapping(test.get("intervals"))
     return [
-        (name.capitalize(), ranged(value, *interval_ends(spans.get(name))), what)
+        (name.capitalize(), ranged(value, interval(spans.get(name))), what)
         for name, what in TERMS.items()
         if (value := number(test.get(name))) is not None
     ]
@@ -57,8 +57,8 @@ def published_table(results: Results) -> DotTable | None:
 
 
 def _ours(test: Mapping[str, Any], score: float) -> list[Line]:
-    low, high = interval_ends(mapping(test.get("intervals")).get("icbhi_score"))
-    span = None if low is None or high is None else (100 * low, 100 * high)
+    ends = interval(mapping(test.get("intervals")).get("icbhi_score"))
+    span = ends and (100 * ends[0], 100 * ends[1])
     seeds = mapping(mapping(test.get("by_seed")).get("icbhi_score"))
     mean, sd = number(seeds.get("mean")), number(seeds.get("sd"))
     note = "test split" if mean is None else "networks of all seeds averaged"

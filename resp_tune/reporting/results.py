@@ -69,10 +69,10 @@ def items(value: object) -> Sequence[Any]:
     return value if isinstance(value, list) else []
 
 
-def interval_ends(value: object) -> tuple[float | None, float | None]:
-    """Return the two ends of an interval, or None twice."""
-    found = [number(v) for v in items(value)]
-    return (found[0], found[1]) if len(found) == 2 and None not in found else (None, None)
+def interval(value: object) -> tuple[float, float] | None:
+    """Return the two ends of an interval in JSON, if they are known."""
+    ends = [end for v in items(value) if (end := number(v)) is not None]
+    return (ends[0], ends[1]) if len(ends) == len(items(value)) == 2 else None
 
 
 def _summary(path: Path) -> Mapping[str, Any]:

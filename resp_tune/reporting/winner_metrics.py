@@ -10,7 +10,7 @@ from resp_tune.common.choices import METRIC_MODES
 from resp_tune.reporting.baseline_comparison import baseline
 from resp_tune.reporting.format import NAMES, metric_name, spread
 from resp_tune.reporting.replicate_table import winner_replicates
-from resp_tune.reporting.results import interval_ends, mapping, number
+from resp_tune.reporting.results import interval, mapping, number
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class MetricRow:
     name: str
     validation: float | None
     test: float | None
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
     by_seed: str
     device: float | None
     all: float | None
@@ -57,7 +56,7 @@ def metric_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
             metric_name(str(key)),
             number(validation.get(key)),
             number(test.get(key)),
-            *interval_ends(intervals.get(key)),
+            interval(intervals.get(key)),
             spread(*(number(mapping(seeds.get(key)).get(k)) for k in ("mean", "sd"))),
             baseline(summary, "device", str(key)),
             baseline(summary, "all", str(key)),
