@@ -143,27 +143,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "weight flipped": (flip_a_weight, "is damaged: its hash is not the one in config.json"),
     "weights cut": (write("weights.safetensors", b""), "is damaged: its hash"),
     "weights gone": (lambda f: (f / "weights.safetensors").unlink(), "cannot be read"),
-    "weights no tensors": (other_weights_with_their_hash, "is not a sound bundle"),
+    "weights no tensors": (other_weights_with_their_hash, "is not a valid bundle"),
     "config gone": (lambda f: (f / "config.json").unlink(), "is not a bundle: no readable"),
     "config garbage": (write("config.json", b"{]"), "it is not JSON"),
     "config not text": (write("config.json", b"\xff\xfe\x00"), "it is not JSON"),
     "config deep": (write("config.json", b"[" * 100_000), "it is not JSON"),
-    "config a list": (write("config.json", b"[1]"), "not a bundle that this version reads"),
-    "config a number": (write("config.json", b"7"), "not a bundle that this version reads"),
-    "other format": (change(format=99), "not a bundle that this version reads (format 1)"),
+    "config a list": (write("config.json", b"[1]"), "not a bundle of format 1"),
+    "config a number": (write("config.json", b"7"), "not a bundle of format 1"),
+    "other format": (change(format=99), "not a bundle of format 1, which this version reads"),
     "no hash": (change(weights_sha256=None), "is damaged"),
-    "fewer classes": (change(classes=["a", "b"]), "is not a sound bundle"),
-    "classes no list": (change(classes=3), "is not a sound bundle"),
-    "more folds": (change(folds=3), "is not a sound bundle"),
-    "fewer folds": (change(folds=1), "is not a sound bundle"),
-    "no folds": (change(folds=0), "is not a sound bundle"),
-    "folds no number": (change(folds="two"), "is not a sound bundle"),
-    "trial config a list": (change(trial_config=[]), "is not a sound bundle"),
-    "trial config text": (change(trial_config="lr"), "is not a sound bundle"),
-    "trial config null": (change(trial_config=None), "is not a sound bundle"),
+    "fewer classes": (change(classes=["a", "b"]), "is not a valid bundle"),
+    "classes no list": (change(classes=3), "is not a valid bundle"),
+    "more folds": (change(folds=3), "is not a valid bundle"),
+    "fewer folds": (change(folds=1), "is not a valid bundle"),
+    "no folds": (change(folds=0), "is not a valid bundle"),
+    "folds no number": (change(folds="two"), "is not a valid bundle"),
+    "trial config a list": (change(trial_config=[]), "is not a valid bundle"),
+    "trial config text": (change(trial_config="lr"), "is not a valid bundle"),
+    "trial config null": (change(trial_config=None), "is not a valid bundle"),
     "unknown field": (change_trial_config(colour="red"), "unknown field 'colour'"),
     "value out of range": (change_trial_config(dropout=2.0), "dropout: 2.0 is outside"),
-    "another width": (change_trial_config(width=8), "is not a sound bundle"),
+    "another width": (change_trial_config(width=8), "is not a valid bundle"),
 }
 
 
@@ -193,5 +193,5 @@ def test_an_unpickler_finds_nothing_to_do(training: Training, tmp_path: Path) ->
     torch.save({"fold0": torch.zeros(1)}, tmp_path / "weights.safetensors")
     digest = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
     change(weights_sha256=digest)(tmp_path)
-    with pytest.raises(UserError, match="is not a sound bundle"):
+    with pytest.raises(UserError, match="is not a valid bundle"):
         load_bundle(tmp_path)
