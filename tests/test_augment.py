@@ -105,7 +105,7 @@ def test_what_comes_before_the_network_is_computed_in_float32(first: dict[str, A
 def test_a_recordings_level_must_be_known() -> None:
     config = toy_config(normalise="recording")
     clips = random_clips(config)
-    with pytest.raises(ValueError, match="prepared"):
+    with pytest.raises(ValueError, match="with_level"):
         make_batch(clips, eval_params(clips.count, config), config)
     assert random_clips(toy_config()).with_level(toy_config()).level is None
 

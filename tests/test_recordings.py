@@ -389,7 +389,7 @@ def test_no_data_set(tmp_path: Path, kind: str) -> None:
         "missing": (tmp_path / "gone", "does not exist: give the folder"),
         "file": (tmp_path / "data.zip", "is a file: give the folder"),
         "empty": (tmp_path, "no recordings in"),
-        "uri": ("s3://bucket/icbhi", r"cannot be read from s3:// yet"),
+        "uri": ("s3://bucket/icbhi", r"cannot be read from s3:// here"),
     }[kind]
     (tmp_path / "data.zip").write_text("x")
     with pytest.raises(UserError, match=message) as caught:

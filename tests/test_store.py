@@ -33,7 +33,7 @@ from resp_tune.config import preset
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features import cache, logmel
-from resp_tune.features.cache import AudioSource, fill, open_cache, cache_key
+from resp_tune.features.cache import AudioSource, cache_key, fill, open_cache
 from resp_tune.features.logmel import SILENCE_DB
 
 
@@ -192,7 +192,7 @@ def test_damage_is_noticed_and_mended(tmp_path: Path, damage: str) -> None:
     folder = filled.folders[SMALL]
     DAMAGE[damage](folder / "frames.f16", folder / "index.json")
     if "index" in damage:
-        with pytest.raises(RunError, match="is not readable: run the same command again"):
+        with pytest.raises(RunError, match="is not readable: rerun the same command"):
             open_cache(folder)
     mended = one(tmp_path)
     assert mended.computed == (SMALL,)
