@@ -83,7 +83,9 @@ class InlineBackend:
 def use_inline_backend() -> None:
     """Let `resp_tune.search` of this process, a fork, run its trials in itself."""
     import resp_tune.search as command
+    from resp_tune.execution import trainable
 
+    trainable.REPORT_SECONDS = 0.0  # a turn is one epoch, also where a test holds an epoch back
     command.main = functools.partial(command.main, backend=InlineBackend)
 
 
