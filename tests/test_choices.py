@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 from resp_tune.common import choices
 from resp_tune.data.tasks import TASKS
 from resp_tune.execution.schedulers import make_scheduler
@@ -32,9 +30,9 @@ def test_samplers() -> None:
     assert tuple(SAMPLERS) == choices.SAMPLERS
 
 
-@pytest.mark.parametrize("name", choices.SCHEDULERS)
-def test_schedulers(name: str) -> None:
-    assert make_scheduler(name, epochs=9, metric="macro_f1", past=())
+def test_schedulers() -> None:
+    made = [make_scheduler(n, epochs=9, metric="macro_f1", past=()) for n in choices.SCHEDULERS]
+    assert len({type(scheduler) for scheduler in made}) == len(choices.SCHEDULERS)
 
 
 def test_states() -> None:

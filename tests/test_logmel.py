@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.front_ends import SMALL, torchaudios
 
-from resp_tune.config import FrontEnd, preset
+from resp_tune.config import FrontEnd, TrialConfig, preset
 from resp_tune.errors import UserError
 from resp_tune.features import logmel
 from resp_tune.features.logmel import (
@@ -69,6 +69,23 @@ def test_many_mel_banks_share_one_stft(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0)
+
+
+def test_every_field_of_the_config_reaches_the_frames() -> None:
+    """A new field of the front end needs a value here: it must differ, and be used."""
+    other = TrialConfig(
+        sample_rate=8000,
+        n_fft=512,
+        hop_length=64,
+        n_mels=32,
+        f_min=100.0,
+        f_max=1500.0,
+        normalise="pcen",
+    )
+    (frames,) = log_mels(breath(4000), [SMALL])
+    for name, value in dataclasses.asdict(other.front_end).items():
+        (changed,) = log_mels(breath(4000), [dataclasses.replace(SMALL, **{name: value})])
+        assert not torch.equal(changed, frames), name
 
 
 @pytest.mark.parametrize("samples", [1, 127, 128, 129, 256, 257])
