@@ -17,7 +17,7 @@ from resp_tune.errors import UserError
 from resp_tune.evaluation.compare import compare, read_predictions
 from resp_tune.reporting.format import signed
 from resp_tune.training.bootstrap import bootstrap, intervals
-from resp_tune.training.metrics import METRICS
+from resp_tune.training.metrics import METRICS, compute_metrics
 
 CLASSES = ("normal", "crackle", "wheeze", "both")
 
@@ -63,7 +63,7 @@ def by_hand(a: pd.DataFrame, b: pd.DataFrame, side: str, name: str) -> tuple[flo
         own = frame[frame["side"] == side]
         labels = own["label"].map(CLASSES.index).to_numpy()
         p = own[[f"p_{c}" for c in CLASSES]].to_numpy()
-        values.append(METRICS[name].compute(labels, p))
+        values.append(compute_metrics(labels, p, [name])[name])
         drawn.append(bootstrap(labels, p, list(own["patient"]))[name])
     span = intervals({name: drawn[0] - drawn[1]})[name]
     return values[0] - values[1], list(span)

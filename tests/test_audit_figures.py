@@ -19,12 +19,12 @@ from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import Task, get_task, make_clips
 from resp_tune.evaluation.baseline_cache import load_baseline_predictions, load_baselines
-from resp_tune.evaluation.baseline_difference import baseline_differences
 from resp_tune.evaluation.baselines import SCORES, predict_baselines
+from resp_tune.evaluation.compare import baseline_differences
 from resp_tune.evaluation.group_metrics import group_metrics, metrics_with_intervals
 from resp_tune.training.bootstrap import DRAWS
 from resp_tune.training.datamodule import DataModule, prediction_table
-from resp_tune.training.metrics import METRICS, all_metrics
+from resp_tune.training.metrics import Labels, Probabilities, all_metrics, compute_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -181,7 +181,11 @@ def test_against_the_baselines_of_the_table(datamodule: DataModule) -> None:
     for columns in ("device", "all"):
         forests = [np.eye(p.shape[1])[row] for row in answers.by_columns[columns]]
         for name in SCORES:
-            compute, one = METRICS[name].compute, found[columns][name]
+            one = found[columns][name]
+
+            def compute(labels: Labels, p: Probabilities, name: str = name) -> float:
+                return compute_metrics(labels, p, [name])[name]
+
             assert one["baseline"] == pytest.approx(table[columns][name])
             assert one["winner"] == pytest.approx(compute(answers.labels, p))
             assert one["difference"] == pytest.approx(one["winner"] - one["baseline"])

@@ -16,7 +16,7 @@ from support.toy_trials import CLIPS, caches, context, rows, run, trial
 from resp_tune.cluster.resources import LOGICAL_GPUS
 from resp_tune.features import cache
 from resp_tune.training.datamodule import FeatureCaches
-from resp_tune.training.metrics import macro_f1
+from resp_tune.training.metrics import compute_metrics
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to give")
@@ -48,7 +48,10 @@ def test_a_finished_trial_leaves_the_predictions_it_was_scored_by(
     ]
     probabilities = found[[f"p_{c}" for c in CLASSES]].to_numpy()
     labels = np.array([CLASSES.index(c) for c in found["label"]])
-    scores = [macro_f1(labels[s], probabilities[s]) for s in (slice(12), slice(12, None))]
+    scores = [
+        compute_metrics(labels[s], probabilities[s], ["macro_f1"])["macro_f1"]
+        for s in (slice(12), slice(12, None))
+    ]
     assert rows(results)[-1]["val_macro_f1"] == pytest.approx(np.mean(scores))
 
     path.unlink()  # as when the worker dies between its checkpoint and its last report

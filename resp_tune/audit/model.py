@@ -14,7 +14,7 @@ from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import make_clips
 from resp_tune.errors import UserError
 from resp_tune.evaluation.baseline_cache import load_baseline_predictions
-from resp_tune.evaluation.baseline_difference import baseline_differences
+from resp_tune.evaluation.compare import baseline_differences
 from resp_tune.evaluation.group_metrics import group_metrics, metrics_with_intervals
 from resp_tune.evaluation.score import score_test_split
 from resp_tune.harness.test_access_log import access_by

@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+from scipy.stats import rankdata
 
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.split_spec import OUTER_FOLDS
-from resp_tune.training.metrics import auroc
+from resp_tune.training.metrics import Floats, Labels
 
 PERMUTATIONS = 10_000
 DEVICE_ALPHA = 5e-4
@@ -33,9 +33,6 @@ DEVICE_MARGIN = 0.1
 AGE_ALPHA = 0.05
 AGE_LEAST = 0.95
 SICK, WELL = "COPD", "Healthy"
-
-Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -93,12 +90,12 @@ def age_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
         if r.age is not None and r.diagnosis in (SICK, WELL)
     }
     labels: Labels = np.array([d == SICK for _, d in ages.values()], dtype=np.int64)
-    years: Floats = np.array([age for age, _ in ages.values()], dtype=np.float64)
+    ranks: Floats = rankdata([age for age, _ in ages.values()])
     if len(set(labels.tolist())) < 2:
         return None
     rng = np.random.default_rng(seed)
-    value = _either_way(labels, years)
-    permuted = [_either_way(rng.permutation(labels), years) for _ in range(PERMUTATIONS)]
+    value = _either_way(labels, ranks)
+    permuted = [_either_way(rng.permutation(labels), ranks) for _ in range(PERMUTATIONS)]
     test = _permutation_test(value, permuted, AGE_ALPHA)
     found = value >= AGE_LEAST and test["p_value"] <= AGE_ALPHA
     sick = int(labels.sum())
@@ -134,8 +131,11 @@ def _best_guess(members: Floats, devices: Floats) -> float:
     return float((members.T @ devices).max(0).sum() / members.shape[1])
 
 
-def _either_way(labels: Labels, years: Floats) -> float:
-    area = auroc(labels, np.stack([-years, years], axis=1))
+def _either_way(labels: Labels, ranks: Floats) -> float:
+    """Return the area under the ROC curve (Mann–Whitney) in the direction that is above 0.5."""
+    sick = labels.sum()
+    least = sick * (sick + 1) / 2
+    area = float((ranks[labels == 1].sum() - least) / (sick * (len(labels) - sick)))
     return max(area, 1 - area)
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import RandomForestClassifier
@@ -29,7 +28,7 @@ from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
 from resp_tune.errors import UserError
-from resp_tune.training.metrics import METRICS, Labels, majority_accuracy
+from resp_tune.training.metrics import Floats, Labels, compute_metrics, majority_accuracy
 
 FOLDS = 5
 ADULT = 18.0  # years
@@ -37,8 +36,6 @@ COLUMNS = {"device": ("device",), "all": ("device", "location", "age", "sex")}
 SCORES = ("balanced_accuracy", "macro_f1")
 TREES = 200
 _MISSING_AGE = 60.0  # years; the one that is missing in ICBHI is of an adult
-
-Floats = npt.NDArray[np.float64]
 
 
 def no_audio_baselines(clips: Clips, *, seeds: int = 5, jobs: int | None = None) -> dict[str, Any]:
@@ -260,7 +257,7 @@ def _forest(
 def _scores(labels: Labels, predicted: Labels, names: Sequence[str] = SCORES) -> dict[str, float]:
     """Return metrics of hard predictions, over the classes that occur in `labels`."""
     one_hot = np.eye(1 + max(labels.max(), predicted.max()))[predicted]
-    return {name: METRICS[name].compute(labels, one_hot) for name in names}
+    return compute_metrics(labels, one_hot, names)
 
 
 def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -1,4 +1,8 @@
-"""Compare the metrics of two models on the same clips, from their `predictions.csv`."""
+"""Compare a model with another, or with the no-audio baselines, on the same clips.
+
+Two models are compared from their `predictions.csv`; all differences are on the same resamples of
+the patients.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,17 @@ import pandas as pd
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import plural
 from resp_tune.errors import UserError
+from resp_tune.evaluation.baseline_cache import load_baseline_predictions
+from resp_tune.evaluation.baselines import SCORES
 from resp_tune.evaluation.group_metrics import labels_and_probabilities
-from resp_tune.training.bootstrap import paired_differences
-from resp_tune.training.metrics import all_metrics
+from resp_tune.training.bootstrap import bootstrap, intervals, paired_differences
+from resp_tune.training.datamodule import DataModule
+from resp_tune.training.metrics import all_metrics, compute_metrics
 
 FILE = "predictions.csv"
 SPLITS = ("validation", "test")
 _TEXTS = ("side", "recording", "patient", "label")
+BaselineDifferences = dict[str, dict[str, dict[str, Any]]]
 SAME = "compare two runs of one --task, --protocol, --split-seed and --folds"
 
 
@@ -140,3 +148,41 @@ def _compare_split(
             ).items()
         },
     }
+
+
+def baseline_differences(table: pd.DataFrame, datamodule: DataModule) -> BaselineDifferences:
+    """Return `{"device" | "all": {metric: {winner, baseline, difference, interval}}}`.
+
+    `table` holds the predictions of the test split only, in the order of `ClipLabels`. `baseline`
+    is the mean over forests of different seeds, as in the summary, so each resample of the patients
+    gives the winner's metric minus the mean of theirs. `interval` is the central 95 % of these,
+    [low, high], or None for a single patient, whose resamples are all the same.
+    """
+    predictions = load_baseline_predictions(datamodule)
+    classes = datamodule.split.classes
+    labels, probabilities = labels_and_probabilities(table, classes)
+    same = list(table["recording"]) == list(predictions.stems)
+    if not same or (labels != predictions.labels).any():
+        raise ValueError("these are not the predictions of the test split's clips, in their order")
+    patients = list(table["patient"])
+    winner = compute_metrics(labels, probabilities, SCORES)
+    samples = bootstrap(labels, probabilities, patients, names=SCORES)
+    found: BaselineDifferences = {}
+    for columns, by_seed in predictions.by_columns.items():
+        forests = [np.eye(len(classes))[row] for row in by_seed]
+        of_forests = [bootstrap(labels, forest, patients, names=SCORES) for forest in forests]
+        spans = intervals(
+            {n: samples[n] - np.mean([s[n] for s in of_forests], axis=0) for n in SCORES}
+        )
+        of_seeds = [compute_metrics(labels, forest, SCORES) for forest in forests]
+        baseline = {name: float(np.mean([s[name] for s in of_seeds])) for name in SCORES}
+        found[columns] = {
+            name: {
+                "winner": winner[name],
+                "baseline": baseline[name],
+                "difference": winner[name] - baseline[name],
+                "interval": list(spans[name]) if len(set(patients)) > 1 else None,
+            }
+            for name in SCORES
+        }
+    return found

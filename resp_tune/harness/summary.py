@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from resp_tune.evaluation.baseline_difference import baseline_differences
+from resp_tune.evaluation.compare import baseline_differences
 from resp_tune.evaluation.group_metrics import group_metrics
 from resp_tune.evaluation.score import TestScore
 from resp_tune.harness.result_files import count_states

@@ -1,13 +1,14 @@
 """Compute metrics of class probabilities, in numpy, because trials compute them every epoch.
 
 `labels`: int `[n]`; `probabilities`: float `[n, classes]`, rows sum to 1. A class without items is
-left out of the macro averages, since its recall is undefined.
+left out of the macro averages, since its recall is undefined. Each metric is defined once, for many
+weightings of groups of items at a time: a bootstrap weights patients by how often they are drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,128 +16,32 @@ import numpy.typing as npt
 
 from resp_tune.common.choices import CYCLE_METRICS, METRIC_MODES, Mode
 
+Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.floating]
 SMALLEST = float(np.finfo(np.float32).eps)  # probabilities are clipped to it before the logarithm
-
-
-def confusion(labels: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
-    """Return counts `[true class, predicted class]`."""
-    flat = np.bincount(labels * classes + predicted, minlength=classes * classes)
-    return flat.reshape(classes, classes)
-
-
-def accuracy(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the share of items whose most probable class is the true one."""
-    return float((probabilities.argmax(1) == labels).mean())
-
-
-def balanced_accuracy(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the mean recall over the classes present."""
-    matrix = _confusion(labels, probabilities)
-    present = matrix.sum(1) > 0
-    return float((matrix.diagonal()[present] / matrix.sum(1)[present]).mean())
-
-
-def macro_f1(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the mean F1 = 2·TP / (2·TP + FP + FN) over the classes present."""
-    matrix = _confusion(labels, probabilities)
-    present = matrix.sum(1) > 0
-    f1 = 2 * matrix.diagonal() / np.maximum(matrix.sum(0) + matrix.sum(1), 1)
-    return float(f1[present].mean())
-
-
-def mcc(labels: Labels, probabilities: Probabilities) -> float:
-    """Return Matthews' correlation for several classes (Gorodkin's R_K), 0 if undefined."""
-    matrix = _confusion(labels, probabilities).astype(np.float64)
-    true, predicted, n = matrix.sum(1), matrix.sum(0), matrix.sum()
-    below = math.sqrt((n**2 - (predicted**2).sum()) * (n**2 - (true**2).sum()))
-    return float((matrix.trace() * n - true @ predicted) / below) if below > 0 else 0.0
-
-
-def auroc(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the macro one-vs-rest area under the ROC curve (Mann–Whitney); 0.5 for one class."""
-    areas = []
-    for c in np.unique(labels):
-        positive = labels == c
-        n_pos, n_neg = positive.sum(), (~positive).sum()
-        if n_neg:
-            ranks = _ranks(probabilities[:, c])
-            areas.append((ranks[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
-    return float(np.mean(areas)) if areas else 0.5
-
-
-def _ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Return ranks from 1; ties share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    means: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
-    return means
-
-
-def log_loss(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the mean −ln of the true class's probability."""
-    chosen = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.clip(chosen.astype(np.float64), SMALLEST, 1.0)).mean())
-
-
-def sensitivity(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the pooled recall of all classes but 0, the normal one, or NaN without items."""
-    return _recall_of(labels != 0, labels, probabilities)
-
-
-def specificity(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the recall of class 0, the normal one, or NaN without items."""
-    return _recall_of(labels == 0, labels, probabilities)
-
-
-def icbhi_score(labels: Labels, probabilities: Probabilities) -> float:
-    """Return (sensitivity + specificity) / 2 of the ICBHI 2017 challenge; class 0 is `normal`.
-
-    A term without items is left out.
-    """
-    terms = (sensitivity(labels, probabilities), specificity(labels, probabilities))
-    return float(np.nanmean(terms))
-
-
-def _recall_of(
-    chosen: npt.NDArray[np.bool_], labels: Labels, probabilities: Probabilities
-) -> float:
-    correct = probabilities[chosen].argmax(1) == labels[chosen]
-    return float(correct.mean()) if len(correct) else math.nan
-
-
-def _confusion(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.int64]:
-    return confusion(labels, probabilities.argmax(1), probabilities.shape[1])
+CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, the direction that is better, and its worst finite value."""
+    """The direction of a metric that is better, and its worst finite value."""
 
-    compute: Callable[[Labels, Probabilities], float]
     mode: Mode
     worst: float
 
 
 _WORST = {"mcc": -1.0, "log_loss": -math.log(SMALLEST)}  # 0 of all others
-METRICS: dict[str, Metric] = {
-    compute.__name__: Metric(
-        compute, METRIC_MODES[compute.__name__], _WORST.get(compute.__name__, 0.0)
-    )
-    for compute in (
-        macro_f1,
-        balanced_accuracy,
-        mcc,
-        auroc,
-        log_loss,
-        accuracy,
-        icbhi_score,
-        sensitivity,
-        specificity,
-    )
-}
-CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")
+METRICS = {name: Metric(mode, _WORST.get(name, 0.0)) for name, mode in METRIC_MODES.items()}
+
+
+def all_metrics(
+    labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
+) -> dict[str, float]:
+    """Return every metric that the classes allow and that is defined for the labels."""
+    names = [n for n in METRICS if n not in CYCLE_METRICS or are_cycles(classes)]
+    values = compute_metrics(labels, probabilities, names)
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def are_cycles(classes: Sequence[str]) -> bool:
@@ -144,19 +49,107 @@ def are_cycles(classes: Sequence[str]) -> bool:
     return classes[0] == "normal" and set(classes) <= set(CYCLE_CLASSES)
 
 
-def all_metrics(
-    labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
-) -> dict[str, float]:
-    """Return every metric that the classes allow and that is defined for the labels."""
-    cycles = are_cycles(classes)
-    values = {
-        name: metric.compute(labels, probabilities)
-        for name, metric in METRICS.items()
-        if name not in CYCLE_METRICS or cycles
-    }
-    return {name: value for name, value in values.items() if not math.isnan(value)}
-
-
 def majority_accuracy(labels: Labels) -> float:
     """Return the accuracy of always predicting the most frequent class of `labels`."""
     return float(np.bincount(labels).max() / len(labels))
+
+
+def compute_metrics(
+    labels: Labels, probabilities: Probabilities, names: Collection[str]
+) -> dict[str, float]:
+    """Return the metrics `names`, NaN if undefined for the labels."""
+    one_group = np.zeros(len(labels), dtype=np.int64)
+    values = weighted_metrics(labels, probabilities, one_group, np.ones((1, 1)), names)
+    return {name: float(value[0]) for name, value in values.items()}
+
+
+def weighted_metrics(
+    labels: Labels,
+    probabilities: Probabilities,
+    group: Labels,
+    weight: Floats,
+    names: Collection[str],
+) -> dict[str, Floats]:
+    """Return the metrics `names` for each weighting of the groups, float `[draws]`.
+
+    `group` `[n]` is the group of each item, `weight` `[draws, groups]` how often a group counts.
+    """
+    groups, classes = weight.shape[1], probabilities.shape[1]
+    flat = (group * classes + labels) * classes + probabilities.argmax(1)
+    counts = np.bincount(flat, minlength=groups * classes * classes)
+    by_group = counts.reshape(groups, classes, classes).astype(np.float64)
+    values = _confusion_metrics(np.einsum("dg,gij->dij", weight, by_group, optimize=True))
+    for name, compute in (("auroc", _auroc), ("log_loss", _log_loss)):
+        if name in names:
+            values[name] = compute(labels, probabilities, group, weight)
+    return {name: values[name] for name in names}
+
+
+def _confusion_metrics(matrix: Floats) -> dict[str, Floats]:
+    """Return metrics of confusion matrices `[draws, true class, predicted class]`.
+
+    F1 = 2·TP / (2·TP + FP + FN). `mcc` is Matthews' correlation for several classes (Gorodkin's
+    R_K), 0 if undefined. `icbhi_score` is that of the ICBHI 2017 challenge, where class 0 is
+    `normal`: the mean of `specificity`, its recall, and `sensitivity`, the pooled recall of all
+    others. A term without items is left out of it and NaN itself.
+    """
+    hits = np.einsum("dii->di", matrix)
+    true, predicted = matrix.sum(2), matrix.sum(1)
+    n = true.sum(1)
+    present = true > 0
+    recall = np.divide(hits, true, out=np.zeros_like(hits), where=present)
+    f1 = 2 * hits / np.maximum(true + predicted, 1)
+    normal, abnormal = true[:, 0], n - true[:, 0]
+    specificity, sensitivity = (
+        np.divide(correct, of, out=np.full_like(n, np.nan), where=of > 0)
+        for correct, of in ((hits[:, 0], normal), (hits[:, 1:].sum(1), abnormal))
+    )
+    spread = np.sqrt((n**2 - (predicted**2).sum(1)) * (n**2 - (true**2).sum(1)))
+    covariance = hits.sum(1) * n - (true * predicted).sum(1)
+    return {
+        "macro_f1": (f1 * present).sum(1) / present.sum(1),
+        "balanced_accuracy": recall.sum(1) / present.sum(1),
+        "mcc": np.divide(covariance, spread, out=np.zeros_like(n), where=spread > 0),
+        "accuracy": hits.sum(1) / n,
+        "icbhi_score": np.nanmean([sensitivity, specificity], axis=0),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+    }
+
+
+def _auroc(labels: Labels, probabilities: Probabilities, group: Labels, weight: Floats) -> Floats:
+    """Return the macro one-vs-rest area under the ROC curve (Mann–Whitney); 0.5 for one class.
+
+    An area is the share of pairs, an item of the class and one of the rest, in the right order;
+    ties count half. They are counted once for each pair of groups, which serves all weightings.
+    """
+    total, counted = np.zeros(len(weight)), np.zeros(len(weight))
+    groups = weight.shape[1]
+    for c in np.unique(labels):
+        values, rank = np.unique(probabilities[:, c], return_inverse=True)
+        positive = labels == c
+        rest = np.zeros((len(values), groups))
+        np.add.at(rest, (rank[~positive], group[~positive]), 1.0)
+        below = (rest.cumsum(0) - rest / 2)[rank[positive]]
+        in_order = np.zeros((groups, groups))
+        np.add.at(in_order, group[positive], below)
+        n_pos, n_rest = (
+            weight @ np.bincount(group[chosen], minlength=groups)
+            for chosen in (positive, ~positive)
+        )
+        pairs = n_pos * n_rest
+        ordered = (weight @ in_order * weight).sum(1)
+        total += np.divide(ordered, pairs, out=np.zeros_like(pairs), where=pairs > 0)
+        counted += pairs > 0
+    return np.divide(total, counted, out=np.full_like(total, 0.5), where=counted > 0)
+
+
+def _log_loss(
+    labels: Labels, probabilities: Probabilities, group: Labels, weight: Floats
+) -> Floats:
+    """Return the mean −ln of the true class's probability."""
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    losses = -np.log(np.clip(chosen, SMALLEST, 1.0))
+    sums, counts = (np.bincount(group, w, weight.shape[1]) for w in (losses, None))
+    loss: Floats = (weight @ sums) / (weight @ counts)
+    return loss
