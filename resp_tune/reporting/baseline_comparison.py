@@ -1,4 +1,4 @@
-"""Compare the winner with baselines that use no audio: has it learnt from the sound?"""
+"""Compare the winner with baselines that use no audio, and with published results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, ranged, signed
-from resp_tune.reporting.results import interval, mapping, number
+from resp_tune.reporting.results import Results, interval, mapping, number, value_at
 
 BASELINES = {"device": "Device only", "all": "Device, location, age, sex"}
 METADATA = {"device": "the device alone", "all": "the metadata (device, location, age, sex)"}
@@ -17,6 +17,17 @@ OUTCOMES = {
     "better": ("winner better", "diamond"),
     "worse": ("winner worse", "diamond"),
     "open": ("inconclusive", "ring"),
+}
+# Cycles, official 60/40 split, networks from scratch: score in percent, its sd over ten runs.
+PUBLISHED = (
+    ("always “normal”", "no model", 50.0, None),
+    ("CNN6", "cross entropy", 53.92, 0.71),
+    ("CNN10", "cross entropy", 55.13, 1.56),
+    ("CNN10", "hybrid, the best from scratch", 55.60, 1.13),
+)
+TERMS = {
+    "sensitivity": "abnormal cycles predicted correctly",
+    "specificity": "normal cycles predicted as normal",
 }
 
 
@@ -43,49 +54,48 @@ class PairedDifference:
 
 def comparison_metric(summary: Mapping[str, Any]) -> str:
     """Return the objective if the baselines have it, else macro-F1."""
-    metric = str(summary.get("metric"))
-    known = mapping(mapping(summary.get("baselines")).get("device"))
+    metric, known = str(summary.get("metric")), mapping(summary, "baselines", "device")
     return metric if metric in known or not known else "macro_f1"
 
 
 def comparison_table(summary: Mapping[str, Any]) -> DotTable | None:
     """Return the comparison metric of the winner, on test and validation, and of each baseline."""
     metric = comparison_metric(summary)
-    winner = mapping(summary.get("winner"))
-    test = mapping(winner.get("test"))
-    values = {
-        "Winner, test split": number(test.get(metric)),
-        "Winner, validation split": number(mapping(winner.get("validation")).get(metric)),
-        **{label: baseline(summary, key, metric) for key, label in BASELINES.items()},
-    }
-    lines = []
-    for label, value in values.items():
-        if value is not None:
-            ours, tested = label.startswith("Winner"), label == "Winner, test split"
-            span = interval(mapping(test.get("intervals")).get(metric)) if tested else None
-            mark = Mark(value, "diamond" if ours else "dot")
-            cells = (ranged(value, span),)
-            lines.append(Line(label, (mark,), cells, span=span, tone="ours" if ours else ""))
+    winner = mapping(summary, "winner")
+    span = interval(winner, "test", "intervals", metric)
+    rows = [
+        ("Winner, test split", number(winner, "test", metric), "diamond", span),
+        ("Winner, validation split", number(winner, "validation", metric), "diamond", None),
+        *((label, baseline(summary, k, metric), "dot", None) for k, label in BASELINES.items()),
+    ]
+    lines = [
+        Line(
+            label,
+            (Mark(value, kind),),
+            (ranged(value, whisker),),
+            span=whisker,
+            tone="ours" if kind == "diamond" else "",
+        )
+        for label, value, kind, whisker in rows
+        if value is not None
+    ]
     return dot_table(("", metric_name(metric), "with 95 % interval"), lines, limits=(0.0, 1.0))
 
 
 def baseline(summary: Mapping[str, Any], key: str, metric: str) -> float | None:
     """Return a baseline's metric on the clips of the test split if known, else on all data."""
-    on_test = mapping(mapping(_differences(summary).get(key)).get(metric))
-    value = number(on_test.get("baseline"))
-    everywhere = mapping(mapping(summary.get("baselines")).get(key))
-    return number(everywhere.get(metric)) if value is None else value
+    value = number(summary, "winner", "test", "against", key, metric, "baseline")
+    return number(summary, "baselines", key, metric) if value is None else value
 
 
 def paired_differences(summary: Mapping[str, Any]) -> list[PairedDifference]:
     """Return every difference that has an interval, the compared metric first."""
     found = []
     for key in BASELINES:
-        for metric, entry in mapping(_differences(summary).get(key)).items():
-            fields = mapping(entry)
-            values = [number(fields.get(k)) for k in ("winner", "baseline", "difference")]
+        for metric, fields in mapping(summary, "winner", "test", "against", key).items():
+            values = [number(fields, k) for k in ("winner", "baseline", "difference")]
             known = [v for v in values if v is not None]
-            span = interval(fields.get("interval"))
+            span = interval(fields, "interval")
             if span and len(known) == len(values):
                 found.append(PairedDifference(key, str(metric), span, *known))
     first = comparison_metric(summary)
@@ -117,10 +127,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
     differences = [p for p in paired_differences(summary) if p.metric == metric]
     if differences:
         return _paired_verdict(differences)
-    test = mapping(mapping(summary.get("winner")).get("test"))
     best = max((v for key in BASELINES if (v := baseline(summary, key, metric))), default=0)
-    value = number(test.get(metric))
-    span = interval(mapping(test.get("intervals")).get(metric))
+    value = number(summary, "winner", "test", metric)
+    span = interval(summary, "winner", "test", "intervals", metric)
     if value is None:
         return (
             "No test split was evaluated. The search selected by the validation metrics, which "
@@ -173,5 +182,51 @@ def _paired_verdict(differences: list[PairedDifference]) -> str:
     )
 
 
-def _differences(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    return mapping(mapping(mapping(summary.get("winner")).get("test")).get("against"))
+def score_terms(results: Results) -> list[tuple[str, str, str]]:
+    """Return sensitivity and specificity: name, value [interval], meaning."""
+    test = mapping(results.summary, "winner", "test")
+    return [
+        (name.capitalize(), ranged(value, interval(test, "intervals", name)), what)
+        for name, what in TERMS.items()
+        if (value := number(test, name)) is not None
+    ]
+
+
+def published_table(results: Results) -> DotTable | None:
+    """Return ICBHI scores in percent, if real cycles of the whole official test split were scored.
+
+    Without the two shared patients it is another test split, and nothing is comparable.
+    """
+    summary, provenance = results.summary, mapping(results.config, "provenance")
+    test = mapping(summary, "winner", "test")
+    score = number(test, "icbhi_score")
+    fits = (summary.get("task"), summary.get("protocol")) == ("cycles", "official")
+    synthetic = value_at(summary, "data", "synthetic") or provenance.get("synthetic")
+    if not fits or synthetic or provenance.get("drop_shared_patients") or score is None:
+        return None
+    return dot_table(
+        ("", "ICBHI score, %", "score", "spread"),
+        [*_ours(test, score), *(_line(*row) for row in reversed(PUBLISHED))],
+        legend=(
+            ("diamond", "this search; whisker: 95 % interval over patients"),
+            ("dot", "mean of runs; whisker: ± their standard deviation"),
+        ),
+    )
+
+
+def _ours(test: Mapping[str, Any], score: float) -> list[Line]:
+    ends = interval(test, "intervals", "icbhi_score")
+    span = ends and (100 * ends[0], 100 * ends[1])
+    mean, sd = (number(test, "by_seed", "icbhi_score", k) for k in ("mean", "sd"))
+    note = "test split" if mean is None else "networks of all seeds averaged"
+    cells = (f"{100 * score:.2f}", "" if span is None else f"[{span[0]:.1f}, {span[1]:.1f}]")
+    lines = [Line("the winner", (Mark(100 * score, "diamond"),), cells, note, span, "ours")]
+    if mean is not None:
+        lines.append(_line("the winner", "each seed alone", 100 * mean, sd and 100 * sd, "ours"))
+    return lines
+
+
+def _line(label: str, note: str, mean: float, sd: float | None, tone: str = "") -> Line:
+    spread = "" if sd is None else f"± {sd:.2f}"
+    span = None if sd is None else (mean - sd, mean + sd)
+    return Line(label, (Mark(mean, "dot"),), (f"{mean:.2f}", spread), note, span, tone)

@@ -47,7 +47,7 @@ def confusion(results: Results) -> Confusion | None:
     for split in ("test", "validation"):
         rows = [row for row in results.predictions if row["side"] == split]
         if rows:
-            return _confusion(split, rows, items(results.summary.get("classes")))
+            return _confusion(split, rows, items(results.summary, "classes"))
     return None
 
 
@@ -85,12 +85,10 @@ def class_rows(summary: Mapping[str, Any]) -> tuple[ClassRow, ...]:
     return tuple(
         ClassRow(
             str(name),
-            int(number(row.get("support")) or 0),
-            int(number(row.get("patients")) or 0),
-            *(number(row.get(key)) for key in ("recall", "precision", "patient_recall")),
+            *(int(number(row, key) or 0) for key in ("support", "patients")),
+            *(number(row, key) for key in ("recall", "precision", "patient_recall")),
         )
-        for name, fields in mapping(_test(summary).get("per_class")).items()
-        for row in [mapping(fields)]
+        for name, row in mapping(summary, "winner", "test", "per_class").items()
     )
 
 
@@ -119,16 +117,16 @@ def class_table(rows: Sequence[ClassRow]) -> DotTable | None:
 
 def subgroup_metric(summary: Mapping[str, Any]) -> str:
     """Return the metric that is comparable across groups with few classes."""
-    return "icbhi_score" if "icbhi_score" in _test(summary) else "balanced_accuracy"
+    cycles = "icbhi_score" in mapping(summary, "winner", "test")
+    return "icbhi_score" if cycles else "balanced_accuracy"
 
 
 def subgroups(results: Results) -> DotTable | None:
     """Return a metric of the test split: of all clips, by patient, by device, of children."""
-    summary, test = results.summary, _test(results.summary)
-    metric = subgroup_metric(summary)
-    devices = mapping(test.get("by_device"))
-    if not devices:
+    summary, test = results.summary, mapping(results.summary, "winner", "test")
+    if not (devices := mapping(test, "by_device")):
         return None
+    metric = subgroup_metric(summary)
     rows = class_rows(summary)
     whole = {
         **test,
@@ -150,8 +148,8 @@ def subgroups(results: Results) -> DotTable | None:
 
 def children(summary: Mapping[str, Any]) -> str:
     """Return the AUROC of healthy against sick children on the Meditron, and their number."""
-    found = mapping(_test(summary).get("controlled"))
-    area, clips, patients = (number(found.get(key)) for key in ("auroc", "clips", "patients"))
+    found = mapping(summary, "winner", "test", "controlled")
+    area, clips, patients = (number(found, key) for key in ("auroc", "clips", "patients"))
     if not clips or not patients:
         return ""
     counts = f"{plural(int(clips), 'clip')} of {plural(int(patients), 'patient')}"
@@ -160,14 +158,14 @@ def children(summary: Mapping[str, Any]) -> str:
 
 def _subgroup(metric: str, label: str, note: str, fields: Any, tone: str) -> Iterator[Line]:
     """Yield the line of a group's metrics, if they are known."""
-    found = mapping(fields)
-    value, classes = number(found.get(metric)), items(found.get("classes"))
+    value, classes = number(fields, metric), items(fields, "classes")
     if value is None:
         return
-    span = interval(mapping(found.get("intervals")).get(metric))
+    span = interval(fields, "intervals", metric)
     alone = len(classes) == 1
-    marks = [] if alone or not classes else [Mark(_chance(metric, classes), "chance")]
-    counts = [number(found.get(key)) for key in ("clips", "patients")]
+    chance = 0.5 if metric == "icbhi_score" else 1 / max(len(classes), 1)
+    marks = [Mark(chance, "chance")] if len(classes) > 1 else []
+    counts = [number(fields, key) for key in ("clips", "patients")]
     yield Line(
         label,
         (*marks, Mark(value, "dot", f"{value:.3f}")),
@@ -178,13 +176,5 @@ def _subgroup(metric: str, label: str, note: str, fields: Any, tone: str) -> Ite
     )
 
 
-def _chance(metric: str, classes: Sequence[Any]) -> float:
-    return 0.5 if metric == "icbhi_score" else 1 / len(classes)
-
-
 def _pale(patients: float | None) -> str:
     return "pale" if patients is not None and patients < FEW else ""
-
-
-def _test(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    return mapping(mapping(summary.get("winner")).get("test"))

@@ -11,7 +11,7 @@ from resp_tune.common.choices import METRIC_MODES
 from resp_tune.common.text import plural
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, spread
-from resp_tune.reporting.results import items, mapping, number
+from resp_tune.reporting.results import items, number, value_at
 
 
 @dataclass(frozen=True)
@@ -27,43 +27,25 @@ class CandidateRow:
     dropped: bool
 
 
-@dataclass(frozen=True)
-class WinnerReplicates:
-    """The winner's validation score over so many fresh seeds."""
-
-    mean: float
-    sd: float | None
-    scores: int
-
-
 def candidates(summary: Mapping[str, Any]) -> list[CandidateRow]:
     """Return the trials that were rerun on fresh seeds, best bound first as in the file."""
     found = []
-    for fields in (mapping(c) for c in items(summary.get("candidates"))):
-        known = number(fields.get("number"))
-        if known is None:
+    for fields in items(summary, "candidates"):
+        if (known := number(fields, "number")) is None:
             continue
-        pairs = zip(items(fields.get("seeds")), items(fields.get("scores")), strict=False)
-        scores = [(str(seed), number(score)) for seed, score in pairs]
-        found.append(
-            CandidateRow(
-                number=int(known),
-                search_score=number(fields.get("search_score")),
-                scores=tuple((seed, score) for seed, score in scores if score is not None),
-                mean=number(fields.get("mean")),
-                sd=number(fields.get("sd")),
-                bound=number(fields.get("bound")),
-                dropped=fields.get("dropped") is True,
-            )
-        )
+        pairs = zip(items(fields, "seeds"), items(fields, "scores"), strict=False)
+        scores = tuple((str(seed), s) for seed, value in pairs if (s := number(value)) is not None)
+        figures = {k: number(fields, k) for k in ("search_score", "mean", "sd", "bound")}
+        dropped = value_at(fields, "dropped") is True
+        found.append(CandidateRow(number=int(known), scores=scores, dropped=dropped, **figures))
     return found
 
 
-def winner_replicates(winner: Mapping[str, Any]) -> WinnerReplicates | None:
-    """Return the mean score that the winner was selected by, if it was rerun."""
-    fields = mapping(winner.get("replicates"))
-    mean, sd = number(fields.get("mean")), number(fields.get("sd"))
-    return None if mean is None else WinnerReplicates(mean, sd, len(items(fields.get("scores"))))
+def winner_replicates(winner: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return mean, sd and number of the scores that the winner was selected by, if it was rerun."""
+    mean, sd = (number(winner, "replicates", key) for key in ("mean", "sd"))
+    scores = len(items(winner, "replicates", "scores"))
+    return None if mean is None else {"mean": mean, "sd": sd, "scores": scores}
 
 
 def candidate_table(
@@ -84,14 +66,8 @@ def candidate_table(
         cells = (spread(c.mean, c.sd), figure(c.bound), figure(c.search_score), seeds)
         tone = "ours" if ours else "pale" if c.dropped else ""
         lines.append(Line(f"trial {c.number}", tuple(marks), cells, state, tone=tone))
-    headers = (
-        "",
-        f"validation {metric_name(metric)}",
-        "mean ± sd",
-        "bound",
-        "in the search",
-        "seeds",
-    )
+    score = f"validation {metric_name(metric)}"
+    headers = ("", score, "mean ± sd", "bound", "in the search", "seeds")
     wins = "; the best one wins" if winner_replicates(winner) else ""
     legend = (
         ("dot", "one fresh seed"),
@@ -112,16 +88,14 @@ def explain_candidates(
     most = ("up to " if min(counts) < max(counts) else "") + plural(max(counts), "fresh seed")
     were = "was" if len(found) == 1 else "were"
     again = f"The {plural(len(found), 'best trial')} of the search {were} rerun on {most} each"
-    sentences = []
     if chosen:
-        sentences.append(f"{again}; the scores that made them candidates do not count.")
+        sentences = [f"{again}; the scores that made them candidates do not count."]
     else:
-        sentences.append(
+        sentences = [
             "The winner was selected by its one score in the search, which is optimistic: too few "
-            "fresh seeds have run to select by them."
-        )
-        if max(counts):
-            sentences.append(f"{again}.")
+            "fresh seeds have run to select by them.",
+            *([f"{again}."] if max(counts) else []),
+        ]
     sign = -1 if METRIC_MODES.get(metric) == "min" else 1
     known = [(c, c.search_score, c.mean) for c in found if c.search_score is not None]
     moves = [mean - score for _, score, mean in known if mean is not None]

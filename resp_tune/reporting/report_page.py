@@ -18,7 +18,6 @@ from resp_tune.common.paths import write_atomically
 from resp_tune.reporting import (
     baseline_comparison,
     group_tables,
-    published,
     replicate_table,
     search_plots,
     winner_metrics,
@@ -45,11 +44,11 @@ def render(folder: Path) -> Path:
 
 def _context(results: Results, folder: Path) -> dict[str, Any]:
     summary = results.summary
-    metric, winner = str(summary.get("metric")), mapping(summary.get("winner"))
-    data, provenance = mapping(summary.get("data")), mapping(results.config.get("provenance"))
-    charts = search_plots.search_charts(
-        results.trials, results.epochs, metric, str(winner.get("number"))
-    )
+    metric, winner = str(summary.get("metric")), mapping(summary, "winner")
+    data, provenance = mapping(summary, "data"), mapping(results.config, "provenance")
+    quoted = shlex.quote(str(folder / "winner"))
+    number_of_winner = str(winner.get("number"))
+    charts = search_plots.search_charts(results.trials, results.epochs, metric, number_of_winner)
     return {
         **_winner_context(results),
         **_tracking_context(results),
@@ -58,50 +57,47 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "metric": metric_name(metric),
         "data": data,
         "synthetic": bool(data.get("synthetic") or provenance.get("synthetic")),
-        "notes": [str(note) for note in items(data.get("notes"))],
+        "notes": [str(note) for note in items(data, "notes")],
         "gaps": results.gaps,
         "winner": winner,
-        "params": mapping(winner.get("params")),
-        "seeds": items(winner.get("seeds")),
-        "leaks": mapping(summary.get("leaks")),
+        "params": mapping(winner, "params"),
+        "seeds": items(winner, "seeds"),
+        "leaks": mapping(summary, "leaks"),
         "leaked_share": summary.get("leaked_recording_share"),
-        "states": [(k, v) for k, v in mapping(summary.get("trials")).items() if number(v)],
-        "seconds": {
-            k.replace("_", " "): number(v) for k, v in mapping(summary.get("seconds")).items()
-        },
+        "states": [(k, v) for k, v in mapping(summary, "trials").items() if number(v)],
+        "seconds": {k.replace("_", " "): number(v) for k, v in mapping(summary, "seconds").items()},
         "charts": charts,
         "most_drawn": search_plots.MOST,
         "plots": _json({chart.id: chart.figure for chart in charts}),
         "trials": results.trials,
         "columns": search_plots.parameters(results.trials),
         "repeat": provenance.get("command"),
-        "predict": f"python -m resp_tune.predict --winner {shlex.quote(str(folder / 'winner'))} "
-        "FILE…",
+        "predict": f"python -m resp_tune.predict --winner {quoted} FILE…",
         "classes": [str(c) for c in items(summary.get("classes") or results.config.get("classes"))],
-        "config": mapping(results.config.get("trial_config")),
-        "versions": mapping(summary.get("versions")),
+        "config": mapping(results.config, "trial_config"),
+        "versions": mapping(summary, "versions"),
     }
 
 
 def _winner_context(results: Results) -> dict[str, Any]:
     """Return what the page says of the winner's metrics and their uncertainty."""
     summary = results.summary
-    metric, winner = str(summary.get("metric")), mapping(summary.get("winner"))
-    test, candidates = winner.get("test"), replicate_table.candidates(summary)
+    metric, winner = str(summary.get("metric")), mapping(summary, "winner")
+    candidates = replicate_table.candidates(summary)
     confusion = group_tables.confusion(results)
     classes = group_tables.class_rows(summary) or (confusion.per_class if confusion else ())
     return {
-        "tested": isinstance(test, Mapping),
+        "tested": isinstance(winner.get("test"), Mapping),
         "metrics": winner_metrics.metric_rows(summary),
         "price": winner_metrics.price_of_searching(summary),
-        "by_seed": bool(mapping(mapping(test).get("by_seed"))),
+        "by_seed": bool(mapping(winner, "test", "by_seed")),
         "replicates": replicate_table.winner_replicates(winner),
         "compared": baseline_comparison.comparison_table(summary),
         "forest": baseline_comparison.forest_plot(summary),
         "verdict": baseline_comparison.verdict(summary),
         "majority": _majority(summary),
-        "published": published.published_table(results),
-        "terms": published.score_terms(results),
+        "published": baseline_comparison.published_table(results),
+        "terms": baseline_comparison.score_terms(results),
         "candidates": candidates,
         "candidates_table": replicate_table.candidate_table(candidates, metric, winner),
         "candidates_text": replicate_table.explain_candidates(candidates, metric, winner),
@@ -110,14 +106,14 @@ def _winner_context(results: Results) -> dict[str, Any]:
         "confusion": confusion,
         "class_table": group_tables.class_table(classes),
         "few": group_tables.FEW,
-        "accesses": [r for r in items(summary.get("test_readings")) if isinstance(r, Mapping)],
+        "accesses": [r for r in items(summary, "test_readings") if isinstance(r, Mapping)],
     }
 
 
 def _tracking_context(results: Results) -> dict[str, Any]:
     """Return where the search is recorded in MLflow."""
-    tracking = mapping(results.summary.get("mlflow"))
-    links = mapping(tracking.get("links"))
+    tracking = mapping(results.summary, "mlflow")
+    links = mapping(tracking, "links")
     return {
         "tracking": tracking,
         "served": _is_web(tracking.get("tracking_uri")),
@@ -128,23 +124,23 @@ def _tracking_context(results: Results) -> dict[str, Any]:
 
 def _majority(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     """Return the accuracy of always predicting the commonest class, beside the winner's."""
-    winner = mapping(summary.get("winner"))
-    test = mapping(winner.get("test"))
-    rows = []
-    value = number(test.get("majority_accuracy"))
-    if value is not None:
-        rows.append(("the test split", value, figure(number(test.get("accuracy")))))
-    value = number(mapping(summary.get("baselines")).get("majority_accuracy"))
-    if value is not None:
-        validation = number(mapping(winner.get("validation")).get("accuracy"))
-        rows.append(("all data", value, f"{figure(validation)} on validation"))
-    return rows
+    winner = mapping(summary, "winner")
+    tested, validated = (figure(number(winner, s, "accuracy")) for s in ("test", "validation"))
+    rows = [
+        ("the test split", number(winner, "test", "majority_accuracy"), tested),
+        (
+            "all data",
+            number(summary, "baselines", "majority_accuracy"),
+            f"{validated} on validation",
+        ),
+    ]
+    return [(data, value, accuracy) for data, value, accuracy in rows if value is not None]
 
 
 def _run_links(results: Results) -> dict[str, str]:
     """Return the address of each trial's run in MLflow's UI, by trial number."""
-    tracking = mapping(results.summary.get("mlflow"))
-    base, mark, _ = str(mapping(tracking.get("links")).get("trials", "")).partition("/#/")
+    tracking = mapping(results.summary, "mlflow")
+    base, mark, _ = str(mapping(tracking, "links").get("trials", "")).partition("/#/")
     if not mark or not _is_web(base):
         return {}
     runs = f"{base}/#/experiments/{quote(str(tracking.get('experiment_id')), safe='')}/runs/"

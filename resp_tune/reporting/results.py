@@ -37,42 +37,52 @@ def read_results(folder: Path) -> Results:
     gaps: list[str] = []
     trials = _table(folder / "trials.csv", ("number", "state", "score"), gaps)
     epochs = _table(folder / "epochs.csv", ("number", "epoch"), gaps)
-    predictions = _table(
-        folder / "winner" / "predictions.csv", ("side", "label", "predicted"), gaps
-    )
+    winner = folder / "winner"
+    predictions = _table(winner / "predictions.csv", ("side", "label", "predicted"), gaps)
     config: Mapping[str, Any] = {}
     try:
-        config = _object(folder / "winner" / "config.json")
+        config = _object(winner / "config.json")
     except (OSError, ValueError) as error:
         gaps.append(_gap("winner/config.json", error))
     return Results(summary, trials, epochs, predictions, config, tuple(gaps))
 
 
-def number(text: object) -> float | None:
-    """Return the number in a cell or JSON value, if it is one that an axis can show."""
+def value_at(value: object, *path: str) -> Any:
+    """Return the value at `path` in nested JSON objects, None if it is not there."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def number(value: object, *path: str) -> float | None:
+    """Return the number in a cell or at `path` in JSON, if it is one that an axis can show."""
+    text = value_at(value, *path)
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         return None
     try:
-        value = float(text)
+        found = float(text)
     except (ValueError, OverflowError):
         return None
-    return value if abs(value) < _LARGEST else None
+    return found if abs(found) < _LARGEST else None
 
 
-def mapping(value: object) -> Mapping[str, Any]:
-    """Return `value` if it is a JSON object, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
+def mapping(value: object, *path: str) -> Mapping[str, Any]:
+    """Return the JSON object at `path`, or an empty one."""
+    found = value_at(value, *path)
+    return found if isinstance(found, Mapping) else {}
 
 
-def items(value: object) -> Sequence[Any]:
-    """Return `value` if it is a JSON array, else an empty one."""
-    return value if isinstance(value, list) else []
+def items(value: object, *path: str) -> Sequence[Any]:
+    """Return the JSON array at `path`, or an empty one."""
+    found = value_at(value, *path)
+    return found if isinstance(found, list) else []
 
 
-def interval(value: object) -> tuple[float, float] | None:
-    """Return the two ends of an interval in JSON, if they are known."""
-    ends = [end for v in items(value) if (end := number(v)) is not None]
-    return (ends[0], ends[1]) if len(ends) == len(items(value)) == 2 else None
+def interval(value: object, *path: str) -> tuple[float, float] | None:
+    """Return the two ends of the interval at `path`, if they are known."""
+    ends = [number(end) for end in items(value, *path)]
+    known = [end for end in ends if end is not None]
+    return (known[0], known[1]) if len(known) == len(ends) == 2 else None
 
 
 def _summary(path: Path) -> Mapping[str, Any]:

@@ -10,24 +10,7 @@ from resp_tune.common.choices import METRIC_MODES
 from resp_tune.reporting.baseline_comparison import baseline
 from resp_tune.reporting.format import NAMES, metric_name, spread
 from resp_tune.reporting.replicate_table import winner_replicates
-from resp_tune.reporting.results import interval, mapping, number
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One metric of the winner on validation and test, with its baselines.
-
-    `by_seed` is the mean ± sd over the seeds, each seed's networks alone, on the test split.
-    """
-
-    name: str
-    validation: float | None
-    test: float | None
-    interval: tuple[float, float] | None
-    by_seed: str
-    device: float | None
-    all: float | None
-    objective: bool
+from resp_tune.reporting.results import interval, mapping, number, value_at
 
 
 @dataclass(frozen=True)
@@ -44,24 +27,25 @@ class Price:
     text: str
 
 
-def metric_rows(summary: Mapping[str, Any]) -> list[MetricRow]:
-    """Return every metric of the winner, the objective first."""
-    winner = mapping(summary.get("winner"))
-    validation, test = mapping(winner.get("validation")), mapping(winner.get("test"))
-    intervals, seeds = mapping(test.get("intervals")), mapping(test.get("by_seed"))
-    metric = str(summary.get("metric"))
-    keys = [k for k in dict.fromkeys([metric, *NAMES, *validation]) if k in {*validation, *test}]
+def metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every metric of the winner and its baselines, the objective first.
+
+    `by_seed` is the mean ± sd over the seeds, each seed's networks alone, on the test split.
+    """
+    winner, objective = mapping(summary, "winner"), str(summary.get("metric"))
+    validation, test = mapping(winner, "validation"), mapping(winner, "test")
+    keys = [k for k in dict.fromkeys([objective, *NAMES, *validation]) if k in {*validation, *test}]
     return [
-        MetricRow(
-            metric_name(str(key)),
-            number(validation.get(key)),
-            number(test.get(key)),
-            interval(intervals.get(key)),
-            spread(*(number(mapping(seeds.get(key)).get(k)) for k in ("mean", "sd"))),
-            baseline(summary, "device", str(key)),
-            baseline(summary, "all", str(key)),
-            key == metric,
-        )
+        {
+            "name": metric_name(key),
+            "validation": number(validation, key),
+            "test": number(test, key),
+            "interval": interval(test, "intervals", key),
+            "by_seed": spread(*(number(test, "by_seed", key, k) for k in ("mean", "sd"))),
+            "device": baseline(summary, "device", key),
+            "all": baseline(summary, "all", key),
+            "objective": key == objective,
+        }
         for key in keys
     ]
 
@@ -71,10 +55,10 @@ def price_of_searching(summary: Mapping[str, Any]) -> Price | None:
 
     Older summaries lack the best score; the winner's own serves.
     """
-    metric, winner = str(summary.get("metric")), mapping(summary.get("winner"))
-    fields = mapping(winner.get("price_of_searching"))
-    best = number(fields.get("best_validation", mapping(winner.get("validation")).get(metric)))
-    test = number(fields.get("test", mapping(winner.get("test")).get(metric)))
+    metric, winner = str(summary.get("metric")), mapping(summary, "winner")
+    fields = mapping(winner, "price_of_searching")
+    best = number(fields.get("best_validation", value_at(winner, "validation", metric)))
+    test = number(fields.get("test", value_at(winner, "test", metric)))
     if best is None or test is None:
         return None
     signed = test - best if METRIC_MODES.get(metric) == "min" else best - test
