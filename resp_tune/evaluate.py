@@ -148,17 +148,18 @@ def _record(
         from resp_tune.harness.test_access_log import record_test_access as record_in_folder
 
         return record_in_folder(user_path(winner), bundle, access)
-    from resp_tune.tracking.test_access_tags import record_test_access
+    from resp_tune.tracking.registry import record_test_access
     from resp_tune.tracking.uri import resolve_uri
 
     return record_test_access(winner, resolve_uri(tracking_uri, Path("results").absolute()), access)
 
 
 def _write(folder: Path, text: str, found: dict[str, Any]) -> Path:
-    from resp_tune.audit.audit_page import render_audit
+    from resp_tune.audit.sections import audit_sections
     from resp_tune.common.paths import write_atomically
+    from resp_tune.reporting.html_page import render_page
 
-    page = render_audit(found)
+    page = render_page("audit", "audit.html", **found, sections=audit_sections(found))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "audit.json", (text + "\n").encode())
     write_atomically(folder / "audit.html", page.encode())

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch.utils.data import WeightedRandomSampler
 
-from resp_tune.training.sampling import draw_clips
+from resp_tune.training.balance import draw_clips
 
 TRAIN = torch.tensor([0] * 70 + [1] * 20 + [2] * 8 + [3] * 2)
 VALIDATION = torch.tensor([0] * 5 + [1] * 10 + [2] * 2 + [3] * 8)

@@ -9,7 +9,7 @@ import torch
 from support.toy import toy_config
 from torch.nn.functional import cross_entropy
 
-from resp_tune.training.losses import class_weights, make_loss
+from resp_tune.training.balance import class_weights, make_loss
 
 TRAIN = torch.tensor([0] * 60 + [1] * 25 + [2] * 5)
 COUNT = torch.tensor([60.0, 25.0, 5.0])

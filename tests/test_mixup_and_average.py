@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from resp_tune.training.ema import ModelAverage
 from resp_tune.training.loop import Training
-from resp_tune.training.mixup import blend, blended_loss, draw_weights
+from resp_tune.training.regularization import ModelAverage, blend, blended_loss, draw_weights
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])

@@ -14,7 +14,6 @@ from support.report_folders import CLASSES, change, judge, make
 from resp_tune.reporting import (
     baseline_comparison,
     group_tables,
-    published,
     replicate_table,
     search_plots,
     winner_metrics,
@@ -311,7 +310,7 @@ def cycles(folder: Path, **values: Any) -> Results:
 
 
 def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
-    table = published.published_table(cycles(folder))
+    table = baseline_comparison.published_table(cycles(folder))
     assert table is not None
     assert [(line.label, *line.cells) for line in table.lines] == [
         ("the winner", "56.10", "[51.0, 61.0]"),
@@ -322,7 +321,7 @@ def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
         ("always “normal”", "50.00", ""),
     ]
     assert table.lines[1].span == pytest.approx((54.0, 56.0))
-    assert published.score_terms(cycles(folder))[0][:2] == ("Sensitivity", "0.370")
+    assert baseline_comparison.score_terms(cycles(folder))[0][:2] == ("Sensitivity", "0.370")
 
 
 @pytest.mark.parametrize(
@@ -335,13 +334,13 @@ def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
     ],
 )
 def test_published_figures_stand_beside_nothing_else(folder: Path, values: Any) -> None:
-    assert published.published_table(cycles(folder, **values)) is None
+    assert baseline_comparison.published_table(cycles(folder, **values)) is None
 
 
 def test_without_the_shared_patients_it_is_another_test_side(folder: Path) -> None:
     explain_candidates = {"provenance": {"drop_shared_patients": True}}
     (folder / "winner" / "config.json").write_text(json.dumps(explain_candidates))
-    assert published.published_table(cycles(folder)) is None
+    assert baseline_comparison.published_table(cycles(folder)) is None
 
 
 def test_classes_by_clip_and_by_patient(judged: Results) -> None:

@@ -18,12 +18,10 @@ from resp_tune.config import TrialConfig
 from resp_tune.features.augment import AugmentParams, augment_params, eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.logmel import Frames
-from resp_tune.training.ema import ModelAverage
-from resp_tune.training.losses import make_loss
+from resp_tune.training.balance import draw_clips, make_loss
 from resp_tune.training.metrics import all_metrics
-from resp_tune.training.mixup import blend, blended_loss, draw_weights
 from resp_tune.training.network import SoundNet
-from resp_tune.training.sampling import draw_clips
+from resp_tune.training.regularization import ModelAverage, blend, blended_loss, draw_weights
 from resp_tune.training.seeds import mix_seed
 
 EVALUATION_BATCH = 64
@@ -214,7 +212,7 @@ class _FoldTraining:
         generator = torch.Generator().manual_seed(0)
         draws = augment_params(clip, self.counts[0], self.config, generator).to(self.device)
         self.network.train()
-        self._step(draws, draw_mix(self.config, len(clip), 0, self.device))
+        self._step(draws, draw_weights(len(clip), self.config.mixup, 0, self.device))
         plain = eval_params(self.counts[1], self.config)[:EVALUATION_BATCH]
         predict(self.evaluated, self.clips[1], plain, self.config)
 
@@ -225,7 +223,7 @@ class _FoldTraining:
         generator = torch.Generator().manual_seed(seed)
         clip = draw_clips(self.config.balance, *self.labels, generator)
         draws = augment_params(clip, self.counts[0], self.config, generator).to(self.device)
-        mix = draw_mix(self.config, len(clip), seed, self.device)
+        mix = draw_weights(len(clip), self.config.mixup, seed, self.device)
         self.network.train()
         total = torch.zeros((), device=self.device)
         for start, stop in self.batches:
@@ -303,14 +301,6 @@ def build_network(config: TrialConfig, classes: int) -> SoundNet:
         depth=config.depth,
         bands=config.n_mels if config.normalise == "band" else None,
     )
-
-
-def draw_mix(
-    config: TrialConfig, items: int, seed: int, device: torch.device
-) -> torch.Tensor | None:
-    """Return mixup's weight of each item on `device`, None if the config has no mixup."""
-    mix = draw_weights(items, config.mixup, seed)
-    return None if mix is None else mix.to(device)
 
 
 def band_statistics(clips: ClipIndex, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,13 +1,14 @@
-"""Compute the loss of each item, with corrections for unbalanced classes."""
+"""Correct for unbalanced classes, in the loss of each item or in the clips of an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from resp_tune.config import TrialConfig
+from resp_tune.config import Balance, TrialConfig
 
 EFFECTIVE_BETA = 0.999  # Cui et al., arXiv:1901.05555: how much clips of one class overlap
 FOCAL_GAMMA = 2.0  # Lin et al., arXiv:1708.02002
@@ -24,19 +25,21 @@ def make_loss(config: TrialConfig, train: torch.Tensor, classes: int) -> Loss:
     training clips), make it focal, or add the log prior to the logits during training.
     """
     count = torch.bincount(train, minlength=classes).float()
-    balance, smoothing = config.balance, config.label_smoothing
-    if balance == "logit_adjustment":
+    entropy = partial(cross_entropy, reduction="none", label_smoothing=config.label_smoothing)
+    if config.balance == "logit_adjustment":
         # A class without training clips gets the prior of half a clip, so that its log is finite.
         prior = LOGIT_TAU * (count.clamp(min=0.5) / count.sum()).log()
-        return lambda logits, labels: _entropy(logits + prior, labels, smoothing)
-    if balance == "focal":
-        return lambda logits, labels: (
-            (1 - _true_probability(logits, labels)) ** FOCAL_GAMMA
-            * _entropy(logits, labels, smoothing)
-        )
-    if (weight := class_weights(balance, count)) is not None:
-        return lambda logits, labels: weight[labels] * _entropy(logits, labels, smoothing)
-    return lambda logits, labels: _entropy(logits, labels, smoothing)
+        return lambda logits, labels: entropy(logits + prior, labels)
+    if config.balance == "focal":
+
+        def focal(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            true = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+            return (1 - true) ** FOCAL_GAMMA * entropy(logits, labels)
+
+        return focal
+    if (weight := class_weights(config.balance, count)) is not None:
+        return lambda logits, labels: weight[labels] * entropy(logits, labels)
+    return entropy
 
 
 def class_weights(balance: str, count: torch.Tensor) -> torch.Tensor | None:
@@ -53,10 +56,17 @@ def class_weights(balance: str, count: torch.Tensor) -> torch.Tensor | None:
     return weight * count.sum() / (weight * count).sum()
 
 
-def _entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    return cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+def draw_clips(
+    balance: Balance, train: torch.Tensor, validation: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Return the indices of the training clips of one epoch, int64 `[len(train)]`.
 
-
-def _true_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the probability of the true class."""
-    return logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    `train`, `validation`: int64 labels. The samplers draw with replacement, like
+    `WeightedRandomSampler`, with weight 1 / (count of the class); otherwise each clip comes once,
+    in random order.
+    """
+    if balance not in ("sampler", "sampler_all"):
+        return torch.randperm(len(train), generator=generator)
+    counted = train if balance == "sampler" else torch.cat([train, validation])
+    weights = 1.0 / torch.bincount(counted)[train].double()
+    return torch.multinomial(weights, len(train), replacement=True, generator=generator)
