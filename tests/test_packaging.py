@@ -25,8 +25,8 @@ def test_the_smoke_search_runs_from_a_wheel(tmp_path: Path) -> None:
     python = folder / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
-    # Dependencies are those of the environment that runs the tests. A path in a .pth file is searched
-    # after the new environment's own, and the .pth files in it are not read, so that the editable
+    # Dependencies are those of the environment that runs the tests. A path in a .pth file comes
+    # after the new environment's own, and .pth files below it are not read, so the editable
     # installation of the checkout is not found.
     own = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],

@@ -1,4 +1,4 @@
-"""The structure that issue 18 asked for: small folders, unique names, few parameters."""
+"""The structure of the package: small folders, unique file names, few parameters."""
 
 from __future__ import annotations
 
