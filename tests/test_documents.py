@@ -57,6 +57,8 @@ def known_flags(line: str) -> set[str] | None:
     call = CALL.search(line)
     if call is None and not line.startswith("--"):
         return None
+    if call and call["command"] == "test":
+        return None  # its arguments are pytest's
     if call is None:
         scripts = [ROOT / ".ci" / "run", *ROOT.glob("scripts/*.py")]
         return RAYS_OWN.union(*map(flags_of, COMMANDS), *map(flags_in, scripts))

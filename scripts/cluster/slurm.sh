@@ -6,8 +6,8 @@
 #   sbatch --nodes=2 --gpus-per-node=4 scripts/cluster/slurm.sh --data /shared/ICBHI --trials 100 --name first
 #   tail -F resp-tune-JOB.log
 #
-# What follows the script goes to the search; --address is added here. Typed again, the same --name
-# goes on: after the time limit, a preemption (then Slurm itself starts it again), a lost node.
+# The arguments after the script are those of the search; --address is added here. The same command
+# resumes: after the time limit, a preemption (Slurm then starts it again itself), a lost node.
 # Settings, from the environment:
 #   RESP_TUNE_VENV     the virtual environment                    ./.venv
 #   RESP_TUNE_SHARED   a folder of yours that every node sees     $HOME
@@ -23,7 +23,7 @@
 #SBATCH --requeue
 # Whole nodes: symmetric-run refuses a node on which Ray runs, and its end stops every Ray there.
 #SBATCH --exclusive
-# A lost node does not end the job: its trials go on elsewhere.
+# A lost node does not end the job: its trials resume elsewhere.
 #SBATCH --no-kill
 set -euo pipefail
 
@@ -73,7 +73,7 @@ srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_
   echo "srun ended with $?" >&2
 
 if [ ! -e "$private/exit" ]; then
-  echo "error: the search was not started; what Ray said stands above" >&2
+  echo "error: the search was not started; see Ray's messages above" >&2
   exit 1
 fi
 exit "$(cat "$private/exit")"
