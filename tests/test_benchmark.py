@@ -252,7 +252,7 @@ def test_a_simulated_trial_speaks_like_a_real_one(tmp_path: Path) -> None:
         config = searcher.suggest(name)
         assert isinstance(config, dict)
         if name == "first":
-            trial.setup(config, SimpleNamespace(trials_folder=tmp_path))
+            trial.setup(config, SimpleNamespace(artifacts=SimpleNamespace(folder=tmp_path)))
         else:
             assert trial.reset_config(config)
         while not (result := trial.step())["done"]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from resp_tune.cluster import node_requirements
-from resp_tune.cluster.node_requirements import NodeRequirements
+from resp_tune.cluster import node_probe
+from resp_tune.cluster.node_probe import NodeRequirements
 
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeRequirements:
-    monkeypatch.setattr(node_requirements, "SHARED_SECONDS", 0.5)
+    monkeypatch.setattr(node_probe, "SHARED_SECONDS", 0.5)
     (tmp_path / "held").write_text("process 1 on driver")
     return NodeRequirements.of_driver(tmp_path / "held")
 
@@ -56,5 +56,5 @@ def test_a_folder_that_shows_it_late(
     assert mine.file is not None
     file, content = mine.file, mine.content
     file.unlink()
-    monkeypatch.setattr(node_requirements.time, "sleep", lambda _: file.write_text(content))
+    monkeypatch.setattr(node_probe.time, "sleep", lambda _: file.write_text(content))
     assert mine.violation() is None

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resp_tune.cluster.capacity import cluster_capacity
-from resp_tune.cluster.connect import Node
+from resp_tune.cluster.connect import Node, cluster_capacity
 from resp_tune.cluster.resources import (
     TRIAL_MEMORY,
     Machine,
@@ -169,7 +168,7 @@ def test_room_grows_with_the_machines() -> None:
 
 def test_the_capacity_of_a_cluster_follows_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("resp_tune.cluster.capacity.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("resp_tune.cluster.connect.time.monotonic", lambda: now[0])
     nodes = [Node("a", "a", "10.0.0.1", WORKER, "T4")]
     slots = plan(WORKER, trials_per_gpu=2)
     count = cluster_capacity(slots, None, lambda: nodes)

@@ -24,7 +24,7 @@ from support.searches import command
 
 from resp_tune.cluster import node_probe
 from resp_tune.errors import UserError
-from resp_tune.execution.trial_artifacts import TrialArtifacts
+from resp_tune.execution.trial_context import TrialArtifacts
 from resp_tune.harness.reconcile import download_search, search_state
 from resp_tune.storage import lease as leases
 from resp_tune.storage import object_store

@@ -27,7 +27,7 @@ from resp_tune.config import TrialConfig, preset
 from resp_tune.errors import UserError
 from resp_tune.execution.searcher import StudySearcher
 from resp_tune.execution.trainable import TrialTrainable
-from resp_tune.execution.trial_artifacts import TrialArtifacts
+from resp_tune.execution.trial_context import TrialArtifacts
 from resp_tune.study.optuna_internals import SingleWriterStorage
 from resp_tune.study.study import (
     RECORDINGS,
@@ -204,10 +204,10 @@ def test_failed_and_pruned_trials_count(tmp_path: Path) -> None:
 
 def test_a_deadline_ends_the_search_but_not_what_was_begun(tmp_path: Path) -> None:
     queue = queue_of(study_at(tmp_path), budget=None, deadline=time.monotonic() + 3600)
-    assert not queue.stop_reason(TrialKey(0))
+    assert not queue.source.stop_reason(TrialKey(0))
     assert next_of(queue)["key"].number == 0
     late = queue_of(study_at(tmp_path), budget=None, deadline=time.monotonic() - 1)
-    assert late.stop_reason(TrialKey(0)) == "time budget"
+    assert late.source.stop_reason(TrialKey(0)) == "time budget"
     assert next_of(late)["key"].number == 0
     assert late.next_trial() is None
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import psutil
 
 from resp_tune.cluster import ray_internals
 from resp_tune.cluster.ray_thread import run_in_thread
-from resp_tune.cluster.resources import LOGICAL_GPUS, Machine
+from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, TrialResources, trial_capacity
 from resp_tune.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ LOCAL, AUTO = "local", "auto"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job API in what it starts
 CONNECT_SECONDS = 5.0
 LIST_SECONDS = 15.0
+CACHED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,27 @@ def live_nodes() -> tuple[Node, ...]:
         if node["Alive"]
     ]
     return tuple(sorted(nodes, key=lambda node: (node.address, node.id)))
+
+
+def cluster_capacity(
+    slots: TrialResources,
+    limit: int | None,
+    nodes: Callable[[], Sequence[Node]] = live_nodes,
+) -> Callable[[], int]:
+    """Return a function that counts how many trials may run now, `limit` at most.
+
+    It looks at the live nodes at most once a second, however often Ray Tune calls it.
+    """
+    capacity, counted_at = 0, -CACHED_SECONDS
+
+    def count() -> int:
+        nonlocal capacity, counted_at
+        if (now := time.monotonic()) - counted_at >= CACHED_SECONDS:
+            capacity = trial_capacity(slots, [node.machine for node in nodes()])
+            counted_at = now
+        return capacity if limit is None else min(capacity, limit)
+
+    return count
 
 
 def _gpu_type(resources: dict[str, float]) -> str:

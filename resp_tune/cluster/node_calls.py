@@ -23,7 +23,7 @@ def call_on_nodes(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # Actors, not tasks: when a host is cut off, Ray gives up actors, but not plain tasks.
-    actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Caller)
+    actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Caller)
     actors = {
         node_id: actor.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
@@ -39,8 +39,11 @@ def call_on_nodes(
             ray.kill(each)
 
 
-class _Caller:
+class Caller:
+    """The actor that calls any function in its process."""
+
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what `function` returns."""
         return function(*arguments)
 
 

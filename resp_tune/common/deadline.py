@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 
 
-def finishes_within(seconds: float, call: Callable[[], object]) -> bool:
-    """Return whether `call` returns within `seconds`, and raise what it raises.
+def finishes_within(seconds: float | None, call: Callable[[], object]) -> bool:
+    """Return whether `call` returns within `seconds` (None: at any time), and raise what it raises.
 
     It runs in a daemon thread, which is abandoned if the time is over.
     """

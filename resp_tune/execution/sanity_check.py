@@ -12,7 +12,9 @@ from typing import Any
 import ray
 import torch
 
+from resp_tune.cluster.node_calls import Caller
 from resp_tune.cluster.resources import TrialResources
+from resp_tune.common.deadline import finishes_within
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
@@ -38,10 +40,11 @@ def check_baseline(
     What fails here, or takes longer than a trial may, would fail every trial; except short memory,
     which a trial deals with itself. With `here` this process does it, unless it needs a GPU.
     """
+    limit = None if context.timeout is None else max(context.timeout, MIN_SECONDS) + MARGIN_SECONDS
     if here and not slots.gpus:
-        failure = _check_here(context, config)
+        failure = _check_here(context, config, limit)
     else:
-        failure = _check_in_worker(context, slots, config)
+        failure = _check_in_worker(context, slots, config, limit)
     if failure is None:
         return
     cause, trace = failure
@@ -52,63 +55,42 @@ def check_baseline(
     )
 
 
-def _check_here(context: TrialContext, config: TrialConfig) -> Failure | None:
+def _check_here(context: TrialContext, config: TrialConfig, limit: float | None) -> Failure | None:
     """Check in a thread of this process, which has imported torch; a worker takes seconds to.
 
     On timeout the thread is abandoned, as the process is about to exit.
     """
     results: list[Failure | None] = []
+    thread = 0
     threads = torch.get_num_threads()
     _fill_cache(context, config)
-    thread = threading.Thread(
-        target=lambda: results.append(_run_batch(context, config)), daemon=True
-    )
-    thread.start()
-    thread.join(_limit(context))
+
+    def check() -> None:
+        nonlocal thread
+        thread = threading.get_ident()
+        results.append(_run_batch(context, config))
+
+    in_time = finishes_within(limit, check)
     torch.set_num_threads(threads)
-    if results:
+    if in_time:
         return results[0]
-    frame = sys._current_frames().get(thread.ident or 0)
+    frame = sys._current_frames().get(thread)
     return _timeout_message(context), "".join(traceback.format_stack(frame))
 
 
-def _fill_cache(context: TrialContext, config: TrialConfig) -> None:
-    """Fill the feature cache, which takes its own time; an error here will fail the batch too."""
-    with contextlib.suppress(Exception):
-        context.caches.frames(config.front_end, workers=context.threads)
-
-
-def _limit(context: TrialContext) -> float | None:
-    return None if context.timeout is None else max(context.timeout, MIN_SECONDS) + MARGIN_SECONDS
-
-
-def _timeout_message(context: TrialContext) -> str:
-    return f"it took longer than --trial-timeout ({context.timeout:g} s)"
-
-
-class _SanityCheckActor:
-    def fill_cache(self, context: TrialContext, config: TrialConfig) -> None:
-        _fill_cache(context, config)
-
-    def run_batch(self, context: TrialContext, config: TrialConfig) -> Failure | None:
-        return _run_batch(context, config)
-
-
 def _check_in_worker(
-    context: TrialContext, slots: TrialResources, config: TrialConfig
+    context: TrialContext, slots: TrialResources, config: TrialConfig, limit: float | None
 ) -> Failure | None:
     """Check in a process that Ray places like a trial's: this one takes no memory of a GPU.
 
     It is an actor because, when a host is cut off, Ray gives up actors, but not plain tasks.
     """
-    actor: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=1)(
-        _SanityCheckActor
-    )
+    actor: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=1)(Caller)
     worker = actor.options(max_task_retries=1).remote()
     try:
-        ray.get(worker.fill_cache.remote(context, config))
+        ray.get(worker.call.remote(_fill_cache, context, config))
         failure: Failure | None = ray.get(
-            worker.run_batch.remote(context, config), timeout=_limit(context)
+            worker.call.remote(_run_batch, context, config), timeout=limit
         )
     except ray.exceptions.GetTimeoutError:
         return _timeout_message(context), _timeout_message(context)
@@ -119,6 +101,16 @@ def _check_in_worker(
     finally:
         ray.kill(worker)
     return failure
+
+
+def _fill_cache(context: TrialContext, config: TrialConfig) -> None:
+    """Fill the feature cache, which takes its own time; an error here will fail the batch too."""
+    with contextlib.suppress(Exception):
+        context.caches.frames(config.front_end, workers=context.threads)
+
+
+def _timeout_message(context: TrialContext) -> str:
+    return f"it took longer than --trial-timeout ({context.timeout:g} s)"
 
 
 def _run_batch(context: TrialContext, config: TrialConfig) -> Failure | None:

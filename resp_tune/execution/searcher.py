@@ -127,7 +127,7 @@ class StudySearcher(Searcher):
         elif result["epoch"] == self.queue.epochs:
             self.queue.end(key, "finished")
         else:
-            self.queue.end(key, "pruned", self.queue.stop_reason(key) or "scheduler")
+            self.queue.end(key, "pruned", self.queue.source.stop_reason(key) or "scheduler")
 
     def config_after_loss(
         self, trial_id: str, losses: int, error: str, *, node_lost: bool = False
@@ -172,7 +172,7 @@ class StudyStopper(tune.Stopper):
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return whether a trial must stop."""
         key = self.searcher.keys.get(trial_id)
-        return key is not None and self.searcher.queue.stop_reason(key) is not None
+        return key is not None and self.searcher.queue.source.stop_reason(key) is not None
 
     def stop_all(self) -> bool:
         """Return whether the search has failed; otherwise trials stop at their own reports."""

@@ -52,7 +52,7 @@ class TrialTrainable(tune.Trainable):
         keep_freed_memory()
         self.context = context
         self.node_problem = context.requirements and context.requirements.violation()
-        self.uploader = Uploader(context.remote) if context.remote else None
+        self.uploader = Uploader(context.artifacts.remote) if context.artifacts.remote else None
         self.watchdog: TrialWatchdog | None = None
         self._begin(config)
 

@@ -8,16 +8,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resp_tune.cluster.node_requirements import NodeRequirements
+from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.resources import LOGICAL_GPUS
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
-from resp_tune.execution.trial_artifacts import TrialArtifacts
-from resp_tune.storage.object_store import ObjectPath
+from resp_tune.storage.object_store import ObjectPath, StorageError
 
 if TYPE_CHECKING:
     from resp_tune.training.datamodule import FeatureCaches, FoldTables
-    from resp_tune.training.loop import Training, TrainingData
+    from resp_tune.training.loop import Training
+
+
+@dataclass(frozen=True)
+class TrialArtifacts:
+    """The folder `trials/` of a search; `remote` is the object store that holds it, if any does."""
+
+    folder: Path
+    remote: ObjectPath | None = None
+
+    @property
+    def local_folder(self) -> Path:
+        """Return the folder on this machine."""
+        return self.folder if self.remote is None else self.remote.local_copy
+
+    def fetch_newer_checkpoint(
+        self, run_folder: Path | str, config: TrialConfig, study: str | None
+    ) -> str | None:
+        """Replace the local checkpoint of a run by the remote one if that has more epochs.
+
+        Returns the reason if the store does not answer: the run may then repeat epochs that it has
+        had elsewhere, with the same result.
+        """
+        if self.remote is None:
+            return None
+        from resp_tune.training.checkpoint import CHECKPOINT, epochs_in
+
+        path = self.local_folder / run_folder / CHECKPOINT
+        if (local_epochs := epochs_in(path, config, study)) == config.epochs:
+            return None
+        fetched = path.with_name(f".{CHECKPOINT}.fetched.part")
+        try:
+            if not (self.remote / run_folder).fetch(CHECKPOINT, fetched):
+                return None
+        except StorageError as error:
+            return str(error)
+        if epochs_in(fetched, config, study) > local_epochs:
+            fetched.replace(path)
+        fetched.unlink(missing_ok=True)
+        return None
 
 
 @dataclass(frozen=True)
@@ -25,34 +63,31 @@ class TrialContext:
     """What all trials of a search share; sent to the workers once, by Ray's object store.
 
     `rungs` are the epochs after which the scheduler needs a report, `gpus` the share of one trial,
-    `timeout` the seconds of one attempt at a trial, `study` the study's id. `remote` is the object
-    store that `trials_folder` is a copy of; each node has its own copy. `requirements` are set on
-    a cluster, whose nodes may join at any time.
+    `timeout` the seconds of one attempt at a trial, `study` the study's id. `requirements` are
+    set on a cluster, whose nodes may join at any time.
     """
 
     folds: Sequence[FoldTables]
     caches: FeatureCaches
-    trials_folder: Path
+    artifacts: TrialArtifacts
     metric: str
     rungs: tuple[int, ...]
     threads: int
     gpus: float
     timeout: float | None = None
     study: str | None = None
-    remote: ObjectPath | None = None
     requirements: NodeRequirements | None = None
 
-    @property
-    def artifacts(self) -> TrialArtifacts:
-        """Return where the trials keep their files."""
-        return TrialArtifacts(self.trials_folder, self.remote)
-
     def start_training(self, config: TrialConfig) -> Training:
-        """Return a new training of `config` in this process."""
+        """Return a new training of `config`, after setting this process's threads and device."""
+        import torch
+
         from resp_tune.training.loop import Training
 
-        folds, device = self._prepare(config)
-        return Training(config, folds, device)
+        torch.set_num_threads(self.threads)
+        frames = self.caches.frames(config.front_end, workers=self.threads)
+        folds = [fold.tensors(frames, config.front_end) for fold in self.folds]
+        return Training(config, folds, self.device())
 
     def resume_training(self, config: TrialConfig, key: TrialKey) -> tuple[Training, str | None]:
         """Return the training as the checkpoint of run `key` left it, or a new one.
@@ -63,8 +98,8 @@ class TrialContext:
 
         outage = self.artifacts.fetch_newer_checkpoint(key.folder, config, self.study)
         path = self.artifacts.local_folder / key.folder / CHECKPOINT
-        training, damage = resume(config, *self._prepare(config), path, self.study)
-        if damage:
+        training = self.start_training(config)
+        if damage := resume(training, path, self.study):
             return training, f"'{path}' {damage}: the trial restarts from its first epoch"
         if outage:
             return training, (
@@ -72,14 +107,6 @@ class TrialContext:
                 f"{len(training.history)}, whose checkpoint is on this machine"
             )
         return training, None
-
-    def _prepare(self, config: TrialConfig) -> tuple[list[TrainingData], str]:
-        """Return the folds' tensors and the device, after setting the process's threads."""
-        import torch
-
-        torch.set_num_threads(self.threads)
-        frames = self.caches.frames(config.front_end, workers=self.threads)
-        return [fold.tensors(frames, config.front_end) for fold in self.folds], self.device()
 
     def device(self) -> str:
         """Return the torch device of a trial, after limiting the process to its share of a GPU."""

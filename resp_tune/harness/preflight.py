@@ -19,13 +19,14 @@ from rich.table import Table
 
 from resp_tune.cluster.connect import Node
 from resp_tune.cluster.node_probe import (
+    SHARED_SECONDS,
     ProbeRequest,
     ProbeResult,
     difference,
     probe_nodes,
+    shows_content,
     versions,
 )
-from resp_tune.cluster.node_requirements import SHARED_SECONDS, shows_content
 from resp_tune.cluster.node_setup import common_device
 from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.paths import folder_to_write

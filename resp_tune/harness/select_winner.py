@@ -12,12 +12,13 @@ import optuna
 import torch
 
 from resp_tune.errors import RunError
-from resp_tune.execution.trial_artifacts import TrialArtifacts
+from resp_tune.execution.trial_context import TrialArtifacts
 from resp_tune.harness.spec import Compute
 from resp_tune.study.replicates import Candidate, candidates, eligible, replicates, select
 from resp_tune.study.study import TrialRecord, best_of
 from resp_tune.training.checkpoint import CHECKPOINT, resume, save_checkpoint
 from resp_tune.training.datamodule import DataModule, FeatureCaches
+from resp_tune.training.loop import Training
 from resp_tune.training.network import SoundNet
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ def load_networks(
         front_end = run.config.front_end
         frames = caches.frames(front_end, workers=compute.machine.cpus)
         folds = [fold.tensors(frames, front_end) for fold in datamodule.folds()]
-        training, damage = resume(run.config, folds, compute.driver_device_type, path, study_id)
+        training = Training(run.config, folds, compute.driver_device_type)
+        damage = resume(training, path, study_id)
         if not training.done:
             problem = damage or "is missing or too old"
             log.info(f"'{path}' {problem}: trial {run.key.label} is trained again")

@@ -14,7 +14,7 @@ from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, ResourceRequest, 
 from resp_tune.common.paths import cache_folder
 from resp_tune.config import FrontEnd
 from resp_tune.data.tasks import TASKS, Task
-from resp_tune.execution.trial_artifacts import TrialArtifacts
+from resp_tune.execution.trial_context import TrialArtifacts
 from resp_tune.features.cache import AudioSource
 from resp_tune.harness.options import SearchOptions
 from resp_tune.space.search_space import SearchSpace

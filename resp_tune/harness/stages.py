@@ -14,18 +14,17 @@ from typing import Protocol
 
 import optuna
 from optuna.trial import TrialState
-from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
-from resp_tune.cluster.capacity import cluster_capacity
+from resp_tune.cluster.connect import cluster_capacity
 from resp_tune.cluster.local import local_ray
-from resp_tune.cluster.node_requirements import NodeRequirements
+from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.node_setup import RecordingServer, fill_caches
 from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
-from resp_tune.execution.schedulers import make_scheduler, rungs
+from resp_tune.execution.schedulers import rungs
 from resp_tune.execution.searcher import RestartTrialsError
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
@@ -35,9 +34,8 @@ from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
 from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.spec import Compute, SearchData, SearchSpec
-from resp_tune.study.replicate_source import ReplicateSource
-from resp_tune.study.replicates import replicates
-from resp_tune.study.study import STUDY_ID, records
+from resp_tune.study.replicates import ReplicateSource, replicates
+from resp_tune.study.study import STUDY_ID, TrialRecord, records
 from resp_tune.study.trial_queue import Listener, SamplerSource, TrialQueue, TrialSettings
 from resp_tune.training.compute_device import resolve_precision
 from resp_tune.training.datamodule import FeatureCaches
@@ -54,8 +52,10 @@ class Backend(Protocol):
     def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
         """Raise `RunError` if one batch of `config` fails; the traceback goes to `folder`."""
 
-    def run(self, queue: TrialQueue, context: TrialContext, scheduler: TrialScheduler) -> None:
-        """Run trials until the queue is empty; may raise `RestartTrialsError`."""
+    def run(
+        self, queue: TrialQueue, context: TrialContext, scheduler: str, past: Sequence[TrialRecord]
+    ) -> None:
+        """Run trials until the queue is empty, as `run_trials` does."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,14 @@ class RayBackend:
         here = self.compute.cluster is None
         check_baseline(context, self.compute.slots, config, folder, here=here)
 
-    def run(self, queue: TrialQueue, context: TrialContext, scheduler: TrialScheduler) -> None:
+    def run(
+        self, queue: TrialQueue, context: TrialContext, scheduler: str, past: Sequence[TrialRecord]
+    ) -> None:
         """Run trials by Ray Tune."""
         slots, capacity = self.compute.slots, None
         if self.compute.cluster is not None:
             capacity = cluster_capacity(slots, self.compute.max_concurrent)
-        run_trials(queue, context, slots, scheduler, capacity=capacity)
+        run_trials(queue, context, slots, scheduler, past, capacity=capacity)
 
 
 def choose_trials_per_gpu(spec: SearchSpec) -> SearchSpec:
@@ -166,8 +168,7 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
     return TrialContext(
         folds=spec.data.datamodule.folds(),
         caches=caches,
-        trials_folder=location.trials.folder,
-        remote=location.trials.remote,
+        artifacts=location.trials,
         study=study.user_attrs[STUDY_ID],
         metric=options.metric,
         rungs=rungs(options.scheduler, options.epochs),
@@ -218,11 +219,8 @@ class _Stages:
             self.study, space, self._settings, budget=options.budget, deadline=deadline
         )
         queue = TrialQueue(source, [*listeners, table])
-        scheduler = make_scheduler(
-            options.scheduler, epochs=options.epochs, metric=options.metric, past=past
-        )
         with table:
-            self.backend.run(queue, context, scheduler)
+            self.backend.run(queue, context, options.scheduler, past)
 
     def run_replicates(self, context: TrialContext, listeners: Sequence[Listener]) -> None:
         """Run what is missing of the replicates; the time budget does not limit them.
@@ -239,7 +237,6 @@ class _Stages:
         table.seed(done)
         queue = TrialQueue(source, [*listeners, table])
         # Replicates are not compared before their end, so they need no reports at rungs.
-        scheduler = make_scheduler("none", epochs=options.epochs, metric=options.metric, past=())
         context = dataclasses.replace(context, rungs=())
         with table:
-            self.backend.run(queue, context, scheduler)
+            self.backend.run(queue, context, "none", ())

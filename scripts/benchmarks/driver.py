@@ -14,8 +14,7 @@ from resp_tune.cluster.local import local_ray
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.choices import State
 from resp_tune.errors import RunError
-from resp_tune.execution.schedulers import make_scheduler
-from resp_tune.execution.trainable import TrialContext
+from resp_tune.execution.trainable import TrialArtifacts, TrialContext
 from resp_tune.execution.tuner import run_trials
 from resp_tune.harness.tracking_listener import TrackingListener
 from resp_tune.space.search_space import load_space
@@ -104,9 +103,8 @@ def drive(
     before = time.monotonic()
     with local_ray(machine, round(slots.concurrency * slots.gpus)):
         ready = time.monotonic()
-        scheduler = make_scheduler("none", epochs=epochs, metric=METRIC, past=())
         context = _context(folder / "trials", slots.threads)
-        run_trials(queue, context, slots, scheduler, trainable=trainable)
+        run_trials(queue, context, slots, trainable=trainable)
         runs.close("FINISHED", seconds=600)
         done = time.monotonic()
     if clock.states != ["finished"] * trials:
@@ -128,7 +126,7 @@ def _context(trials_folder: Path, threads: int) -> TrialContext:
     return TrialContext(
         folds=(),
         caches=None,  # type: ignore[arg-type]  # would bring torch into the workers
-        trials_folder=trials_folder,
+        artifacts=TrialArtifacts(trials_folder),
         metric=METRIC,
         rungs=(),
         threads=threads,

@@ -26,7 +26,7 @@ class Instant(tune.Trainable):
 
     def setup(self, config: dict[str, Any], context: Any) -> None:  # type: ignore[override]  # with_parameters gives `context`
         """Called once an actor."""
-        self.folder = Path(context.trials_folder)
+        self.folder = Path(context.artifacts.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.steps = (self.folder / f"steps-{os.getpid()}").open("a", buffering=1)
         self.first = True

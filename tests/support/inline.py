@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import TrialScheduler
 
 from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
@@ -45,7 +44,7 @@ class InlineBackend:
     def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
         check_baseline(context, self.compute.slots, config, folder)
 
-    def run(self, queue: TrialQueue, context: TrialContext, scheduler: TrialScheduler) -> None:
+    def run(self, queue: TrialQueue, context: TrialContext, *scheduler: Any) -> None:
         searcher = StudySearcher(queue, lambda: self.compute.slots.concurrency)
         stop = StudyStopper(searcher)
         idle: list[Any] = []

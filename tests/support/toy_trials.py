@@ -11,7 +11,7 @@ import torch
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.execution.trainable import TrialTrainable
-from resp_tune.execution.trial_context import TrialContext
+from resp_tune.execution.trial_context import TrialArtifacts, TrialContext
 from resp_tune.features.cache import AudioSource
 from resp_tune.training.datamodule import ClipLabels, FeatureCaches, FoldTables
 from support.toy import CLASSES, TONES, toy_config
@@ -50,7 +50,9 @@ FOLDS = (
 
 
 def context(folder: Path, *, gpus: float = 0.0, timeout: float | None = None) -> TrialContext:
-    return TrialContext(FOLDS, caches(folder), folder, "macro_f1", (), 1, gpus, timeout)
+    return TrialContext(
+        FOLDS, caches(folder), TrialArtifacts(folder), "macro_f1", (), 1, gpus, timeout
+    )
 
 
 def trial(folder: Path, *, timeout: float | None = None, **values: Any) -> Any:
