@@ -19,8 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from resp_tune.cli import Parser, natural_int, run
 from resp_tune.common.choices import LINK_TEXTS, MLFLOW_PORT
@@ -29,7 +28,7 @@ from resp_tune.errors import RunError, UserError, nearest
 from resp_tune.storage.object_store import ObjectPath, is_uri
 
 if TYPE_CHECKING:
-    from resp_tune.tracking.list_searches import SearchEntry
+    from resp_tune.tracking.ui_links import SearchEntry
 
 log = logging.getLogger("resp_tune.ui")
 
@@ -49,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     uri = resolve_uri(args.tracking_uri, user_path(args.storage))
     check_there(uri)
     probe(uri)
+    searches = _chosen(uri, args.name)
     if is_server(uri):
-        _print(_chosen(uri, args.name), uri)
+        _print(searches, uri)
         return
     port = _choose_port(args.host, args.port)
-    searches = _chosen(uri, args.name)
     log.info(f"starting MLflow's pages of {redact(uri)} …")
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server as well
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     with _server(uri, args.host, port) as process:
         _print(searches, f"http://{_address(args.host)}:{port}")
         log.info("Ctrl-C ends it")
@@ -96,7 +95,7 @@ def _port_number(text: str) -> int:
 
 
 def _chosen(uri: str, name: str | None) -> list[SearchEntry]:
-    from resp_tune.tracking.list_searches import list_searches
+    from resp_tune.tracking.ui_links import list_searches
     from resp_tune.tracking.uri import redact
 
     entries = list_searches(uri)
@@ -155,8 +154,7 @@ def _address(host: str) -> str:
 @contextmanager
 def _server(uri: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run MLflow's server of the database `uri`, and end it with its children."""
-    from resp_tune.tracking.client import quiet
-    from resp_tune.tracking.mlflow_internals import SERVER_JOBS, SERVER_STORE
+    from resp_tune.tracking.mlflow_internals import SERVER_JOBS, SERVER_STORE, quiet
     from resp_tune.tracking.uri import scrub, sqlite_file
 
     quiet()
@@ -208,10 +206,6 @@ def _await_answer(process: subprocess.Popen[bytes], address: str) -> None:
                 return
         time.sleep(0.2)
     raise RunError(f"MLflow's server did not answer within {START_SECONDS:g} s")
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

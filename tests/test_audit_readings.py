@@ -30,11 +30,10 @@ from resp_tune.harness.test_access_log import (
     record_test_access,
 )
 from resp_tune.study.study import READINGS, open_study
-from resp_tune.tracking.registry import register_winner
+from resp_tune.tracking.registry import READING, register_winner
+from resp_tune.tracking.registry import record_test_access as record_with_model
 from resp_tune.tracking.search_run import SearchRuns
-from resp_tune.tracking.tags import WEIGHTS, SearchRef
-from resp_tune.tracking.test_access_tags import READING
-from resp_tune.tracking.test_access_tags import record_test_access as record_with_model
+from resp_tune.tracking.tags import SearchRef, Tag
 from resp_tune.training.model_bundle import Bundle, load_bundle
 
 OTHER = {"time": "2025-01-01T00:00:00Z", "winner_number": 1, "weights_sha256": "0" * 64}
@@ -247,7 +246,9 @@ def test_of_two_versions_the_first_reading_stands(bundle: Path, tmp_path: Path) 
     reading, client = opened(bundle)[1], MlflowClient(uri, uri)
     first = client.get_model_version(name, "1")
     copies = [
-        client.create_model_version(name, f"{tmp_path}", tags={WEIGHTS: reading["weights_sha256"]})
+        client.create_model_version(
+            name, f"{tmp_path}", tags={Tag.WEIGHTS: reading["weights_sha256"]}
+        )
         for _ in range(2)
     ]
     versions = [first, *copies]

@@ -17,12 +17,11 @@ from resp_tune import ui
 from resp_tune.cli import run
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect
-from resp_tune.tracking.list_searches import list_searches
 from resp_tune.tracking.load_trial import load_trial_run
 from resp_tune.tracking.mlflow_internals import known_schemas
 from resp_tune.tracking.registry import fetch_bundle
-from resp_tune.tracking.store_probe import probe
-from resp_tune.tracking.store_version import check_version
+from resp_tune.tracking.store_probe import check_version, probe
+from resp_tune.tracking.ui_links import list_searches
 
 OLDER, NEWER = "7d34483879f0", "f00d00f00d00"  # the first is of MLflow 3.11
 

@@ -27,8 +27,8 @@ from support.ports import free_port
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
-from resp_tune.tracking.list_searches import list_searches
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.ui_links import list_searches
 
 
 def fill(runs: SearchRuns) -> None:

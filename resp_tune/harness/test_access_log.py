@@ -19,7 +19,7 @@ from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.result_files import write_summary
 from resp_tune.reporting.report_page import render
 from resp_tune.study.study import READINGS, read_study
-from resp_tune.tracking.test_access_tags import same_access
+from resp_tune.tracking.registry import same_access
 from resp_tune.tracking.uri import root_cause
 from resp_tune.training.model_bundle import Bundle
 

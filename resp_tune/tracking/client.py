@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +13,8 @@ from filelock import FileLock
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
-from resp_tune.tracking.mlflow_internals import DATABASE_LOGGER
-from resp_tune.tracking.store_version import check_version
+from resp_tune.tracking.mlflow_internals import quiet
+from resp_tune.tracking.store_probe import check_version
 from resp_tune.tracking.uri import is_server, redact, root_cause, sqlite_file
 
 if TYPE_CHECKING:
@@ -32,31 +30,6 @@ _PERMANENT = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 }
-# MLflow reads these at each call. A value that the user has set stays.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    # The queue of writes retries by itself; MLflow would block its thread for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-    # Otherwise each run prints its address on stdout, among our results, when it ends.
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-
-
-def quiet() -> None:
-    """Set the environment variables that MLflow reads, and silence its log unless they set it."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if "MLFLOW_LOGGING_LEVEL" in os.environ:
-        return
-    import mlflow  # noqa: F401  # its import configures the loggers
-
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger(DATABASE_LOGGER).setLevel(logging.CRITICAL)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -139,8 +112,11 @@ def experiment_id(client: MlflowClient, uri: str, storage: Path) -> str:
     with store_lock(uri):
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
+            file = sqlite_file(uri)
+            folder = storage.absolute() if file is None else file.parent
+            artifacts = None if is_server(uri) else (folder / "mlartifacts").as_uri()
             try:
-                return str(client.create_experiment(EXPERIMENT, _artifact_location(uri, storage)))
+                return str(client.create_experiment(EXPERIMENT, artifacts))
             except MlflowException:
                 # Another search created it a moment ago on a server, which has no shared lock.
                 experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -152,11 +128,3 @@ def experiment_id(client: MlflowClient, uri: str, storage: Path) -> str:
             f"experiments restore -x {experiment.experiment_id}, or give another --tracking-uri"
         )
     return str(experiment.experiment_id)
-
-
-def _artifact_location(uri: str, storage: Path) -> str | None:
-    if is_server(uri):
-        return None
-    file = sqlite_file(uri)
-    folder = file.parent if file is not None else storage.absolute()
-    return (folder / "mlartifacts").as_uri()

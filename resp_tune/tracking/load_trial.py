@@ -11,7 +11,7 @@ from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect
 from resp_tune.tracking.store_probe import check_there, probe
-from resp_tune.tracking.tags import KIND, MICRO_BATCH, PARENT
+from resp_tune.tracking.tags import Tag
 from resp_tune.tracking.uri import redact, root_cause
 
 THREADS = "resp_tune.threads"
@@ -44,9 +44,9 @@ def load_trial_run(uri: str, run_id: str) -> TrialRun:
     client = connect(uri)
     try:
         run = client.get_run(run_id)
-        if run.data.tags.get(KIND) not in ("trial", "replicate"):
+        if run.data.tags.get(Tag.KIND) not in ("trial", "replicate"):
             raise UserError(f"--run {run_id} is not the run of a trial: give one from trials.csv")
-        parent = client.get_run(run.data.tags[PARENT])
+        parent = client.get_run(run.data.tags[Tag.PARENT])
     except MlflowException as error:
         raise UserError(
             f"there is no --run {run_id} in '{redact(uri)}' ({root_cause(error, uri)}): give a "
@@ -54,8 +54,8 @@ def load_trial_run(uri: str, run_id: str) -> TrialRun:
         ) from None
     params, tags = parent.data.params, run.data.tags
     config = {name: _value(text) for name, text in run.data.params.items()}
-    if MICRO_BATCH in tags:
-        config["micro_batch"] = _value(tags[MICRO_BATCH])
+    if Tag.MICRO_BATCH in tags:
+        config["micro_batch"] = _value(tags[Tag.MICRO_BATCH])
     return TrialRun(
         config=config,
         task=params["task"],

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,32 @@ DATABASE_LOGGER = "mlflow.store.db.utils"  # logs a traceback for each locked da
 
 # Settings of `mlflow server`. Without the first, seven more processes start, for jobs.
 SERVER_JOBS, SERVER_STORE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "MLFLOW_BACKEND_STORE_URI"
+
+# MLflow reads these at each call. A value that the user has set stays.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # The queue of writes retries by itself; MLflow would block its thread for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    # Otherwise each run prints its address on stdout, among our results, when it ends.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def quiet() -> None:
+    """Set the environment variables that MLflow reads, and silence its log unless they set it."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "MLFLOW_LOGGING_LEVEL" in os.environ:
+        return
+    import mlflow  # noqa: F401  # its import configures the loggers
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger(DATABASE_LOGGER).setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Register the winner in MLflow's model registry, and fetch it from there.
+"""Register the winner in MLflow's model registry, fetch it from there, record its test accesses.
 
 register_winner(uri, storage, run_id=run_id, bundle=Path("results/first/winner"))
 fetch_bundle("models:/resp_tune@champion", uri, Path("fetched"))
@@ -14,16 +14,16 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
 from resp_tune.tracking.store_probe import check_there
-from resp_tune.tracking.tags import WEIGHTS
+from resp_tune.tracking.tags import Tag
 from resp_tune.tracking.uri import redact, root_cause
 
 if TYPE_CHECKING:
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9]\d{0,8}))")
-_REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "torch", "torchaudio")
+_REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "torch", "torchaudio", "soundfile")
 _EXAMPLE_SECONDS = 0.25
 # The folder of the bundle inside the logged model; `served_model.ARTIFACT` names the same.
 _BUNDLE = "artifacts/winner"
 _MOST_BYTES = 1 << 30
+
+READING = "resp_tune.test_reading"  # `.2` and so on: with other recordings
+IDENTITY = ("weights_sha256", "recordings_sha256")
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,13 @@ def register_winner(
     experiment = experiment_id(client, uri, storage)
     digest = _weights_sha256(bundle)
     try:
-        version = _version_of(client, name, digest)
+        same = (int(v.version) for v in _versions(client, name, digest))
+        version = max(same, default=None)
         if version is None:
             with _as_default(uri):
                 model_id = _log(client, experiment, run_id, bundle)
                 fault_point("model-logged")
-                described = {**(tags or {}), WEIGHTS: digest}
+                described = {**(tags or {}), Tag.WEIGHTS: digest}
                 version = _register(client, name, model_id, run_id, described)
                 fault_point("model-registered")
         client.set_registered_model_alias(name, alias, str(version))
@@ -97,11 +101,11 @@ def _weights_sha256(bundle: Path) -> str:
     return digest.hexdigest()
 
 
-def _version_of(client: MlflowClient, name: str, digest: str) -> int | None:
+def _versions(client: MlflowClient, name: str, digest: str) -> list[ModelVersion]:
+    """Return the versions of a model that have these weights."""
     # Every store can filter by name; a registry holds few versions.
     versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
-    same = [int(v.version) for v in versions if v.tags.get(WEIGHTS) == digest]
-    return max(same, default=None)
+    return [version for version in versions if version.tags.get(Tag.WEIGHTS) == digest]
 
 
 def _register(
@@ -162,9 +166,8 @@ def _example_and_signature(bundle: Path) -> tuple[object, object]:
     config = json.loads((bundle / "config.json").read_bytes())
     samples = int(config["front_end"]["sample_rate"] * _EXAMPLE_SECONDS)
     noise = np.random.default_rng(0).normal(0.0, 0.1, (1, samples))
-    example = noise.round(3).astype(
-        np.float32
-    )  # few digits, since the page of the model shows them all
+    # Few digits, since the page of the model shows them all.
+    example = noise.round(3).astype(np.float32)
     inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
     outputs = Schema([ColSpec(DataType.float, str(label)) for label in config["classes"]])
     return example, ModelSignature(inputs=inputs, outputs=outputs)
@@ -172,7 +175,7 @@ def _example_and_signature(bundle: Path) -> tuple[object, object]:
 
 def _requirements() -> list[str]:
     # The installed versions, without a suffix such as `+cpu`, which package indexes lack.
-    versions = {name: importlib.metadata.version(name) for name in (*_REQUIRED, "soundfile")}
+    versions = {name: importlib.metadata.version(name) for name in _REQUIRED}
     return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
 
 
@@ -182,7 +185,7 @@ def _as_default(uri: str) -> Iterator[None]:
     import mlflow
 
     variables = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -190,11 +193,9 @@ def _as_default(uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # unsets it
         mlflow.set_registry_uri(None)  # type: ignore[arg-type]  # likewise
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def fetch_bundle(model_uri: str, tracking_uri: str, into: Path) -> Path:
@@ -214,7 +215,10 @@ def fetch_bundle(model_uri: str, tracking_uri: str, into: Path) -> Path:
     check_there(tracking_uri)
     client = connect(tracking_uri)
     try:
-        version = _find(client, match)
+        if match["alias"]:
+            version = client.get_model_version_by_alias(match["name"], match["alias"])
+        else:
+            version = client.get_model_version(match["name"], match["version"])
         with tempfile.TemporaryDirectory(prefix="resp_tune-fetch-") as scratch:
             with _as_default(tracking_uri):
                 files = _download(f"models:/{version.name}/{version.version}", scratch)
@@ -231,12 +235,6 @@ def fetch_bundle(model_uri: str, tracking_uri: str, into: Path) -> Path:
     return into
 
 
-def _find(client: MlflowClient, match: re.Match[str]) -> ModelVersion:
-    if match["alias"]:
-        return client.get_model_version_by_alias(match["name"], match["alias"])
-    return client.get_model_version(match["name"], match["version"])
-
-
 def _known(client: MlflowClient) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -244,31 +242,73 @@ def _known(client: MlflowClient) -> str:
         models = client.search_registered_models(max_results=20)
     except MlflowException:
         return "the store does not answer; start it, or give another --tracking-uri"
-    known = [f"models:/{m.name}@{alias}" for m in models for alias in m.aliases]
-    if not known:
-        return "no model is registered there; run a search first"
-    return f"known: {', '.join(known)}"
+    known = ", ".join(f"models:/{m.name}@{alias}" for m in models for alias in m.aliases)
+    return f"known: {known}" if known else "no model is registered there; run a search first"
 
 
 def _download(model: str, scratch: str) -> list[Path]:
     from mlflow.artifacts import download_artifacts, list_artifacts
 
-    wanted = [
-        entry
-        for entry in list_artifacts(f"{model}/{_BUNDLE}")
-        if not entry.is_dir
-        and re.fullmatch(r"config\.json|[\w.-]+\.safetensors", _file_name(entry.path))
-    ]
-    names = {_file_name(entry.path) for entry in wanted}
+    files = [entry for entry in list_artifacts(f"{model}/{_BUNDLE}") if not entry.is_dir]
+    sizes = {PurePosixPath(entry.path).name: entry.file_size or 0 for entry in files}
+    names = [n for n in sorted(sizes) if re.fullmatch(r"config\.json|[\w.-]+\.safetensors", n)]
     if "config.json" not in names or len(names) < 2:
         raise UserError(f"'{model}' is not a winner of resp_tune: it holds no bundle")
-    if sum(entry.file_size or 0 for entry in wanted) > _MOST_BYTES:
+    if sum(sizes[name] for name in names) > _MOST_BYTES:
         raise UserError(f"'{model}' is larger than a bundle can be: give another model")
-    return [
-        Path(download_artifacts(f"{model}/{_BUNDLE}/{name}", dst_path=scratch))
-        for name in sorted(names)
-    ]
+    return [Path(download_artifacts(f"{model}/{_BUNDLE}/{n}", dst_path=scratch)) for n in names]
 
 
-def _file_name(path: str) -> str:
-    return PurePosixPath(path).name
+def same_access(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether both are of the same weights on the same recordings.
+
+    A hash that an older record lacks counts as equal.
+    """
+    both = ((one.get(key), other.get(key)) for key in IDENTITY)
+    return all(a == b or a is None or b is None for a, b in both)
+
+
+def record_test_access(
+    model_uri: str, tracking_uri: str, access: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Tag the versions of a model that have the weights of `access`; existing tags are kept.
+
+    `model_uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Returns the first access with
+    these weights and recordings, and a description of what carries the record. Raises `UserError`
+    if it cannot be written.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = model_uri.removeprefix("models:/").split("@")[0].split("/")[0]
+    client = connect(tracking_uri)
+    try:
+        # By weights, because an alias may have moved since the model was fetched.
+        versions = _versions(client, name, access["weights_sha256"])
+        same = [r for v in versions for r in _accesses(v.tags) if same_access(r, access)]
+        first = min(same, key=lambda r: str(r.get("time")), default=dict(access))
+        for version in versions:
+            own = _accesses(version.tags)
+            if not any(same_access(r, access) for r in own):
+                tag = f"{READING}.{len(own) + 1}" if own else READING
+                client.set_model_version_tag(name, version.version, tag, json.dumps(first))
+    except MlflowException as error:
+        raise UserError(
+            f"the access to the test set cannot be recorded with '{model_uri}' in "
+            f"'{redact(tracking_uri)}' ({root_cause(error, tracking_uri)}), so it does not happen"
+        ) from None
+    if not versions:
+        raise UserError(
+            f"no version of '{name}' in '{redact(tracking_uri)}' has these weights, so an access "
+            "to the test set cannot be recorded: give the winner/ folder of a search"
+        )
+    return first, f"version {', '.join(str(v.version) for v in versions)} of model {name}"
+
+
+def _accesses(tags: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the accesses recorded with one version, without unreadable tags."""
+    accesses = []
+    for name, text in tags.items():
+        if name == READING or name.startswith(f"{READING}."):
+            with suppress(ValueError, RecursionError):
+                accesses.append(json.loads(text))
+    return [access for access in accesses if isinstance(access, dict)]

@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +27,8 @@ from resp_tune.common.retry_queue import RetryQueue
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect, experiment_id, is_permanent
-from resp_tune.tracking.tags import (
-    KIND,
-    METRIC,
-    MODE,
-    PARENT,
-    RUNNING,
-    STATE,
-    WEIGHTS,
-    ParentStatus,
-    SearchRef,
-)
-from resp_tune.tracking.trial_runs import RunKey, TrialRuns, metrics_of, params_of, tags_of
+from resp_tune.tracking.tags import RUNNING, ParentStatus, SearchRef, Tag
+from resp_tune.tracking.trial_runs import RunKey, TrialRuns, metrics_of, write
 from resp_tune.tracking.ui_links import save_view
 from resp_tune.tracking.uri import redact, root_cause, scrub
 
@@ -54,12 +44,7 @@ LINGER_SECONDS = 3.0  # epochs wait so long for others of their run; curves need
 _PARENT_STATE = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 
 
-@dataclass
-class _Reports:
-    """The epochs of a run, each with its time in ms, and how many of them MLflow has."""
-
-    epochs: list[tuple[dict[str, float], int]] = field(default_factory=list)
-    written: int = 0
+_Epochs = list[tuple[dict[str, float], int]]  # of one run, each with its time in ms
 
 
 class SearchRuns:
@@ -97,20 +82,18 @@ class SearchRuns:
             ) from None
         self.parent_run_id = parent.info.run_id
         self._best = parent.data.metrics.get(f"best_{search.metric}")
-        history = (
-            []
-            if self._best is None
-            else self._client.get_metric_history(self.parent_run_id, "best_trial")
-        )
-        self._best_step = max((point.step for point in history), default=-1)
+        self._best_step = -1
+        if self._best is not None:
+            history = self._client.get_metric_history(self.parent_run_id, "best_trial")
+            self._best_step = max((point.step for point in history), default=-1)
         self._trial_runs = TrialRuns(
             self._client,
             self.experiment_id,
             search.metric,
-            {**search.tags, PARENT: self.parent_run_id},
-            [run for run in known if run.data.tags.get(PARENT) == self.parent_run_id],
+            {**search.tags, Tag.PARENT: self.parent_run_id},
+            [run for run in known if run.data.tags.get(Tag.PARENT) == self.parent_run_id],
         )
-        self._reports: dict[RunKey, _Reports] = {}
+        self._waiting: dict[RunKey, _Epochs] = {}
         self._queue = RetryQueue(
             "mlflow-writer",
             ordered=True,
@@ -137,9 +120,9 @@ class SearchRuns:
     def _open_parent(
         self, known_runs: Sequence[Run], params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> Run:
-        parent = next((run for run in known_runs if run.data.tags.get(KIND) == "search"), None)
-        own = {**_origin(), **tags, **self.search.tags, KIND: "search", STATE: RUNNING}
-        own |= {METRIC: self.search.metric, MODE: self.search.mode}
+        parent = next((run for run in known_runs if run.data.tags.get(Tag.KIND) == "search"), None)
+        own = {**_origin(), **tags, **self.search.tags, Tag.KIND: "search", Tag.STATE: RUNNING}
+        own |= {Tag.METRIC: self.search.metric, Tag.MODE: self.search.mode}
         if parent is None:
             name = self.search.name
             parent = self._client.create_run(self.experiment_id, run_name=name, tags=own)
@@ -152,11 +135,8 @@ class SearchRuns:
             for key, value in params.items()
             if known.get(key, str(value)) != str(value)
         }
-        self._client.log_batch(
-            parent.info.run_id,
-            params=params_of({k: v for k, v in params.items() if k not in known}),
-            tags=tags_of({**own, **changed}),
-        )
+        new = {key: value for key, value in params.items() if key not in known}
+        write(self._client, parent.info.run_id, params=new, tags={**own, **changed})
         fault_point("mlflow-search-run")
         return parent
 
@@ -174,7 +154,7 @@ class SearchRuns:
         With `again`, a run that had ended is resumed as well.
         """
         key, now = RunKey(trial.kind, trial), _now()
-        self._reports[key] = _Reports()  # later epochs must not be written before this start
+        self._waiting[key] = []  # later epochs must not be written before this start
         all_params, all_tags = {**params, "seed": seed}, {**_origin(), **(tags or {})}
         self._queue.put(
             f"start of {key}",
@@ -188,27 +168,22 @@ class SearchRuns:
         which costs little more than one epoch. Epochs that MLflow has are skipped.
         """
         key, now = RunKey(trial.kind, trial), _now()
-        reports = self._reports.setdefault(key, _Reports())
-        reports.epochs.extend((dict(epoch), now) for epoch in epochs)
-        count = len(reports.epochs)
+        waiting = self._waiting.setdefault(key, [])
+        waiting += [(dict(epoch), now) for epoch in epochs]
         self._queue.put(
-            f"epochs of {key}",
-            lambda: self._write_epochs(key, reports, count),
-            linger=LINGER_SECONDS,
+            f"epochs of {key}", lambda: self._write_epochs(key, waiting), linger=LINGER_SECONDS
         )
 
-    def _write_epochs(self, key: RunKey, reports: _Reports, count: int) -> None:
-        """Write at least the first `count` epochs, and with them all that were reported since."""
-        if reports.written >= count:
-            return
-        total = len(reports.epochs)
+    def _write_epochs(self, key: RunKey, waiting: _Epochs) -> None:
+        """Write the epochs that wait, those that were reported after this was queued as well."""
+        count = len(waiting)
         try:
-            self._trial_runs.log(key, reports.epochs[reports.written : total])
+            self._trial_runs.log(key, waiting[:count])
         except Exception as error:
             if is_permanent(error):
-                reports.written = total
+                del waiting[:count]
             raise
-        reports.written = total
+        del waiting[:count]
 
     def end_trial(
         self,
@@ -225,7 +200,7 @@ class SearchRuns:
         `micro_batch` is the one at the end, smaller than the parameter if memory was short.
         """
         key, now = RunKey(trial.kind, trial), _now()
-        self._reports.pop(key, None)
+        self._waiting.pop(key, None)
         finite = score if score is not None and math.isfinite(score) else None
         metrics = {self.search.metric: finite, "total_seconds": seconds}
         self._queue.put(
@@ -269,7 +244,7 @@ class SearchRuns:
         Only these runs have `test_<metric>`. The same weights (`resp_tune.weights_sha256`) keep
         their run.
         """
-        key, now = RunKey("evaluation", trial, tags.get(WEIGHTS, "")), _now()
+        key, now = RunKey("evaluation", trial, tags.get(Tag.WEIGHTS, "")), _now()
         all_tags, run_ids = {**_origin(), **tags}, list[str]()
 
         def write() -> None:
@@ -299,24 +274,19 @@ class SearchRuns:
         self._queue.close(0.0 if waiting else 5.0)
 
     def _end_parent(self, status: ParentStatus, now: int) -> None:
-        self._client.set_tag(self.parent_run_id, STATE, _PARENT_STATE[status])
+        self._client.set_tag(self.parent_run_id, Tag.STATE, _PARENT_STATE[status])
         self._client.set_terminated(self.parent_run_id, status=status, end_time=now)
 
 
 def _runs(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
-    token = None
-    while True:
+    order = ["attributes.start_time ASC"]
+    token: str | None = ""
+    while token is not None:
         page = client.search_runs(
-            [experiment],
-            query,
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
+            [experiment], query, max_results=1000, order_by=order, page_token=token or None
         )
         yield from page
-        token = page.token
-        if not token:
-            return
+        token = page.token or None
 
 
 def _now() -> int:
@@ -326,7 +296,6 @@ def _now() -> int:
 def _origin() -> dict[str, str]:
     """Return the tags that the UI shows as source and user of a run."""
     origin = {"mlflow.source.name": "resp_tune.search", "mlflow.source.type": "LOCAL"}
-    try:
-        return {**origin, "mlflow.user": getpass.getuser()}
-    except (KeyError, OSError):  # the user of a container may have no name
-        return origin
+    with suppress(KeyError, OSError):  # the user of a container may have no name
+        origin["mlflow.user"] = getpass.getuser()
+    return origin

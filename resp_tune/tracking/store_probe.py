@@ -1,30 +1,31 @@
-"""Check that the MLflow store of a search can be written to, before anything is written.
+"""Check that an MLflow store can be used, and which MLflow made it, before anything is written.
 
-probe("sqlite:///results/mlflow.db")  # UserError within about 5 s; writes nothing
+MLflow migrates the database of an older version in place at the first touch, also a read, after
+which the older version cannot open it. So the schema's revision is read first, read-only.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from resp_tune.common.deadline import finishes_within
 from resp_tune.errors import UserError
-from resp_tune.tracking.client import quiet
-from resp_tune.tracking.mlflow_internals import request_experiments
-from resp_tune.tracking.store_version import check_version, query_sqlite
-from resp_tune.tracking.uri import (
-    is_server,
-    public_base,
-    redact,
-    root_cause,
-    sqlite_file,
-)
+from resp_tune.tracking.mlflow_internals import known_schemas, quiet, request_experiments
+from resp_tune.tracking.uri import is_server, public_base, redact, root_cause, sqlite_file
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 PROBE_SECONDS = 5.0
-_REQUEST_SECONDS = 4
+_REQUEST_SECONDS = 4  # for an answer of a server, or for a lock of a database
+_REVISION = "SELECT version_num FROM alembic_version"
 _SUPPORTED = "http://, https://, postgresql:// or sqlite:///"
 
 
@@ -85,9 +86,10 @@ def _probe_server(uri: str) -> None:
         ) from None
     status = answer.status_code
     if status == 403:
+        host = public_base(uri).partition("://")[2].partition("/")[0]
         raise UserError(
             f"the MLflow server at '{redact(uri)}' refuses this host name (403): start it with "
-            f"--allowed-hosts '{_host(uri)}', or ask for the right to write"
+            f"--allowed-hosts '{host}', or ask for the right to write"
         )
     if status == 401:
         raise UserError(
@@ -106,18 +108,11 @@ def _probe_server(uri: str) -> None:
         )
 
 
-def _host(uri: str) -> str:
-    return public_base(uri).partition("://")[2].partition("/")[0]
-
-
 def _probe_postgres(uri: str) -> None:
     import sqlalchemy
 
     try:
-        engine = sqlalchemy.create_engine(uri, connect_args={"connect_timeout": _REQUEST_SECONDS})
-        with engine.connect():
-            pass
-        engine.dispose()
+        _connect_postgres(uri).close()
     except ModuleNotFoundError as error:
         package = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}
         raise UserError(
@@ -150,11 +145,97 @@ def _probe_sqlite(uri: str, file: Path) -> None:
         return
     if not os.access(file, os.R_OK | os.W_OK):
         raise UserError(f"tracking URI '{uri}': the file cannot be written to; give another")
-    rows = query_sqlite(uri, file, "SELECT name FROM sqlite_master WHERE type = 'table'")
-    tables = {str(name) for (name,) in rows}
+    tables = _sqlite_tables(uri, file)
     if tables and not {"experiments", "alembic_version"} <= tables:
         raise UserError(
             f"tracking URI '{uri}' is a database of something else than MLflow, or one that was "
             "interrupted while it was created: give another file, or move this one away"
         )
     check_version(uri)
+
+
+def check_version(uri: str) -> None:
+    """Raise `UserError` if another MLflow than the installed one made the database `uri`.
+
+    Neither writes nor creates anything. Databases that cannot be queried pass: MLflow's own error
+    says why.
+    """
+    schemas, revision = known_schemas(), _revision(uri)
+    if schemas is None or revision is None or revision == schemas.head:
+        return
+    here, shown = f"MLflow {version('mlflow')}", redact(uri)
+    if revision in schemas.dates:
+        raise UserError(
+            f"the MLflow store '{shown}' was made by an older version than {here} (database schema "
+            f"{revision} of {schemas.dates[revision]}), which could not open it after an upgrade: "
+            f"make a backup and run mlflow db upgrade '{shown}', or install the older MLflow, or "
+            "give another --tracking-uri"
+        )
+    raise UserError(
+        f"the MLflow store '{shown}' was made by a newer version than {here} (database schema "
+        f"{revision}): run pip install -U mlflow, or give another --tracking-uri"
+    )
+
+
+def _revision(uri: str) -> str | None:
+    rows = []
+    if (file := sqlite_file(uri)) is not None:
+        if file.is_file() and "alembic_version" in _sqlite_tables(uri, file):
+            rows = _query_sqlite(uri, file, _REVISION)
+    elif uri.partition("://")[0].partition("+")[0] == "postgresql":
+        rows = _query_postgres(uri, _REVISION)
+    return str(rows[0][0]) if len(rows) == 1 else None
+
+
+def _sqlite_tables(uri: str, file: Path) -> set[str]:
+    rows = _query_sqlite(uri, file, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {str(name) for (name,) in rows}
+
+
+def _query_sqlite(uri: str, file: Path, query: str) -> list[Any]:
+    """Return the rows of a query, read-only; `UserError` if the file cannot be queried."""
+    try:
+        try:
+            return _rows(file, "ro", query)
+        except sqlite3.OperationalError as error:
+            if "readonly" not in str(error) and "unable to open" not in str(error):
+                raise
+            # A writer was killed: sqlite rolls its journal back, for which it must write.
+            return _rows(file, "rw", query)
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise UserError(
+                f"tracking URI '{uri}' is locked by another program: close it, or wait until it "
+                "ends, or give another --tracking-uri"
+            ) from None
+        raise UserError(
+            f"tracking URI '{uri}' cannot be read as a sqlite database ({error}): give another, or "
+            "move it away, and the same command recreates it from the study"
+        ) from None
+
+
+def _rows(file: Path, mode: str, query: str) -> list[Any]:
+    address = f"{file.as_uri()}?mode={mode}"
+    with closing(sqlite3.connect(address, uri=True, timeout=_REQUEST_SECONDS)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def _query_postgres(uri: str, query: str) -> list[Any]:
+    """Return the rows of a query, none of a new database or one that cannot be reached."""
+    import sqlalchemy
+
+    try:
+        with _connect_postgres(uri) as connection:
+            return list(connection.execute(sqlalchemy.text(query)))
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError):
+        return []
+
+
+def _connect_postgres(uri: str) -> sqlalchemy.Connection:
+    import sqlalchemy
+
+    limit = {"connect_timeout": _REQUEST_SECONDS}
+    # Without a pool, closing the connection leaves nothing open.
+    return sqlalchemy.create_engine(
+        uri, poolclass=sqlalchemy.NullPool, connect_args=limit
+    ).connect()

@@ -11,17 +11,22 @@ from resp_tune.common.choices import Mode, State
 Kind = Literal["trial", "replicate", "evaluation"]
 ParentStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-KIND = "resp_tune.kind"
-SEARCH = "resp_tune.search"
-STUDY = "resp_tune.study"
-NUMBER = "resp_tune.trial_number"
-REPLICATE = "resp_tune.replicate"
-STATE = "resp_tune.state"
-METRIC = "resp_tune.metric"
-MODE = "resp_tune.mode"
-WEIGHTS = "resp_tune.weights_sha256"
-MICRO_BATCH = "resp_tune.micro_batch"  # that a trial ended with
-PARENT = "mlflow.parentRunId"
+
+class Tag:
+    """The names of the tags."""
+
+    KIND = "resp_tune.kind"
+    SEARCH = "resp_tune.search"
+    STUDY = "resp_tune.study"
+    NUMBER = "resp_tune.trial_number"
+    REPLICATE = "resp_tune.replicate"
+    STATE = "resp_tune.state"
+    METRIC = "resp_tune.metric"
+    MODE = "resp_tune.mode"
+    WEIGHTS = "resp_tune.weights_sha256"
+    MICRO_BATCH = "resp_tune.micro_batch"  # that a trial ended with
+    PARENT = "mlflow.parentRunId"
+
 
 # An interrupted trial has not ended in the study: the next run of the command resumes it.
 RUNNING, INTERRUPTED = "running", "interrupted"
@@ -50,11 +55,11 @@ class SearchRef:
     @property
     def tags(self) -> dict[str, str]:
         """Return the tags that all runs of the search carry."""
-        return {SEARCH: self.name} | ({STUDY: self.study_id} if self.study_id else {})
+        return {Tag.SEARCH: self.name} | ({Tag.STUDY: self.study_id} if self.study_id else {})
 
     def runs_filter(self, kind: str | None = None) -> str:
         """Return MLflow's filter of the search's runs, or of those of one kind."""
-        return conditions(self.tags | ({KIND: kind} if kind else {}))
+        return conditions(self.tags | ({Tag.KIND: kind} if kind else {}))
 
 
 def conditions(tags: Mapping[str, str]) -> str:

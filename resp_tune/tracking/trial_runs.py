@@ -8,28 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from resp_tune.common.choices import State
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.tracking.tags import (
-    INTERRUPTED,
-    KIND,
-    MICRO_BATCH,
-    NUMBER,
-    REPLICATE,
-    RUNNING,
-    STATE,
-    STATUS,
-    WEIGHTS,
-    Kind,
-    conditions,
-)
+from resp_tune.tracking.tags import INTERRUPTED, RUNNING, STATUS, Kind, Tag, conditions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.entities import Metric, Run
 
 
 class RunKey(NamedTuple):
@@ -44,10 +33,10 @@ class RunKey(NamedTuple):
 
     def tags(self) -> dict[str, str]:
         """Return the tags that identify the run."""
-        tags = {KIND: self.kind, NUMBER: str(self.trial.number)}
+        tags = {Tag.KIND: self.kind, Tag.NUMBER: str(self.trial.number)}
         if self.trial.replicate:
-            tags[REPLICATE] = str(self.trial.replicate)
-        return tags | {WEIGHTS: self.weights} if self.weights else tags
+            tags[Tag.REPLICATE] = str(self.trial.replicate)
+        return tags | {Tag.WEIGHTS: self.weights} if self.weights else tags
 
 
 _MOST_IN_A_BATCH = 1000  # metrics: the limit of the store
@@ -61,14 +50,13 @@ class _Run:
     run_id: str
     status: str
     tags: dict[str, str]
-    has_params: bool
-    steps: set[int] | None  # that are logged; None if not read yet
-    params: Mapping[str, str] = field(default_factory=dict)  # that an earlier driver wrote
+    params: Mapping[str, str] = field(default_factory=dict)
+    steps: set[int] | None = None  # that are logged; None if not read yet
 
     @property
     def end(self) -> str | None:
         """Return the state in which it ended; None if it runs or was only interrupted."""
-        state = self.tags.get(STATE)
+        state = self.tags.get(Tag.STATE)
         return state if state in STATUS and self.status != "RUNNING" else None
 
 
@@ -128,13 +116,9 @@ class TrialRuns:
         if run.status != "RUNNING":
             self._client.update_run(run.run_id, status="RUNNING")
             run.status = "RUNNING"
-        if not run.has_params or run.tags.get(STATE) != RUNNING:
-            self._client.log_batch(
-                run.run_id,
-                params=params_of(params),
-                tags=tags_of({**tags, STATE: RUNNING}),
-            )
-            run.tags[STATE], run.has_params = RUNNING, True
+        if not run.params or run.tags.get(Tag.STATE) != RUNNING:
+            write(self._client, run.run_id, params=params, tags={**tags, Tag.STATE: RUNNING})
+            run.tags[Tag.STATE], run.params = RUNNING, {k: str(v) for k, v in params.items()}
         return run
 
     def _create(self, key: RunKey, tags: Mapping[str, str], now: int) -> _Run:
@@ -149,20 +133,17 @@ class TrialRuns:
         run = self._client.create_run(
             self._experiment,
             start_time=now,
-            tags={**tags, **identity, STATE: RUNNING},
+            tags={**tags, **identity, Tag.STATE: RUNNING},
             run_name=str(key).replace(" ", "-").replace("/", "-"),
         )
         self._uncertain.discard(key)
-        self._runs[key] = _Run(
-            run.info.run_id, "RUNNING", dict(run.data.tags), has_params=False, steps=set()
-        )
+        self._runs[key] = _Run(run.info.run_id, "RUNNING", dict(run.data.tags), steps=set())
         fault_point("mlflow-trial-created")
         return self._runs[key]
 
     def log(self, key: RunKey, epochs: Sequence[tuple[Mapping[str, float], int]]) -> None:
         """Log epochs, each with its time in ms, in one batch; those that MLflow has are skipped."""
-        run = self._running(key)
-        if run is None or not epochs:
+        if not epochs or (run := self._started(key)).end is not None:
             return
         if run.steps is None:
             name = next(name for name in epochs[0][0] if name != "epoch")
@@ -170,11 +151,9 @@ class TrialRuns:
             run.steps = {metric.step for metric in history}
         new = {int(row["epoch"]): (row, when) for row, when in epochs}
         new = {step: entry for step, entry in new.items() if step not in run.steps}
-        metrics = [
-            metric
-            for step, (row, when) in new.items()
-            for metric in metrics_of(self._ordered(row), step, when)
-        ]
+        metrics = []
+        for step, (row, when) in new.items():
+            metrics += metrics_of(self._ordered(row), step, when)
         for start in range(0, len(metrics), _MOST_IN_A_BATCH):
             self._client.log_batch(run.run_id, metrics[start : start + _MOST_IN_A_BATCH])
         run.steps |= new.keys()
@@ -185,11 +164,10 @@ class TrialRuns:
         names = sorted((name for name in epoch if name != "epoch"), key=lambda name: name != first)
         return {name: epoch[name] for name in names}
 
-    def _running(self, key: RunKey) -> _Run | None:
-        run = self._runs.get(key)
-        if run is None:
+    def _started(self, key: RunKey) -> _Run:
+        if key not in self._runs:
             raise LookupError(f"{key} was never started")
-        return None if run.end is not None else run
+        return self._runs[key]
 
     def end(
         self,
@@ -201,20 +179,16 @@ class TrialRuns:
         micro_batch: int | None = None,
     ) -> None:
         """End the run in `state`, unless it has ended so already."""
-        run = self._runs.get(key)
-        if run is None:
-            raise LookupError(f"{key} was never started")
+        run = self._started(key)
         if run.end == state:
             return
-        tags: dict[str, str] = {STATE: state}
+        tags: dict[str, str] = {Tag.STATE: state}
         if error:
             tags["resp_tune.error"] = error[:_LONGEST_ERROR]
         if micro_batch is not None:  # a tag, since a parameter cannot change
-            tags[MICRO_BATCH] = str(micro_batch)
-        step = max(run.steps or {0})
-        self._client.log_batch(
-            run.run_id, metrics=metrics_of(metrics, step, now), tags=tags_of(tags)
-        )
+            tags[Tag.MICRO_BATCH] = str(micro_batch)
+        values = metrics_of(metrics, max(run.steps or {0}), now)
+        write(self._client, run.run_id, values, tags=tags)
         self._client.set_terminated(run.run_id, status=STATUS[state], end_time=now)
         run.tags.update(tags)
         run.status = STATUS[state]
@@ -224,9 +198,9 @@ class TrialRuns:
         """End the runs that still run as KILLED and `interrupted`; `start` resumes them."""
         for run in list(self._runs.values()):
             if run.status == "RUNNING":
-                self._client.set_tag(run.run_id, STATE, INTERRUPTED)
+                self._client.set_tag(run.run_id, Tag.STATE, INTERRUPTED)
                 self._client.set_terminated(run.run_id, status="KILLED", end_time=now)
-                run.tags[STATE], run.status = INTERRUPTED, "KILLED"
+                run.tags[Tag.STATE], run.status = INTERRUPTED, "KILLED"
 
     def evaluate(
         self,
@@ -245,23 +219,16 @@ class TrialRuns:
 
 def _key_of(run: Run) -> RunKey | None:
     tags = run.data.tags
-    kind = next((kind for kind in get_args(Kind) if kind == tags.get(KIND)), None)
-    number, replicate = tags.get(NUMBER, ""), tags.get(REPLICATE, "0")
+    kind = next((kind for kind in get_args(Kind) if kind == tags.get(Tag.KIND)), None)
+    number, replicate = tags.get(Tag.NUMBER, ""), tags.get(Tag.REPLICATE, "0")
     if kind is None or not number.isdecimal() or not replicate.isdecimal():
         return None
-    weights = tags.get(WEIGHTS, "") if kind == "evaluation" else ""
+    weights = tags.get(Tag.WEIGHTS, "") if kind == "evaluation" else ""
     return RunKey(kind, TrialKey(int(number), int(replicate)), weights)
 
 
 def _as_run(run: Run) -> _Run:
-    return _Run(
-        run.info.run_id,
-        run.info.status,
-        dict(run.data.tags),
-        bool(run.data.params),
-        steps=None,
-        params=run.data.params,
-    )
+    return _Run(run.info.run_id, run.info.status, dict(run.data.tags), run.data.params)
 
 
 def _contradict(known: Mapping[str, str], params: Mapping[str, Any]) -> bool:
@@ -279,15 +246,16 @@ def metrics_of(values: Mapping[str, float | None], step: int, now: int) -> list[
     ]
 
 
-def params_of(values: Mapping[str, Any]) -> list[Param]:
-    """Return MLflow's parameters, which are text."""
-    from mlflow.entities import Param
+def write(
+    client: MlflowClient,
+    run_id: str,
+    metrics: Sequence[Metric] = (),
+    *,
+    params: Mapping[str, Any] = MappingProxyType({}),
+    tags: Mapping[str, str],
+) -> None:
+    """Write metrics, parameters and tags of a run in one request."""
+    from mlflow.entities import Param, RunTag
 
-    return [Param(name, str(value)) for name, value in values.items()]
-
-
-def tags_of(values: Mapping[str, str]) -> list[RunTag]:
-    """Return MLflow's tags."""
-    from mlflow.entities import RunTag
-
-    return [RunTag(name, value) for name, value in values.items()]
+    texts = [Param(name, str(value)) for name, value in params.items()]
+    client.log_batch(run_id, metrics, texts, [RunTag(*tag) for tag in tags.items()])

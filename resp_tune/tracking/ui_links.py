@@ -1,4 +1,4 @@
-"""Links to MLflow pages that show a search, and the saved view that one of them opens.
+"""The searches in an MLflow store, the links to its pages of each, and the view that one opens.
 
 MLflow opens every experiment on its page for language models, which shows no runs. Only the address
 changes that, so users get these links instead of a bare port.
@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from resp_tune.common.choices import MLFLOW_PORT
+from resp_tune.common.choices import COMPARED_RUNS, MLFLOW_PORT, Mode
+from resp_tune.tracking.client import EXPERIMENT, connect
 from resp_tune.tracking.mlflow_internals import VIEW_TAG
-from resp_tune.tracking.tags import NUMBER, STATE, SearchRef
+from resp_tune.tracking.tags import SearchRef, Tag, conditions
 from resp_tune.tracking.uri import is_server, public_base
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 LOCAL_UI = f"http://127.0.0.1:{MLFLOW_PORT}"
 _MOST_COLUMNS = 12
@@ -68,12 +71,12 @@ def save_view(
     The columns are the state, the score, the parameters `columns` and the time.
     """
     shown = [
-        f"tags.`{STATE}`",
+        f"tags.`{Tag.STATE}`",
         f"metrics.`{search.metric}`",
         f"metrics.`val_{search.metric}`",
         *(f"params.`{column}`" for column in columns[:_MOST_COLUMNS]),
         "metrics.`total_seconds`",
-        f"tags.`{NUMBER}`",
+        f"tags.`{Tag.NUMBER}`",
     ]
     state = json.dumps(
         {
@@ -96,3 +99,53 @@ def save_view(
 
 def _view_key(search: SearchRef) -> str:
     return f"resp_tune-{search.name}"
+
+
+@dataclass(frozen=True)
+class SearchEntry:
+    """A search as its parent run describes it, with the run ids of its best trials."""
+
+    search: SearchRef
+    state: str
+    experiment_id: str
+    score: float | None
+    best: tuple[str, ...]
+
+    def links(self, base: str) -> dict[str, str]:
+        """Return the links to its pages on the server at `base`."""
+        return search_links(base, self.experiment_id, self.search, self.best)
+
+
+def list_searches(uri: str) -> list[SearchEntry]:
+    """Return all searches of the store, newest first; `UserError` if it cannot be read."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
+    parents = client.search_runs(
+        [experiment.experiment_id],
+        conditions({Tag.KIND: "search"}),
+        order_by=["attributes.start_time DESC"],
+    )
+    return [_entry(client, parent) for parent in parents]
+
+
+def _entry(client: MlflowClient, parent: Run) -> SearchEntry:
+    tags, experiment = parent.data.tags, parent.info.experiment_id
+    metric, mode = tags.get(Tag.METRIC, "macro_f1"), tags.get(Tag.MODE)
+    search = SearchRef(
+        tags[Tag.SEARCH], metric, "min" if mode == "min" else "max", tags.get(Tag.STUDY)
+    )
+    best = client.search_runs(
+        [experiment],
+        f"{search.runs_filter('trial')} and tags.`{Tag.STATE}` = 'finished'",
+        max_results=COMPARED_RUNS,
+        order_by=[f"metrics.`{metric}` {'ASC' if mode == 'min' else 'DESC'}"],
+    )
+    return SearchEntry(
+        search=search,
+        state=tags.get(Tag.STATE, "running"),
+        experiment_id=experiment,
+        score=parent.data.metrics.get(f"best_{metric}"),
+        best=tuple(run.info.run_id for run in best),
+    )
