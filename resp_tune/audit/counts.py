@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from resp_tune.data.dataset import Dataset, Recording
@@ -28,7 +28,7 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         **_amounts(recordings),
         "hours": round(sum(r.seconds for r in recordings) / 3600, 3),
         "cycles_by_class": _cycle_classes(recordings),
-        "by_diagnosis": _by(recordings, lambda r: r.diagnosis),
+        "by_diagnosis": count_by(recordings, lambda r: r.diagnosis),
         "official": {
             split: {**_amounts(chosen), "cycles_by_class": _cycle_classes(chosen)}
             for split in ("train", "test")
@@ -46,8 +46,8 @@ def tables(dataset: Dataset) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
     }
     return {
         name: {
-            value: _by((r for r in dataset.recordings if row(r) == value), column)
-            for value in in_order(map(row, dataset.recordings))
+            value: count_by(own, column)
+            for value, own in group_recordings(dataset.recordings, row).items()
         }
         for name, (row, column) in keys.items()
     }
@@ -67,13 +67,12 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (ages.get(name, -1), name))
 
 
-def _amounts(recordings: Iterable[Recording]) -> dict[str, int]:
-    chosen = list(recordings)
+def _amounts(recordings: Sequence[Recording]) -> dict[str, int]:
     return {
-        "recordings": len(chosen),
-        "patients": len({r.patient for r in chosen}),
-        "sessions": len({r.session for r in chosen}),
-        "cycles": sum(len(r.cycles) for r in chosen),
+        "recordings": len(recordings),
+        "patients": len({r.patient for r in recordings}),
+        "sessions": len({r.session for r in recordings}),
+        "cycles": sum(len(r.cycles) for r in recordings),
     }
 
 
@@ -82,14 +81,17 @@ def _cycle_classes(recordings: Iterable[Recording]) -> dict[str, int]:
     return {name: labels[label] for label, name in enumerate(CYCLE_CLASSES)}
 
 
-def _by(recordings: Iterable[Recording], key: Key) -> dict[str, dict[str, int]]:
-    groups: dict[str, list[Recording]] = {}
+def group_recordings(recordings: Iterable[Recording], key: Key) -> dict[str, list[Recording]]:
+    """Return the recordings by `key`, sorted as `in_order`."""
+    groups = defaultdict(list)
     for recording in recordings:
-        groups.setdefault(key(recording), []).append(recording)
+        groups[key(recording)].append(recording)
+    return {name: groups[name] for name in in_order(groups)}
+
+
+def count_by(recordings: Iterable[Recording], key: Key) -> dict[str, dict[str, int]]:
+    """Return the numbers of recordings and patients by `key`."""
     return {
-        name: {
-            "recordings": len(groups[name]),
-            "patients": len({r.patient for r in groups[name]}),
-        }
-        for name in in_order(groups)
+        name: {"recordings": len(own), "patients": len({r.patient for r in own})}
+        for name, own in group_recordings(recordings, key).items()
     }

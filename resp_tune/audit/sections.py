@@ -64,21 +64,15 @@ def compare_sections(found: Mapping[str, Any]) -> list[Section]:
             "All clips are pooled, a winner's after averaging over its seeds; a search's own "
             "scores are means over its folds and seeds, so they differ where it has several"
         )
+        less = {name for name, mode in METRIC_MODES.items() if mode == "min"}
         rows = [
-            (
-                metric_name(name) + " (less is better)" * (METRIC_MODES.get(name) == "min"),
-                *_paired(metric, "a", "b"),
-            )
+            (metric_name(name) + " (less is better)" * (name in less), *_paired(metric, "a", "b"))
             for name, metric in compared["metrics"].items()
         ]
-        sections.append(
-            Section(
-                f"{split}: {size}, {', '.join(compared['classes'])}",
-                ("", "A", "B", "A - B", "95 % interval", "0 inside"),
-                rows,
-                lines=[note] if split == "validation" else [],
-            )
-        )
+        title = f"{split}: {size}, {', '.join(compared['classes'])}"
+        headers = ("", "A", "B", "A - B", "95 % interval", "0 inside")
+        lines = [note] if split == "validation" else []
+        sections.append(Section(title, headers, rows, lines=lines))
     return sections
 
 
@@ -97,6 +91,7 @@ def _model_sections(model: Mapping[str, Any]) -> list[Section]:
         f"({amount(children['clips'], 'clip', children['patients'])})"
     )
     names = {"device": "device", "all": "metadata"}
+    keys = ("recall", "precision", "support", "patient_recall", "patients")
     return [
         Section(
             title,
@@ -122,17 +117,7 @@ def _model_sections(model: Mapping[str, Any]) -> list[Section]:
         Section(
             "Each class",
             ("class", "recall", "precision", "clips", "patients' recall", "patients"),
-            [
-                (
-                    name,
-                    figure(row["recall"]),
-                    figure(row["precision"]),
-                    str(row["support"]),
-                    figure(row.get("patient_recall")),
-                    str(row["patients"]),
-                )
-                for name, row in test["per_class"].items()
-            ],
+            [(name, *_cells(row, *keys)) for name, row in test["per_class"].items()],
         ),
     ]
 
@@ -148,9 +133,8 @@ def model_rows(model: Mapping[str, Any]) -> Rows:
         classes = _classes(found["classes"], model["classes"])
         rows.append(_metrics_row(f"within {device}, {classes}", found))
     for key, name in (("device", "device, no audio"), ("all", "metadata, no audio")):
-        scores = test["baselines"][key]
-        f1, balanced = figure(scores["macro_f1"]), figure(scores["balanced_accuracy"])
-        rows.append((name, "", "", f1, balanced, "", ""))
+        scores = _cells(test["baselines"][key], "macro_f1", "balanced_accuracy")
+        rows.append((name, "", "", *scores, "", ""))
     majority = figure(test["baselines"]["majority_accuracy"])
     rows.append(("majority class of the training split", *[""] * 4, majority, ""))
     return rows
@@ -160,11 +144,10 @@ def _baselines(found: Mapping[str, Any]) -> Section:
     scored = {**found["baselines"], CONTROLLED: found["controlled"]["baselines"] or {}}
     rows = []
     for task, scores in scored.items():
-        values = [scores.get("chance"), scores.get("majority_accuracy")]
+        row = [task, *_cells(scores, "chance", "majority_accuracy")]
         for columns in ("device", "all"):
-            of_columns = scores.get(columns) or {}
-            values += [of_columns.get(metric) for metric in ("balanced_accuracy", "macro_f1")]
-        rows.append((task, *map(figure, values)))
+            row += _cells(scores.get(columns) or {}, "balanced_accuracy", "macro_f1")
+        rows.append(row)
     lines = [f"{task}: {scores['reason']}" for task, scores in scored.items() if "reason" in scores]
     healthy, sick = found["controlled"]["healthy"], found["controlled"]["sick"]
     if healthy:
@@ -243,7 +226,7 @@ def _cycles(counts: Mapping[str, Any]) -> Section:
         "Breathing cycles",
         ("", *CYCLE_CLASSES, "all", *keys[1:]),
         [
-            (name, *(str(n) for n in (*part["cycles_by_class"].values(), *(part[k] for k in keys))))
+            (name, *_cells(part["cycles_by_class"], *CYCLE_CLASSES), *_cells(part, *keys))
             for name, part in parts.items()
         ],
     )
@@ -253,7 +236,7 @@ def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any] | None]) -> Section:
     rows = [
         (
             s["measure"],
-            *(figure(s[key]) for key in ("value", "by_chance", "limit")),
+            *_cells(s, "value", "by_chance", "limit"),
             f"{s['p_value']:.4f}",
             str(s["patients"]),
             "yes" if s["found"] else "no",
@@ -278,24 +261,23 @@ def _paired(found: Mapping[str, Any], one: str, other: str) -> Sequence[str]:
     if found["interval"] is not None:
         low, high = found["interval"]
         interval, inside = f"[{signed(low)}, {signed(high)}]", "yes" if low <= 0 <= high else "no"
-    values = (figure(found[one]), figure(found[other]), signed(found["difference"]))
-    return (*values, interval, inside)
+    return (*_cells(found, one, other), signed(found["difference"]), interval, inside)
 
 
 def _ranged(metrics: Mapping[str, Any], name: str) -> str:
     return ranged(metrics[name], metrics["intervals"].get(name))
 
 
+def _cells(values: Mapping[str, Any], *keys: str) -> list[str]:
+    """Return metrics with three decimals, counts as they are, a dash for what is unknown."""
+    chosen = [values.get(key) for key in keys]
+    return [str(value) if isinstance(value, int) else figure(value) for value in chosen]
+
+
 def _metrics_row(name: str, found: Mapping[str, Any]) -> Sequence[str]:
-    return (
-        name,
-        str(found["clips"]),
-        str(found["patients"]),
-        _ranged(found, "macro_f1"),
-        _ranged(found, "balanced_accuracy"),
-        figure(found["accuracy"]),
-        figure(found["majority_accuracy"]),
-    )
+    ranges = (_ranged(found, key) for key in ("macro_f1", "balanced_accuracy"))
+    counts = _cells(found, "clips", "patients")
+    return (name, *counts, *ranges, *_cells(found, "accuracy", "majority_accuracy"))
 
 
 def _classes(there: Sequence[str], of: Sequence[str]) -> str:

@@ -17,10 +17,12 @@ most `AGE_ALPHA` of the permutations are as far from 0.5.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import rankdata
 
 from resp_tune.data.dataset import Dataset
@@ -66,14 +68,13 @@ def device_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
     devices = _one_device(dataset, patients, rng)
     members = np.eye(len(classes))[[classes.index(diagnosis[p]) for p in patients]]
     members /= members.sum(0)  # each class weighs the same, as in a balanced accuracy
-    value = _best_guess(members, devices)
-    permuted = [_best_guess(rng.permutation(members), devices) for _ in range(PERMUTATIONS)]
-    test = _permutation_test(value, permuted, DEVICE_ALPHA)
-    found = test["p_value"] <= DEVICE_ALPHA and value - test["by_chance"] >= DEVICE_MARGIN
+    test = _permutation_test(lambda m: _best_guess(m, devices), members, rng, DEVICE_ALPHA)
+    large = test["value"] - test["by_chance"] >= DEVICE_MARGIN
+    found = large and test["p_value"] <= DEVICE_ALPHA
     warning = (
         "shortcut: the device alone predicts the diagnosis well. The best guess by device has a "
-        f"balanced accuracy of {value:.3f} over the patients of {len(classes)} diagnoses, where "
-        f"devices that say nothing give {test['by_chance']:.3f} (permutation p "
+        f"balanced accuracy of {test['value']:.3f} over the patients of {len(classes)} diagnoses, "
+        f"where devices that say nothing give {test['by_chance']:.3f} (permutation p "
         f"{_small(test['p_value'])}): a model can score by hearing the stethoscope; compare it "
         "with the no-audio baselines"
     )
@@ -90,19 +91,17 @@ def age_shortcut(dataset: Dataset, *, seed: int = 0) -> Shortcut | None:
         if r.age is not None and r.diagnosis in (SICK, WELL)
     }
     labels: Labels = np.array([d == SICK for _, d in ages.values()], dtype=np.int64)
-    ranks: Floats = rankdata([age for age, _ in ages.values()])
     if len(set(labels.tolist())) < 2:
         return None
+    ranks: Floats = rankdata([age for age, _ in ages.values()])
     rng = np.random.default_rng(seed)
-    value = _either_way(labels, ranks)
-    permuted = [_either_way(rng.permutation(labels), ranks) for _ in range(PERMUTATIONS)]
-    test = _permutation_test(value, permuted, AGE_ALPHA)
-    found = value >= AGE_LEAST and test["p_value"] <= AGE_ALPHA
+    test = _permutation_test(lambda sick: _either_way(sick, ranks), labels, rng, AGE_ALPHA)
+    found = test["value"] >= AGE_LEAST and test["p_value"] <= AGE_ALPHA
     sick = int(labels.sum())
     warning = (
-        f"shortcut: age alone separates {SICK} from {WELL}. Its AUROC is {value:.3f} over {sick} "
-        f"and {len(labels) - sick} patients (permutation p {_small(test['p_value'])}): a model can "
-        "score by hearing how old a chest is"
+        f"shortcut: age alone separates {SICK} from {WELL}. Its AUROC is {test['value']:.3f} over "
+        f"{sick} and {len(labels) - sick} patients (permutation p {_small(test['p_value'])}): a "
+        "model can score by hearing how old a chest is"
     )
     measure = f"AUROC of age, {SICK} against {WELL}"
     return Shortcut(measure, **test, classes=(SICK, WELL), patients=len(labels), found=found,
@@ -139,8 +138,12 @@ def _either_way(labels: Labels, ranks: Floats) -> float:
     return max(area, 1 - area)
 
 
-def _permutation_test(value: float, permuted: Sequence[float], alpha: float) -> dict[str, float]:
-    """Return the fields of `Shortcut` for a value; the data counts as one permutation."""
+def _permutation_test(
+    measure: Callable[[Any], float], rows: npt.NDArray[Any], rng: np.random.Generator, alpha: float
+) -> dict[str, float]:
+    """Return the fields of `Shortcut` for `measure(rows)`; the data counts as one permutation."""
+    value = measure(rows)
+    permuted = [measure(rng.permutation(rows)) for _ in range(PERMUTATIONS)]
     reached = sum(p >= value - 1e-12 for p in permuted)
     return {
         "value": value,
@@ -151,5 +154,4 @@ def _permutation_test(value: float, permuted: Sequence[float], alpha: float) -> 
 
 
 def _small(p_value: float) -> str:
-    least = 1 / (1 + PERMUTATIONS)
-    return "< 0.0002" if p_value <= least else f"{p_value:.4f}"
+    return "< 0.0002" if p_value <= 1 / (1 + PERMUTATIONS) else f"{p_value:.4f}"
