@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,13 +219,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
 ) -> None:
     """Writes to /dev/full fail as on a full disk: while recordings come, or only at the end."""
+    open_writer = cache._Writer.__init__
 
-    def onto_a_full_disk(writer: Any) -> Any:
-        writer.file = open("/dev/full", "wb")  # noqa: SIM115, PTH123  # closed by the writer
-        return writer
+    def onto_a_full_disk(writer: Any, stack: ExitStack, *args: Any) -> None:
+        open_writer(writer, stack, *args)
+        writer.file = stack.enter_context(Path("/dev/full").open("wb"))  # noqa: SIM115
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._Writer, "__enter__", onto_a_full_disk)
+        patch.setattr(cache._Writer, "__init__", onto_a_full_disk)
         with pytest.raises(RunError) as caught:
             fill(tmp_path, recordings(n), [SMALL, COARSE], limit_bytes=PLENTY)
     assert str(caught.value) == (

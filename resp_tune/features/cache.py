@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -77,26 +78,27 @@ def fill(
     """
     folders = {f: root / cache_key(sources, f) for f in dict.fromkeys(front_ends)}
     root.mkdir(parents=True, exist_ok=True)
-    computed: list[FrontEnd] = []
     with contextlib.ExitStack() as locks:
         # Always lock in the same order, or two searches could wait for each other.
         for folder in sorted(folders.values()):
             locks.enter_context(FileLock(folder.with_suffix(".lock")))
         missing = [f for f, folder in folders.items() if not _is_valid(folder)]
-        passes = _by_stft(missing)
-        for done, group in enumerate(passes):
-            _compute_pass(
-                sources,
-                {f: folders[f] for f in group},
-                workers,
-                _offset(progress, done, passes, sources),
-            )
-            computed += group
+        passes: dict[tuple[int, int, int], list[FrontEnd]] = {}
+        for f in missing:
+            passes.setdefault((f.sample_rate, f.n_fft, f.hop_length), []).append(f)
+        done, total = itertools.count(1), len(passes) * len(sources)
+
+        def report() -> None:
+            if progress is not None:
+                progress(next(done), total)
+
+        for group in passes.values():
+            _compute_pass(sources, {f: folders[f] for f in group}, workers, report)
         for folder in folders.values():
             os.utime(folder / "index.json")
             _pin(folder)
     _evict(root, limit_bytes, keep=set(folders.values()))
-    return FillResult(folders, tuple(computed))
+    return FillResult(folders, tuple(missing))
 
 
 @cache
@@ -130,24 +132,13 @@ def _pin(folder: Path) -> None:
     _PINNED[folder] = handle
 
 
-def _by_stft(front_ends: Sequence[FrontEnd]) -> list[list[FrontEnd]]:
-    groups: dict[tuple[int, int, int], list[FrontEnd]] = {}
-    for f in front_ends:
-        groups.setdefault((f.sample_rate, f.n_fft, f.hop_length), []).append(f)
-    return list(groups.values())
-
-
-def _offset(
-    progress: Progress | None, done: int, passes: Sequence[object], sources: Sequence[AudioSource]
-) -> Progress:
-    if progress is None:
-        return lambda _done, _total: None
-    return lambda n, total: progress(done * len(sources) + n, len(passes) * total)
-
-
 def _compute_pass(
-    sources: Sequence[AudioSource], folders: dict[FrontEnd, Path], workers: int, progress: Progress
+    sources: Sequence[AudioSource],
+    folders: dict[FrontEnd, Path],
+    workers: int,
+    report: Callable[[], None],
 ) -> None:
+    """Compute the caches of front ends that share an STFT; call `report` after each recording."""
     front_ends = list(folders)
 
     def one(source: AudioSource) -> list[np.ndarray]:
@@ -158,62 +149,37 @@ def _compute_pass(
     # Outside the stack, because a file that could not be written fails again when it is closed.
     root = folders[front_ends[0]].parent
     with full_disk_in_one_line(root, ELSEWHERE), contextlib.ExitStack() as stack:
-        # Registered first, so that it runs last: removes the partial folders that remain.
-        beside = {f: folder.with_suffix(".part") for f, folder in folders.items()}
-        for part in beside.values():
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            stack.callback(shutil.rmtree, part, ignore_errors=True)
-        writers = {f: stack.enter_context(_Writer(beside[f], f)) for f in front_ends}
-        with single_threaded(), _cancel_on_error(ThreadPoolExecutor(workers)) as pool:
-            for done, (source, mels) in enumerate(
-                zip(sources, pool.map(one, sources), strict=True), 1
-            ):
-                for f, values in zip(front_ends, mels, strict=True):
-                    writers[f].append(source.stem, values)
-                progress(done, len(sources))
-        for f, folder in folders.items():
-            writers[f].finish()
-            shutil.rmtree(folder, ignore_errors=True)
-            beside[f].rename(folder)
-
-
-@contextlib.contextmanager
-def _cancel_on_error(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """Cancel the pending work of `pool` after an error, which `with pool` would complete."""
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Let torch use one thread per call: recordings in parallel beat threads within one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        writers = [_Writer(stack, folder, f) for f, folder in folders.items()]
+        # Recordings in parallel beat threads within one.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        pool = ThreadPoolExecutor(workers)
+        # After an error, pending work is cancelled; `with pool` would complete it.
+        stack.callback(pool.shutdown, cancel_futures=True)
+        for source, mels in zip(sources, pool.map(one, sources), strict=True):
+            for writer, values in zip(writers, mels, strict=True):
+                writer.append(source.stem, values)
+            report()
+        for writer in writers:
+            writer.finish()
 
 
 class _Writer:
-    """Append recordings to `frames.f16` and update its checksum."""
+    """Write a cache into a partial folder, which `finish` renames to `folder`.
 
-    def __init__(self, folder: Path, front_end: FrontEnd) -> None:
+    `stack` closes the file and removes the partial folder if it remains.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, folder: Path, front_end: FrontEnd) -> None:
         self.folder, self.front_end = folder, front_end
+        self.part = folder.with_suffix(".part")
+        shutil.rmtree(self.part, ignore_errors=True)
+        self.part.mkdir()
+        stack.callback(shutil.rmtree, self.part, ignore_errors=True)
+        self.file: IO[bytes] = stack.enter_context((self.part / "frames.f16").open("wb"))
         self.stems: list[str] = []
         self.count: list[int] = []
-        self.crc = 0
-        self.rows = 0
-
-    def __enter__(self) -> _Writer:
-        self.file = (self.folder / "frames.f16").open("wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self.crc = self.rows = 0
 
     def append(self, stem: str, values: np.ndarray) -> None:
         self.stems.append(stem)
@@ -234,8 +200,10 @@ class _Writer:
         }
         body = json.dumps(index)
         digest = hashlib.sha256(body.encode()).hexdigest()
-        (self.folder / "index.json").write_text(f"{digest}\n{body}\n")
+        (self.part / "index.json").write_text(f"{digest}\n{body}\n")
         fault_point("cache-finished")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.part.rename(self.folder)
 
     def _write(self, values: np.ndarray) -> None:
         data = np.ascontiguousarray(values).data
@@ -270,47 +238,28 @@ def _is_valid(folder: Path) -> bool:
 
 
 def _evict(root: Path, limit_bytes: int, keep: set[Path]) -> None:
-    """Remove caches beyond the limit, and partial folders of killed processes."""
+    """Remove caches beyond the limit, and partial folders of killed processes.
+
+    None is touched that another process fills or removes: its lock is not free (`Timeout`).
+    """
     for part in root.glob("*.part"):
-        with _exclusively(part) as locked:
-            if locked:
-                shutil.rmtree(part, ignore_errors=True)
-    caches = _by_last_use(root)
-    total = sum(size for _, size, _ in caches)
-    for _, size, folder in caches:
-        if total <= limit_bytes:
-            return
-        if folder in keep:
-            continue
-        with _exclusively(folder) as locked:
-            if locked and _is_unpinned(folder):
-                shutil.rmtree(folder)
-                total -= size
-
-
-def _by_last_use(root: Path) -> list[tuple[float, int, Path]]:
-    """Return time of last use, bytes and folder of each cache, least recently used first."""
-    caches = []
+        with contextlib.suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):
+            shutil.rmtree(part, ignore_errors=True)
+    caches = []  # time of last use, bytes, folder
     for index in root.glob("*/index.json"):
         with contextlib.suppress(FileNotFoundError):  # another process is removing it
             size = (index.parent / "frames.f16").stat().st_size
             caches.append((index.stat().st_mtime, size, index.parent))
-    return sorted(caches)
-
-
-@contextlib.contextmanager
-def _exclusively(folder: Path) -> Iterator[bool]:
-    """Yield True with the cache locked, or False if another process fills or removes it."""
-    lock = FileLock(folder.with_suffix(".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    total = sum(size for _, size, _ in caches)
+    for _, size, folder in sorted(caches):
+        if total <= limit_bytes:
+            return
+        if folder in keep:
+            continue
+        with contextlib.suppress(Timeout), FileLock(folder.with_suffix(".lock"), timeout=0):
+            if _is_unpinned(folder):
+                shutil.rmtree(folder)
+                total -= size
 
 
 def _is_unpinned(folder: Path) -> bool:
