@@ -41,8 +41,11 @@ def run_in_thread(begin: Callable[[], object], end: Callable[[], None]) -> Itera
         thread.start()
         _wait_and_keep_handler(begun)
     except KeyboardInterrupt:
-        # Ray would report, with tracebacks, that its start was interrupted.
-        logging.disable()
+        # Ray would report, with tracebacks, that its start was interrupted. Its logger alone is
+        # silenced: this program still tells how to resume.
+        ray_log = logging.getLogger("ray")
+        ray_log.setLevel(logging.CRITICAL + 1)
+        ray_log.handlers, ray_log.propagate = [logging.NullHandler()], False
         threading.excepthook = lambda _: None
         # Half started, Ray is not waited for; what it has started by then is ended.
         leave_at_exit(INTERRUPTED)
