@@ -36,11 +36,9 @@ from resp_tune.harness.spec import (
     task_identity,
     trial_identity,
 )
-from resp_tune.space.conditions import APART
-from resp_tune.space.search_space import SearchSpace, load_space
-from resp_tune.storage.object_store import ObjectPath, is_uri
+from resp_tune.space.search_space import APART, SearchSpace, load_space
+from resp_tune.storage.object_store import ObjectPath, check_store, is_uri
 from resp_tune.storage.remote_datasets import fetch_dataset
-from resp_tune.storage.storage_probe import check_store
 from resp_tune.study.replicates import check_count
 from resp_tune.study.study import SPLIT, check_settings, read_study
 from resp_tune.tracking.store_probe import probe

@@ -62,14 +62,16 @@ class _Parameter(BaseModel):
         return {name: value}
 
 
-class _Range(_Parameter):
+class Range(_Parameter):
+    """Numbers in `low..high`, both included unless a step misses `high`."""
+
     low: float
     high: float
     step: float | None = None
     log: bool = False
 
     @model_validator(mode="after")
-    def _check_range(self) -> _Range:
+    def _check_range(self) -> Range:
         low, high, step = self.low, self.high, self.step
         if low >= high:
             raise ValueError(f"low {low:g} is not below high {high:g}")
@@ -83,8 +85,8 @@ class _Range(_Parameter):
             raise ValueError(f"step {step:g} is too small for {low:g} to {high:g}")
         return self
 
-    def ends(self) -> tuple[Any, ...]:
-        """Return the values that must be valid for all values to be."""
+    def ends(self) -> tuple[Any, Any]:
+        """Return the lowest and the highest value."""
         return (self.low, self.high)
 
     def _clip(self, value: float | None) -> float:
@@ -92,7 +94,7 @@ class _Range(_Parameter):
         return self.high if value is None else min(max(value, self.low), self.high)
 
 
-class FloatRange(_Range):
+class FloatRange(Range):
     """Real numbers, uniform in `low..high` or in its logarithm."""
 
     type: Literal["float"]
@@ -119,7 +121,7 @@ class FloatRange(_Range):
         return self.ends()
 
 
-class IntRange(_Range):
+class IntRange(Range):
     """Integers, uniform in `low..high` or in its logarithm."""
 
     type: Literal["int"]
@@ -160,10 +162,6 @@ class ValueList(_Parameter):
         """Return the fields that `value` sets: its own, and those of its `with`."""
         index = self.values.index(value)
         return {name: value, **{field: beside[index] for field, beside in self.along.items()}}
-
-    def ends(self) -> tuple[Any, ...]:
-        """Return the values that must be valid for all values to be."""
-        return tuple(self.values)
 
 
 class Ordinal(ValueList):
@@ -235,10 +233,8 @@ class Categorical(ValueList):
 Parameter = FloatRange | IntRange | Ordinal | Categorical
 _PARAMETER: TypeAdapter[Parameter] = TypeAdapter(Annotated[Parameter, Field(discriminator="type")])
 _KEYS = {
-    "float": ["low", "high", "log", "step", "when"],
-    "int": ["low", "high", "log", "step", "when"],
-    "ordinal": ["values", "when", "with"],
-    "categorical": ["values", "when", "with"],
+    **dict.fromkeys(("float", "int"), ("low", "high", "log", "step", "when")),
+    **dict.fromkeys(("ordinal", "categorical"), ("values", "when", "with")),
 }
 
 

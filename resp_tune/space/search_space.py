@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,22 @@ from resp_tune.common.paths import user_path
 from resp_tune.common.yaml_files import read_yaml
 from resp_tune.config import FIELDS, FrontEnd, TrialConfig, preset
 from resp_tune.errors import UserError, nearest
-from resp_tune.space.conditions import APART, check_coupled, combinations, in_order
-from resp_tune.space.parameters import FloatRange, IntRange, Parameter, parse_parameter
+from resp_tune.space.parameters import (
+    FloatRange,
+    IntRange,
+    Parameter,
+    Range,
+    Scalar,
+    ValueList,
+    parse_parameter,
+)
 
+MAX_COMBINATIONS = 20_000  # that are checked one by one
+NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
+APART = "`with:` moves fields together, `when:` restricts one to some values of another"
 MAX_FRONT_ENDS = 1024  # each has a cache on disk
 # `normalise: pcen` is another front end; its other values are one and the same.
 FRONT_END_FIELDS = ("sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "normalise")
-NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
 # Values of other fields beside which any value of a field can be checked alone.
 ALONE = {"sample_rate": 192_000, "f_min": 0.0, "f_max": None, "micro_batch": None}
 
@@ -40,11 +50,8 @@ class SearchSpace:
 
     def suggest(self, trial: optuna.trial.Trial) -> TrialConfig:
         """Return a config for `trial`, with all active parameters suggested by its sampler."""
-        return self.base.replace(self.suggest_values(trial))
-
-    def suggest_values(self, trial: optuna.trial.Trial) -> dict[str, Any]:
-        """Return the fields of `suggest`'s config, not yet validated together."""
-        return self._values(lambda name, parameter: parameter.suggest(trial, name))
+        values = self._values(lambda name, parameter: parameter.suggest(trial, name))
+        return self.base.replace(values)
 
     def baseline(self) -> TrialConfig:
         """Return the base config, with each active parameter at the nearest value in the space."""
@@ -76,7 +83,7 @@ class SearchSpace:
             if name in FRONT_END_FIELDS:
                 _check_countable(name, parameter)
         front_ends = dict[FrontEnd, None]()
-        for values in combinations(self.base, self.parameters, FRONT_END_FIELDS, every=True):
+        for values in _combinations(self.base, self.parameters, FRONT_END_FIELDS, every=True):
             try:
                 front_ends[self.base.replace(values).front_end] = None
             except UserError as error:
@@ -135,31 +142,26 @@ def _parse(name: str, content: Any) -> SearchSpace:
         if field in fixed:
             raise UserError(f"'{field}' is the same for the whole search: give --{field} instead")
     base = base.replace({str(k): v for k, v in fixed.items()})
-    parsed = {str(field): _parameter(str(field), value) for field, value in parameters.items()}
+    parsed = dict[str, Parameter]()
+    for key, value in parameters.items():
+        _check_searchable("", field := str(key))
+        parsed[field] = parse_parameter(field, value)
     for field, parameter in parsed.items():
         if field in fixed and not parameter.when:  # with one, `fixed` has its value otherwise
             raise UserError(f"'{field}' is in both 'fixed' and 'parameters'")
-    check_coupled(parsed, fixed, NOT_SEARCHED)
+    _check_coupled(parsed, fixed)
     for field, parameter in parsed.items():
         _check_values(base, field, parameter)
     description = " ".join(str(content.get("description", "")).split())
-    space = SearchSpace(name, description, base, in_order(base, parsed))
+    space = SearchSpace(name, description, base, _in_order(base, parsed))
     _check_micro_batches(space)
     space.front_ends()
     return space
 
 
-def _parameter(field: str, value: Any) -> Parameter:
-    if field not in FIELDS:
-        raise UserError(f"unknown field {field!r}: {nearest(field, FIELDS)}")
-    if field in NOT_SEARCHED:
-        raise UserError(f"'{field}' is not searched: give --{field} instead")
-    return parse_parameter(field, value)
-
-
 def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
     """Check each value alone, of a range its ends; `front_ends` checks combinations."""
-    for value in parameter.ends():
+    for value in parameter.ends() if isinstance(parameter, Range) else parameter.values:
         for name, own in parameter.fields(field, value).items():
             base.replace({**ALONE, "batch_size": 65_536, name: own})
     if isinstance(parameter, FloatRange) and isinstance(FIELDS[field].default, int):
@@ -169,7 +171,7 @@ def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
 def _check_micro_batches(space: SearchSpace) -> None:
     """Raise `UserError` if a trial could have a micro-batch above its batch."""
     fields = ("batch_size", "micro_batch")
-    for values in combinations(space.base, space.parameters, fields, every=False):
+    for values in _combinations(space.base, space.parameters, fields, every=False):
         batch, micro = ({**space.base.as_dict(), **values}[field] for field in fields)
         if micro is not None and micro > batch:
             raise UserError(
@@ -187,3 +189,140 @@ def _check_countable(field: str, parameter: Parameter) -> None:
             f"{field}: type {parameter.type} has too many values, each of which has a cache "
             "on disk: use ordinal or categorical"
         )
+
+
+def _check_searchable(where: str, field: str) -> None:
+    """Raise `UserError`, which begins with `where`, for a field that no search varies."""
+    if field not in FIELDS:
+        raise UserError(f"{where}unknown field {field!r}: {nearest(field, FIELDS)}")
+    if field in NOT_SEARCHED:
+        raise UserError(f"{where}'{field}' is not searched: give --{field} instead")
+
+
+def _check_coupled(parameters: Mapping[str, Parameter], fixed: Collection[str]) -> None:
+    """Raise `UserError` for a field in a `with` that must not be there.
+
+    Beside a `when`, a field may be in `fixed` too: its value while the condition does not hold.
+    """
+    leaders = dict[str, str]()
+    for name, parameter in parameters.items():
+        for field in _fields(name, parameter)[1:]:
+            where = f"{name}: with"
+            _check_searchable(f"{where}: ", field)
+            if field in parameters or (field in fixed and not parameter.when):
+                other = "parameters" if field in parameters else "fixed"
+                raise UserError(f"{where}: '{field}' is in '{other}' as well: keep one of them")
+            if field in leaders:
+                raise UserError(f"{where}: '{field}' moves with '{leaders[field]}' already")
+            leaders[field] = name
+
+
+def _in_order(base: TrialConfig, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Return the parameters, each after those that its `when` names, otherwise as written.
+
+    Raises `UserError` for a condition on a field that is not searched, on a value that is
+    impossible, or on the parameter itself.
+    """
+    for name, parameter in parameters.items():
+        for other, options in parameter.when.items():
+            _check_condition(base, parameters, f"{name}: when", other, options)
+    ordered = dict[str, Parameter]()
+
+    def add(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            circle = " → ".join((*path[path.index(name) :], name))
+            raise UserError(f"{name}: when: a condition depends on itself: {circle}")
+        if name not in ordered:
+            for other in parameters[name].when:
+                add(other, (*path, name))
+            ordered[name] = parameters[name]
+
+    for name in parameters:
+        add(name, ())
+    return ordered
+
+
+def _check_condition(
+    base: TrialConfig,
+    parameters: Mapping[str, Parameter],
+    where: str,
+    other: str,
+    options: Sequence[Scalar],
+) -> None:
+    if other not in FIELDS:
+        raise UserError(f"{where}: unknown field {other!r}: {nearest(other, parameters)}")
+    leader = next((n for n, p in parameters.items() if other in _fields(n, p)[1:]), None)
+    if leader is not None:
+        raise UserError(f"{where}: '{other}' moves with '{leader}': name that instead")
+    if other not in parameters:
+        raise UserError(f"{where}: '{other}' is not searched: {nearest(other, parameters)}")
+    parameter = parameters[other]
+    if isinstance(parameter, FloatRange):
+        raise UserError(f"{where}: '{other}' is a float: only int, ordinal and categorical may be")
+    for option in options:
+        if parameter.when and option == getattr(base, other):
+            continue  # its value while its own conditions do not hold
+        if isinstance(parameter, IntRange):
+            if not isinstance(option, int) or option not in parameter.values:
+                low, high = parameter.ends()
+                raise UserError(f"{where}: {other} {option!r} is not among {low} to {high}")
+        elif option not in parameter.values:
+            known = nearest(str(option), [str(v) for v in parameter.values])
+            raise UserError(f"{where}: {other} is never {option!r}: {known}")
+
+
+def _combinations(
+    base: TrialConfig, parameters: Mapping[str, Parameter], fields: Collection[str], *, every: bool
+) -> list[dict[str, Any]]:
+    """Return the distinct combinations of values that a trial can have in the searched `fields`.
+
+    They are the Cartesian product of the values of the parameters that set `fields` and of those
+    in their conditions, where a parameter varies only while its conditions hold. Values that make
+    no difference are left out: of a parameter that only conditions name, all but those named and
+    the lowest and highest others. The same is done to int ranges unless `every`, since their ends
+    are enough for a bound. `parameters` must be in order.
+    """
+    targets = {n for n, p in parameters.items() if any(f in fields for f in _fields(n, p))}
+    needed = set(targets)
+    for name in reversed(list(parameters)):
+        needed |= parameters[name].when.keys() if name in needed else set()
+    values = dict[str, Sequence[Any]]()
+    for name in (n for n in parameters if n in needed):
+        parameter = parameters[name]
+        if name in targets and (every or isinstance(parameter, ValueList)):
+            values[name] = parameter.values
+        else:
+            named = [v for other in needed for v in parameters[other].when.get(name, ())]
+            values[name] = _distinguishing(parameter.values, named)
+
+    def product(config: dict[str, Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        if not names:
+            yield config
+        elif not (parameter := parameters[names[0]]).active(config):
+            yield from product(config, names[1:])
+        else:
+            for value in values[names[0]]:
+                yield from product(config | parameter.fields(names[0], value), names[1:])
+
+    configs = list(islice(product(base.as_dict(), list(values)), MAX_COMBINATIONS + 1))
+    if len(configs) > MAX_COMBINATIONS:
+        raise UserError(
+            f"{' × '.join(values)} have over {MAX_COMBINATIONS} combinations, which are checked "
+            f"one by one: use fewer values, or {APART}"
+        )
+    shown = [f for n, p in parameters.items() for f in _fields(n, p) if f in fields]
+    distinct = dict.fromkeys(tuple(config[field] for field in shown) for config in configs)
+    return [dict(zip(shown, combination, strict=True)) for combination in distinct]
+
+
+def _fields(name: str, parameter: Parameter) -> tuple[str, ...]:
+    """Return the fields that a parameter sets: its own, then those of its `with`."""
+    return (name, *(parameter.along if isinstance(parameter, ValueList) else ()))
+
+
+def _distinguishing(values: Sequence[Any], named: Sequence[Scalar]) -> Sequence[Any]:
+    """Return the values that conditions name, and the lowest and the highest of the others."""
+    chosen = [value for value in named if value in values]
+    for ordered in (values, reversed(values)):
+        chosen += next(([value] for value in ordered if value not in named), [])
+    return list(dict.fromkeys(chosen))

@@ -92,10 +92,6 @@ class TrialQueue:
         """The epochs of a whole run."""
         return self.source.settings.epochs
 
-    def stop_reason(self, key: TrialKey) -> str | None:
-        """Return why a running run must stop at its next report, or None."""
-        return self.source.stop_reason(key)
-
     def config(self, key: TrialKey) -> TrialConfig:
         """Return the current config of a running run."""
         return self._running[key].config
@@ -112,11 +108,7 @@ class TrialQueue:
         for listener in self.listeners:
             listener.started(run)
         fault_point("trial-handed-out", str(run.key.folder))
-        return {
-            "key": run.key,
-            "config": run.config,
-            "attempt": uuid.uuid4().hex,
-        }
+        return {"key": run.key, "config": run.config, "attempt": uuid.uuid4().hex}
 
     def advance(
         self, key: TrialKey, rows: Sequence[dict[str, float]], micro_batch: int | None = None
@@ -214,14 +206,13 @@ class SamplerSource(ProposalSource):
         return run
 
     def _config(self, trial: optuna.trial.Trial) -> TrialConfig:
-        values = self.space.suggest_values(trial)
-        values |= {"seed": trial_seed(self.settings.seed, trial.number)}
-        values |= {"epochs": self.settings.epochs}
-        if values["precision"] == "auto":
+        config, seed = self.space.suggest(trial), trial_seed(self.settings.seed, trial.number)
+        values: dict[str, Any] = {"seed": seed, "epochs": self.settings.epochs}
+        if config.precision == "auto":
             values["precision"] = self.settings.precision
         # An interrupted trial keeps the config it began with: the precision of the machine it was
         # on, and a micro-batch that it had to halve.
-        return self.space.base.replace(values | stored_trial(trial).user_attrs.get("config", {}))
+        return config.replace(values | stored_trial(trial).user_attrs.get("config", {}))
 
     def _is_over(self) -> bool:
         """Return whether the budget or the time is spent, or all trials fail, as the next would."""
@@ -236,8 +227,7 @@ class SamplerSource(ProposalSource):
             if stored_trial(trial).user_attrs["config"] != config:
                 trial.set_user_attr("config", config)
             for row in rows:
-                score = row.get(f"val_{self.settings.metric}")
-                if score is not None:
+                if (score := row.get(f"val_{self.settings.metric}")) is not None:
                     trial.report(score, int(row["epoch"]))
             if rows:
                 trial.set_user_attr(epochs_key(rows), rows)
