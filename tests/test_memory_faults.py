@@ -32,7 +32,7 @@ from resp_tune.execution.searcher import (
     RestartTrialsError,
     StudySearcher,
 )
-from resp_tune.study.replicate_source import ReplicateSource
+from resp_tune.study.replicates import ReplicateSource
 from resp_tune.study.study import records
 from resp_tune.study.trial_queue import TrialQueue
 

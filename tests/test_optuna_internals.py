@@ -33,9 +33,10 @@ WHAT_TO_DO = """
 This version of Optuna differs from 5.0 in a part that resp_tune relies on and Optuna does not
 promise. Keep the upper bound of `optuna` in pyproject.toml at the last version that passes, then:
 1. read the release notes and `git diff` of optuna/storages/_rdb and optuna/samplers/_cmaes.py;
-2. mend resp_tune/study/optuna_internals.py, the only file that uses such parts: columns of tables
-   in COLUMNS and the two INSERT statements beside it, sessions in `SingleWriterStorage.one_commit`,
-   the key and method of CMA-ES in `SafeCmaEsSampler`, ids in `reopen_trial` and `stored_trial`;
+2. mend resp_tune/study/optuna_internals.py, the only file that uses such parts: the base class of
+   `SingleWriterStorage`, columns of tables in COLUMNS and the two INSERT statements beside it,
+   sessions in `SingleWriterStorage.one_commit`, the key and method of CMA-ES in
+   `SafeCmaEsSampler`, ids in `reopen_trial` and `stored_trial`;
 3. raise the bound. Without step 2 searches still run if only the tables differ: Optuna's own
    storage is used then, with a warning.
 """

@@ -15,10 +15,10 @@ from support.trial_queues import Diary, epochs_of, next_of, queue_of, row, setti
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.space.search_space import load_space
-from resp_tune.study.replicate_source import ReplicateSource
 from resp_tune.study.replicates import (
     MAX_CANDIDATES,
     Candidate,
+    ReplicateSource,
     candidates,
     check_count,
     eligible,
@@ -135,14 +135,16 @@ def test_the_hopeless_get_no_more_seeds(said: list[str], tmp_path: Path) -> None
     handed = [next_of(queue)["key"] for _ in range(8)]
     assert handed == [(n, index) for index in (1, 2, 3, 4) for n in (0, 1)]
     for index, scores in enumerate([(0.7, 0.1), (0.72, 0.12), (0.71, 0.11)], start=1):
-        assert queue.stop_reason(TrialKey(1, 4)) is None, "two seeds are near each other by chance"
+        assert queue.source.stop_reason(TrialKey(1, 4)) is None, (
+            "two seeds are near each other by chance"
+        )
         assert not said
         finish(queue, TrialKey(0, index), scores[0])
         finish(queue, TrialKey(1, index), scores[1])
     assert len(said) == 1
     assert "trial 1 gets no more replicates" in said[0]
-    assert queue.stop_reason(TrialKey(1, 4)) == "dropped"
-    assert queue.stop_reason(TrialKey(0, 4)) is None
+    assert queue.source.stop_reason(TrialKey(1, 4)) == "dropped"
+    assert queue.source.stop_reason(TrialKey(0, 4)) is None
     queue.advance(TrialKey(1, 4), [row(1, 0.9)])
     queue.end(TrialKey(1, 4), "pruned", "dropped")
     assert [line for line in diary.lines if line[0] == "ended"][-1] == ("ended", 1, "pruned")

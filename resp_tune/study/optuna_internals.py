@@ -21,6 +21,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.samplers import CmaEsSampler
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from resp_tune.study.safe_cmaes import read_optimiser
@@ -102,16 +103,7 @@ class SafeCmaEsSampler(CmaEsSampler):
         return None
 
 
-def _of_database(name: str) -> Any:
-    """Return a method that calls the method `name` of the storage's database."""
-
-    def method(self: SingleWriterStorage, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.database, name)(*args, **kwargs)
-
-    return method
-
-
-class SingleWriterStorage(BaseStorage):
+class SingleWriterStorage(_CachedStorage):
     """A storage for the only process that writes to `database`, read from memory.
 
     Optuna's own storage reads every running trial again from the database, all its epochs included,
@@ -119,12 +111,13 @@ class SingleWriterStorage(BaseStorage):
     has a lock, so there is no other, and the cost of a trial must not grow with the running ones.
 
     Values are in the database before they are in memory. Values given to it must not be changed
-    afterwards.
+    afterwards. Optuna's cache, its base class, handles all but the trials.
     """
 
     def __init__(self, database: RDBStorage) -> None:
+        super().__init__(database)
         self.database = database
-        self._lock = threading.RLock()
+        self._trials_lock = threading.RLock()
         # By study and trial id, trials in the order of their numbers; read on first use.
         self._trials: dict[int, dict[int, FrozenTrial]] = {}
 
@@ -154,7 +147,7 @@ class SingleWriterStorage(BaseStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create a trial and return its id."""
-        with self._lock:
+        with self._trials_lock:
             trials = self._trials_of_study(study_id)
             trial_id = self.database.create_new_trial(study_id, template_trial)
             trials[trial_id] = self.database.get_trial(trial_id)
@@ -168,7 +161,7 @@ class SingleWriterStorage(BaseStorage):
         distribution: BaseDistribution,
     ) -> None:
         """Store a parameter that the sampler has suggested."""
-        with self._lock:
+        with self._trials_lock:
             self.database.set_trial_param(trial_id, param_name, param_value_internal, distribution)
             value = distribution.to_external_repr(param_value_internal)
             self._remember(trial_id, "params", param_name, value)
@@ -178,7 +171,7 @@ class SingleWriterStorage(BaseStorage):
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
         """Store the state and the final values; return False for a trial that was taken already."""
-        with self._lock:
+        with self._trials_lock:
             changed = self.database.set_trial_state_values(trial_id, state, values)
             # Read back, because the database has added the time.
             self._trials_beside(trial_id)[trial_id] = self.database.get_trial(trial_id)
@@ -188,7 +181,7 @@ class SingleWriterStorage(BaseStorage):
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
         """Store the score of an epoch."""
-        with self._lock:
+        with self._trials_lock:
             if math.isfinite(intermediate_value):
                 self._execute(trial_id, _INSERT_SCORE, step, float(intermediate_value))
             else:
@@ -197,29 +190,26 @@ class SingleWriterStorage(BaseStorage):
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store one of our own attributes of a trial."""
-        with self._lock:
+        with self._trials_lock:
             self._execute(trial_id, _INSERT_ATTRIBUTE, key, json.dumps(value))
             self._remember(trial_id, "user_attrs", key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store an attribute that the sampler keeps of a trial."""
-        with self._lock:
+        with self._trials_lock:
             self.database.set_trial_system_attr(trial_id, key, value)
             self._remember(trial_id, "system_attrs", key, value)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial; raise `KeyError` for an unknown id."""
-        with self._lock:
+        with self._trials_lock:
             return self._trials_beside(trial_id)[trial_id]
 
     def get_all_trials(
-        self,
-        study_id: int,
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Return the trials by number, or those in one of `states`."""
-        with self._lock:
+        with self._trials_lock:
             trials = list(self._trials_of_study(study_id).values())
         if states is not None:
             trials = [trial for trial in trials if trial.state in states]
@@ -261,16 +251,5 @@ class SingleWriterStorage(BaseStorage):
 
     def delete_study(self, study_id: int) -> None:
         """Delete a study and its trials."""
-        self.database.delete_study(study_id)
+        super().delete_study(study_id)
         self._trials.pop(study_id, None)
-
-    # Studies and their attributes are not kept in memory.
-    create_new_study = _of_database("create_new_study")
-    set_study_user_attr = _of_database("set_study_user_attr")
-    set_study_system_attr = _of_database("set_study_system_attr")
-    get_study_id_from_name = _of_database("get_study_id_from_name")
-    get_study_name_from_id = _of_database("get_study_name_from_id")
-    get_study_directions = _of_database("get_study_directions")
-    get_study_user_attrs = _of_database("get_study_user_attrs")
-    get_study_system_attrs = _of_database("get_study_system_attrs")
-    get_all_studies = _of_database("get_all_studies")

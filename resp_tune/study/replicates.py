@@ -1,4 +1,4 @@
-"""Choose the winner among the best trials by replicates on other seeds, not by one lucky score.
+"""Choose the winner among the best trials by replicates: the same configs with other seeds.
 
 The score that made a trial a candidate does not count: it was selected for being high. Replicates
 are not trials of the study, which holds what the sampler proposed, but attributes of it:
@@ -9,9 +9,10 @@ of a report (release 0.1.0 kept the rows in the first).
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,11 @@ from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.study.optuna_internals import one_commit
 from resp_tune.study.study import TrialRecord, epochs_key, ranked, read_epochs
+from resp_tune.study.trial_queue import ProposalSource, Rows, TrialSettings
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
+
+log = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 4  # by the score of the search
 MIN_REPLICATES = 2  # for a mean and its standard error
@@ -222,3 +226,100 @@ def _order(c: Candidate) -> tuple[bool, float, int]:
     value = c.trial.score if c.lower_bound is None else c.lower_bound
     # Rounded, or the last bit of a sum would decide between equals.
     return c.lower_bound is None, -_sign(c.metric) * round(value or 0.0, 9), c.trial.number
+
+
+class ReplicateSource(ProposalSource):
+    """`count` replicates of each of the best of `trials`.
+
+    The first replicates of all candidates come before their second ones. A candidate that is
+    clearly worse than the best gets no more replicates unless the best falls back, and its running
+    ones stop at their next report. Interrupted replicates are resumed, and failed ones are tried
+    again, by the next run of the command.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        trials: Sequence[TrialRecord],
+        settings: TrialSettings,
+        count: int,
+    ) -> None:
+        super().__init__(study, settings)
+        self.trials, self.count = trials, count
+        self._runs = {
+            r.key: dataclasses.replace(r, state=None) if r.state == "failed" else r
+            for r in replicates(study, trials)
+        }
+        self._reported_dropped: set[int] = set()
+
+    def candidates(self) -> list[Candidate]:
+        """Return the candidates with their replicates until now, best first."""
+        runs = list(self._runs.values())
+        return candidates(self.trials, runs, metric=self.settings.metric, count=self.count)
+
+    def missing(self, running: Collection[TrialKey] = ()) -> list[TrialKey]:
+        """Return the replicates to hand out, in that order.
+
+        One that was stopped is resumed when its trial may win again.
+        """
+        trials = ranked([c.trial for c in eligible(self.candidates())], self.settings.metric)
+        keys = (TrialKey(t.number, i) for i in range(1, self.count + 1) for t in trials)
+        ended = {k for k, r in self._runs.items() if r.state not in (None, "pruned")}
+        return [key for key in keys if key not in running and key not in ended]
+
+    def stop_reason(self, key: TrialKey) -> str | None:
+        """Return why a running replicate must stop at its next report, or None."""
+        able = any(c.trial.number == key.number for c in eligible(self.candidates()))
+        return None if able else "dropped"
+
+    def propose(self, running: Collection[TrialKey]) -> TrialRecord | None:
+        """Return the next replicate, stored as running, or None while there is none."""
+        missing = self.missing(running)
+        if not missing:
+            return None
+        key = missing[0]
+        run = dataclasses.replace(self._runs.get(key) or self._new(key), state=None)
+        self.save(run)
+        return run
+
+    def _new(self, key: TrialKey) -> TrialRecord:
+        trial = next(t for t in self.trials if t.number == key.number)
+        seed = replicate_seed(self.settings.seed, key.number, key.replicate)
+        config = trial.config.replace({"seed": seed})
+        return TrialRecord(key, None, None, config, trial.values, [], 0.0, None)
+
+    def save(self, run: TrialRecord, rows: Rows = (), reason: str | None = None) -> None:
+        """Store a replicate, and log what its end means for its trial."""
+        save_replicate(self.study, run, rows)
+        self._runs[run.key] = run
+        if run.state == "failed":
+            log.info(
+                f"replicate {run.key.label} failed ({reason}): trial {run.number} cannot win; "
+                "rerun the same command to try it again"
+            )
+        if run.state is not None:
+            self._report_dropped()
+
+    def end_abandoned(self, running: Collection[TrialKey]) -> list[TrialRecord]:
+        """End replicates that an earlier driver left running, of trials that cannot win now."""
+        abandoned = [
+            dataclasses.replace(run, state="pruned")
+            for key, run in self._runs.items()
+            if run.state is None and key not in running
+        ]
+        for run in abandoned:
+            self.save(run)
+        return abandoned
+
+    def _report_dropped(self) -> None:
+        ordered = self.candidates()
+        best, able = ordered[:1], eligible(ordered)
+        for c in ordered[1:]:
+            unfinished = len(c.runs) < self.count and c.trial.number not in self._reported_dropped
+            if unfinished and c not in able and c.failure is None:
+                self._reported_dropped.add(c.trial.number)
+                log.info(
+                    f"trial {c.trial.number} gets no more replicates: {self.settings.metric} "
+                    f"{c.mean:.3f} ± {c.sd:.3f} over {len(c.runs)}, beside "
+                    f"{best[0].mean:.3f} ± {best[0].sd:.3f} of trial {best[0].trial.number}"
+                )

@@ -6,25 +6,11 @@ import warnings
 from collections.abc import Callable
 
 import optuna
-from optuna.samplers import (
-    BaseSampler,
-    GPSampler,
-    QMCSampler,
-    RandomSampler,
-    TPESampler,
-)
+from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 
 from resp_tune.space.parameters import Categorical
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_internals import SafeCmaEsSampler, silence_qmc_sampler
-
-
-def _cmaes(seed: int) -> BaseSampler:
-    return SafeCmaEsSampler(seed=seed, warn_independent_sampling=False)
-
-
-def _gp(seed: int) -> BaseSampler:
-    return GPSampler(seed=seed, warn_independent_sampling=False)
 
 
 def _qmc(seed: int) -> BaseSampler:
@@ -38,8 +24,8 @@ def _qmc(seed: int) -> BaseSampler:
 # nothing, to the last bit.
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=8, group=True),
-    "gp": _gp,
-    "cmaes": _cmaes,
+    "gp": lambda seed: GPSampler(seed=seed, warn_independent_sampling=False),
+    "cmaes": lambda seed: SafeCmaEsSampler(seed=seed, warn_independent_sampling=False),
     "qmc": _qmc,
     "random": lambda seed: RandomSampler(seed=seed),
 }
