@@ -14,8 +14,7 @@ from pathlib import Path
 
 from resp_tune.cli import Parser, existing_folder, run
 from resp_tune.errors import RunError, UserError, nearest
-from resp_tune.storage.object_store import ObjectPath, StorageError, is_uri
-from resp_tune.storage.storage_probe import check_store
+from resp_tune.storage.object_store import ObjectPath, StorageError, check_store, is_uri
 
 
 def parser() -> Parser:

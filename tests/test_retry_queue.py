@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from resp_tune.common import retry_queue
-from resp_tune.common.retry_queue import Outcome, RetryQueue
+from resp_tune.common.retry_queue import SKIPPED, RetryQueue
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_a_skipped_task_ends_no_outage() -> None:
     with queue(on_recovery=back.append) as keyed:
         keyed.put("a", lambda: store.write("a"))
         assert keyed.flush(10, until_failure=True) == 1
-        keyed.put("gone", lambda: Outcome.SKIPPED)
+        keyed.put("gone", lambda: SKIPPED)
         keyed.flush(0.2)
         assert (back, keyed.done) == ([], 0)
         store.away = False

@@ -29,8 +29,7 @@ from resp_tune.harness.reconcile import download_search, search_state
 from resp_tune.storage import lease as leases
 from resp_tune.storage import object_store
 from resp_tune.storage.lease import LEASE, Lease, LeaseLostError
-from resp_tune.storage.object_store import ObjectPath, StorageError
-from resp_tune.storage.storage_probe import check_store
+from resp_tune.storage.object_store import ObjectPath, StorageError, check_store
 from resp_tune.storage.uploader import Uploader
 from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
 
@@ -418,22 +417,22 @@ def test_a_lost_answer_does_not_lose_the_lease(
 def test_uploads_outlive_an_outage(
     store: ObjectStore, prefix_path: ObjectPath, tmp_path: Path
 ) -> None:
-    outages: list[str] = []
-    back: list[bool] = []
+    outages: list[Exception] = []
+    back: list[int] = []
     broken = dataclasses.replace(prefix_path, uri=prefix_path.uri.replace(str(store.port), "9"))
-    uploads = Uploader(broken, on_outage=outages.append, on_recovery=lambda: back.append(True))
+    uploads = Uploader(broken, on_outage=outages.append, on_recovery=back.append)
     (tmp_path / "a").write_bytes(b"old")
     uploads.add("a", tmp_path / "a")
     uploads.add("gone", tmp_path / "gone")
-    assert "no connection" in str(uploads.flush(60))
+    assert "no connection" in str(uploads.wait(60))
     (tmp_path / "a").write_bytes(b"new")
     uploads.add("a", tmp_path / "a")  # an attempt that runs may have read it before
     uploads.add("b", lambda: b"made when its turn comes")
     uploads.store = prefix_path
-    assert uploads.flush(60) is None
+    assert uploads.wait(60) is None
     assert (prefix_path.read("a"), prefix_path.read("b")) == (b"new", b"made when its turn comes")
     assert set(prefix_path.list_sizes()) == {"a", "b"}
-    assert (len(outages), back) == (1, [True])
+    assert (len(outages), len(back)) == (1, 1)
     uploads.close()
 
 

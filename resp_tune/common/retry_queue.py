@@ -7,18 +7,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between attempts; each is twice the last one
 
-
-class Outcome(Enum):
-    """What a task may return to say that it had nothing to do."""
-
-    SKIPPED = "skipped"
-
-
 Task = Callable[[], object]
+SKIPPED = object()  # what a task may return to say that it had nothing to do
 
 
 @dataclass(frozen=True)
@@ -103,30 +96,26 @@ class RetryQueue:
     def _work(self) -> None:
         pause = FIRST_PAUSE
         while (entry := self._next()) is not None:
-            result: object = None
-            error: Exception | None = None
             try:
-                result = entry.task()
-            except Exception as caught:  # whatever it is: the thread must live
-                error = caught
-            if error is not None and self._is_permanent(error):
-                self._on_refusal(entry.name, error)
-                self._finish(entry)
-            elif error is not None:
+                skipped = entry.task() is SKIPPED
+            except Exception as error:  # whatever it is: the thread must live
+                if self._is_permanent(error):
+                    self._on_refusal(entry.name, error)
+                    self._finish(entry)
+                    continue
                 if self.failure is None:
                     self._on_outage(error)
                 self._finish(entry, error)
                 self._rest(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
-            elif result is Outcome.SKIPPED:
-                self._finish(entry)
-            else:
+                continue
+            if not skipped:
                 if self.failure is not None:
                     self.failure = None
                     self._on_recovery(len(self._entries))
                 self.done += 1
                 pause = FIRST_PAUSE
-                self._finish(entry)
+            self._finish(entry)
 
     def _next(self) -> _Entry | None:
         with self._changed:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from resp_tune.common.paths import user_path
 from resp_tune.errors import UserError
-from resp_tune.storage.object_store import LARGEST, ObjectPath, StorageError, is_uri
-from resp_tune.storage.storage_probe import check_store
+from resp_tune.storage.object_store import LARGEST, ObjectPath, StorageError, check_store, is_uri
 
 if TYPE_CHECKING:
     from resp_tune.training.model_bundle import Bundle

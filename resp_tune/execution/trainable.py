@@ -222,7 +222,7 @@ class TrialTrainable(tune.Trainable):
         """End the trial's watchdog and uploads; Ray also calls it when the worker ends."""
         self._stop_watchdog()
         if self.uploader is not None:
-            self.uploader.flush(UPLOAD_SECONDS)
+            self.uploader.wait(UPLOAD_SECONDS)
 
     # Ray's own checkpoints are not used: a trial is found again by its number, whatever became of
     # the Ray session that started it. Ray calls these two when it pauses a trial.

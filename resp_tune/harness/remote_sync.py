@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 
 import optuna
 
+from resp_tune.common.text import one_line
 from resp_tune.errors import RunError, UserError
 from resp_tune.harness.reconcile import STUDY, download_search
 from resp_tune.harness.spec import SearchLocation
@@ -68,13 +69,13 @@ class RemoteSync(StorageSync):
         self.uploads = Uploader(
             self.store,
             on_outage=self._outage,
-            on_recovery=lambda: log.info("the storage is back"),
+            on_recovery=lambda _: log.info("the storage is back"),
         )
 
-    def _outage(self, reason: str) -> None:
+    def _outage(self, error: Exception) -> None:
         log.warning(
-            f"the storage '{self.store}' cannot be written to ({reason}): the search continues, "
-            "and what is missing there is uploaded when it is back"
+            f"the storage '{self.store}' cannot be written to ({one_line(error)}): the search "
+            "continues, and what is missing there is uploaded when it is back"
         )
 
     def opened(self, study: optuna.Study) -> None:
@@ -128,7 +129,7 @@ class RemoteSync(StorageSync):
     def leave(self) -> None:
         """Upload what is pending, but not for long: the search has ended early."""
         self._send_study()
-        if (reason := self.uploads.flush(LEAVING_SECONDS)) is not None:
+        if (reason := self.uploads.wait(LEAVING_SECONDS)) is not None:
             log.warning(
                 f"not everything is at '{self.store}' ({reason}): it is in '{self.folder}' on this "
                 "machine; rerun the same command to upload it"
@@ -152,10 +153,10 @@ class RemoteSync(StorageSync):
 
     def _flush(self, seconds: float) -> str | None:
         """Flush until nothing was uploaded for `seconds`; return the reason if not all was."""
-        deadline, uploaded = time.monotonic() + seconds, self.uploads.uploaded
-        while (reason := self.uploads.flush(seconds)) is not None:
-            if self.uploads.uploaded > uploaded:
-                deadline, uploaded = time.monotonic() + seconds, self.uploads.uploaded
+        deadline, uploaded = time.monotonic() + seconds, self.uploads.done
+        while (reason := self.uploads.wait(seconds)) is not None:
+            if self.uploads.done > uploaded:
+                deadline, uploaded = time.monotonic() + seconds, self.uploads.done
             elif time.monotonic() > deadline:
                 return reason
             time.sleep(1.0)

@@ -70,19 +70,16 @@ class Lease:
         fails.
         """
         record, self._version = self._read()
-        if record is not None and not record.released and record.id != self._last_taken_here():
+        last_taken_here = None
+        with suppress(OSError):
+            last_taken_here = (self.folder / LEASE).read_text(errors="replace") or None
+        if record is not None and not record.released and record.id != last_taken_here:
             self._version = self._await_expiry(record, self._version)
         if not self._write(self._mine):
             raise self._held_by(self._read()[0])
         write_atomically(self.folder / LEASE, self._mine.id.encode())
         self._confirmed = time.monotonic()
         self._thread.start()
-
-    def _last_taken_here(self) -> str | None:
-        """Return the id of the last lease taken from this folder, or None."""
-        with suppress(OSError, UnicodeDecodeError):
-            return (self.folder / LEASE).read_text() or None
-        return None
 
     def _await_expiry(self, record: LeaseRecord, version: Version | None) -> Version | None:
         """Wait until `record` has expired; return its version, or None if it is gone.

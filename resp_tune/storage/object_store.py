@@ -11,19 +11,22 @@ import functools
 import hashlib
 import os
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from resp_tune.common.paths import cache_folder, user_path, write_atomically
-from resp_tune.errors import UserError
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
+from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+from resp_tune.common.deadline import finishes_within
+from resp_tune.common.paths import cache_folder, user_path, write_atomically
+from resp_tune.errors import UserError, leave_at_exit
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "az")
 LARGEST = 1 << 30  # bytes; no file of a search is larger, but a foreign object may be
@@ -32,20 +35,24 @@ _TIMEOUTS = {"connect_timeout": "5s", "timeout": "60s"}  # of one request, of 5 
 _RETRIES: Any = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=10),
-    "backoff": {
-        "init_backoff": timedelta(seconds=0.1),
-        "max_backoff": timedelta(seconds=2),
-        "base": 2,
-    },
+    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2)},
+}
+PROBE_SECONDS = 10.0
+_HINTS = {
+    "NoSuchBucket": "create that bucket, or give another {flag}",
+    "AccessDenied": "set credentials that may read, write and delete there",
+    "InvalidAccessKeyId": "set AWS_ACCESS_KEY_ID to a key that the store knows",
+    "InvalidClientTokenId": "set AWS_ACCESS_KEY_ID to a key that the store knows",
+    "SignatureDoesNotMatch": "set AWS_SECRET_ACCESS_KEY to the secret of that key",
+    "status 403": "set credentials that may read, write and delete there",
+    "Account must be specified": "set AZURE_STORAGE_ACCOUNT_NAME",
+    "redirect": "set AWS_DEFAULT_REGION to the region of the bucket",
+    "no connection": "start it, or give another {flag}",
 }
 # Options of a URI's query by their names in release 0.1, which were pyarrow's.
 _RENAMED = {
     "endpoint_override": "endpoint",
     "force_virtual_addressing": "virtual_hosted_style_request",
-}
-_AWS_FILES = {
-    "AWS_CONFIG_FILE": "~/.aws/config",
-    "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
 }
 _OBSOLETE = {"scheme", "allow_bucket_creation", "allow_delayed_open", "retry_limit_seconds"}
 
@@ -124,11 +131,9 @@ class ObjectPath:
     def local_copy(self) -> Path:
         """Return the folder in which this machine keeps its copy."""
         options = dict(parse_qsl(urlsplit(self.uri).query))
-        identity = (
-            str(ObjectPath(self.uri)),
-            options.get("endpoint_override", options.get("endpoint", "")),
-        )
-        key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+        endpoint = options.get("endpoint_override", options.get("endpoint", ""))
+        identity = f"{ObjectPath(self.uri)}\n{endpoint}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return cache_folder() / "searches" / key / self.prefix
 
     def read(self, name: str = "", most: int | None = None) -> bytes | None:
@@ -141,15 +146,12 @@ class ObjectPath:
 
     def read_version(self, name: str = "", most: int | None = None) -> Versioned | None:
         """Return an object with its version, or None if it is absent."""
-        import obstore
-
         with self._connection(name) as (store, path):
             result = obstore.get(store, path)
             meta = result.meta
             if most is not None and meta["size"] > most:
-                raise StorageError(
-                    f"'{name}' has {meta['size']:,} bytes: more than any search file"
-                )
+                size = f"{meta['size']:,} bytes"
+                raise StorageError(f"'{name}' has {size}: more than any search file")
             return Versioned(bytes(result.bytes()), _version(meta), meta["last_modified"])
         return None
 
@@ -166,9 +168,6 @@ class ObjectPath:
         return self._put(data, name, version)
 
     def _put(self, data: bytes, name: str, mode: Any) -> Version | None:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
         with self._connection(name, missing_ok=False) as (store, path):
             try:
                 return _version(obstore.put(store, path, data, mode=mode))
@@ -177,8 +176,6 @@ class ObjectPath:
 
     def remove(self, name: str = "") -> None:
         """Delete an object if it exists."""
-        import obstore
-
         with self._connection(name) as (store, path):
             obstore.delete(store, path)
 
@@ -188,8 +185,6 @@ class ObjectPath:
 
     def list_objects(self) -> dict[str, tuple[int, int]]:
         """Return size in bytes and time of writing in ns of each object below, by relative name."""
-        import obstore
-
         objects: dict[str, tuple[int, int]] = {}
         with self._connection("") as (store, path):
             for batch in obstore.list(store, path or None):
@@ -217,8 +212,6 @@ class ObjectPath:
 
         With `missing_ok` the end of the block is skipped if the object is absent.
         """
-        from obstore.exceptions import BaseError, NotFoundError
-
         try:
             yield _open(self.uri), _join(self.prefix, name)
         except (BaseError, OSError, ValueError) as error:
@@ -254,8 +247,6 @@ _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 @functools.lru_cache(maxsize=8)
 def _open(uri: str) -> ObjectStore:
     """Return the client of a bucket, below the URI's own folder."""
-    from obstore.store import AzureStore, GCSStore, S3Store
-
     parts = urlsplit(uri)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     options = {_RENAMED.get(k, k): value for k, value in query.items() if k not in _OBSOLETE}
@@ -269,8 +260,8 @@ def _open(uri: str) -> ObjectStore:
     if endpoint and "://" not in endpoint:
         endpoint = options["endpoint"] = f"{query.get('scheme', 'https')}://{endpoint}"
     if parts.scheme == "s3":
-        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3")
-        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
+        variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        endpoint = endpoint or next(filter(None, map(os.environ.get, variables)), None)
     if endpoint and not re.fullmatch(
         r"https?://[\w.-]+(:\d+)?(/[\w./-]*)?|https?://\[[^]]+\](:\d+)?/?", endpoint
     ):
@@ -300,8 +291,9 @@ def _aws_profile() -> dict[str, str]:
     """Return key and region of `$AWS_PROFILE` (or `default`) from the files of the AWS tools."""
     config = configparser.RawConfigParser()
     with suppress(configparser.Error):
-        for variable, file in _AWS_FILES.items():
-            config.read(user_path(os.environ.get(variable, file)))
+        config.read(user_path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")))
+        credentials = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+        config.read(user_path(credentials))
     profile = os.environ.get("AWS_PROFILE", "default")
     names = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token"}
     if not os.environ.keys() & {"AWS_REGION", "AWS_DEFAULT_REGION"}:
@@ -312,3 +304,41 @@ def _aws_profile() -> dict[str, str]:
 
 def _join(*parts: str) -> str:
     return "/".join(part.strip("/") if i else part for i, part in enumerate(parts) if part)
+
+
+def check_store(flag: str, store: ObjectPath, *, write: bool = True) -> None:
+    """Raise `UserError` if `store` cannot be read and, with `write`, written and deleted.
+
+    A small object is written and removed at once, because rights cannot be queried. Takes at most
+    `PROBE_SECONDS`, also if a host never answers.
+    """
+    try:
+        if finishes_within(PROBE_SECONDS, lambda: _probe(store, write)):
+            return
+    except StorageError as error:
+        hints = (hint for key, hint in _HINTS.items() if key in str(error))
+        hint = next(hints, "give another {flag}").format(flag=flag)
+        raise UserError(f"{flag} '{store}' cannot be used ({error}): {hint}") from None
+    leave_at_exit(UserError.exit_code)  # the client may wait for a minute
+    raise UserError(
+        f"{flag} '{store}' did not answer within {PROBE_SECONDS:g} s: check the network "
+        f"and the credentials, or give another {flag}"
+    )
+
+
+def _probe(store: ObjectPath, write: bool) -> None:
+    if not write:
+        store.read(".resp_tune_probe")
+        return
+    name = f".resp_tune_probe-{uuid.uuid4().hex}"
+    store.read(name)  # its refusal tells more than that of a write: of a missing bucket, say
+    store.create(b"may be removed\n", name)
+    try:
+        if store.read(name) is None:
+            raise StorageError("an object that was just written is missing")
+        if store.create(b"may be removed too\n", name) is not None:
+            raise StorageError(
+                "it ignores If-None-Match, by which two drivers are kept apart; update its server"
+            )
+    finally:
+        store.remove(name)

@@ -11,8 +11,7 @@ from filelock import FileLock
 
 from resp_tune.common.paths import cache_folder, full_disk_in_one_line
 from resp_tune.errors import UserError
-from resp_tune.storage.object_store import ObjectPath, StorageError
-from resp_tune.storage.storage_probe import check_store
+from resp_tune.storage.object_store import ObjectPath, StorageError, check_store
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +33,16 @@ def fetch_dataset(uri: str) -> Path:
             objects = {n: o for n, o in source.list_objects().items() if _is_below(n)}
             if not objects:
                 raise UserError(f"--data '{source}' has no objects: give the prefix of a data set")
-            changed = [name for name, state in objects.items() if _state(folder / name) != state]
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            local = {path.relative_to(folder).as_posix(): path.stat() for path in files}
+            states = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in local.items()}
+            changed = [name for name, state in objects.items() if states.get(name) != state]
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(lambda n: _fetch(source, n, folder, objects[n][1]), changed))
         except StorageError as error:
             raise UserError(f"--data '{source}' cannot be read: {error}") from None
-        for path in folder.rglob("*"):
-            if path.is_file() and str(path.relative_to(folder)) not in objects:
-                path.unlink()
+        for name in states.keys() - objects.keys():
+            (folder / name).unlink()
     megabytes = sum(objects[name][0] for name in changed) / 1e6
     log.info(
         f"data: {len(changed)} of {len(objects)} files fetched from {source}, {megabytes:,.1f} MB"
@@ -53,15 +54,6 @@ def _is_below(name: str) -> bool:
     """Return whether a relative name is that of a file below the folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    """Return size and time of a file, like `ObjectPath.list_objects`; None if it is absent."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _fetch(source: ObjectPath, name: str, folder: Path, modified_ns: int) -> None:
