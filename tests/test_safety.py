@@ -222,7 +222,8 @@ def test_a_checkpoint_of_a_strangers_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"harm": Harm()}, tmp_path / "checkpoint.pt")
     config = toy_config(epochs=1)
-    training, wrong = resume(config, toy_folds(config, 1), "cpu", tmp_path / "checkpoint.pt")
+    training = Training(config, toy_folds(config, 1))
+    wrong = resume(training, tmp_path / "checkpoint.pt")
     assert training.history == []
     assert wrong is not None
     assert "UnpicklingError" in wrong

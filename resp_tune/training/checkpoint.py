@@ -7,8 +7,9 @@ again, and a checkpoint of the other trial must not be resumed.
 
 from __future__ import annotations
 
+import copy
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
-from resp_tune.training.loop import Training, TrainingData
+from resp_tune.training.loop import Training
 
 CHECKPOINT = "checkpoint.pt"  # in a trial's folder
 
@@ -30,31 +31,26 @@ def save_checkpoint(path: Path, training: Training, study: str | None = None) ->
     write_atomically(path, state.getbuffer())
 
 
-def resume(
-    config: TrialConfig,
-    folds: Sequence[TrainingData],
-    device: str,
-    path: Path,
-    study: str | None = None,
-) -> tuple[Training, str | None]:
-    """Return the training resumed from the checkpoint `path`, and what is wrong with the file.
+def resume(training: Training, path: Path, study: str | None = None) -> str | None:
+    """Resume a new training from the checkpoint `path`; return what is wrong with the file, if any.
 
-    Without a usable file the training starts over; its seed makes it the same again.
+    Without a usable file it starts over; its seed makes it the same again.
     """
-    training = Training(config, folds, device)
     if not path.exists():
-        return training, None
+        return None
+    beginning = copy.deepcopy(training.state())
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        if not _is_of(state, config, study):
-            return training, "is of another trial"
+        if not _is_of(state, training.config, study):
+            return "is of another trial"
         training.load_state(state)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # torch's reader raises many kinds for a damaged file
+        training.load_state(beginning)
         # Its message is left out: it advises to load the file unsafely.
-        return Training(config, folds, device), f"is damaged ({type(error).__name__})"
-    return training, None
+        return f"is damaged ({type(error).__name__})"
+    return None
 
 
 def epochs_in(path: Path, config: TrialConfig, study: str | None = None) -> int:
