@@ -42,8 +42,6 @@ CLOSE_SECONDS = 30.0
 LINGER_SECONDS = 3.0  # epochs wait so long for others of their run; curves need no more
 
 _PARENT_STATE = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
-
-
 _Epochs = list[tuple[dict[str, float], int]]  # of one run, each with its time in ms
 
 
@@ -247,10 +245,10 @@ class SearchRuns:
         key, now = RunKey("evaluation", trial, tags.get(Tag.WEIGHTS, "")), _now()
         all_tags, run_ids = {**_origin(), **tags}, list[str]()
 
-        def write() -> None:
+        def evaluate() -> None:
             run_ids.append(self._trial_runs.evaluate(key, dict(params), metrics, all_tags, now))
 
-        self._queue.put(f"evaluation of trial {trial.label}", write)
+        self._queue.put(f"evaluation of trial {trial.label}", evaluate)
         self._queue.flush(seconds)
         return run_ids[0] if run_ids else None
 

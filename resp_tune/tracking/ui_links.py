@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from resp_tune.common.choices import COMPARED_RUNS, MLFLOW_PORT, Mode
+from resp_tune.common.choices import COMPARED_RUNS, MLFLOW_PORT
 from resp_tune.tracking.client import EXPERIMENT, connect
 from resp_tune.tracking.mlflow_internals import VIEW_TAG
 from resp_tune.tracking.tags import SearchRef, Tag, conditions
