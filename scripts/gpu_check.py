@@ -164,9 +164,8 @@ def compare_ways(
     load = Workload(len(data.train.labels), len(data.validation.labels), len(CLASSES))
     cpus, epochs = os.cpu_count() or 1, args.epochs
     threads = {int(n): max(1, cpus // int(n)) for n in args.packed.split(",") if int(n)}
-    for packed in measure_all(config, load, device.type, threads=threads, epochs=epochs):
-        a_minute = 60 * packed.epochs_per_second / epochs
-        print(f"{packed.trials} at once: {a_minute:.1f} trials a minute")
+    for packed, rate in measure_all(config, load, device.type, threads, epochs).items():
+        print(f"{packed} at once: {60 * rate / epochs:.1f} trials a minute")
     for trials in (int(n) for n in args.fused.split(",") if int(n)):
         apart, fused = time_fused(config, data, device, trials, epochs)
         print(

@@ -16,7 +16,6 @@ from resp_tune.cluster.resources import Machine, ResourceRequest, TrialResources
 from resp_tune.errors import RunError
 from resp_tune.execution import trials_per_gpu
 from resp_tune.execution.trials_per_gpu import (
-    PackingResult,
     Workload,
     benchmark_slots,
     choose,
@@ -45,9 +44,9 @@ def test_the_stand_in_has_the_size_of_the_real_thing() -> None:
 
 
 def test_two_at_once_are_measured() -> None:
-    found = list(measure_all(toy_config(epochs=1), SMALL, "cpu", threads={1: 2, 2: 1}, epochs=2))
-    assert [p.trials for p in found] == [1, 2]
-    assert all(p.epochs_per_second > 0 for p in found)
+    rates = measure_all(toy_config(epochs=1), SMALL, "cpu", {1: 2, 2: 1}, 2)
+    assert list(rates) == [1, 2]
+    assert all(rate > 0 for rate in rates.values())
 
 
 def test_without_memory_for_so_many_nothing_is_measured() -> None:
@@ -68,8 +67,7 @@ def test_without_memory_for_so_many_nothing_is_measured() -> None:
     ],
 )
 def test_as_many_as_pay(rates: list[float], trials: int) -> None:
-    measured = [PackingResult(2**n, rate) for n, rate in enumerate(rates)]
-    assert choose(measured) == trials
+    assert choose({2**n: rate for n, rate in enumerate(rates)}) == trials
 
 
 # Choosing, with pretended measurements
@@ -83,9 +81,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Workload, str, int, 
     """A GPU on which two trials at once pay: load, device, trials, threads of each measurement."""
     calls = []
 
-    def fake(_: object, load: Workload, device: str, trials: int, **how: int) -> PackingResult:
+    def fake(_: object, load: Workload, device: str, trials: int, **how: int) -> float:
         calls.append((load, device, trials, how["threads"]))
-        return PackingResult(trials, {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials])
+        return {1: 1.0, 2: 2.0, 4: 2.05, 8: 2.05}[trials]
 
     monkeypatch.setattr(trials_per_gpu, "measure", fake)
     return calls
@@ -122,7 +120,7 @@ def test_no_more_trials_are_measured_than_the_request_allows(
 
 
 def test_a_failed_measurement_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object, **__: object) -> PackingResult:
+    def fails(*_: object, **__: object) -> float:
         raise ZeroDivisionError("a bug\nin two lines")
 
     monkeypatch.setattr(trials_per_gpu, "measure", fails)
@@ -147,7 +145,7 @@ def best(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         threads = next(iter(arguments.values()))[3]
         assert gpus == 1
         best["calls"].append((sorted(arguments), cpus, threads))
-        return {i: [PackingResult(n, float(min(n, best[i]))) for n in threads] for i in arguments}
+        return {i: {n: float(min(n, best[i])) for n in threads} for i in arguments}
 
     monkeypatch.setattr(trials_per_gpu, "call_on_nodes", fake)
     return best
@@ -181,13 +179,13 @@ def test_a_benchmark_on_a_node() -> None:
     with local_ray(Machine(2, 0, 10**9), 2):
         nodes = live_nodes()
         arguments = {nodes[0].id: (toy_config(epochs=1), SMALL, "cpu", {1: 1})}
-        results = call_on_nodes(trials_per_gpu._measure_list, arguments, cpus=1, gpus=1)
+        results = call_on_nodes(measure_all, arguments, cpus=1, gpus=1)
         if not torch.cuda.is_available():
             pool = Cluster("here", nodes)
             with pytest.raises(RunError, match=r"measured on [\d.]+, so no trial was started: "):
                 benchmark_slots(ResourceRequest(), pool, toy_config(epochs=1), SMALL)
     assert nodes[0].gpu_type == nodes[0].address, "Ray has no name for logical GPUs"
-    assert [r.trials for r in results[nodes[0].id]] == [1]
+    assert list(results[nodes[0].id]) == [1]
 
 
 def test_caps_on_a_cluster(best: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job API in what it starts
 CONNECT_SECONDS = 5.0
 LIST_SECONDS = 15.0
 CACHED_SECONDS = 1.0
+GPU_TYPE = "accelerator_type:"  # before a GPU's name in Ray's list of resources
 
 
 @dataclass(frozen=True)
@@ -175,18 +176,24 @@ def live_nodes() -> tuple[Node, ...]:
     """Return the live nodes of the cluster that this process is connected to, by address."""
     import ray
 
-    nodes = [
-        Node(
-            id=node["NodeID"],
-            host=node["NodeManagerHostname"],
-            address=node["NodeManagerAddress"],
-            machine=_machine(node["Resources"]),
-            gpu_type=_gpu_type(node["Resources"]) or node["NodeManagerAddress"],
-        )
-        for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no annotation here
-        if node["Alive"]
-    ]
-    return tuple(sorted(nodes, key=lambda node: (node.address, node.id)))
+    live = [_node(entry) for entry in ray.nodes() if entry["Alive"]]  # type: ignore[no-untyped-call]  # Ray's
+    return tuple(sorted(live, key=lambda node: (node.address, node.id)))
+
+
+def _node(entry: dict[str, Any]) -> Node:
+    resources, address = entry["Resources"], entry["NodeManagerAddress"]
+    gpu_types = [r.removeprefix(GPU_TYPE) for r in resources if r.startswith(GPU_TYPE)]
+    return Node(
+        id=entry["NodeID"],
+        host=entry["NodeManagerHostname"],
+        address=address,
+        machine=Machine(
+            cpus=int(resources.get("CPU", 0)),
+            gpus=int(resources.get("GPU", 0)),
+            memory=int(resources.get("memory", 0)),
+        ),
+        gpu_type=min(gpu_types, default=address),
+    )
 
 
 def cluster_capacity(
@@ -208,19 +215,6 @@ def cluster_capacity(
         return capacity if limit is None else min(capacity, limit)
 
     return count
-
-
-def _gpu_type(resources: dict[str, float]) -> str:
-    prefix = "accelerator_type:"
-    return min((r.removeprefix(prefix) for r in resources if r.startswith(prefix)), default="")
-
-
-def _machine(resources: dict[str, float]) -> Machine:
-    return Machine(
-        cpus=int(resources.get("CPU", 0)),
-        gpus=int(resources.get("GPU", 0)),
-        memory=int(resources.get("memory", 0)),
-    )
 
 
 def _check_reachable(address: str) -> None:

@@ -60,8 +60,8 @@ def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> dict[str, Probe
     token = request.token
     arguments = (
         (token.uri, token.prefix) if isinstance(token, ObjectPath) else str(token),
-        {str(path): size for path, size in request.sizes.items()},
-        {str(path): digest for path, digest in request.digests.items()},
+        dict(request.sizes),
+        dict(request.digests),
         request.tracking,
     )
     # A node that lacks these modules, or has other versions of them, can run them all the same.
@@ -90,8 +90,8 @@ def _probe_result(result: dict[str, Any] | Exception) -> ProbeResult | str:
 def _probe(
     node_id: str,
     token: str | tuple[str, str],
-    sizes: dict[str, int],
-    digests: dict[str, str],
+    sizes: dict[Path, int],
+    digests: dict[Path, str],
     tracking: tuple[str, int] | None,
 ) -> dict[str, Any]:
     """Run on a node, with only the standard library, unless the storage is an object store."""
@@ -171,20 +171,20 @@ def _try_folder(token: Path, node_id: str) -> str | None:
     return None
 
 
-def _try_recordings(sizes: dict[str, int], digests: dict[str, str]) -> str | None:
+def _try_recordings(sizes: dict[Path, int], digests: dict[Path, str]) -> str | None:
     missing = [path for path, size in sizes.items() if _size(path) != size]
     if missing:
         return f"{len(missing)} of {len(sizes)} recordings not seen"
     for path, digest in digests.items():
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                return f"{Path(path).name} is another file there"
+                return f"{path.name} is another file there"
     return None
 
 
-def _size(path: str) -> int | None:
+def _size(path: Path) -> int | None:
     try:
-        return Path(path).stat().st_size
+        return path.stat().st_size
     except OSError:
         return None
 

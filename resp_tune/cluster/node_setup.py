@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from resp_tune.cluster.connect import Node
 from resp_tune.cluster.node_calls import call_on_nodes
@@ -21,23 +23,11 @@ from resp_tune.training.compute_device import (
     common_compute_device,
     detect_compute_device,
 )
-from resp_tune.training.datamodule import load_unchanged
+from resp_tune.training.datamodule import FeatureCaches, load_unchanged
 
-if TYPE_CHECKING:
-    import torch
-
-    from resp_tune.training.datamodule import FeatureCaches
+log = logging.getLogger(__name__)
 
 CONCURRENT_READS = 4
-
-
-@dataclass(frozen=True)
-class CacheFill:
-    """How long filling a node's cache took, and how many front ends were missing there."""
-
-    node: Node
-    seconds: float
-    computed: int
 
 
 class RecordingServer:
@@ -53,16 +43,16 @@ class RecordingServer:
         self._actor = actor.options(
             scheduling_strategy=here, max_concurrency=CONCURRENT_READS
         ).remote(dict(recordings))
+        self._recordings = recordings
 
-    def serve(self, caches: FeatureCaches, recordings: Mapping[str, Path]) -> FeatureCaches:
+    def serve(self, caches: FeatureCaches) -> FeatureCaches:
         """Return `caches` that fetch a recording from the driver where its path is not readable."""
-        sources = tuple(
-            dataclasses.replace(
-                s, load=partial(_load_or_fetch, recordings[s.digest], s.digest, self._actor)
-            )
-            for s in caches.sources
-        )
-        return dataclasses.replace(caches, sources=sources)
+
+        def load(digest: str) -> Callable[[int], torch.Tensor]:
+            return partial(_load_or_fetch, self._recordings[digest], digest, self._actor)
+
+        sources = [dataclasses.replace(s, load=load(s.digest)) for s in caches.sources]
+        return dataclasses.replace(caches, sources=tuple(sources))
 
     def bytes_sent(self) -> int:
         """Return the bytes that nodes have fetched so far."""
@@ -117,11 +107,12 @@ def common_device(nodes: Sequence[Node], device_type: str, gpus: float) -> Compu
 
 def fill_caches(
     nodes: Sequence[Node], caches: FeatureCaches, front_ends: Sequence[FrontEnd]
-) -> list[CacheFill]:
+) -> None:
     """Fill the feature caches of all nodes at the same time; raises `RunError` if one fails."""
     arguments = {n.id: (caches, list(front_ends), max(1, n.machine.cpus)) for n in nodes}
-    results = _call(_fill, arguments)
-    return [CacheFill(node, *result) for node, result in zip(nodes, results, strict=True)]
+    for node, (seconds, computed) in zip(nodes, _call(_fill, arguments), strict=True):
+        done = f"{computed} front ends computed" if computed else "was full"
+        log.info(f"cache of {node}: {done}, {seconds:.1f} s")
 
 
 def _fill(caches: FeatureCaches, front_ends: list[FrontEnd], workers: int) -> tuple[float, int]:

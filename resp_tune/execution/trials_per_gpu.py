@@ -7,7 +7,7 @@ import logging
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -51,14 +51,6 @@ class Workload:
     folds: int = 1
 
 
-@dataclass(frozen=True)
-class PackingResult:
-    """`trials` at once on one GPU ran `epochs_per_second` together."""
-
-    trials: int
-    epochs_per_second: float
-
-
 def benchmark_slots(
     request: ResourceRequest, pool: Machine | Cluster, config: TrialConfig, load: Workload
 ) -> TrialResources:
@@ -82,10 +74,13 @@ def benchmark_slots(
     if isinstance(pool, Cluster):
         nodes = {n.gpu_type: n.id for n in reversed(pool.nodes) if n.machine in used}
         by_id = dict.fromkeys(nodes.values(), (config, load, "cuda", threads))
-        by_node = call_on_nodes(_measure_list, by_id, cpus=one.cpus, gpus=1)
+        by_node = call_on_nodes(measure_all, by_id, cpus=one.cpus, gpus=1)
         results = {gpu_type: by_node[node_id] for gpu_type, node_id in nodes.items()}
     else:
-        results = {"": _measure_list(config, load, "cuda", threads)}
+        try:
+            results = {"": measure_all(config, load, "cuda", threads)}
+        except Exception as error:  # a bug of the config or the GPU driver, as on a node
+            results = {"": error}
     for gpu_type, measured in sorted(results.items()):
         on = gpu_type and f" on {gpu_type}"
         if isinstance(measured, Exception):
@@ -93,22 +88,12 @@ def benchmark_slots(
             raise RunError(
                 f"trials per GPU could not be measured{on}, so no trial was started: {cause}"
             ) from measured
-        rates = ", ".join(f"{r.trials}: {r.epochs_per_second:.2f}" for r in measured)
+        rates = ", ".join(f"{trials}: {rate:.2f}" for trials, rate in measured.items())
         log.info(
             f"trials per GPU: {choose(measured)}{on} (epochs a second of so many at once: "
             f"{rates or 'none fitted'})"
         )
     return options[min(choose(measured) for measured in results.values())]
-
-
-def _measure_list(
-    config: TrialConfig, load: Workload, device: str, threads: dict[int, int]
-) -> list[PackingResult] | Exception:
-    """Return all measurements, or what they failed with: a bug of the config or the GPU driver."""
-    try:
-        return list(measure_all(config, load, device, threads=threads, epochs=EPOCHS))
-    except Exception as error:
-        return error
 
 
 def _max_per_gpu(request: ResourceRequest, cpus: float, gpus: int) -> int:
@@ -132,18 +117,18 @@ def stand_in(config: TrialConfig, load: Workload) -> list[TrainingData]:
     frames = Frames(values.half(), first, count, tuple(str(n) for n in range(clips)))
     labels = torch.arange(clips) % load.classes
 
-    def side(chosen: slice) -> SplitTensors:
+    def split(chosen: slice) -> SplitTensors:
         return SplitTensors(ClipIndex(frames, first[chosen], count[chosen]), labels[chosen])
 
     names = tuple(str(n) for n in range(load.classes))
-    train, validation = side(slice(load.train)), side(slice(load.train, None))
+    train, validation = split(slice(load.train)), split(slice(load.train, None))
     return [TrainingData(train, validation, names)] * load.folds
 
 
 def measure(
     config: TrialConfig, load: Workload, device: str, trials: int, *, epochs: int, threads: int
-) -> PackingResult | None:
-    """Train `trials` at once on `device`, each in a process of its own.
+) -> float | None:
+    """Return the epochs a second of `trials` at once on `device`, each in a process of its own.
 
     The clock starts when every process has run an epoch, and stops with the last one's `epochs`.
     Returns None when memory does not suffice.
@@ -162,32 +147,33 @@ def measure(
     if len(complete) < trials:
         return None
     seconds = max(end for _, end in complete) - min(start for start, _ in complete)
-    return PackingResult(trials, trials * epochs / seconds)
+    return trials * epochs / seconds
 
 
 def measure_all(
     config: TrialConfig,
     load: Workload,
     device: str,
-    *,
     threads: Mapping[int, int],
-    epochs: int,
-) -> Iterator[PackingResult]:
-    """Measure the numbers of trials in `threads` until memory runs out.
+    epochs: int = EPOCHS,
+) -> dict[int, float]:
+    """Return the epochs a second by the number of trials at once, until memory runs out.
 
     `threads[n]`: threads of each trial when `n` trials run at once.
     """
+    rates = {}
     for trials, each in threads.items():
-        result = measure(config, load, device, trials, epochs=epochs, threads=each)
-        if result is None:
-            return
-        yield result
+        rate = measure(config, load, device, trials, epochs=epochs, threads=each)
+        if rate is None:
+            break
+        rates[trials] = rate
+    return rates
 
 
-def choose(measured: Sequence[PackingResult]) -> int:
+def choose(rates: Mapping[int, float]) -> int:
     """Return the fewest trials that no other number beats by a factor of `MIN_GAIN`, at least 1."""
-    best = max((r.epochs_per_second for r in measured), default=0.0)
-    return next((r.trials for r in measured if r.epochs_per_second * MIN_GAIN >= best), 1)
+    best = max(rates.values(), default=0.0)
+    return next((trials for trials, rate in rates.items() if rate * MIN_GAIN >= best), 1)
 
 
 _barrier: Barrier | None = None

@@ -141,13 +141,11 @@ def warm_up_nodes(data: SearchData, compute: Compute, caches: FeatureCaches) -> 
     """
     recordings = {s.digest: data.paths[s.stem] for s in data.sources}
     server = RecordingServer(recordings)
-    caches = server.serve(caches, recordings)
+    caches = server.serve(caches)
     if compute.cluster is None or not data.prefilled:
         return caches
     nodes = [n for n in compute.cluster.nodes if trial_capacity(compute.slots, [n.machine])]
-    for done in fill_caches(nodes, caches, data.prefilled):
-        what = f"{done.computed} front ends computed" if done.computed else "was full"
-        log.info(f"cache of {done.node}: {what}, {done.seconds:.1f} s")
+    fill_caches(nodes, caches, data.prefilled)
     if sent := server.bytes_sent():
         log.info(f"recordings: {sent / 1e6:,.1f} MB sent to nodes that cannot read them")
     return caches
