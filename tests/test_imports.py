@@ -35,7 +35,7 @@ OWNERS = {
     "obstore": {"storage"},
     "jinja2": {"reporting", "audit"},
     "sqlalchemy": {"tracking", "study"},
-    "pydantic": {"space"},
+    "pydantic": {"space", "data"},
 }
 # All that features and training need, so that they run on a host that has torch and little else.
 BARE_LIBRARIES = {"torch", "torchaudio", "numpy", "filelock", "safetensors"}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.common.text import join_names, plural
@@ -69,9 +71,9 @@ class Split:
     @property
     def digest(self) -> str:
         """Return the SHA-256 of everything but the notes, as canonical JSON."""
-        return hashlib.sha256(
-            json.dumps(_content(self), sort_keys=True, separators=(",", ":")).encode()
-        ).hexdigest()
+        content = {name: value for name, value in asdict(self).items() if name != "notes"}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def select_clips(self, clips: Clips, stems: Iterable[str]) -> tuple[Clip, ...]:
         """Return the clips of the recordings `stems` that have one of `classes`, in their order.
@@ -114,7 +116,7 @@ class Split:
 
 def save_split(split: Split, path: str | Path) -> None:
     """Write `split` as JSON, atomically."""
-    content = {**_content(split), "notes": list(split.notes), "digest": split.digest}
+    content = {**asdict(split), "digest": split.digest}
     write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -122,23 +124,13 @@ def load_split(path: str | Path) -> Split:
     """Read what `save_split` wrote; raise `UserError` if it is missing, damaged or changed."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        split = Split(
-            protocol=_text(content["protocol"]),
-            task=_text(content["task"]),
-            split_seed=int(content["split_seed"]),
-            folds=tuple(
-                Fold(_texts(f["train"]), _texts(f["validation"])) for f in content["folds"]
-            ),
-            test=None if content["test"] is None else _texts(content["test"]),
-            classes=_texts(content["classes"]),
-            notes=_texts(content["notes"]),
-        )
+        split = TypeAdapter(Split).validate_python(content)
         digest = content["digest"]
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be read ({error.strerror}): restore it, or move it away"
         ) from error
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise UserError(
             f"'{path}' is damaged: it holds no split; restore it from a copy"
         ) from error
@@ -151,35 +143,8 @@ def load_split(path: str | Path) -> Split:
 
 def _repeated(groups: Iterable[set[str]]) -> set[str]:
     """Return the names in more than one group."""
-    seen: set[str] = set()
-    repeated: set[str] = set()
-    for group in groups:
-        repeated |= seen & group
-        seen |= group
-    return repeated
-
-
-def _content(split: Split) -> dict[str, Any]:
-    return {
-        "protocol": split.protocol,
-        "task": split.task,
-        "split_seed": split.split_seed,
-        "folds": [{"train": list(f.train), "validation": list(f.validation)} for f in split.folds],
-        "test": None if split.test is None else list(split.test),
-        "classes": list(split.classes),
-    }
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list):
-        raise TypeError(f"{values!r} is not a list")
-    return tuple(_text(value) for value in values)
+    counts = Counter(itertools.chain.from_iterable(groups))
+    return {name for name, count in counts.items() if count > 1}
 
 
 def load_same_split(path: Path, now: Split, digest: str | None) -> Split:
