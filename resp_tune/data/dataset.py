@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -108,7 +108,9 @@ def load_dataset(path: str | Path) -> Dataset:
     if layout.official:
         splits, unmatched = metadata.match_official(names, official.values)
         problems += unmatched
-    annotations = _Annotations(layout.annotations)
+    annotations: dict[str, list[Path]] = {}
+    for path in layout.annotations:
+        annotations.setdefault(path.stem, []).append(path)
     recordings = []
     for path, name in sorted(names.items(), key=lambda item: item[0].stem):
         diagnosis = diagnoses.values.get(name.patient)
@@ -118,15 +120,17 @@ def load_dataset(path: str | Path) -> Dataset:
             problems.append(f"'{path.name}' is left out: its patient {name.patient} has {reason}")
             continue
         header = headers[path]
-        cycles, lines = annotations.cycles(path, header.seconds)
-        problems += lines
+        cycles: tuple[Cycle, ...] = ()
+        if path.stem in annotations:
+            cycles, lines = _cycles(annotations[path.stem], path, header.seconds)
+            problems += lines
         person = people.values.get(name.patient, metadata.Person(None, None))
         recordings.append(
             Recording(
                 stem=path.stem,
                 path=path,
                 patient=name.patient,
-                session=f"{name.patient}_{name.index}",
+                session=f"{name.patient}_{name.recording_index}",
                 location=name.location,
                 mode=name.mode,
                 device=name.device,
@@ -145,11 +149,12 @@ def load_dataset(path: str | Path) -> Dataset:
         raise UserError(
             f"none of the {len(layout.audio)} recordings in '{root}' is usable: {first}"
         )
-    problems += annotations.unmatched(names, layout.audio)
+    problems += _missing_partners(annotations, layout.audio, names)
     if layout.demographics:
         problems += _unknown_people(recordings)
     problems += [*_shared_patients(recordings), *_unusual_values(recordings)]
-    return Dataset(root, tuple(recordings), tuple(map(one_line, problems)), layout.synthetic)
+    shown = tuple(map(one_line, problems))
+    return Dataset(root, tuple(recordings), shown, synthetic=bool(layout.synthetic))
 
 
 def _folder(path: str | Path) -> Path:
@@ -162,23 +167,21 @@ def _folder(path: str | Path) -> Path:
         )
     root = user_path(rest if mark else text)
     try:
-        there, is_folder = root.exists(), root.is_dir()
+        if not root.exists():
+            raise UserError(f"'{text}' does not exist: give the folder that holds the data set")
+        if not root.is_dir():
+            raise UserError(
+                f"'{text}' is a file: give the folder that holds the data set (unpacked)"
+            )
     except OSError as error:
         raise UserError(f"'{text}' cannot be opened: {error.strerror}") from error
-    if not there:
-        raise UserError(f"'{text}' does not exist: give the folder that holds the data set")
-    if not is_folder:
-        raise UserError(f"'{text}' is a file: give the folder that holds the data set (unpacked)")
     return root.absolute()  # Ray's workers have other working directories
 
 
 def _check_layout(root: Path, layout: Layout) -> None:
     if not layout.audio:
-        odd = (
-            f"; {len(layout.odd)} other audio files, e.g. {layout.odd[0].name}"
-            if layout.odd
-            else ""
-        )
+        number = len(layout.odd)
+        odd = f"; {number} other audio files, e.g. {layout.odd[0].name}" if number else ""
         raise UserError(
             f"no recordings in '{root}' or up to {discovery.MAX_DEPTH} folders below it: "
             f"looked for <patient>_<index>_<location>_<mode>_<device>.wav or .flac{odd}; give the "
@@ -193,17 +196,15 @@ def _check_layout(root: Path, layout: Layout) -> None:
         )
         raise UserError(
             f"{len(layout.audio)} recordings in '{root}', but no "
-            f"{' or '.join(discovery.DIAGNOSIS_NAMES)} there or below: {hint}"
+            f"{' or '.join(discovery.TABLES['diagnoses'])} there or below: {hint}"
         )
 
 
-def _odd_files(layout: Layout) -> list[str]:
-    return [
-        f"'{path}' is left out: recordings are wav or FLAC"
-        if path.suffix.lower() in discovery.OTHER_AUDIO_SUFFIXES
-        else f"'{path}' is left out: its name is not <patient>_<index>_<location>_<mode>_<device>"
-        for path in layout.odd
-    ]
+def _odd_files(layout: Layout) -> Iterator[str]:
+    for path in layout.odd:
+        is_other = path.suffix.lower() in discovery.OTHER_AUDIO_SUFFIXES
+        name = "its name is not <patient>_<index>_<location>_<mode>_<device>"
+        yield f"'{path}' is left out: {'recordings are wav or FLAC' if is_other else name}"
 
 
 def _headers(audio: Sequence[Path]) -> tuple[dict[Path, Header], list[str]]:
@@ -218,89 +219,71 @@ def _headers(audio: Sequence[Path]) -> tuple[dict[Path, Header], list[str]]:
         except AudioError as error:
             return error
 
+    headers, problems = {}, []
     with ThreadPoolExecutor(8) as pool:
-        results = dict(zip(audio, pool.map(read, audio), strict=True))
-    headers = {path: result for path, result in results.items() if isinstance(result, Header)}
-    problems = []
-    for result in results.values():
-        if isinstance(result, AudioError):
-            problems.append(f"{result}; it is left out")
-        elif result.problem:
-            problems.append(result.problem)
+        for path, result in zip(audio, pool.map(read, audio), strict=True):
+            if isinstance(result, AudioError):
+                problems.append(f"{result}; it is left out")
+                continue
+            headers[path] = result
+            problems += [result.problem] if result.problem else []
     return headers, problems
 
 
-class _Annotations:
-    """The annotation files by the stem of their recording."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._by_stem: dict[str, list[Path]] = {}
-        for path in paths:
-            self._by_stem.setdefault(path.stem, []).append(path)
-
-    def cycles(self, audio: Path, seconds: float) -> tuple[tuple[Cycle, ...], list[str]]:
-        """Read the cycles of a recording from the file beside it, else from the first elsewhere."""
-        paths = self._by_stem.get(audio.stem, [])
-        beside = [path for path in paths if path.parent == audio.parent]
-        for path in (beside or paths)[:1]:
-            try:
-                cycles, problems = parse_cycles(metadata.read_text(path), seconds)
-            except OSError as error:
-                return (), [f"'{path}' cannot be read: {error.strerror}"]
-            if not cycles and not problems:
-                return (), [f"{path.name} holds no cycles"]
-            return cycles, [f"{path.name} {problem}" for problem in problems]
-        return (), []
-
-    def unmatched(self, usable: Iterable[Path], audio: Iterable[Path]) -> list[str]:
-        """Report annotations without an audio file, and recordings without annotations."""
-        lost = sorted(set(self._by_stem) - {path.stem for path in audio})
-        bare = sorted({p.stem for p in usable} - set(self._by_stem)) if self._by_stem else []
-        return [
-            f"{plural(len(stems), noun)} without {what}: {join_names(stems)}"
-            for stems, noun, what in (
-                (lost, "annotation", "a recording"),
-                (bare, "recording", "annotations"),
-            )
-            if stems
-        ]
+def _cycles(
+    annotations: Sequence[Path], audio: Path, seconds: float
+) -> tuple[tuple[Cycle, ...], list[str]]:
+    """Read the cycles of a recording from the file beside it, else from the first elsewhere."""
+    path = next((p for p in annotations if p.parent == audio.parent), annotations[0])
+    try:
+        cycles, problems = parse_cycles(metadata.read_text(path), seconds)
+    except OSError as error:
+        return (), [f"'{path}' cannot be read: {error.strerror}"]
+    if not cycles and not problems:
+        return (), [f"{path.name} holds no cycles"]
+    return cycles, [f"{path.name} {problem}" for problem in problems]
 
 
-def _unknown_people(recordings: Sequence[Recording]) -> list[str]:
+def _missing_partners(
+    annotations: Iterable[str], audio: Iterable[Path], usable: Iterable[Path]
+) -> Iterator[str]:
+    """Report annotations without an audio file, and usable recordings without annotations."""
+    annotated = set(annotations)
+    if lost := sorted(annotated - {path.stem for path in audio}):
+        yield f"{plural(len(lost), 'annotation')} without a recording: {join_names(lost)}"
+    bare = sorted({path.stem for path in usable} - annotated)
+    if annotated and bare:
+        yield f"{plural(len(bare), 'recording')} without annotations: {join_names(bare)}"
+
+
+def _unknown_people(recordings: Sequence[Recording]) -> Iterator[str]:
     """Report patients without age or sex in a table of demographics that is there."""
-    gaps: dict[str, str] = {}
+    gaps: dict[str, set[str]] = {}
     for r in recordings:
-        if missing := [name for name in ("age", "sex") if getattr(r, name) is None]:
-            gaps[r.patient] = " and ".join(missing)
-    lines = []
-    for what in sorted(set(gaps.values())):
-        patients = sorted(patient for patient, gap in gaps.items() if gap == what)
-        lines.append(f"no {what} of {plural(len(patients), 'patient')}: {join_names(patients)}")
-    return lines
+        if missing := " and ".join(name for name in ("age", "sex") if getattr(r, name) is None):
+            gaps.setdefault(missing, set()).add(r.patient)
+    for what, patients in sorted(gaps.items()):
+        yield f"no {what} of {plural(len(patients), 'patient')}: {join_names(sorted(patients))}"
 
 
-def _shared_patients(recordings: Sequence[Recording]) -> list[str]:
+def _shared_patients(recordings: Sequence[Recording]) -> Iterator[str]:
     """Report patients in both the training and the test split of the challenge."""
     train, test = ([r for r in recordings if r.official == name] for name in ("train", "test"))
-    patients = sorted({r.patient for r in train} & {r.patient for r in test})
-    if not patients:
-        return []
     sessions = len({r.session for r in train} & {r.session for r in test})
-    return [
-        f"{plural(len(patients), 'patient')} ({join_names(patients)}) and "
-        f"{plural(sessions, 'session')} of theirs are in both training and test of the official "
-        "split: drop_shared_patients leaves them out of training"
-    ]
+    if patients := sorted({r.patient for r in train} & {r.patient for r in test}):
+        yield (
+            f"{plural(len(patients), 'patient')} ({join_names(patients)}) and "
+            f"{plural(sessions, 'session')} of theirs are in both training and test of the "
+            "official split: drop_shared_patients leaves them out of training"
+        )
 
 
-def _unusual_values(recordings: Sequence[Recording]) -> list[str]:
-    lines = []
+def _unusual_values(recordings: Sequence[Recording]) -> Iterator[str]:
     for field, known in KNOWN_VALUES.items():
         effect = "no built-in task names it" if field == "diagnosis" else "kept as it is"
         for value, number in sorted(Counter(getattr(r, field) for r in recordings).items()):
             if value not in known:
-                lines.append(
+                yield (
                     f"{field} '{value}' of {plural(number, 'recording')} is not one of ICBHI's "
                     f"({', '.join(known)}); {effect}"
                 )
-    return lines

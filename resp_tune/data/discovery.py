@@ -5,54 +5,52 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 MAX_DEPTH = 6
 AUDIO_SUFFIXES = (".wav", ".flac")
 OTHER_AUDIO_SUFFIXES = (".mp3", ".ogg", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".opus")
-DIAGNOSIS_NAMES = ("patient_diagnosis.csv", "ICBHI_Challenge_diagnosis.txt")
-DEMOGRAPHIC_NAMES = ("demographic_info.txt", "ICBHI_Challenge_demographic_information.txt")
-OFFICIAL_NAMES = ("ICBHI_challenge_train_test.txt",)
 SYNTHETIC_NAME = "SYNTHETIC.txt"
+TABLES = {  # names of the files of a field of `Layout`, in any case
+    "diagnoses": ("patient_diagnosis.csv", "ICBHI_Challenge_diagnosis.txt"),
+    "demographics": ("demographic_info.txt", "ICBHI_Challenge_demographic_information.txt"),
+    "official": ("ICBHI_challenge_train_test.txt",),
+    "synthetic": (SYNTHETIC_NAME,),
+}
 
 _STEM = re.compile(
     r"([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9-]+)", re.ASCII
 )
 
 
-@dataclass(frozen=True)
-class Name:
+class Name(NamedTuple):
     """The five parts of `<patient>_<recording index>_<location>_<mode>_<device>`."""
 
     patient: str
-    index: str
+    recording_index: str
     location: str
     mode: str
     device: str
 
-    @property
-    def without_device(self) -> tuple[str, str, str, str]:
-        """Return the parts that identify a recording in the official split."""
-        return self.patient, self.index, self.location, self.mode
 
-
-@dataclass(frozen=True)
+@dataclass
 class Layout:
     """The files of a data set, each group sorted by depth, then path.
 
     `annotations` are text files named like a recording; `odd` are audio files that cannot be
-    recordings, because of their format or name.
+    recordings, because of their format or name. `synthetic` is the mark of a generated set.
     """
 
-    audio: tuple[Path, ...]
-    annotations: tuple[Path, ...]
-    diagnoses: tuple[Path, ...]
-    demographics: tuple[Path, ...]
-    official: tuple[Path, ...]
-    odd: tuple[Path, ...]
-    synthetic: bool
-    problems: tuple[str, ...]
+    audio: list[Path] = field(default_factory=list)
+    annotations: list[Path] = field(default_factory=list)
+    diagnoses: list[Path] = field(default_factory=list)
+    demographics: list[Path] = field(default_factory=list)
+    official: list[Path] = field(default_factory=list)
+    odd: list[Path] = field(default_factory=list)
+    synthetic: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def parse_stem(stem: str) -> Name | None:
@@ -67,45 +65,30 @@ def find_layout(root: Path) -> Layout:
     Hidden files and folders and macOS' `__MACOSX` are skipped. Links are followed, because audio is
     often kept elsewhere; a folder that is reached twice is read once.
     """
-    problems: list[str] = []
-    groups: dict[str, list[Path]] = {}
-    for path in _files(root, problems):
-        groups.setdefault(_kind(path), []).append(path)
-    return Layout(
-        audio=tuple(groups.get("audio", ())),
-        annotations=tuple(groups.get("annotation", ())),
-        diagnoses=tuple(groups.get("diagnosis", ())),
-        demographics=tuple(groups.get("demographic", ())),
-        official=tuple(groups.get("official", ())),
-        odd=tuple(groups.get("odd", ())),
-        synthetic="synthetic" in groups,
-        problems=tuple(problems),
-    )
+    layout = Layout()
+    for path in _files(root, layout.problems):
+        if kind := _kind(path):
+            getattr(layout, kind).append(path)
+    return layout
 
 
 def find_diagnoses(folder: Path) -> Path | None:
     """Return a table of diagnoses in `folder` itself."""
-    return next((path for path in sorted(folder.glob("*")) if _kind(path) == "diagnosis"), None)
+    return next((path for path in sorted(folder.glob("*")) if _kind(path) == "diagnoses"), None)
 
 
-_TABLES = {
-    **{name.lower(): "diagnosis" for name in DIAGNOSIS_NAMES},
-    **{name.lower(): "demographic" for name in DEMOGRAPHIC_NAMES},
-    **{name.lower(): "official" for name in OFFICIAL_NAMES},
-    SYNTHETIC_NAME.lower(): "synthetic",
-}
-
-
-def _kind(path: Path) -> str:
+def _kind(path: Path) -> str | None:
+    """Return the field of `Layout` to which a file belongs."""
     suffix = path.suffix.lower()
     named = parse_stem(path.stem) is not None
-    if path.name.lower() in _TABLES:
-        return _TABLES[path.name.lower()]
+    for kind, names in TABLES.items():
+        if path.name.lower() in map(str.lower, names):
+            return kind
     if suffix in AUDIO_SUFFIXES:
         return "audio" if named else "odd"
     if suffix in OTHER_AUDIO_SUFFIXES:
         return "odd"
-    return "annotation" if suffix == ".txt" and named else "other"
+    return "annotations" if suffix == ".txt" and named else None
 
 
 def _files(root: Path, problems: list[str]) -> Iterator[Path]:

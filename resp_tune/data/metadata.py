@@ -6,7 +6,7 @@ import errno
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -25,12 +25,10 @@ DIAGNOSES = (
     "URTI",
 )
 OfficialSplit = Literal["train", "test"]
-Rows = list[tuple[int, list[str]]]  # line number and fields
 T = TypeVar("T")
 
 _MAX_PROBLEMS = 5  # of one table; a file of another kind would otherwise be named line by line
 _MISSING = ("", "na", "n/a", "nan", "none", "null", "?")
-_CANONICAL = {name.lower(): name for name in DIAGNOSES}
 _PATIENT = re.compile(r"[A-Za-z0-9]+", re.ASCII)
 _PATIENT_HEADERS = ("patient", "patientid", "patientnumber", "pid", "id", "subject", "subjectid")
 _DIAGNOSIS_HEADERS = ("diagnosis", "disease", "label", "class", "condition", "diagnose")
@@ -54,6 +52,11 @@ class Person:
 
     age: float | None
     sex: str | None
+
+
+def canonical_diagnosis(name: str) -> str:
+    """Return one of the eight known diagnoses as ICBHI spells it, and others unchanged."""
+    return next((known for known in DIAGNOSES if known.lower() == name.lower()), name)
 
 
 def read_text(path: Path) -> str:
@@ -82,21 +85,19 @@ def read_diagnoses(paths: Sequence[Path]) -> Table[str]:
     order. The eight known diagnoses are spelled as in ICBHI, whatever their case; others are kept.
     """
 
-    def parse(rows: Rows) -> Iterator[tuple[int, str, str | ValueError]]:
-        patient_column, diagnosis_column = 0, 1
-        if rows and (columns := _header(rows[0][1])):
-            (patient_column, diagnosis_column), rows = columns, rows[1:]
-        for number, fields in rows:
-            if len(fields) <= max(patient_column, diagnosis_column):
-                yield number, "", _error(fields, "is not a patient and a diagnosis")
-                continue
-            patient, diagnosis = _patient(fields[patient_column]), fields[diagnosis_column]
-            if not _PATIENT.fullmatch(patient):
-                yield number, "", _error(fields, "does not start with a patient")
-            elif diagnosis.lower() in _MISSING:
-                yield number, "", ValueError(f"patient {patient} has no diagnosis")
-            else:
-                yield number, patient, _CANONICAL.get(diagnosis.lower(), diagnosis)
+    def parse(fields: list[str], first: list[str]) -> tuple[str, str] | None:
+        header = _header(first)
+        if header and fields is first:
+            return None
+        patient_column, diagnosis_column = header or (0, 1)
+        if len(fields) <= max(patient_column, diagnosis_column):
+            raise _error(fields, "is not a patient and a diagnosis")
+        patient, diagnosis = _patient(fields[patient_column]), fields[diagnosis_column]
+        if not _PATIENT.fullmatch(patient):
+            raise _error(fields, "does not start with a patient")
+        if diagnosis.lower() in _MISSING:
+            raise ValueError(f"patient {patient} has no diagnosis")
+        return patient, canonical_diagnosis(diagnosis)
 
     return _merge(paths, parse, "patient")
 
@@ -104,18 +105,13 @@ def read_diagnoses(paths: Sequence[Path]) -> Table[str]:
 def read_people(paths: Sequence[Path]) -> Table[Person]:
     """Read age and sex of each patient from lines `101 3 F NA 19 99`; NA is missing."""
 
-    def parse(rows: Rows) -> Iterator[tuple[int, str, Person | ValueError]]:
-        for number, fields in rows:
-            patient = _patient(fields[0])
-            if _squeeze(fields[0]) in _PATIENT_HEADERS:
-                continue
-            if len(fields) < 3 or not _PATIENT.fullmatch(patient):
-                yield number, "", _error(fields, "is not a patient, age and sex")
-                continue
-            try:
-                yield number, patient, Person(_age(fields[1]), _sex(fields[2]))
-            except ValueError as error:
-                yield number, "", ValueError(f"patient {patient}: {error}")
+    def parse(fields: list[str], _first: list[str]) -> tuple[str, Person] | None:
+        patient = _patient(fields[0])
+        if _squeeze(patient) in _PATIENT_HEADERS:
+            return None
+        if len(fields) < 3 or not _PATIENT.fullmatch(patient):
+            raise _error(fields, "is not a patient, age and sex")
+        return patient, Person(_age(patient, fields[1]), _sex(patient, fields[2]))
 
     return _merge(paths, parse, "patient")
 
@@ -123,16 +119,11 @@ def read_people(paths: Sequence[Path]) -> Table[Person]:
 def read_official(paths: Sequence[Path]) -> Table[OfficialSplit]:
     """Read the challenge's split from lines `<stem>` and `train` or `test`."""
 
-    def parse(
-        rows: list[tuple[int, list[str]]],
-    ) -> Iterator[tuple[int, str, OfficialSplit | ValueError]]:
-        for number, fields in rows:
-            split = fields[1].lower() if len(fields) == 2 else ""
-            if split == "train" or split == "test":
-                stem = fields[0].removesuffix(".wav")
-                yield number, stem, "train" if split == "train" else "test"
-            else:
-                yield number, "", _error(fields, "is not a recording and train/test")
+    def parse(fields: list[str], _first: list[str]) -> tuple[str, OfficialSplit]:
+        split = fields[1].lower() if len(fields) == 2 else ""
+        if split == "train" or split == "test":
+            return fields[0].removesuffix(".wav"), "train" if split == "train" else "test"
+        raise _error(fields, "is not a recording and train/test")
 
     return _merge(paths, parse, "recording")
 
@@ -145,20 +136,18 @@ def match_official(
     The published table names one device wrongly: a recording that is not in it is matched by its
     name without the device, if that is unique.
     """
-    splits: dict[Path, OfficialSplit] = {}
+    splits = {path: official[path.stem] for path in names if path.stem in official}
     problems: list[str] = []
-    unused = dict(official)
-    for path in names:
-        if path.stem in official:
-            splits[path] = unused.pop(path.stem)
     unmatched = [path for path in names if path not in splits]
+    here = {path.stem for path in names}
+    unused = {stem: split for stem, split in official.items() if stem not in here}
     aliases: dict[tuple[str, ...], list[str]] = {}
     for stem in unused:
         if alias := parse_stem(stem):
-            aliases.setdefault(alias.without_device, []).append(stem)
-    wanted = Counter(names[path].without_device for path in unmatched)
+            aliases.setdefault(alias[:-1], []).append(stem)
+    wanted = Counter(names[path][:-1] for path in unmatched)
     for path in list(unmatched):
-        key = names[path].without_device
+        key = names[path][:-1]
         if len(stems := aliases.get(key, [])) == wanted[key] == 1:
             splits[path] = unused.pop(stems[0])
             unmatched.remove(path)
@@ -180,23 +169,30 @@ def match_official(
 
 def _merge(
     paths: Sequence[Path],
-    parse: Callable[[Rows], Iterator[tuple[int, str, T | ValueError]]],
+    parse: Callable[[list[str], list[str]], tuple[str, T] | None],
     key_name: str,
 ) -> Table[T]:
+    """Read tables as one; `parse` takes the fields of a row and of the first, None is a header."""
     values: dict[str, T] = {}
     conflicts: set[str] = set()
     problems: list[str] = []
     for path in paths:
         try:
-            text = read_text(path)
+            rows = _rows(read_text(path))
         except OSError as error:
             problems.append(f"'{path}' cannot be read: {error.strerror}")
             continue
         skipped: list[str] = []
-        for number, key, value in parse(list(_rows(text))):
-            if isinstance(value, ValueError):
-                skipped.append(f"{path.name} line {number}: {value}; the line is left out")
-            elif values.setdefault(key, value) != value and key not in conflicts:
+        for number, fields in rows:
+            try:
+                row = parse(fields, rows[0][1])
+            except ValueError as error:
+                skipped.append(f"{path.name} line {number}: {error}; the line is left out")
+                continue
+            if row is None:
+                continue
+            key, value = row
+            if values.setdefault(key, value) != value and key not in conflicts:
                 conflicts.add(key)
                 skipped.append(
                     f"{path.name} line {number}: {key_name} {key} is '{_describe(value)}' here and "
@@ -209,13 +205,15 @@ def _merge(
     return Table(kept, frozenset(conflicts), tuple(problems))
 
 
-def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number, from 1, and the stripped fields of each line that is not blank."""
+def _rows(text: str) -> list[tuple[int, list[str]]]:
+    """Return the line number, from 1, and the stripped fields of each line that is not blank."""
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     # A decimal comma in one line does not make a table comma-separated: half the lines must agree.
     separator = next((s for s in "\t,;" if sum(s in x for _, x in lines) * 2 >= len(lines)), None)
-    for number, line in lines:
-        yield number, [field.strip().strip("\"'").strip() for field in line.split(separator)]
+    return [
+        (number, [field.strip().strip("\"'").strip() for field in line.split(separator)])
+        for number, line in lines
+    ]
 
 
 def _header(fields: Sequence[str]) -> tuple[int, int] | None:
@@ -239,7 +237,7 @@ def _patient(text: str) -> str:
     return re.sub(r"\.0+$", "", text)
 
 
-def _age(text: str) -> float | None:
+def _age(patient: str, text: str) -> float | None:
     if text.lower() in _MISSING:
         return None
     try:
@@ -247,16 +245,16 @@ def _age(text: str) -> float | None:
     except ValueError:
         age = math.nan
     if not 0 <= age <= 130:
-        raise ValueError(f"age '{shorten(text)}' is not a number of years")
+        raise ValueError(f"patient {patient}: age '{shorten(text)}' is not a number of years")
     return age
 
 
-def _sex(text: str) -> str | None:
+def _sex(patient: str, text: str) -> str | None:
     if text.lower() in _MISSING:
         return None
     sex = {"f": "F", "female": "F", "m": "M", "male": "M"}.get(text.lower())
     if sex is None:
-        raise ValueError(f"sex '{shorten(text)}' is not F, M or NA")
+        raise ValueError(f"patient {patient}: sex '{shorten(text)}' is not F, M or NA")
     return sex
 
 

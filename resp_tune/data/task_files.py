@@ -18,13 +18,12 @@ from resp_tune.common.choices import TASK_FILES
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import shorten
 from resp_tune.common.yaml_files import read_yaml
-from resp_tune.data.metadata import DIAGNOSES
-from resp_tune.data.tasks import TASKS, Task, get_task
+from resp_tune.data.metadata import canonical_diagnosis
+from resp_tune.data.tasks import TASKS, Task, get_task, recording_task
 from resp_tune.errors import UserError, nearest
 
 LONGEST_CLASS = 40  # characters; class names head columns
-# Bytes. The classes are stored in one parameter of an MLflow run, at most 6000 characters.
-LARGEST_FILE = 3_000
+LARGEST_FILE = 3_000  # bytes; the classes are in one parameter of MLflow, at most 6000 characters
 
 _NAME = re.compile(r"[a-z0-9-]{1,40}", re.ASCII)
 
@@ -91,20 +90,18 @@ def _parse(content: Any) -> Task:
     if not isinstance(description, str):
         raise UserError(f"'description' must be a text, not {_shown(description)}")
     groups = _groups(content.get("classes"))
-    names = tuple(groups)
-    if set(names) <= set(TASKS["cycles"].classes):
+    if set(groups) <= set(TASKS["cycles"].classes):
         raise UserError(
-            f"the classes {', '.join(names)} are those of breathing cycles, which have metrics of "
+            f"the classes {', '.join(groups)} are those of breathing cycles, which have metrics of "
             "their own: rename them, or use the task cycles"
         )
-    return Task(name, names, tuple(groups.values()), "recording", " ".join(description.split()))
+    return recording_task(name, " ".join(description.split()), groups)
 
 
 def _groups(classes: Any) -> dict[str, tuple[str, ...]]:
     """Return the diagnoses of each class, sorted; the order of the classes is kept."""
     if not isinstance(classes, dict) or len(classes) < 2:
         raise UserError("'classes' must be a mapping of two or more classes to their diagnoses")
-    canonical = {name.lower(): name for name in DIAGNOSES}
     class_of: dict[str, str] = {}
     groups: dict[str, tuple[str, ...]] = {}
     for key, diagnoses in classes.items():
@@ -113,18 +110,15 @@ def _groups(classes: Any) -> dict[str, tuple[str, ...]]:
             raise UserError(f"class '{shorten(name)}' has over {LONGEST_CLASS} characters")
         if not isinstance(diagnoses, list) or not diagnoses:
             raise UserError(f"class '{name}' must be a list of diagnoses, such as [COPD, Asthma]")
-        own: list[str] = []
         for value in diagnoses:
-            diagnosis = _name(f"class '{name}': diagnosis", value)
-            diagnosis = canonical.get(diagnosis.lower(), diagnosis)
+            diagnosis = canonical_diagnosis(_name(f"class '{name}': diagnosis", value))
             if diagnosis in class_of:
                 raise UserError(
                     f"diagnosis '{shorten(diagnosis)}' is in class '{class_of[diagnosis]}' and in "
                     f"'{name}': name it once"
                 )
             class_of[diagnosis] = name
-            own.append(diagnosis)
-        groups[name] = tuple(sorted(own))
+        groups[name] = tuple(sorted(d for d, own in class_of.items() if own == name))
     return groups
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from resp_tune.common.text import amount, shorten
-from resp_tune.data.annotations import Cycle
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.errors import UserError, nearest
@@ -44,11 +43,8 @@ class Task:
 
     def label(self, diagnosis: str) -> int | None:
         """Return the index of the class with this diagnosis, or None."""
-        for wanted in (diagnosis, ANY_OTHER):
-            for index, group in enumerate(self.groups):
-                if wanted in group:
-                    return index
-        return None
+        indices = {name: index for index, group in enumerate(self.groups) for name in group}
+        return indices.get(diagnosis, indices.get(ANY_OTHER))
 
     @property
     def grouping(self) -> dict[str, list[str]]:
@@ -68,49 +64,46 @@ class Clips:
     dropped: tuple[str, ...]
 
 
-_SCORABLE = tuple(name for name in DIAGNOSES if name not in ("Asthma", "LRTI"))
-_CHRONIC = ("COPD", "Bronchiectasis", "Asthma")
-_ACUTE = ("URTI", "LRTI", "Pneumonia", "Bronchiolitis")
+def recording_task(name: str, description: str, groups: Mapping[str, tuple[str, ...]]) -> Task:
+    """Return a task that classifies recordings; `groups` has the diagnoses of each class."""
+    return Task(name, tuple(groups), tuple(groups.values()), "recording", description)
+
+
+def _all_but(*left_out: str) -> tuple[str, ...]:
+    return tuple(name for name in DIAGNOSES if name not in left_out)
+
 
 # Classes named after diagnoses are in alphabetical order, others go from healthy to sick. Results
 # are stored by class index, so the order never changes.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(
+        recording_task(
             "diagnosis",
-            _SCORABLE,
-            tuple((name,) for name in _SCORABLE),
-            "recording",
             "the six diagnoses with enough patients for a split by patient",
+            {name: (name,) for name in _all_but("Asthma", "LRTI")},
         ),
-        Task(
+        recording_task(
             "diagnosis-8",
-            DIAGNOSES,
-            tuple((name,) for name in DIAGNOSES),
-            "recording",
             "all eight diagnoses, as in the notebook; two cannot be scored by patient",
+            {name: (name,) for name in DIAGNOSES},
         ),
-        Task(
+        recording_task(
             "healthy-sick",
-            ("healthy", "sick"),
-            (("Healthy",), tuple(name for name in DIAGNOSES if name != "Healthy")),
-            "recording",
             "healthy against any diagnosis",
+            {"healthy": ("Healthy",), "sick": _all_but("Healthy")},
         ),
-        Task(
+        recording_task(
             "chronic",
-            ("healthy", "chronic", "non-chronic"),
-            (("Healthy",), _CHRONIC, _ACUTE),
-            "recording",
             "healthy, chronic (COPD, Bronchiectasis, Asthma) or an infection",
+            {
+                "healthy": ("Healthy",),
+                "chronic": ("COPD", "Bronchiectasis", "Asthma"),
+                "non-chronic": ("URTI", "LRTI", "Pneumonia", "Bronchiolitis"),
+            },
         ),
-        Task(
-            "copd",
-            ("COPD", "other"),
-            (("COPD",), tuple(name for name in DIAGNOSES if name != "COPD")),
-            "recording",
-            "COPD against everyone else",
+        recording_task(
+            "copd", "COPD against everyone else", {"COPD": ("COPD",), "other": _all_but("COPD")}
         ),
         Task(
             "cycles",
@@ -158,39 +151,35 @@ def _check_diagnoses(task: Task, dataset: Dataset) -> None:
 
 def _whole_clips(task: Task, dataset: Dataset) -> tuple[list[Clip], list[str]]:
     clips: list[Clip] = []
-    counts: Counter[str] = Counter()
-    patients: dict[str, set[str]] = {}
+    left_out: dict[str, list[Recording]] = {}
     for recording in dataset.recordings:
         label = task.label(recording.diagnosis)
         if label is None:
-            counts[recording.diagnosis] += 1
-            patients.setdefault(recording.diagnosis, set()).add(recording.patient)
+            left_out.setdefault(recording.diagnosis, []).append(recording)
         else:
             clips.append(Clip(recording, 0.0, recording.seconds, label))
     dropped = []
-    for name, count in sorted(counts.items()):
+    for name, recordings in sorted(left_out.items()):
         reason = (
             "too few patients for every split; the task diagnosis-8 keeps it"
             if task == TASKS["diagnosis"] and name in DIAGNOSES
             else f"the task '{task.name}' has no class for it"
         )
-        of_whom = amount(count, "recording", len(patients[name]))
-        dropped.append(f"{name}: {of_whom} left out: {reason}")
+        dropped.append(f"{name}: {_amount(recordings)} left out: {reason}")
     return clips, dropped
 
 
 def _cycle_clips(dataset: Dataset) -> tuple[list[Clip], list[str]]:
     clips = [
-        Clip(recording, cycle.start, cycle.end, _cycle_label(cycle))
+        Clip(recording, cycle.start, cycle.end, int(cycle.crackle) + 2 * int(cycle.wheeze))
         for recording in dataset.recordings
         for cycle in recording.cycles
     ]
     without = [recording for recording in dataset.recordings if not recording.cycles]
     if not without:
         return clips, []
-    of_whom = amount(len(without), "recording", len({r.patient for r in without}))
-    return clips, [f"{of_whom} left out: no annotated cycles, e.g. {without[0].stem}"]
+    return clips, [f"{_amount(without)} left out: no annotated cycles, e.g. {without[0].stem}"]
 
 
-def _cycle_label(cycle: Cycle) -> int:
-    return int(cycle.crackle) + 2 * int(cycle.wheeze)
+def _amount(recordings: Sequence[Recording]) -> str:
+    return amount(len(recordings), "recording", len({r.patient for r in recordings}))
