@@ -114,9 +114,7 @@ _lock = threading.Lock()
 
 def fault_point(name: str, subject: str = "", number: int | None = None) -> bool:
     """Do what is planted at the point `name`; return whether a planted action forces something."""
-    if _planted is None:
-        return False
-    return _reach(_planted, name, subject, number)
+    return _planted is not None and _reach(_planted, name, subject, number)
 
 
 def read_environment() -> None:
@@ -127,19 +125,19 @@ def read_environment() -> None:
 @contextmanager
 def planted(spec: str) -> Iterator[None]:
     """Plant `spec` in this process for the duration of the block."""
+    global _planted
     before = _planted
     _plant(spec)
     try:
         yield
     finally:
-        globals()["_planted"] = before
+        _planted = before
 
 
 def _plant(spec: str | None) -> None:
     global _planted  # one comparison is all that `fault_point` costs without a fault
-    faults = tuple(_parse(text) for text in spec.split(",")) if spec else None
+    _planted = tuple(_parse(text) for text in spec.split(",")) if spec else None
     _passes.clear()
-    _planted = faults
 
 
 def _parse(text: str) -> _Fault:
@@ -164,21 +162,17 @@ def _reach(faults: tuple[_Fault, ...], name: str, subject: str, number: int | No
     here = [f for f in faults if f.point == name and f.subject in (None, subject)]
     if not here:
         return False
-    folder = os.environ.get(FOLDER)
-    if folder:
+    if folder := os.environ.get(FOLDER):
         gated = any(f.action == "gate" for f in here)
         counts = _record_pass(Path(folder), name, subject, number, gated=gated)
+    elif number is not None:
+        counts = number, number
     else:
         with _lock:
             _passes.update({(name, None), (name, subject)})
             counts = _passes[name, None], _passes[name, subject]
-        if number is not None:
-            counts = number, number
-    forced = False
-    for fault in here:
-        if fault.is_due(*counts):
-            forced |= bool(ACTIONS[fault.action]())
-    return forced
+    forced = [ACTIONS[fault.action]() for fault in here if fault.is_due(*counts)]
+    return any(forced)
 
 
 def _record_pass(
@@ -223,16 +217,8 @@ def _kill() -> None:
     time.sleep(60)  # until the signal has arrived
 
 
-def _raise() -> None:
-    raise PlantedError("planted\nin two lines")
-
-
-def _run_out_of_memory() -> None:
-    raise MemoryError("planted")
-
-
-def _fill_disk() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _use_up_memory() -> None:
@@ -250,23 +236,19 @@ def _hang() -> None:
         time.sleep(60)
 
 
-def _force() -> bool:
-    return True
-
-
 ACTIONS: dict[str, Callable[[], bool | None]] = {
     "kill": _kill,  # SIGKILL to this process, as a power cut or the system's memory killer sends
-    "raise": _raise,
-    "out-of-memory": _run_out_of_memory,
+    "raise": lambda: _raise(PlantedError("planted\nin two lines")),
+    "out-of-memory": lambda: _raise(MemoryError("planted")),
     "use-memory": _use_up_memory,  # until something ends this process
     "hang": _hang,
     "slow": lambda: time.sleep(SLOW_SECONDS),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),  # as Ctrl-C does
     "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
-    "disk-full": _fill_disk,
+    "disk-full": lambda: _raise(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
     "gate": lambda: None,  # it has waited before
     "note": lambda: None,  # only the line in the journal
-    "force": _force,
+    "force": lambda: True,
 }
 
 # A worker has the variable of the driver, which has checked it.
