@@ -19,7 +19,6 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +105,7 @@ def _compare(args: Namespace) -> None:
     from resp_tune.evaluation.compare import compare, read_predictions
 
     a, b = args.compare
-    found = {"a": a, "b": b, **asdict(compare(read_predictions(a), read_predictions(b)))}
+    found = {"a": a, "b": b, **compare(read_predictions(a), read_predictions(b))}
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     else:

@@ -132,16 +132,16 @@ def test_one_side_that_differs_leaves_the_other(
     """As of searches with other --folds: who validates differs, who is tested does not."""
     a, b = predictions(2), predictions(1)[3:]
     found = compare(a, b)
-    assert found.sides.keys() == {"test"}
-    assert found.sides["test"] == compare(a, predictions(1)).sides["test"]
-    assert "have different clips (3 only the first" in found.left_out["validation"]
+    assert found["sides"].keys() == {"test"}
+    assert found["sides"]["test"] == compare(a, predictions(1))["sides"]["test"]
+    assert "have different clips (3 only the first" in found["left_out"]["validation"]
     folders = [str(save(frame, tmp_path / name)) for name, frame in (("a", a), ("b", b))]
     assert run(evaluate.main, ["--compare", *folders]) == 0
     printed = capsys.readouterr().out
     assert "validation is not compared: the two validation splits have different clips" in printed
     assert "--folds" in printed
     assert run(evaluate.main, ["--compare", *folders, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["left_out"] == found.left_out
+    assert json.loads(capsys.readouterr().out)["left_out"] == found["left_out"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_single_patient_has_no_interval(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     frames = [predictions(seed).assign(patient="101") for seed in (1, 2)]
-    assert compare(*frames).sides["test"]["metrics"]["accuracy"]["interval"] is None
+    assert compare(*frames)["sides"]["test"]["metrics"]["accuracy"]["interval"] is None
     folders = [str(save(frame, tmp_path / str(i))) for i, frame in enumerate(frames)]
     assert run(evaluate.main, ["--compare", *folders]) == 0
     assert "accuracy" in capsys.readouterr().out
@@ -197,4 +197,4 @@ def test_names_are_text(tmp_path: Path) -> None:
     save(predictions(1).replace("both", "NA").rename(columns={"p_both": "p_NA"}), tmp_path / "x")
     frame = read_predictions(f"{tmp_path}/x").assign(patient="007")
     assert "NA" in set(frame["label"])
-    assert compare(frame, frame).sides["test"]["metrics"]["macro_f1"]["difference"] == 0
+    assert compare(frame, frame)["sides"]["test"]["metrics"]["macro_f1"]["difference"] == 0

@@ -18,10 +18,14 @@ from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import Task, get_task, make_clips
-from resp_tune.evaluation.baseline_cache import load_baseline_predictions, load_baselines
-from resp_tune.evaluation.baselines import SCORES, predict_baselines
+from resp_tune.evaluation.baselines import (
+    SCORES,
+    load_baseline_predictions,
+    load_baselines,
+    predict_baselines,
+)
 from resp_tune.evaluation.compare import baseline_differences
-from resp_tune.evaluation.group_metrics import group_metrics, metrics_with_intervals
+from resp_tune.evaluation.score import group_metrics, metrics_with_intervals
 from resp_tune.training.bootstrap import DRAWS
 from resp_tune.training.datamodule import DataModule, prediction_table
 from resp_tune.training.metrics import Labels, Probabilities, all_metrics, compute_metrics

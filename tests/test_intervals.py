@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resp_tune.training.bootstrap import DRAWS, bootstrap, intervals, paired_differences
-from resp_tune.training.metrics import METRICS, Labels, Probabilities, all_metrics, compute_metrics
+from resp_tune.training.metrics import METRICS, Labels, Probabilities, compute_metrics
 
 
 def clips_of_patients(
@@ -92,19 +92,16 @@ def test_only_what_is_asked_for() -> None:
 def test_paired_differences_draw_by_draw() -> None:
     labels, p, of = clips_of_patients(12, 60, 4, seed=0)
     other = clips_of_patients(12, 60, 4, seed=1)[1]
-    classes = ("normal", "crackle", "wheeze", "both")
-    found = paired_differences(labels, p, other, of, classes)
+    found = paired_differences(labels, p, [other], of, METRICS)
     a, b = (one_by_one(labels, x, of, list(range(DRAWS)), DRAWS, 0) for x in (p, other))
     assert set(found) == set(METRICS)
     of_p, of_other = (compute_metrics(labels, x, METRICS) for x in (p, other))
-    for name, (difference, low, high) in found.items():
-        assert difference == pytest.approx(of_p[name] - of_other[name])
+    for name, pair in found.items():
+        assert (pair["a"], pair["b"]) == (of_p[name], of_other[name])
+        assert pair["difference"] == pytest.approx(of_p[name] - of_other[name])
         differences = np.array(a[name]) - np.array(b[name])
         spread = np.nanquantile(differences, (0.025, 0.975))
-        np.testing.assert_allclose((low, high), spread, atol=1e-6, err_msg=name)
-    assert set(
-        paired_differences(labels, p, other, of, ("COPD", "Healthy", "URTI", "LRTI"))
-    ) == set(all_metrics(labels, p, ("COPD", "Healthy", "URTI", "LRTI")))
+        np.testing.assert_allclose(pair["interval"], spread, atol=1e-6, err_msg=name)
 
 
 def test_pairing_is_sharper_than_two_intervals() -> None:
@@ -113,13 +110,17 @@ def test_pairing_is_sharper_than_two_intervals() -> None:
     slightly = p.copy()
     slightly[::10] = 1 / 3 + np.eye(3, dtype=np.float32)[labels[::10]] * 1e-3
     slightly /= slightly.sum(1, keepdims=True)
-    difference, low, high = paired_differences(labels, slightly, p, of, ("a", "b", "c"))["accuracy"]
+    names = ("accuracy", "macro_f1")
+    pair = paired_differences(labels, slightly, [p], of, names)["accuracy"]
+    difference, (low, high) = pair["difference"], pair["interval"]
     apart = [intervals(bootstrap(labels, x, of, names=("accuracy",))) for x in (slightly, p)]
     assert difference > 0
     assert high - low < 0.5 * min(one["accuracy"][1] - one["accuracy"][0] for one in apart)
-    assert paired_differences(labels, p, p, of, ("a", "b", "c"))["macro_f1"] == (0, 0, 0)
-    mirrored = paired_differences(labels, p, slightly, of, ("a", "b", "c"))["accuracy"]
-    assert mirrored == pytest.approx((-difference, -high, -low))
+    same = paired_differences(labels, p, [p], of, names)["macro_f1"]
+    assert (same["difference"], same["interval"]) == (0, [0, 0])
+    mirrored = paired_differences(labels, p, [slightly], of, names)["accuracy"]
+    assert mirrored["difference"] == pytest.approx(-difference)
+    assert mirrored["interval"] == pytest.approx([-high, -low])
 
 
 def test_intervals_are_the_central_share() -> None:

@@ -12,8 +12,7 @@ from resp_tune.audit.shortcuts import age_shortcut, device_shortcut
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baseline_cache import load_baseline_scores
-from resp_tune.evaluation.baselines import controlled_clips, patient_lookup
+from resp_tune.evaluation.baselines import controlled_clips, load_baseline_scores, patient_lookup
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +20,10 @@ LOOKUP_TASK = "diagnosis-8"
 LOOKUP_KEYS = ("accuracy", "macro_f1", "balanced_accuracy")
 
 
-def audit(dataset: Dataset, *, jobs: int | None = None) -> dict[str, Any]:
+def audit(dataset: Dataset) -> dict[str, Any]:
     """Return counts, defects, tables, leaks, shortcuts and no-audio baselines of a data set.
 
     Shares and scores are in 0…1. What this data set does not allow is None, beside a `reason`.
-    `jobs` is the number of processes that fit the baselines, by default one a core; earlier fits
-    are in the cache.
     """
     found: dict[str, Any] = {
         "data": {"name": dataset.root.name, "synthetic": dataset.synthetic},
@@ -39,9 +36,9 @@ def audit(dataset: Dataset, *, jobs: int | None = None) -> dict[str, Any]:
     found["baselines"] = {}
     for task in TASKS:
         log.info(f"no-audio baselines: {task}")
-        found["baselines"][task] = _baselines(dataset, task, jobs)
+        found["baselines"][task] = _baselines(dataset, task)
     log.info("no-audio baselines: children on the Meditron")
-    found["controlled"] = controlled(dataset, jobs)
+    found["controlled"] = controlled(dataset)
     shortcuts = {"device": device_shortcut(dataset), "age": age_shortcut(dataset)}
     found["shortcuts"] = {
         name: None if shortcut is None else asdict(shortcut) for name, shortcut in shortcuts.items()
@@ -50,7 +47,7 @@ def audit(dataset: Dataset, *, jobs: int | None = None) -> dict[str, Any]:
     return found
 
 
-def controlled(dataset: Dataset, jobs: int | None) -> dict[str, Any]:
+def controlled(dataset: Dataset) -> dict[str, Any]:
     """Return the number of healthy and sick children on the Meditron, and their baselines."""
     try:
         clips = controlled_clips(dataset)
@@ -61,7 +58,7 @@ def controlled(dataset: Dataset, jobs: int | None) -> dict[str, Any]:
         chosen = [c.recording for c in clips.clips if c.label == label]
         patients = {r.patient for r in chosen}
         sizes[name] = {"recordings": len(chosen), "patients": len(patients)}
-    return {**sizes, "baselines": _baselines(dataset, clips, jobs)}
+    return {**sizes, "baselines": _baselines(dataset, clips)}
 
 
 def _lookup(dataset: Dataset) -> dict[str, Any]:
@@ -72,7 +69,7 @@ def _lookup(dataset: Dataset) -> dict[str, Any]:
         return {**dict.fromkeys(LOOKUP_KEYS), "task": LOOKUP_TASK, "reason": str(error)}
 
 
-def _baselines(dataset: Dataset, task: str | Clips, jobs: int | None) -> dict[str, Any]:
+def _baselines(dataset: Dataset, task: str | Clips) -> dict[str, Any]:
     try:
         clips = make_clips(get_task(task), dataset) if isinstance(task, str) else task
         there = sorted({clip.label for clip in clips.clips})
@@ -80,7 +77,7 @@ def _baselines(dataset: Dataset, task: str | Clips, jobs: int | None) -> dict[st
         if len(classes) < 2:
             names = ", ".join(classes) or "none"
             raise UserError(f"fewer than two classes are here ({names})")
-        scores = load_baseline_scores(dataset, clips, jobs)
+        scores = load_baseline_scores(dataset, clips)
     except UserError as error:
         return {"majority_accuracy": None, "device": None, "all": None, "reason": str(error)}
     return {**scores, "classes": classes, "chance": 1 / len(classes), "clips": len(clips.clips)}

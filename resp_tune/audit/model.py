@@ -13,10 +13,9 @@ from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import make_clips
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baseline_cache import load_baseline_predictions
+from resp_tune.evaluation.baselines import load_baseline_predictions
 from resp_tune.evaluation.compare import baseline_differences
-from resp_tune.evaluation.group_metrics import group_metrics, metrics_with_intervals
-from resp_tune.evaluation.score import score_test_split
+from resp_tune.evaluation.score import group_metrics, metrics_with_intervals, score_test_split
 from resp_tune.harness.test_access_log import access_by
 from resp_tune.training.datamodule import DataModule, make_feature_caches
 from resp_tune.training.fingerprint import data_digest
@@ -39,14 +38,12 @@ def rebuild_datamodule(bundle: Bundle, dataset: Dataset) -> DataModule:
     Raises `UserError` if the digest of its split is not the one in the bundle: a model must not be
     scored on patients that it was trained on.
     """
-    details = bundle.details
-    provenance = details.get("provenance")
-    if not isinstance(provenance, Mapping):
-        provenance = {}
-    missing = [key for key in ("task", "protocol") if not isinstance(details.get(key), str)]
-    if not isinstance(provenance.get("split_sha256"), str):
-        missing.append("provenance.split_sha256")
-    if missing:
+    details, provenance = bundle.details, bundle.details.get("provenance", {})
+    needed = {
+        **{key: details.get(key) for key in ("task", "protocol")},
+        "provenance.split_sha256": provenance.get("split_sha256"),
+    }
+    if missing := [key for key, value in needed.items() if not isinstance(value, str)]:
         raise UserError(
             f"the bundle's config.json has no {', '.join(missing)}, so it is unknown which "
             "patients it was trained on: give the winner/ folder of a search"
@@ -104,7 +101,7 @@ def audit_model(
         f"{details['weights_sha256'][:12]}, recorded in {where} at {since}. "
         "A model selected after seeing these metrics needs another test split"
     )
-    table = score_test_split(bundle, datamodule, split.test, caches, workers=workers).predictions
+    table = score_test_split(bundle, datamodule, caches, workers=workers).predictions
     found["test"] = {
         "clips": len(table),
         "patients": table["patient"].nunique(),

@@ -1,26 +1,31 @@
 """Predict without listening: from device, location, age and sex, or by looking up the patient.
 
 A model that scores no better than these has learnt who was recorded with what, not what lungs
-sound like.
+sound like. Scores and predictions are computed once for a data set and kept in the cache folder.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
+from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.common.text import plural
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import make_split
@@ -28,14 +33,87 @@ from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
 from resp_tune.errors import UserError
+from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import Floats, Labels, compute_metrics, majority_accuracy
 
+CACHE_FORMAT = 2
 FOLDS = 5
 ADULT = 18.0  # years
 COLUMNS = {"device": ("device",), "all": ("device", "location", "age", "sex")}
 SCORES = ("balanced_accuracy", "macro_f1")
 TREES = 200
+Cached = TypeVar("Cached")
 _MISSING_AGE = 60.0  # years; the one that is missing in ICBHI is of an adult
+
+
+def load_baselines(datamodule: DataModule, jobs: int) -> dict[str, Any]:
+    """Return `no_audio_baselines` of the data set; those of the test split under `test_side`."""
+    scores = load_baseline_scores(datamodule.dataset, datamodule.clips, jobs)
+    if datamodule.split.test is not None:
+        scores["test_side"] = load_baseline_predictions(datamodule).scores()
+    return scores
+
+
+def load_baseline_scores(dataset: Dataset, clips: Clips, jobs: int | None = None) -> dict[str, Any]:
+    """Return `no_audio_baselines` of the clips."""
+    return _cached(
+        f"{_key(dataset, clips)}.json",
+        lambda: no_audio_baselines(clips, jobs=jobs),
+        _read_scores,
+    )
+
+
+def load_baseline_predictions(datamodule: DataModule) -> BaselinePredictions:
+    """Return `predict_baselines` of the data module."""
+
+    def predict() -> dict[str, Any]:
+        made = predict_baselines(datamodule.clips, datamodule.split)
+        by_columns = {name: rows.tolist() for name, rows in made.by_columns.items()}
+        return {**asdict(made), "labels": made.labels.tolist(), "by_columns": by_columns}
+
+    return _cached(
+        f"{_key(datamodule.dataset, datamodule.clips, datamodule.split.digest)}.answers.json",
+        predict,
+        _read_predictions,
+    )
+
+
+def _cached(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], Cached]) -> Cached:
+    """Return what `read` makes of the cache's file `name`, written again if it is unusable."""
+    path = cache_folder() / "baselines" / name
+    with suppress(OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return read(json.loads(path.read_bytes()))
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(made).encode())
+    return read(made)
+
+
+def _read_scores(cached: Any) -> dict[str, Any]:
+    by_columns = {
+        name: {metric: float(cached[name][metric]) for metric in SCORES} for name in COLUMNS
+    }
+    return {"majority_accuracy": float(cached["majority_accuracy"]), **by_columns}
+
+
+def _read_predictions(cached: Any) -> BaselinePredictions:
+    stems, labels = tuple(cached["stems"]), np.array(cached["labels"], dtype=np.int64)
+    rows = {name: np.array(cached["by_columns"][name], dtype=np.int64) for name in COLUMNS}
+    if {labels.shape, *(row.shape[1:] for row in rows.values())} != {(len(stems),)}:
+        raise ValueError("not one prediction a clip")
+    return BaselinePredictions(stems, labels, rows, int(cached["majority"]))
+
+
+def _key(dataset: Dataset, clips: Clips, *more: str) -> str:
+    """Return a hash of the forests' inputs, of `more`, and of how they are grown."""
+    metadata = [
+        [r.stem, r.patient, r.location, r.device, r.diagnosis, r.age, r.sex]
+        for r in dataset.recordings
+    ]
+    labels = [[c.recording.stem, c.label] for c in clips.clips]
+    parts = [CACHE_FORMAT, TREES, metadata, labels, asdict(clips.task), *more]
+    content = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
 def no_audio_baselines(clips: Clips, *, seeds: int = 5, jobs: int | None = None) -> dict[str, Any]:
@@ -48,29 +126,30 @@ def no_audio_baselines(clips: Clips, *, seeds: int = 5, jobs: int | None = None)
     `check_enough`.
     """
     check_enough(clips)
-    table = _Metadata(clips.clips)
+    table = _metadata(clips.clips)
+    labels = table["label"].to_numpy()
     # Small sets: there cannot be more folds than patients, nor than clips of the largest class.
-    folds = min(FOLDS, len(set(table.patients.tolist())), int(np.bincount(table.labels).max()))
+    folds = min(FOLDS, table["patient"].nunique(), int(np.bincount(labels).max()))
     splits = [split for seed in range(seeds) for split in _splits(table, folds, seed)]
-    features = {name: table.features(columns) for name, columns in COLUMNS.items()}
+    features = {name: _features(table, columns) for name, columns in COLUMNS.items()}
     # Processes, because a small tree is mostly Python: threads are slower than none.
     try:
         with parallel_config("loky", initializer=_end_with, initargs=(os.getpid(),)):
             predictions = iter(
                 Parallel(n_jobs=jobs or cpu_count())(
-                    delayed(_forest)(x, table.labels, table.weights, train, test, seed)
+                    delayed(_forest)(x, table, train, test, seed)
                     for x in features.values()
                     for seed, train, test in splits
                 )
             )
     finally:
         get_reusable_executor().shutdown()  # their memory would be kept for five minutes
-    scores: dict[str, Any] = {"majority_accuracy": majority_accuracy(table.labels)}
+    scores: dict[str, Any] = {"majority_accuracy": majority_accuracy(labels)}
     for name in features:
-        pooled = np.empty((seeds, len(table.labels)), dtype=np.int64)
+        pooled = np.empty((seeds, len(labels)), dtype=np.int64)
         for seed, _, test in splits:
             pooled[seed, test] = next(predictions)
-        scores[name] = _mean([_scores(table.labels, row) for row in pooled])
+        scores[name] = _mean([_scores(labels, row) for row in pooled])
     return scores
 
 
@@ -137,19 +216,18 @@ def predict_baselines(clips: Clips, split: Split, *, seeds: int = 5) -> Baseline
     known, unseen = split.select_clips(clips, fitted), split.select_clips(clips, held_out)
     if not known or not unseen:
         raise UserError("the split has no clips of this data set: give the set it was made from")
-    table = _Metadata(known + unseen)
-    train, test = np.arange(len(known)), np.arange(len(known), len(known) + len(unseen))
+    table = _metadata(known + unseen)
+    labels = table["label"].to_numpy()
+    train, test = np.split(np.arange(len(labels)), [len(known)])
     by_columns = {}
     for name, columns in COLUMNS.items():
-        x = table.features(columns)
-        by_columns[name] = np.stack(
-            [_forest(x, table.labels, table.weights, train, test, seed) for seed in range(seeds)]
-        )
+        x = _features(table, columns)
+        by_columns[name] = np.stack([_forest(x, table, train, test, s) for s in range(seeds)])
     return BaselinePredictions(
         stems=tuple(clip.recording.stem for clip in unseen),
-        labels=table.labels[test],
+        labels=labels[test],
         by_columns=by_columns,
-        majority=int(np.bincount(table.labels[train]).argmax()),
+        majority=int(np.bincount(labels[train]).argmax()),
     )
 
 
@@ -196,58 +274,40 @@ def controlled_clips(dataset: Dataset) -> Clips:
     return Clips(clips.task, kept, (*clips.dropped, reason))
 
 
-class _Metadata:
-    """Clips as rows of what is known without audio, with labels, patients and weights."""
-
-    def __init__(self, clips: Sequence[Clip]) -> None:
-        self._recordings = [clip.recording for clip in clips]
-        self.labels: Labels = np.array([clip.label for clip in clips], dtype=np.int64)
-        self.patients = np.array([r.patient for r in self._recordings], dtype=np.str_)
-        counts = Counter(self.patients.tolist())
-        # A patient with sixty recordings should not weigh sixty times as much as one with one.
-        self.weights: Floats = np.array([1 / counts[p] for p in self.patients.tolist()])
-
-    def features(self, names: Iterable[str]) -> Floats:
-        """Return float64 `[clips, columns]`: age in years, the others one-hot."""
-        parts = []
-        for name in names:
-            values = [_value(recording, name) for recording in self._recordings]
-            if name == "age":
-                parts.append(np.array(values, dtype=np.float64)[:, None])
-            else:
-                text = np.array(values, dtype=np.str_)
-                parts.append((text[:, None] == np.unique(text)[None, :]).astype(np.float64))
-        return np.concatenate(parts, axis=1)
+def _metadata(clips: Sequence[Clip]) -> pd.DataFrame:
+    """Return a row a clip: label, patient, weight and what is known without audio."""
+    names = ("patient", *COLUMNS["all"])
+    rows = [(clip.label, *(getattr(clip.recording, name) for name in names)) for clip in clips]
+    table = pd.DataFrame(rows, columns=["label", *names])
+    # A patient with sixty recordings should not weigh sixty times as much as one with one.
+    table["weight"] = 1 / table.groupby("patient")["patient"].transform("size")
+    return table.fillna({"age": _MISSING_AGE, "sex": "unknown"})
 
 
-def _value(recording: Recording, name: str) -> str | float:
-    if name == "age":
-        return _MISSING_AGE if recording.age is None else recording.age
-    return str(getattr(recording, name))
+def _features(table: pd.DataFrame, names: Iterable[str]) -> Floats:
+    """Return float64 `[clips, columns]`: age in years, the others one-hot."""
+    parts = [table[[name]] if name == "age" else pd.get_dummies(table[name]) for name in names]
+    return pd.concat(parts, axis=1).to_numpy(np.float64)
 
 
-def _splits(table: _Metadata, folds: int, seed: int) -> Iterator[tuple[int, Labels, Labels]]:
+def _splits(table: pd.DataFrame, folds: int, seed: int) -> Iterator[tuple[int, Labels, Labels]]:
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class with fewer clips than folds is predicted wrongly by the folds that lack it, as the
         # score for eight classes is meant to show.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        for train, test in splitter.split(table.labels, table.labels, table.patients):
+        for train, test in splitter.split(table, table["label"], table["patient"]):
             yield seed, train, test
 
 
 def _forest(
-    features: Floats,
-    labels: Labels,
-    weights: Floats,
-    train: Labels,
-    test: Labels,
-    seed: int,
+    features: Floats, table: pd.DataFrame, train: Labels, test: Labels, seed: int
 ) -> Labels:
     forest = RandomForestClassifier(
         TREES, min_samples_leaf=3, class_weight="balanced", random_state=seed, n_jobs=1
     )
-    forest.fit(features[train], labels[train], sample_weight=weights[train])
+    labels, weights = (table[name].to_numpy()[train] for name in ("label", "weight"))
+    forest.fit(features[train], labels, sample_weight=weights)
     # Many clips have the same metadata: each is predicted once.
     distinct, rows = np.unique(features[test], axis=0, return_inverse=True)
     predicted: Labels = forest.predict(distinct)[rows.ravel()]

@@ -6,7 +6,6 @@ the patients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,11 @@ import pandas as pd
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import plural
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baseline_cache import load_baseline_predictions
-from resp_tune.evaluation.baselines import SCORES
-from resp_tune.evaluation.group_metrics import labels_and_probabilities
-from resp_tune.training.bootstrap import bootstrap, intervals, paired_differences
+from resp_tune.evaluation.baselines import SCORES, load_baseline_predictions
+from resp_tune.evaluation.score import labels_and_probabilities
+from resp_tune.training.bootstrap import paired_differences
 from resp_tune.training.datamodule import DataModule
-from resp_tune.training.metrics import all_metrics, compute_metrics
+from resp_tune.training.metrics import all_metrics
 
 FILE = "predictions.csv"
 SPLITS = ("validation", "test")
@@ -59,22 +57,12 @@ def read_predictions(given: str) -> pd.DataFrame:
     return table
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """`sides[side]`: `{clips, patients, classes, metrics{name: {a, b, difference, interval}}}`.
-
-    `difference` is a − b and `interval` its central 95 % over the same resamples of the patients,
-    None for a single patient. `left_out[side]` says why a split that both have is not compared.
-    """
-
-    sides: dict[str, dict[str, Any]]
-    left_out: dict[str, str]
-
-
-def compare(a: pd.DataFrame, b: pd.DataFrame) -> Comparison:
+def compare(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Compare two models on each split of which they have the same clips with the same labels.
 
-    Raises `UserError` without such a split, or if their classes differ.
+    Returns `{"sides": {split: {clips, patients, classes, metrics}}, "left_out": {split: reason}}`,
+    metrics as `paired_differences`. Raises `UserError` without such a split, or if their classes
+    differ.
     """
     classes = _classes(a)
     if differing := sorted(set(classes) ^ set(_classes(b))):
@@ -97,7 +85,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> Comparison:
             left_out[split] = str(error)
     if not compared:
         raise UserError("; ".join(left_out.values()))
-    return Comparison(compared, left_out)
+    return {"sides": compared, "left_out": left_out}
 
 
 def _classes(table: pd.DataFrame) -> list[str]:
@@ -129,24 +117,12 @@ def _compare_split(
             )
     labels, of_a = labels_and_probabilities(a, classes)
     _, of_b = labels_and_probabilities(b, classes)
-    patients = list(a["patient"])
-    several = len(set(patients)) > 1
-    values = [all_metrics(labels, p, classes) for p in (of_a, of_b)]
+    patients, names = list(a["patient"]), all_metrics(labels, of_a, classes)
     return {
         "clips": len(a),
         "patients": len(set(patients)),
         "classes": [name for i, name in enumerate(classes) if i in labels],
-        "metrics": {
-            name: {
-                "a": values[0][name],
-                "b": values[1][name],
-                "difference": difference,
-                "interval": [low, high] if several else None,
-            }
-            for name, (difference, low, high) in paired_differences(
-                labels, of_a, of_b, patients, classes
-            ).items()
-        },
+        "metrics": paired_differences(labels, of_a, [of_b], patients, names),
     }
 
 
@@ -154,9 +130,8 @@ def baseline_differences(table: pd.DataFrame, datamodule: DataModule) -> Baselin
     """Return `{"device" | "all": {metric: {winner, baseline, difference, interval}}}`.
 
     `table` holds the predictions of the test split only, in the order of `ClipLabels`. `baseline`
-    is the mean over forests of different seeds, as in the summary, so each resample of the patients
-    gives the winner's metric minus the mean of theirs. `interval` is the central 95 % of these,
-    [low, high], or None for a single patient, whose resamples are all the same.
+    is the mean over forests of different seeds, as in the summary, on each resample as well. The
+    others are those of `paired_differences`.
     """
     predictions = load_baseline_predictions(datamodule)
     classes = datamodule.split.classes
@@ -165,24 +140,12 @@ def baseline_differences(table: pd.DataFrame, datamodule: DataModule) -> Baselin
     if not same or (labels != predictions.labels).any():
         raise ValueError("these are not the predictions of the test split's clips, in their order")
     patients = list(table["patient"])
-    winner = compute_metrics(labels, probabilities, SCORES)
-    samples = bootstrap(labels, probabilities, patients, names=SCORES)
     found: BaselineDifferences = {}
     for columns, by_seed in predictions.by_columns.items():
         forests = [np.eye(len(classes))[row] for row in by_seed]
-        of_forests = [bootstrap(labels, forest, patients, names=SCORES) for forest in forests]
-        spans = intervals(
-            {n: samples[n] - np.mean([s[n] for s in of_forests], axis=0) for n in SCORES}
-        )
-        of_seeds = [compute_metrics(labels, forest, SCORES) for forest in forests]
-        baseline = {name: float(np.mean([s[name] for s in of_seeds])) for name in SCORES}
+        pairs = paired_differences(labels, probabilities, forests, patients, SCORES)
         found[columns] = {
-            name: {
-                "winner": winner[name],
-                "baseline": baseline[name],
-                "difference": winner[name] - baseline[name],
-                "interval": list(spans[name]) if len(set(patients)) > 1 else None,
-            }
-            for name in SCORES
+            name: {"winner": pair.pop("a"), "baseline": pair.pop("b"), **pair}
+            for name, pair in pairs.items()
         }
     return found

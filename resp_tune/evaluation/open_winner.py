@@ -21,31 +21,31 @@ def open_winner(winner: str, tracking_uri: str | None) -> Bundle:
     """Return the bundle in a folder, in an object store or in MLflow's registry."""
     from resp_tune.training.model_bundle import load_bundle
 
-    if not winner.startswith("models:/"):
-        return _download(winner) if is_uri(winner) else load_bundle(user_path(winner))
-    from resp_tune.tracking.registry import fetch_bundle
-    from resp_tune.tracking.uri import resolve_uri
+    registered = winner.startswith("models:/")
+    if not registered and not is_uri(winner):
+        return load_bundle(user_path(winner))
+    with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
+        folder = Path(scratch)
+        if not registered:
+            return load_bundle(_download(winner, folder))
+        from resp_tune.tracking.registry import fetch_bundle
+        from resp_tune.tracking.uri import resolve_uri
 
-    with tempfile.TemporaryDirectory(prefix="resp_tune_") as folder:
         uri = resolve_uri(tracking_uri, Path("results").absolute())
-        return load_bundle(fetch_bundle(winner, uri, Path(folder)))
+        return load_bundle(fetch_bundle(winner, uri, folder))
 
 
-def _download(winner: str) -> Bundle:
-    """Return the bundle in an object store."""
-    from resp_tune.training.model_bundle import load_bundle
-
+def _download(winner: str, folder: Path) -> Path:
+    """Fetch the bundle in an object store into `folder` and return it."""
     source = ObjectPath.parse("--winner", winner)
     check_store("--winner", source, write=False)
-    with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
-        folder = Path(scratch) / "winner"
-        try:
-            there = [source.fetch(file, folder / file, LARGEST) for file in BUNDLE]
-        except StorageError as error:
-            raise UserError(f"--winner '{source}' cannot be read ({error})") from error
-        if not all(there):
-            raise UserError(
-                f"--winner '{source}' is not a winner: it lacks {' or '.join(BUNDLE)}; give "
-                "s3://BUCKET/PREFIX/NAME/winner of a finished search"
-            )
-        return load_bundle(folder)
+    try:
+        there = [source.fetch(file, folder / file, LARGEST) for file in BUNDLE]
+    except StorageError as error:
+        raise UserError(f"--winner '{source}' cannot be read ({error})") from error
+    if not all(there):
+        raise UserError(
+            f"--winner '{source}' is not a winner: it lacks {' or '.join(BUNDLE)}; give "
+            "s3://BUCKET/PREFIX/NAME/winner of a finished search"
+        )
+    return folder

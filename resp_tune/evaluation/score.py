@@ -1,16 +1,33 @@
-"""Predict the validation splits with a winner, and score it on the test split."""
+"""Predict the splits with a winner and compute metrics of its predictions.
+
+Metrics are by clip, by patient, of each class and within each device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from resp_tune.common.choices import CYCLE_METRICS
+from resp_tune.evaluation.baselines import is_controlled
 from resp_tune.training.bootstrap import bootstrap, intervals
 from resp_tune.training.datamodule import DataModule, FeatureCaches, prediction_table
-from resp_tune.training.metrics import Probabilities, all_metrics, majority_accuracy
+from resp_tune.training.metrics import (
+    METRICS,
+    Labels,
+    Probabilities,
+    all_metrics,
+    majority_accuracy,
+)
 from resp_tune.training.model_bundle import Bundle
+
+HEALTHY = "Healthy"
+# These make sense for a few clips of few classes; the others need all classes.
+SUBSET_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", *CYCLE_METRICS)
 
 
 @dataclass(frozen=True)
@@ -20,7 +37,7 @@ class TestScore:
     metrics: dict[str, float]
     by_seed: dict[str, list[float]]
     majority: float
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, list[float]]
     predictions: pd.DataFrame
 
 
@@ -43,37 +60,136 @@ def predict_validation_split(
 
 
 def score_test_split(
-    bundle: Bundle,
-    datamodule: DataModule,
-    stems: Sequence[str],
-    caches: FeatureCaches,
-    *,
-    workers: int,
+    bundle: Bundle, datamodule: DataModule, caches: FeatureCaches, *, workers: int
 ) -> TestScore:
-    """Score the bundle on the test split `stems`, which is decoded here and not before.
+    """Score the bundle on the test split, which is decoded here and not before.
 
-    `caches` are of these recordings; raises `RunError` if one has changed since it was hashed.
+    `caches` are of its recordings; raises `RunError` if one has changed since it was hashed.
     """
     front_end, classes = bundle.config.front_end, bundle.classes
     frames = caches.frames(front_end, workers=workers)
+    stems = datamodule.split.test or ()
     clips = datamodule.clip_labels(stems, stems)
     split = clips.tensors(frames, front_end)
     each = bundle.predict_each(split.clips)
-    mean: Probabilities = each.mean(axis=0)
     labels, folds = split.labels.numpy(), len(datamodule.split.folds)
     by_seed = [
         all_metrics(labels, each[start : start + folds].mean(axis=0), classes)
         for start in range(0, len(each), folds)
     ]
-    metrics = all_metrics(labels, mean, classes)
-    table = prediction_table("test", clips, classes, mean)
+    table = prediction_table("test", clips, classes, each.mean(axis=0))
+    scored = metrics_with_intervals(table, classes)
+    metrics = {name: scored[name] for name in METRICS if name in scored}
+    seeds = {name: [values[name] for values in by_seed] for name in metrics}
+    return TestScore(metrics, seeds, scored["majority_accuracy"], scored["intervals"], table)
+
+
+def group_metrics(table: pd.DataFrame, datamodule: DataModule) -> dict[str, Any]:
+    """Return `{per_class, by_patient, by_device, controlled}` of one split of `datamodule`.
+
+    `controlled` is of children on the Meditron, healthy or sick, and None if either is missing.
+    A cycle's class is not its patient's, so for cycles `by_patient` and `controlled` are None.
+    """
+    classes = datamodule.split.classes
+    by_recording = datamodule.clips.task.unit == "recording"
+    by_patient = _by_patient(table, classes) if by_recording else None
+    return {
+        "per_class": _per_class(table, by_patient, classes),
+        "by_patient": None if by_patient is None else metrics_with_intervals(by_patient, classes),
+        "by_device": {
+            str(name): metrics_with_intervals(own, classes, SUBSET_METRICS)
+            for name, own in table.groupby("device", sort=True)
+        },
+        "controlled": _controlled(table, datamodule) if by_recording else None,
+    }
+
+
+def metrics_with_intervals(
+    table: pd.DataFrame, classes: Sequence[str], names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return metrics of predictions with 95 % patient-bootstrap intervals.
+
+    `names` are the metrics, by default all. The returned `classes` are those that the clips have;
+    the others are left out of the macro averages. A single patient has no intervals.
+    """
+    labels, probabilities = labels_and_probabilities(table, classes)
+    metrics = all_metrics(labels, probabilities, tuple(classes))
+    chosen = [name for name in metrics if names is None or name in names]
     patients = list(table["patient"])
-    # The resamples of a single patient are all the same.
-    samples = bootstrap(labels, mean, patients) if len(set(patients)) > 1 else {}
-    return TestScore(
-        metrics,
-        {name: [values[name] for values in by_seed] for name in metrics},
-        majority_accuracy(labels),
-        {name: span for name, span in intervals(samples).items() if name in metrics},
-        table,
+    several = len(set(patients)) > 1  # the resamples of one are all the same
+    samples = bootstrap(labels, probabilities, patients, names=chosen) if several else {}
+    return {
+        "clips": len(table),
+        "patients": len(set(patients)),
+        "classes": [name for i, name in enumerate(classes) if i in labels],
+        **{name: metrics[name] for name in chosen},
+        "majority_accuracy": majority_accuracy(labels),
+        "intervals": {name: list(span) for name, span in intervals(samples).items()},
+    }
+
+
+def labels_and_probabilities(
+    table: pd.DataFrame, classes: Sequence[str]
+) -> tuple[Labels, Probabilities]:
+    """Return labels `[clips]` as indices of `classes`, and probabilities `[clips, classes]`."""
+    index = {name: i for i, name in enumerate(classes)}
+    labels: Labels = np.array([index[name] for name in table["label"]], dtype=np.int64)
+    probabilities: Probabilities = table[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+    return labels, probabilities
+
+
+def _by_patient(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return a row a patient: the mean probabilities over the patient's clips, and the label."""
+    columns = [f"p_{name}" for name in classes]
+    means = table.groupby("patient").agg({"label": "first", **dict.fromkeys(columns, "mean")})
+    means["predicted"] = np.array(classes)[means[columns].to_numpy().argmax(1)]
+    return means.reset_index()
+
+
+def _per_class(
+    table: pd.DataFrame, patients: pd.DataFrame | None, classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return recall, precision and support of clips, and recall of patients, by class."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in classes:
+        own, predicted = table["label"] == name, table["predicted"] == name
+        rows[name] = {
+            "recall": _share(predicted[own]),
+            "precision": _share(own[predicted]),
+            "support": int(own.sum()),
+            "patients": int(table[own]["patient"].nunique()),
+        }
+        if patients is not None:
+            correct = patients["predicted"] == name
+            rows[name]["patient_recall"] = _share(correct[patients["label"] == name])
+    return rows
+
+
+def _share(hits: pd.Series[bool]) -> float | None:
+    return float(hits.mean()) if len(hits) else None
+
+
+def _controlled(table: pd.DataFrame, datamodule: DataModule) -> dict[str, Any] | None:
+    """Return metrics of healthy or sick among the split's children on the Meditron.
+
+    None for a task without a class of the healthy alone, or if only healthy or sick are there.
+    """
+    grouping = datamodule.clips.task.grouping
+    well = next((c for c in datamodule.split.classes if grouping[c] == [HEALTHY]), None)
+    if well is None:
+        return None
+    children = {r.stem for r in datamodule.dataset.recordings if is_controlled(r)}
+    chosen = table[table["recording"].isin(children)]
+    healthy = chosen["label"] == well
+    if not 0 < healthy.sum() < len(chosen):
+        return None
+    probability = chosen[f"p_{well}"]
+    two = pd.DataFrame(
+        {
+            "patient": chosen["patient"],
+            "label": np.where(healthy, "healthy", "sick"),
+            "p_healthy": probability,
+            "p_sick": 1 - probability,
+        }
     )
+    return metrics_with_intervals(two, ("healthy", "sick"), (*SUBSET_METRICS, "auroc"))

@@ -15,13 +15,15 @@ import pandas as pd
 from resp_tune.common.choices import COMPARED_RUNS
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError
-from resp_tune.evaluation.score import (
-    TestScore,
-    predict_validation_split,
-    score_test_split,
-)
+from resp_tune.evaluation.score import TestScore, predict_validation_split, score_test_split
 from resp_tune.harness.remote_sync import StorageSync
-from resp_tune.harness.result_files import seconds_spent, versions, write_csv, write_summary
+from resp_tune.harness.result_files import (
+    model_details,
+    seconds_spent,
+    versions,
+    write_csv,
+    write_summary,
+)
 from resp_tune.harness.select_winner import Winner, load_networks, select_winner
 from resp_tune.harness.spec import SearchLocation, SearchSpec
 from resp_tune.harness.summary import summarise
@@ -60,15 +62,16 @@ def finalize(
     options, datamodule, folder = spec.options, spec.data.datamodule, spec.location.folder
     trials = records(study, spec.space)
     winner = select_winner(study, trials, options.metric, options.replicates)
-    networks = load_networks(
-        winner.runs,
-        study.user_attrs[STUDY_ID],
-        spec.location.trials,
-        datamodule,
-        caches,
-        spec.compute,
-    )
-    details = _model_details(spec, winner)
+    networks = load_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
+    score = winner.trial.score if winner.chosen is None else winner.chosen.mean
+    provenance = {
+        "search": spec.location.name,
+        "trial": winner.trial.number,
+        "seeds": winner.seeds,
+        "score": {options.metric: score},
+        "command": command(spec.arguments, options.data),
+    }
+    details = model_details(datamodule, options.split_spec, spec.data.name, provenance)
     config, classes = winner.runs[0].config, datamodule.split.classes
     save_bundle(folder / "winner", config, classes, networks, details)
     bundle = load_bundle(folder / "winner")
@@ -80,10 +83,11 @@ def finalize(
         cpus = spec.compute.machine.cpus
         test_caches = _hash_test_split(datamodule, folder, cpus)
         digest = data_digest(datamodule, test_caches.sources)
-        _record_access(study, sync, access_entry(winner.trial.number, weights, digest))
+        entry = access_entry(winner.trial.number, weights, digest)
+        study.set_user_attr(READINGS, add_access(study.user_attrs.get(READINGS, []), entry))
+        sync.record("the test set is evaluated")  # the access is on record before it happens
         fault_point("test-access")
-        stems = datamodule.split.test
-        scored = score_test_split(bundle, datamodule, stems, test_caches, workers=cpus)
+        scored = score_test_split(bundle, datamodule, test_caches, workers=cpus)
         fault_point("test-scored")
         predictions.append(scored.predictions)
     table = pd.concat(predictions, ignore_index=True)
@@ -105,30 +109,6 @@ def finalize(
     return path
 
 
-def _model_details(spec: SearchSpec, winner: Winner) -> dict[str, Any]:
-    """Return what the model's `config.json` holds beside its config."""
-    options, datamodule = spec.options, spec.data.datamodule
-    task = datamodule.clips.task
-    score = winner.trial.score if winner.chosen is None else winner.chosen.mean
-    return {
-        "task": task.name,
-        **({"task_classes": task.grouping} if task.grouping else {}),
-        "protocol": options.protocol,
-        "provenance": {
-            "search": spec.location.name,
-            "trial": winner.trial.number,
-            "seeds": winner.seeds,
-            "score": {options.metric: score},
-            "data": spec.data.name,
-            "synthetic": datamodule.dataset.synthetic,
-            **options.split_spec.provenance(),
-            "split_sha256": datamodule.split.digest,
-            "command": command(spec.arguments, options.data),
-            "versions": versions(),
-        },
-    }
-
-
 def command(arguments: Sequence[str], data: str | None) -> str:
     """Return the command as typed, with the data it used and without passwords."""
     shown = [redact(argument) for argument in arguments]
@@ -148,12 +128,6 @@ def _hash_test_split(datamodule: DataModule, folder: Path, cpus: int) -> Feature
             "test-set access, recorded beside the first"
         )
     return caches
-
-
-def _record_access(study: optuna.Study, sync: StorageSync, entry: Mapping[str, Any]) -> None:
-    """Put the test-set access on record, in the study and its storage, before it happens."""
-    study.set_user_attr(READINGS, add_access(study.user_attrs.get(READINGS, []), entry))
-    sync.record("the test set is evaluated")
 
 
 def _register(

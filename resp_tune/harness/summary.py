@@ -8,8 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from resp_tune.evaluation.compare import baseline_differences
-from resp_tune.evaluation.group_metrics import group_metrics
-from resp_tune.evaluation.score import TestScore
+from resp_tune.evaluation.score import TestScore, group_metrics
 from resp_tune.harness.result_files import count_states
 from resp_tune.harness.select_winner import Winner
 from resp_tune.harness.spec import SearchSpec

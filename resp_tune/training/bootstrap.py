@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from resp_tune.training.metrics import (
     Floats,
     Labels,
     Probabilities,
-    all_metrics,
+    compute_metrics,
     weighted_metrics,
 )
 
@@ -44,19 +45,32 @@ def bootstrap(
 
 def paired_differences(
     labels: Labels,
-    a: Probabilities,
-    b: Probabilities,
+    probabilities: Probabilities,
+    others: Sequence[Probabilities],
     patients: Sequence[str],
-    classes: tuple[str, ...],
-) -> dict[str, tuple[float, float, float]]:
-    """Return each metric of `a` minus that of `b` on the same clips, as (difference, low, high).
+    names: Collection[str],
+) -> dict[str, dict[str, Any]]:
+    """Return `{name: {a, b, difference, interval}}` of a model, a, and the mean of `others`, b.
 
-    `low` and `high` enclose the central 95 % of the differences on the same resamples.
+    `difference` is a − b on the same clips. `interval` is the central 95 % of the differences on
+    the same resamples, [low, high], or None for a single patient, whose resamples are all the same.
     """
-    of_a, of_b = (all_metrics(labels, p, classes) for p in (a, b))
-    drawn_a, drawn_b = (bootstrap(labels, p, patients, names=of_a) for p in (a, b))
-    spans = intervals({name: drawn_a[name] - drawn_b[name] for name in of_a})
-    return {name: (of_a[name] - of_b[name], *spans[name]) for name in of_a}
+    a = compute_metrics(labels, probabilities, names)
+    each = [compute_metrics(labels, other, names) for other in others]
+    b = {name: float(np.mean([one[name] for one in each])) for name in names}
+    drawn, *drawn_b = (
+        bootstrap(labels, p, patients, names=names) for p in (probabilities, *others)
+    )
+    spans = intervals({n: drawn[n] - np.mean([d[n] for d in drawn_b], axis=0) for n in names})
+    return {
+        name: {
+            "a": a[name],
+            "b": b[name],
+            "difference": a[name] - b[name],
+            "interval": list(spans[name]) if len(set(patients)) > 1 else None,
+        }
+        for name in names
+    }
 
 
 def intervals(samples: dict[str, Floats], *, level: float = 0.95) -> dict[str, tuple[float, float]]:
