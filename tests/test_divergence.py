@@ -10,22 +10,22 @@ from support.toy import toy_config, toy_data, toy_folds, trained
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.logmel import Frames
 from resp_tune.training.loop import (
-    Side,
+    SplitTensors,
     Training,
     TrainingData,
     fit,
 )
 
 
-def overwritten(side: Side, value: float, folds: list[TrainingData]) -> list[TrainingData]:
+def overwritten(side: SplitTensors, value: float, folds: list[TrainingData]) -> list[TrainingData]:
     """The same folds, with the first frame of every clip of `side` replaced."""
     frames = side.clips.frames
     values = frames.values.clone()
     values[side.clips.first] = value
     changed = Frames(values, frames.first, frames.count, frames.stems)
 
-    def over(old: Side) -> Side:
-        return Side(ClipIndex(changed, old.clips.first, old.clips.count), old.labels)
+    def over(old: SplitTensors) -> SplitTensors:
+        return SplitTensors(ClipIndex(changed, old.clips.first, old.clips.count), old.labels)
 
     return [TrainingData(over(f.train), over(f.validation), f.classes) for f in folds]
 

@@ -25,9 +25,13 @@ class ComputeDevice:
 
 
 def detect_compute_device(device_type: str) -> ComputeDevice:
-    """Return the GPU or the CPU of this process."""
-    name = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"
-    return ComputeDevice(device_type, name, has_native_bfloat16(device_type))
+    """Return the GPU or the CPU of this process; emulated bfloat16 is slower than float32."""
+    if device_type == "cuda":
+        native = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return ComputeDevice(device_type, torch.cuda.get_device_name(), native)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return ComputeDevice(device_type, "cpu", native)
 
 
 def common_compute_device(devices: Sequence[ComputeDevice]) -> ComputeDevice:
@@ -39,11 +43,3 @@ def common_compute_device(devices: Sequence[ComputeDevice]) -> ComputeDevice:
 def resolve_precision(config: TrialConfig, device: ComputeDevice) -> TrialConfig:
     """Return `config` with the device's precision instead of `auto`, so that it is recorded."""
     return config.replace({"precision": device.precision}) if config.precision == "auto" else config
-
-
-def has_native_bfloat16(device_type: str) -> bool:
-    """Return whether bfloat16 is native; if emulated, it is slower than float32."""
-    if device_type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -98,10 +98,7 @@ class Training:
     """
 
     def __init__(
-        self,
-        config: TrialConfig,
-        folds: Sequence[TrainingData],
-        device: str | torch.device = "cpu",
+        self, config: TrialConfig, folds: Sequence[TrainingData], device: str | torch.device = "cpu"
     ) -> None:
         self.config = config
         self.history: list[EpochResult] = []
@@ -126,20 +123,12 @@ class Training:
         train_loss = _mean(fold.train(epoch) for fold in self.folds)
         # A network with infinite weights gives NaN probabilities, which no metric accepts.
         finite = math.isfinite(train_loss)
-        by_fold = [fold.validate(epoch) if finite else None for fold in self.folds]
-        metrics = [m for m in by_fold if m is not None]
-        complete = len(metrics) == len(self.folds)
+        metrics = [fold.validate(epoch) if finite else {} for fold in self.folds]
         # A tiny fold may lack what a metric needs.
-        shared = [n for n in metrics[0] if all(n in m for m in metrics)] if complete else []
+        shared = [name for name in metrics[0] if all(name in m for m in metrics)]
         means = {name: _mean(m[name] for m in metrics) for name in shared}
-        result = EpochResult(
-            epoch,
-            train_loss,
-            means.get("log_loss", math.nan),
-            means,
-            self.folds[0].lr,
-            time.perf_counter() - started,
-        )
+        val_loss, seconds = means.get("log_loss", math.nan), time.perf_counter() - started
+        result = EpochResult(epoch, train_loss, val_loss, means, self.folds[0].lr, seconds)
         self.history.append(result)
         return result
 
@@ -161,10 +150,8 @@ class Training:
 
         It has no random state, because each epoch is seeded by the config's seed and its number.
         """
-        return {
-            "history": [e.row() for e in self.history],
-            "folds": [fold.state() for fold in self.folds],
-        }
+        history, folds = [e.row() for e in self.history], [fold.state() for fold in self.folds]
+        return {"history": history, "folds": folds}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`, which must come from the same config and folds."""
@@ -256,21 +243,19 @@ class _FoldTraining:
         own = self.loss(logits, labels)
         return own if mix is None else blended_loss(own, self.loss(logits, labels.roll(1)), mix)
 
-    def validate(self, epoch: int) -> dict[str, float] | None:
-        """Return metrics of the validation split, None if a probability is not finite."""
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Return metrics of the validation split, none if a probability is not finite."""
         probabilities = self.predict_validation(epoch)
         if not np.isfinite(probabilities).all():
-            return None
+            return {}
         return all_metrics(self.labels[1].numpy(), probabilities, self.classes)
 
     def predict_validation(self, epoch: int) -> npt.NDArray[np.float32]:
-        config = self.config
-        draws = eval_params(self.counts[1], config)
+        config, count = self.config, self.counts[1]
+        draws = eval_params(count, config)
         if config.augment_validation:
             generator = torch.Generator().manual_seed(mix_seed(config.seed, self.fold, -epoch))
-            draws = augment_params(
-                torch.arange(len(self.counts[1])), self.counts[1], config, generator
-            )
+            draws = augment_params(torch.arange(len(count)), count, config, generator)
         return predict(self.evaluated, self.clips[1], draws, config)
 
     def state(self) -> dict[str, Any]:

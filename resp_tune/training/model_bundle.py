@@ -117,12 +117,10 @@ def load_bundle(folder: str | Path) -> Bundle:
     if hashlib.sha256(weights).hexdigest() != content.get("weights_sha256"):
         raise UserError(f"'{path}' is damaged: its hash is not the one in config.json")
     try:
-        values = content["trial_config"]
-        if not isinstance(values, dict):
-            raise TypeError("trial_config is not a mapping")
-        if not isinstance(content.get("provenance", {}), dict):
-            raise TypeError("provenance is not a mapping")
-        config = TrialConfig().replace(values)
+        for key in ("trial_config", "provenance"):
+            if not isinstance(content.get(key, {}), dict):
+                raise TypeError(f"{key} is not a mapping")
+        config = TrialConfig().replace(content["trial_config"])
         classes = _classes(content["classes"])
         networks = _load_networks(load(weights), content["folds"], config, len(classes))
     except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -146,11 +144,11 @@ def _load_networks(
     if not saved or saved != {f"fold{n}" for n in range(len(saved))} or folds != len(saved):
         raise ValueError(f"its weights are not those of {reprlib.repr(folds)} folds")
     networks = []
+    with torch.device("meta"):  # takes no memory, whatever the sizes in the config
+        shapes = {k: v.shape for k, v in build_network(config, classes).state_dict().items()}
     for n in range(len(saved)):
         prefix = f"fold{n}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        with torch.device("meta"):  # takes no memory, whatever the sizes in the config
-            shapes = {k: v.shape for k, v in build_network(config, classes).state_dict().items()}
         if {name: value.shape for name, value in own.items()} != shapes:
             raise ValueError("its weights do not fit its trial config and classes")
         network = build_network(config, classes)

@@ -36,7 +36,9 @@ class SoundNet(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
-                    _conv(c_in, c_out) if block else SameInputConv(c_in, c_out, 5),
+                    nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
+                    if block
+                    else SameInputConv(c_in, c_out, 5),
                     nn.ReLU(),
                     BatchNorm(c_out),
                 )
@@ -115,10 +117,6 @@ _PAIR = {
     torch.bfloat16: torch.float32,
     torch.float16: torch.float32,
 }
-
-
-def _conv(c_in: int, c_out: int) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
 
 
 class Standardize(nn.Module):
