@@ -50,6 +50,7 @@ def _in_store(storage: ObjectPath, name: str) -> ObjectPath:
     check_search_name(name)
     check_store("--storage", storage, write=False)
     source = storage / name
+    files = ("trials.csv", "epochs.csv", "winner/config.json", "winner/predictions.csv")
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch) / name
         try:
@@ -57,10 +58,8 @@ def _in_store(storage: ObjectPath, name: str) -> ObjectPath:
                 raise UserError(
                     f"'{source}' has no summary.json: no search of that name has finished"
                 )
-            for file in ("trials.csv", "epochs.csv", "replicates.csv", "split.json"):
+            for file in files:
                 source.fetch(file, folder / file)
-            for file in ("config.json", "predictions.csv"):
-                source.fetch(f"winner/{file}", folder / "winner" / file)
             page = render(folder)
             source.write(page.read_bytes(), page.name)
         except StorageError as error:

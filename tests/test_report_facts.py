@@ -16,7 +16,6 @@ from resp_tune.reporting import (
     group_tables,
     replicate_table,
     search_plots,
-    winner_metrics,
 )
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.results import Results, read_results
@@ -126,7 +125,7 @@ def test_importances_need_enough_trials(folder: Path, finished: int, words: str 
 def test_price_is_positive_where_validation_flatters(folder: Path, metric: str, gap: float) -> None:
     """The log loss is larger on the test side: flattered as well."""
     change(folder, metric=metric)
-    price_of_searching = winner_metrics.price_of_searching(read_results(folder).summary)
+    price_of_searching = replicate_table.price_of_searching(read_results(folder).summary)
     assert price_of_searching is not None
     assert price_of_searching.gap == pytest.approx(gap)
     assert (
@@ -136,7 +135,7 @@ def test_price_is_positive_where_validation_flatters(folder: Path, metric: str, 
 
 
 def test_price_is_of_the_best_that_the_search_saw(judged: Results) -> None:
-    price_of_searching = winner_metrics.price_of_searching(judged.summary)
+    price_of_searching = replicate_table.price_of_searching(judged.summary)
     assert price_of_searching is not None
     assert (price_of_searching.validation, price_of_searching.test) == (
         0.55,
@@ -153,7 +152,7 @@ def test_the_sign_of_the_price_is_the_summary_s(
 ) -> None:
     explain_candidates = {"best_validation": 0.5, "test": 0.7, "difference": difference}
     winner = {**judged.summary["winner"], "price_of_searching": explain_candidates}
-    price_of_searching = winner_metrics.price_of_searching(
+    price_of_searching = replicate_table.price_of_searching(
         {**judged.summary, "metric": metric, "winner": winner}
     )
     assert price_of_searching is not None

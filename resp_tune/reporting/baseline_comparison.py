@@ -1,4 +1,4 @@
-"""Compare the winner with baselines that use no audio, and with published results."""
+"""Compare the winner's metrics with baselines that use no audio, and with published results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
-from resp_tune.reporting.format import MINUS, figure, metric_name, ranged, signed
+from resp_tune.reporting.format import MINUS, NAMES, figure, metric_name, ranged, signed, spread
 from resp_tune.reporting.results import Results, interval, mapping, number, value_at
 
 BASELINES = {"device": "Device only", "all": "Device, location, age, sex"}
@@ -50,6 +50,29 @@ class PairedDifference:
         """Return `better`, `worse`, or `open` if the interval includes 0."""
         low, high = self.interval
         return "better" if low > 0 else "worse" if high < 0 else "open"
+
+
+def metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every metric of the winner and its baselines, the objective first.
+
+    `by_seed` is the mean ± sd over the seeds, each seed's networks alone, on the test split.
+    """
+    winner, objective = mapping(summary, "winner"), str(summary.get("metric"))
+    validation, test = mapping(winner, "validation"), mapping(winner, "test")
+    keys = [k for k in dict.fromkeys([objective, *NAMES, *validation]) if k in {*validation, *test}]
+    return [
+        {
+            "name": metric_name(key),
+            "validation": number(validation, key),
+            "test": number(test, key),
+            "interval": interval(test, "intervals", key),
+            "by_seed": spread(*(number(test, "by_seed", key, k) for k in ("mean", "sd"))),
+            "device": baseline(summary, "device", key),
+            "all": baseline(summary, "all", key),
+            "objective": key == objective,
+        }
+        for key in keys
+    ]
 
 
 def comparison_metric(summary: Mapping[str, Any]) -> str:
@@ -227,6 +250,6 @@ def _ours(test: Mapping[str, Any], score: float) -> list[Line]:
 
 
 def _line(label: str, note: str, mean: float, sd: float | None, tone: str = "") -> Line:
-    spread = "" if sd is None else f"± {sd:.2f}"
+    deviation = "" if sd is None else f"± {sd:.2f}"
     span = None if sd is None else (mean - sd, mean + sd)
-    return Line(label, (Mark(mean, "dot"),), (f"{mean:.2f}", spread), note, span, tone)
+    return Line(label, (Mark(mean, "dot"),), (f"{mean:.2f}", deviation), note, span, tone)

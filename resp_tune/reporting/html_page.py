@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from resp_tune.reporting.format import figure, percent, sentence, shortened, signed
+from resp_tune.reporting.format import figure, percent, shortened, signed
 
 
 def render_page(package: str, template: str, scripts: Sequence[str] = (), **context: Any) -> str:
@@ -35,7 +35,6 @@ def render_page(package: str, template: str, scripts: Sequence[str] = (), **cont
     environment.filters |= {
         "figure": figure,
         "percent": percent,
-        "sentence": sentence,
         "short": shortened,
         "signed": signed,
     }

@@ -1,4 +1,4 @@
-"""Tabulate the best trials of a search on fresh seeds: was the selection luck?"""
+"""Judge the selection: what it cost, and the best trials on fresh seeds. Was it luck?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resp_tune.common.choices import METRIC_MODES
 from resp_tune.common.text import plural
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, spread
-from resp_tune.reporting.results import items, number, value_at
+from resp_tune.reporting.results import items, mapping, number, value_at
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,20 @@ class CandidateRow:
     sd: float | None
     bound: float | None
     dropped: bool
+
+
+@dataclass(frozen=True)
+class Price:
+    """The search's best validation score and the winner's test score.
+
+    `test` is of one seed, as the best score is: with replicates the mean over single seeds. `gap`
+    is above 0 if validation is optimistic, in the metric's own units.
+    """
+
+    gap: float
+    validation: float
+    test: float
+    text: str
 
 
 def candidates(summary: Mapping[str, Any]) -> list[CandidateRow]:
@@ -113,3 +127,30 @@ def explain_candidates(
                 f"One seed alone would have selected trial {first.number}, the first in the search."
             )
     return sentences
+
+
+def price_of_searching(summary: Mapping[str, Any]) -> Price | None:
+    """Return by how much the best validation score is optimistic.
+
+    Older summaries lack the best score; the winner's own serves.
+    """
+    metric, winner = str(summary.get("metric")), mapping(summary, "winner")
+    fields = mapping(winner, "price_of_searching")
+    best = number(fields.get("best_validation", value_at(winner, "validation", metric)))
+    test = number(fields.get("test", value_at(winner, "test", metric)))
+    if best is None or test is None:
+        return None
+    signed = test - best if METRIC_MODES.get(metric) == "min" else best - test
+    gap = number(fields.get("difference", signed))
+    if gap is None:
+        return None
+    who = "One seed of the winner, on average," if winner_replicates(winner) else "The winner"
+    than = "on the test split than the search's best trial on validation"
+    if gap > 0:
+        text = (
+            f"{who} does worse {than}. The best of many trials is partly luck, and the "
+            "splits hold different patients."
+        )
+    else:
+        text = f"{who} does no worse {than}; with so few patients that is chance as well."
+    return Price(gap, best, test, text)

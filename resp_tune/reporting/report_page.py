@@ -15,13 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from resp_tune.common.choices import LINK_TEXTS
 from resp_tune.common.paths import write_atomically
-from resp_tune.reporting import (
-    baseline_comparison,
-    group_tables,
-    replicate_table,
-    search_plots,
-    winner_metrics,
-)
+from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.format import figure, metric_name
 from resp_tune.reporting.html_page import render_page
 from resp_tune.reporting.results import Results, items, mapping, number, read_results
@@ -46,9 +40,8 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
     summary = results.summary
     metric, winner = str(summary.get("metric")), mapping(summary, "winner")
     data, provenance = mapping(summary, "data"), mapping(results.config, "provenance")
-    quoted = shlex.quote(str(folder / "winner"))
-    number_of_winner = str(winner.get("number"))
-    charts = search_plots.search_charts(results.trials, results.epochs, metric, number_of_winner)
+    bundle, trial = shlex.quote(str(folder / "winner")), str(winner.get("number"))
+    charts = search_plots.search_charts(results.trials, results.epochs, metric, trial)
     return {
         **_winner_context(results),
         **_tracking_context(results),
@@ -72,7 +65,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "trials": results.trials,
         "columns": search_plots.parameters(results.trials),
         "repeat": provenance.get("command"),
-        "predict": f"python -m resp_tune.predict --winner {quoted} FILE…",
+        "predict": f"python -m resp_tune.predict --winner {bundle} FILE…",
         "classes": [str(c) for c in items(summary.get("classes") or results.config.get("classes"))],
         "config": mapping(results.config, "trial_config"),
         "versions": mapping(summary, "versions"),
@@ -88,8 +81,8 @@ def _winner_context(results: Results) -> dict[str, Any]:
     classes = group_tables.class_rows(summary) or (confusion.per_class if confusion else ())
     return {
         "tested": isinstance(winner.get("test"), Mapping),
-        "metrics": winner_metrics.metric_rows(summary),
-        "price": winner_metrics.price_of_searching(summary),
+        "metrics": baseline_comparison.metric_rows(summary),
+        "price": replicate_table.price_of_searching(summary),
         "by_seed": bool(mapping(winner, "test", "by_seed")),
         "replicates": replicate_table.winner_replicates(winner),
         "compared": baseline_comparison.comparison_table(summary),
@@ -126,13 +119,10 @@ def _majority(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     """Return the accuracy of always predicting the commonest class, beside the winner's."""
     winner = mapping(summary, "winner")
     tested, validated = (figure(number(winner, s, "accuracy")) for s in ("test", "validation"))
+    everywhere = number(summary, "baselines", "majority_accuracy")
     rows = [
         ("the test split", number(winner, "test", "majority_accuracy"), tested),
-        (
-            "all data",
-            number(summary, "baselines", "majority_accuracy"),
-            f"{validated} on validation",
-        ),
+        ("all data", everywhere, f"{validated} on validation"),
     ]
     return [(data, value, accuracy) for data, value, accuracy in rows if value is not None]
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import html
 import json
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,6 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.importance import FanovaImportanceEvaluator
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from resp_tune.common.choices import METRIC_MODES, TRIAL_COLUMNS
@@ -37,6 +35,9 @@ from resp_tune.common.text import shorten
 from resp_tune.reporting.format import metric_name, sentence
 from resp_tune.reporting.results import Row, number
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each new study
+
+Column = tuple[BaseDistribution, Callable[[str], Any]]  # what its cells are drawn from and read by
 LOGARITHMIC = ("lr", "weight_decay")
 DECADES = 100  # high / low from which an axis is logarithmic
 MOST_BEST, MOST = 100, 400  # finished trials, best first, and trials in all that are drawn
@@ -121,56 +122,43 @@ def make_study(rows: Sequence[Row], metric: str, epochs: Sequence[Row] = ()) -> 
     value is a number is numeric, any other one categorical.
     """
     values = _values_by_epoch(epochs, f"val_{metric}")
-    distributions = {
-        name: _distribution(name, cells)
+    columns = {
+        name: _column(name, cells)
         for name in parameters(rows)
         if (cells := [row[name] for row in rows if row[name]])
     }
     less = METRIC_MODES.get(metric) == "min"
-    previous = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(logging.WARNING)  # it announces each new study
-    study = optuna.create_study(
-        direction=StudyDirection.MINIMIZE if less else StudyDirection.MAXIMIZE
-    )
-    optuna.logging.set_verbosity(previous)
-    study.add_trials(_trial(row, distributions, values.get(row["number"], {})) for row in rows)
+    study = optuna.create_study(direction="minimize" if less else "maximize")
+    study.add_trials(_trial(row, columns, values.get(row["number"], {})) for row in rows)
     return study
 
 
-def _trial(
-    row: Row, distributions: Mapping[str, BaseDistribution], values: dict[int, float]
-) -> FrozenTrial:
+def _trial(row: Row, columns: Mapping[str, Column], values: dict[int, float]) -> FrozenTrial:
     score = number(row["score"])
     state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(row["state"])
     if state is None or (state == TrialState.COMPLETE and score is None):
         state = TrialState.FAIL
-    own = {name: d for name, d in distributions.items() if row[name]}
+    own = {name: column for name, column in columns.items() if row[name]}
     return create_trial(
         state=state,
         value=score if state == TrialState.COMPLETE else None,
-        params={_label(name): _value(row[name], d) for name, d in own.items()},
-        distributions={_label(name): d for name, d in own.items()},
+        params={_label(name): read(row[name]) for name, (_, read) in own.items()},
+        distributions={_label(name): distribution for name, (distribution, _) in own.items()},
         intermediate_values=values,
     )
 
 
-def _distribution(name: str, cells: Sequence[str]) -> BaseDistribution:
-    """Return a distribution that holds all `cells` of a column, of which there is at least one."""
+def _column(name: str, cells: Sequence[str]) -> Column:
+    """Return a distribution that holds all `cells`, of which there is one at least."""
     known = [value for cell in cells if (value := number(cell)) is not None]
     if len(known) < len(cells):
-        return CategoricalDistribution(tuple(sorted({_label(cell) for cell in cells})))
+        return CategoricalDistribution(tuple(sorted({_label(cell) for cell in cells}))), _label
     low, high = min(known), max(known)
     log = low > 0 and (name in LOGARITHMIC or high / low > DECADES)
     if all(cell.lstrip("-").isdecimal() for cell in cells):
         whole = [int(cell) for cell in cells]
-        return IntDistribution(min(whole), max(whole), log=log)
-    return FloatDistribution(low, high, log=log)
-
-
-def _value(cell: str, distribution: BaseDistribution) -> str | float:
-    if isinstance(distribution, CategoricalDistribution):
-        return _label(cell)
-    return int(cell) if isinstance(distribution, IntDistribution) else float(cell)
+        return IntDistribution(min(whole), max(whole), log=log), int
+    return FloatDistribution(low, high, log=log), float
 
 
 def _label(text: str) -> str:
@@ -232,10 +220,11 @@ def _learning_curves(study: optuna.Study, rows: Sequence[Row], score: str, winne
 def _losses(epochs: Sequence[Row], winner: str) -> Chart | None:
     """Draw the winner's two losses, which Optuna has no figure of."""
     figure = go.Figure()
-    named = (("train_loss", "training", BLUE), ("val_loss", "validation", ACCENT))
-    for column, name, colour in named:
-        points = _values_by_epoch(epochs, column).get(winner)
-        if points:
+    for column, name, colour in (
+        ("train_loss", "training", BLUE),
+        ("val_loss", "validation", ACCENT),
+    ):
+        if points := _values_by_epoch(epochs, column).get(winner):
             x, y = zip(*sorted(points.items()), strict=True)
             figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line_color=colour)
     if not figure.data:
@@ -320,13 +309,12 @@ def _plain(
 ) -> dict[str, Any]:
     """Return `figure` in the page's layout as plain values; `x` and `y` are titles of its axes."""
     layout = {"title": None, "plot_bgcolor": "rgba(0,0,0,0)", **layout}
+    titles = {"xaxis": x, "yaxis": y}
     layout |= {
-        axis: {"title": {"text": title}}
-        for axis, title in (("xaxis", x), ("yaxis", y))
-        if title is not None
+        axis: {"title": {"text": title}} for axis, title in titles.items() if title is not None
     }
     if x in ("trial", "epoch") and max(max(t.x, default=0) for t in figure.data) <= 10:
         layout["xaxis"]["dtick"] = 1  # no ticks between whole numbers
     figure.update_layout(layout, template=TEMPLATE)
     plain: dict[str, Any] = json.loads(figure.to_json())
-    return {"data": plain["data"], "layout": plain["layout"]}
+    return plain
