@@ -81,42 +81,31 @@ def add_fields(
     then takes effect, if the help text does not.
     """
     fields = [f for f in dataclasses.fields(owner) if "help" in f.metadata]
-    if unset is None:
-        titles = {title: parser.add_argument_group(title) for title in groups}
-        for field in sorted(fields, key=lambda f: "group" not in f.metadata):
-            group = titles.get(field.metadata.get("group") or next(iter(groups), ""), parser)
-            _add_flag(group, owner, field, field.default, field.metadata["help"])
-        return
-    for field in fields:
-        if field.name in unset:
-            text, value = field.metadata["help"], unset[field.name]
+    hints = get_type_hints(owner)
+    titles = {title: parser.add_argument_group(title) for title in groups}
+    for field in sorted(fields, key=lambda f: "group" not in f.metadata):
+        meta, default, text = field.metadata, field.default, field.metadata["help"]
+        if unset is not None:
+            if field.name not in unset:
+                continue
+            default, value = None, unset[field.name]
             if value is not None:
                 text = f"{text.split(' (default: ')[0]} (default: {value})"
-            _add_flag(parser, owner, field, None, text)
-
-
-def _add_flag(
-    target: argparse._ActionsContainer,
-    owner: type,
-    field: dataclasses.Field[Any],
-    default: Any,
-    text: str,
-) -> None:
-    flag, hint = f"--{field.name.replace('_', '-')}", get_type_hints(owner)[field.name]
-    kinds, meta = get_args(hint) or (hint,), field.metadata
-    if bool in kinds:
-        target.add_argument(flag, action="store_true", help=text)
-        return
-    action = target.add_argument(
-        flag, type=_reader(kinds, meta), metavar=meta.get("metavar"), default=default, help=text
-    )
-    action.known = meta.get("choices")  # type: ignore[attr-defined]  # for shell completion
+        group = titles.get(meta.get("group") or next(iter(groups), ""), parser)
+        flag, hint = f"--{field.name.replace('_', '-')}", hints[field.name]
+        kinds = get_args(hint) or (hint,)
+        if bool in kinds:
+            group.add_argument(flag, action="store_true", help=text)
+            continue
+        reader, metavar = _reader(kinds, meta), meta.get("metavar")
+        action = group.add_argument(flag, type=reader, metavar=metavar, default=default, help=text)
+        action.known = meta.get("choices")  # type: ignore[attr-defined]  # for shell completion
 
 
 def _reader(kinds: tuple[Any, ...], meta: Mapping[str, Any]) -> Callable[[str], Any]:
     """Return the function that reads the text of a flag."""
     if int in kinds:
-        number = partial(_integer, least=meta.get("low", 0), most=meta.get("high", MAX_INTEGER))
+        number = partial(integer, least=meta.get("low", 0), most=meta.get("high", MAX_INTEGER))
         return partial(_or_auto, number) if meta.get("auto") else number
     if float in kinds:
         return duration if meta.get("duration") else positive_float
@@ -177,16 +166,6 @@ def read_mapping(flag: str, path: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def positive_int(text: str) -> int:
-    """Read an integer of at least 1."""
-    return _integer(text, 1)
-
-
-def natural_int(text: str) -> int:
-    """Read an integer of at least 0."""
-    return _integer(text, 0)
-
-
 def _or_auto(read: Callable[[str], int], text: str) -> int | None:
     """Read an integer, or the word `auto` as None."""
     if text.strip() == "auto":
@@ -197,7 +176,8 @@ def _or_auto(read: Callable[[str], int], text: str) -> int | None:
         raise argparse.ArgumentTypeError(f"{error}, nor auto") from None
 
 
-def _integer(text: str, least: int, most: int = MAX_INTEGER) -> int:
+def integer(text: str, least: int = 0, most: int = MAX_INTEGER) -> int:
+    """Read an integer from `least` to `most`."""
     is_integer = re.fullmatch(r"[+-]?\d{1,18}", text.strip(), re.ASCII)
     if not is_integer or not least <= int(text) <= most:
         bounds = f"from {least} to {most}" if most < MAX_INTEGER else f"of at least {least}"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resp_tune.cli import Parser, add_fields, positive_int, read_mapping, run
+from resp_tune.cli import Parser, add_fields, integer, read_mapping, run
 from resp_tune.common.paths import folder_to_write
 from resp_tune.config import TrialConfig, preset
 from resp_tune.data.split_spec import SplitSpec
@@ -24,9 +25,8 @@ from resp_tune.harness.options import SearchOptions
 
 if TYPE_CHECKING:
     from resp_tune.data.tasks import Task
-    from resp_tune.tracking.load_trial import TrialRun
     from resp_tune.training.datamodule import DataModule
-    from resp_tune.training.loop import EpochResult, Training
+    from resp_tune.training.loop import Training
 
 log = logging.getLogger("resp_tune.train")
 
@@ -61,7 +61,7 @@ def parser() -> Parser:
     add_fields(p, TrialConfig, unset={"seed": "from the config", "epochs": "from the config"})
     p.add_argument(
         "--threads",
-        type=positive_int,
+        type=partial(integer, least=1),
         metavar="N",
         help="CPU threads (default: all cores; with --run those of the trial)",
     )
@@ -129,9 +129,17 @@ def read_arguments(args: Namespace) -> TrainRequest:
         if args.preset == "notebook":
             task, split_spec = get_task("diagnosis-8"), SplitSpec("recording")
     elif args.config is not None:
-        config = _read_config(args.config)
+        values = read_mapping("--config", args.config)
+        try:
+            config = TrialConfig().replace(values)
+        except UserError as error:
+            raise UserError(f"--config '{args.config}': {error}") from error
     else:
-        trial = _read_run(args.run, args.tracking_uri)
+        from resp_tune.tracking.load_trial import load_trial_run
+        from resp_tune.tracking.uri import resolve_uri
+
+        uri = resolve_uri(args.tracking_uri, Path("results").absolute())
+        trial = load_trial_run(uri, args.run)
         config, split_spec = TrialConfig().replace(trial.config), trial.split_spec
         task = task_from_classes(trial.task, trial.task_classes)
         threads = threads or trial.threads
@@ -142,21 +150,6 @@ def read_arguments(args: Namespace) -> TrainRequest:
     return TrainRequest(
         config.replace(overrides), task, split_spec.replace(vars(args)), threads, **repeated
     )
-
-
-def _read_config(path: str) -> TrialConfig:
-    content = read_mapping("--config", path)
-    try:
-        return TrialConfig().replace(content)
-    except UserError as error:
-        raise UserError(f"--config '{path}': {error}") from error
-
-
-def _read_run(run_id: str, uri: str | None) -> TrialRun:
-    from resp_tune.tracking.load_trial import load_trial_run
-    from resp_tune.tracking.uri import resolve_uri
-
-    return load_trial_run(resolve_uri(uri, Path("results").absolute()), run_id)
 
 
 def _empty_folder(path: str) -> Path:
@@ -189,16 +182,13 @@ def _train(request: TrainRequest, datamodule: DataModule) -> Training:
     training = Training(config, [f.tensors(frames, front_end) for f in datamodule.folds()], device)
     print("epoch", *COLUMNS, "seconds", sep="\t")
     while not training.done:
-        _print_epoch(training.run_epoch())
+        epoch = training.run_epoch()
+        row = epoch.row()
+        values = (f"{row[c]:.4g}" for c in COLUMNS)
+        print(epoch.epoch, *values, f"{epoch.seconds:.2f}", sep="\t", flush=True)
     if not training.history[-1].finite:
         raise RunError(f"the loss of epoch {len(training.history)} is not finite: lower lr")
     return training
-
-
-def _print_epoch(epoch: EpochResult) -> None:
-    row = epoch.row()
-    values = (f"{row[c]:.4g}" for c in COLUMNS)
-    print(epoch.epoch, *values, f"{epoch.seconds:.2f}", sep="\t", flush=True)
 
 
 def _print_result(training: Training, datamodule: DataModule) -> None:
@@ -220,22 +210,11 @@ def _print_result(training: Training, datamodule: DataModule) -> None:
 def _save(folder: Path, training: Training, datamodule: DataModule, split_spec: SplitSpec) -> Path:
     import pandas as pd
 
-    from resp_tune.harness.result_files import versions, write_csv
+    from resp_tune.harness.result_files import model_details, write_csv
     from resp_tune.training.model_bundle import save_bundle
 
-    details: Mapping[str, Any] = {
-        "task": datamodule.clips.task.name,
-        "task_classes": datamodule.clips.task.grouping,
-        "protocol": split_spec.protocol,
-        "provenance": {
-            "data": datamodule.dataset.root.name,
-            "synthetic": datamodule.dataset.synthetic,
-            **split_spec.provenance(),
-            "split_sha256": datamodule.split.digest,
-            "validation": training.history[-1].metrics,
-            "versions": versions(),
-        },
-    }
+    name, validation = datamodule.dataset.root.name, training.history[-1].metrics
+    details = model_details(datamodule, split_spec, name, {"validation": validation})
     save_bundle(folder, training.config, datamodule.split.classes, training.networks(), details)
     write_csv(folder / "epochs.csv", pd.DataFrame([e.row() for e in training.history]))
     return folder

@@ -6,7 +6,6 @@ bash scripts/ui first      # the search `first`; runs until Ctrl-C
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -17,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resp_tune.cli import Parser, natural_int, run
+from resp_tune.cli import Parser, integer, run
 from resp_tune.common.choices import LINK_TEXTS, MLFLOW_PORT
 from resp_tune.common.paths import user_path
 from resp_tune.errors import RunError, UserError, nearest
@@ -76,8 +76,9 @@ def parser() -> Parser:
         help="$MLFLOW_TRACKING_URI, else sqlite:///<storage>/mlflow.db; "
         "for a server's http:// address only the links are printed",
     )
+    port = partial(integer, least=1, most=65_535)
     parser.add_argument(
-        "--port", type=_port_number, metavar="N", help=f"{MLFLOW_PORT}, or the next free one"
+        "--port", type=port, metavar="N", help=f"{MLFLOW_PORT}, or the next free one"
     )
     parser.add_argument(
         "--host",
@@ -85,13 +86,6 @@ def parser() -> Parser:
         help="address to listen on; any but the default shows the store to the network",
     )
     return parser
-
-
-def _port_number(text: str) -> int:
-    port = natural_int(text)
-    if not 1 <= port <= 65_535:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a port from 1 to 65535")
-    return port
 
 
 def _chosen(uri: str, name: str | None) -> list[SearchEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -11,11 +12,14 @@ from typing import Any
 
 import pandas as pd
 
+from resp_tune import __version__
 from resp_tune.common.choices import STATES
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import write_atomically
+from resp_tune.data.split_spec import SplitSpec
 from resp_tune.study.study import TrialRecord
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.training.datamodule import DataModule
 
 _STACK = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "pandas", "scikit-learn")
 
@@ -86,11 +90,27 @@ def seconds_spent(trials: Sequence[TrialRecord], total: float) -> dict[str, floa
     }
 
 
+def model_details(
+    datamodule: DataModule, spec: SplitSpec, data: str, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a model's `config.json` holds beside its config; `data` names the data set."""
+    task = datamodule.clips.task
+    return {
+        "task": task.name,
+        **({"task_classes": task.grouping} if task.grouping else {}),
+        "protocol": spec.protocol,
+        "provenance": {
+            **provenance,
+            "data": data,
+            "synthetic": datamodule.dataset.synthetic,
+            **spec.provenance(),
+            "split_sha256": datamodule.split.digest,
+            "versions": versions(),
+        },
+    }
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, resp_tune and the libraries that results depend on."""
-    import platform
-
-    import resp_tune
-
     stack = {name: version(name) for name in _STACK}
-    return {"resp_tune": resp_tune.__version__, "python": platform.python_version(), **stack}
+    return {"resp_tune": __version__, "python": platform.python_version(), **stack}

@@ -12,12 +12,11 @@ import optuna
 import torch
 
 from resp_tune.errors import RunError
-from resp_tune.execution.trial_context import TrialArtifacts
-from resp_tune.harness.spec import Compute
+from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.replicates import Candidate, candidates, eligible, replicates, select
 from resp_tune.study.study import TrialRecord, best_of
 from resp_tune.training.checkpoint import CHECKPOINT, resume, save_checkpoint
-from resp_tune.training.datamodule import DataModule, FeatureCaches
+from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.loop import Training
 from resp_tune.training.network import SoundNet
 
@@ -87,25 +86,20 @@ def select_winner(
 
 
 def load_networks(
-    runs: Sequence[TrialRecord],
-    study_id: str,
-    artifacts: TrialArtifacts,
-    datamodule: DataModule,
-    caches: FeatureCaches,
-    compute: Compute,
+    spec: SearchSpec, study_id: str, runs: Sequence[TrialRecord], caches: FeatureCaches
 ) -> list[SoundNet]:
     """Return the networks of finished runs: those of the first run's folds, then of the next run.
 
     A run whose checkpoint is missing or damaged is trained again here.
     """
-    networks = []
+    artifacts, compute, networks = spec.location.trials, spec.compute, list[SoundNet]()
     for run in runs:
         if reason := artifacts.fetch_newer_checkpoint(run.key.folder, run.config, study_id):
             log.info(f"the checkpoint of trial {run.key.label} cannot be fetched ({reason})")
         path = artifacts.local_folder / run.key.folder / CHECKPOINT
         front_end = run.config.front_end
         frames = caches.frames(front_end, workers=compute.machine.cpus)
-        folds = [fold.tensors(frames, front_end) for fold in datamodule.folds()]
+        folds = [fold.tensors(frames, front_end) for fold in spec.data.datamodule.folds()]
         training = Training(run.config, folds, compute.driver_device_type)
         damage = resume(training, path, study_id)
         if not training.done:
