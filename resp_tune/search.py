@@ -25,7 +25,7 @@ from resp_tune.harness.options import GROUPS, SearchOptions
 if TYPE_CHECKING:
     from resp_tune.cluster.connect import Cluster
     from resp_tune.harness.spec import Compute
-    from resp_tune.harness.stages import Backend
+    from resp_tune.harness.stages import RayBackend
 
 log = logging.getLogger("resp_tune.search")
 
@@ -68,7 +68,7 @@ def _read_config(path: str) -> list[str]:
 
 
 def main(
-    argv: Sequence[str] | None = None, backend: Callable[[Compute], Backend] | None = None
+    argv: Sequence[str] | None = None, backend: Callable[[Compute], RayBackend] | None = None
 ) -> None:
     """Run a search; the last line on stdout is the path of its `summary.json`.
 

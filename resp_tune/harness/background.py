@@ -6,9 +6,10 @@ import dataclasses
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from types import TracebackType
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -17,11 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
-from resp_tune.config import FrontEnd
-from resp_tune.evaluation.baseline_cache import load_baselines
-from resp_tune.harness.spec import SearchData, SearchSpec
-from resp_tune.harness.tracking_listener import TrackingListener
-from resp_tune.study.study import STUDY_ID, TrialRecord
+from resp_tune.evaluation.baselines import load_baselines
+from resp_tune.harness.spec import SearchSpec
+from resp_tune.study.study import STUDY_ID, TrialRecord, best_of
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.uri import root_cause
@@ -31,106 +30,145 @@ from resp_tune.training.metrics import METRICS
 log = logging.getLogger(__name__)
 
 
-class BackgroundSetup:
-    """Futures of the filled caches, of the baselines, and of the open MLflow runs of a search.
+class TrackingListener:
+    """A listener of the trial queue that writes to MLflow what it has not got yet."""
 
-    `past` are trials and replicates of earlier runs, some of which MLflow may have missed. On exit
-    the MLflow runs end in the state that the search ends in, and what still runs is cancelled.
-    """
+    def __init__(self, runs: SearchRuns, metric: str, tags: Mapping[str, str]) -> None:
+        self.runs, self.metric, self.tags = runs, metric, tags
+        self.finished: list[TrialRecord] = []
+
+    def replay(self, trials: Sequence[TrialRecord]) -> None:
+        """Report the ended trials and replicates of the study; what MLflow has is not changed."""
+        for trial in trials:
+            if trial.state is not None:
+                self.started(trial)
+                self.ended(trial)
+
+    def started(self, trial: TrialRecord) -> None:
+        """Open the trial's run."""
+        params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
+        # `again`: a replicate that had failed, or was stopped, runs once more.
+        again = trial.state is None
+        self.runs.start_trial(
+            trial.key, params=params, seed=trial.config.seed, tags=self.tags, again=again
+        )
+        # Epochs from before the driver was killed may not have reached MLflow.
+        self.advanced(trial, trial.epochs)
+
+    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Log new epochs."""
+        self.runs.log_epochs(trial.key, epochs)
+
+    def ended(self, trial: TrialRecord) -> None:
+        """End the trial's run; the parent run carries the best score so far."""
+        if trial.state is None:
+            return
+        # Pruned trials show their last value, or the table sorted by score would show nothing.
+        last = trial.epochs[-1].get(f"val_{self.metric}") if trial.epochs else None
+        self.runs.end_trial(
+            trial.key,
+            trial.state,
+            score=METRICS[self.metric].worst if trial.state == "diverged" else last,
+            seconds=trial.seconds,
+            error=trial.error,
+            micro_batch=trial.config.micro_batch,
+        )
+        if trial.state == "finished" and not trial.key.replicate:
+            self.finished.append(trial)
+            best = best_of(self.finished, self.metric)
+            if best is not None and best.score is not None:
+                self.runs.log_best(best.score, best.number)
+
+
+@dataclass(frozen=True)
+class BackgroundSetup:
+    """Futures of the filled caches, of the baselines, and of the open MLflow runs of a search."""
 
     caches: Future[FeatureCaches]
     baselines: Future[Mapping[str, Any]]
     tracking: Future[TrackingListener]
 
-    def __init__(
-        self, spec: SearchSpec, study: optuna.Study, past: Sequence[TrialRecord], console: Console
-    ) -> None:
-        self._spec, self._study, self._past, self._console = spec, study, past, console
-        self._ended = threading.Event()
 
-    def __enter__(self) -> BackgroundSetup:
-        data, cpus = self._spec.data, self._spec.compute.machine.cpus
-        # A cluster's nodes are filled once Ray runs.
-        first = data.prefilled if self._spec.compute.cluster is None else ()
-        self._pool = ThreadPoolExecutor(3)
-        self.caches = self._pool.submit(self._fill_caches, data, first, cpus)
-        self.baselines = self._pool.submit(load_baselines, data.datamodule, cpus)
-        self.tracking = self._pool.submit(self._open_tracking)
-        return self
+@contextmanager
+def background_setup(
+    spec: SearchSpec, study: optuna.Study, past: Sequence[TrialRecord], console: Console
+) -> Iterator[BackgroundSetup]:
+    """Yield the futures of what a search prepares in the background.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        try:
-            self._close_runs(error)
-        finally:
-            self._pool.shutdown()
-
-    def _fill_caches(
-        self, data: SearchData, front_ends: Sequence[FrontEnd], workers: int
-    ) -> FeatureCaches:
-        """Return the search's feature caches, with those of `front_ends` filled."""
-        caches = FeatureCaches(None, data.sources, cache_limit_bytes())
-        if not front_ends:
-            return caches
-        columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
-        hidden = not self._console.is_terminal
-        with Progress(*columns, console=self._console, transient=True, disable=hidden) as bar:
-            task = bar.add_task("fill", total=None, visible=False)
-
-            def progress(done: int, total: int) -> None:
-                if self._ended.is_set():
-                    raise CancelledError
-                bar.update(task, completed=done, total=total, visible=True)
-
-            caches.fill(front_ends, workers=workers, progress=progress)
-        return dataclasses.replace(caches, filled=frozenset(front_ends))
-
-    def _open_tracking(self) -> TrackingListener:
-        fault_point("mlflow-opens")
-        options, location = self._spec.options, self._spec.location
-        datamodule, space = self._spec.data.datamodule, self._spec.space
-        task = datamodule.clips.task
-        runs = SearchRuns(
-            location.tracking_uri,
-            location.storage,
-            SearchRef(
-                location.name,
-                options.metric,
-                METRICS[options.metric].mode,
-                self._study.user_attrs[STUDY_ID],
-            ),
-            params={
-                "task": task.name,
-                "task_classes": json.dumps(task.grouping, ensure_ascii=False),
-                **options.recorded(),
-                "space": space.name,
-                "split_sha256": datamodule.split.digest,
-                "data": datamodule.dataset.root,
-                "synthetic": datamodule.dataset.synthetic,
-            },
-            tags={},
-            columns=list(space.parameters),
+    `past` are trials and replicates of earlier runs, some of which MLflow may have missed. On exit
+    the MLflow runs end in the state that the search ends in, and what still runs is cancelled.
+    """
+    ended, datamodule, cpus = threading.Event(), spec.data.datamodule, spec.compute.machine.cpus
+    with ThreadPoolExecutor(3) as pool:
+        setup = BackgroundSetup(
+            pool.submit(_fill_caches, spec, console, ended),
+            pool.submit(load_baselines, datamodule, cpus),
+            pool.submit(_open_tracking, spec, study.user_attrs[STUDY_ID], past),
         )
-        listener = TrackingListener(runs, options.metric, self._spec.compute.trial_tags)
-        listener.replay(self._past)
-        return listener
-
-    def _close_runs(self, error: BaseException | None) -> None:
-        """End the MLflow runs; when they could not be opened, the search's own error is raised."""
-        opening_error = self.tracking.exception()
-        if opening_error is None:
-            self.tracking.result().runs.close(_run_status(error))
-        elif opening_error is not error:
-            cause = root_cause(opening_error, self._spec.location.tracking_uri)
-            log.warning(f"MLflow's runs could not be opened either: {cause}")
+        error: BaseException | None = None
+        try:
+            yield setup
+        except BaseException as e:
+            error = e
+            raise
+        finally:
+            ended.set()
+            _close_runs(setup.tracking, spec.location.tracking_uri, error)
 
 
-def _run_status(error: BaseException | None) -> Any:
-    if error is None:
-        return "FINISHED"
-    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+def _fill_caches(spec: SearchSpec, console: Console, ended: threading.Event) -> FeatureCaches:
+    """Return the search's feature caches, filled unless Ray has to run first on a cluster."""
+    caches = FeatureCaches(None, spec.data.sources, cache_limit_bytes())
+    if spec.compute.cluster is not None or not spec.data.prefilled:
+        return caches
+    columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("fill", total=None, visible=False)
+
+        def progress(done: int, total: int) -> None:
+            if ended.is_set():
+                raise CancelledError
+            bar.update(task, completed=done, total=total, visible=True)
+
+        caches.fill(spec.data.prefilled, workers=spec.compute.machine.cpus, progress=progress)
+    return dataclasses.replace(caches, filled=frozenset(spec.data.prefilled))
+
+
+def _open_tracking(
+    spec: SearchSpec, study_id: str, past: Sequence[TrialRecord]
+) -> TrackingListener:
+    fault_point("mlflow-opens")
+    options, location, datamodule = spec.options, spec.location, spec.data.datamodule
+    task, metric = datamodule.clips.task, options.metric
+    runs = SearchRuns(
+        location.tracking_uri,
+        location.storage,
+        SearchRef(location.name, metric, METRICS[metric].mode, study_id),
+        params={
+            "task": task.name,
+            "task_classes": json.dumps(task.grouping, ensure_ascii=False),
+            **options.recorded(),
+            "space": spec.space.name,
+            "split_sha256": datamodule.split.digest,
+            "data": datamodule.dataset.root,
+            "synthetic": datamodule.dataset.synthetic,
+        },
+        columns=list(spec.space.parameters),
+    )
+    listener = TrackingListener(runs, metric, spec.compute.trial_tags)
+    listener.replay(past)
+    return listener
+
+
+def _close_runs(tracking: Future[TrackingListener], uri: str, error: BaseException | None) -> None:
+    """End the MLflow runs; when they could not be opened, the search's own error is raised."""
+    opening_error = tracking.exception()
+    if opening_error is None:
+        runs = tracking.result().runs
+        if error is None:
+            runs.close("FINISHED")
+        else:
+            runs.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+    elif opening_error is not error:
+        log.warning(f"MLflow's runs could not be opened either: {root_cause(opening_error, uri)}")

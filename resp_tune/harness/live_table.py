@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from resp_tune.common.text import short
-from resp_tune.study.study import TrialRecord
-from resp_tune.training.metrics import METRICS
+from resp_tune.harness.options import SearchOptions
+from resp_tune.study.study import TrialRecord, ranked
 
 ROWS = 12
 _STYLES = {"finished": "green", "pruned": "yellow", "diverged": "red", "failed": "red"}
@@ -21,62 +22,42 @@ _STYLES = {"finished": "green", "pruned": "yellow", "diverged": "red", "failed":
 class LiveTable:
     """A listener that shows running trials, the best ended ones, and how many have ended.
 
-    `what` is `trials` or `replicates`.
+    `what` is `trials` or `replicates`; `past` are those of earlier runs of the command. Trials run
+    within the context `live`.
     """
 
     def __init__(
         self,
         console: Console,
-        metric: str,
-        epochs: int,
-        budget: int | None,
-        *,
-        what: str = "trials",
+        options: SearchOptions,
+        what: str,
+        total: int | None,
+        past: Sequence[TrialRecord],
     ) -> None:
-        self.console, self.metric, self.epochs = console, metric, epochs
+        self.console, self.metric, self.epochs = console, options.metric, options.epochs
         self.what = what
-        self.sign = 1 if METRICS[metric].mode == "max" else -1
-        self.trials: dict[str, TrialRecord] = {}
+        self.trials = {t.key.label: t for t in past if t.state is not None}
         self.progress = Progress(
             TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             console=console,
         )  # fmt: skip
-        self.task = self.progress.add_task(what, total=budget)
-        self.live = (
-            Live(console=console, refresh_per_second=4, get_renderable=self.render)
-            if console.is_terminal
-            else None
-        )
-
-    def __enter__(self) -> LiveTable:
-        if self.live is not None:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-    def seed(self, trials: Sequence[TrialRecord]) -> None:
-        """Add trials that ended in earlier runs of the command."""
-        for trial in trials:
-            if trial.state is not None:
-                self.trials[trial.key.label] = trial
+        self.task = self.progress.add_task(what, total=total)
+        self.live: AbstractContextManager[object] = nullcontext()
+        if console.is_terminal:
+            self.live = Live(console=console, refresh_per_second=4, get_renderable=self.render)
         self._count()
 
-    def started(self, trial: TrialRecord) -> None:
-        """Show a running trial."""
+    def started(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]] = ()) -> None:
+        """Show a running trial, with its new epochs."""
         self.trials[trial.key.label] = trial
 
-    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
-        """Show a trial's new epochs."""
-        self.trials[trial.key.label] = trial
+    advanced = started
 
     def ended(self, trial: TrialRecord) -> None:
         """Show a trial's end."""
         self.trials[trial.key.label] = trial
         self._count()
-        if self.live is None:
+        if not self.console.is_terminal:
             self.console.print(self._line(trial), highlight=False, soft_wrap=True)
 
     def _count(self) -> None:
@@ -95,8 +76,9 @@ class LiveTable:
         """Return the table: running trials by number, then the best of the others."""
         trials = list(self.trials.values())  # the display's thread reads while trials come in
         running = [t for t in trials if t.state is None]
-        ended = sorted((t for t in trials if t.state is not None), key=self._rank)
-        shown = [*running, *ended][:ROWS]
+        best = ranked(trials, self.metric)
+        others = [t for t in trials if t.state is not None and t.score is None]
+        shown = [*running, *best, *others][:ROWS]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in (self.what[:-1], "state", "epoch", self.metric, "s"):
             table.add_column(column, justify="left" if column == "state" else "right")
@@ -121,6 +103,3 @@ class LiveTable:
             f"{trial.seconds:.0f}",
             *(short(v) for v in trial.values.values()),
         ]
-
-    def _rank(self, trial: TrialRecord) -> tuple[bool, float]:
-        return (trial.score is None, -self.sign * (trial.score or 0.0))

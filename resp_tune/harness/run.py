@@ -16,14 +16,13 @@ from resp_tune.common.paths import remove_parts
 from resp_tune.data.split import Split, load_split, save_split
 from resp_tune.errors import UserError
 from resp_tune.execution.tuner import check_some_finished
-from resp_tune.harness.background import BackgroundSetup
+from resp_tune.harness.background import background_setup
 from resp_tune.harness.finalize import finalize
 from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.harness.result_files import write_tables
 from resp_tune.harness.spec import Compute, SearchSpec
 from resp_tune.harness.stages import (
-    Backend,
     RayBackend,
     choose_trials_per_gpu,
     needs_trials,
@@ -48,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def run_search(
-    spec: SearchSpec, console: Console, backend: Callable[[Compute], Backend] | None = None
+    spec: SearchSpec, console: Console, backend: Callable[[Compute], RayBackend] | None = None
 ) -> Path:
     """Run, resume or extend a search; return the path of its `summary.json`.
 
@@ -71,7 +70,7 @@ def run_search(
         if needs_trials(study, spec.options.budget):
             spec = choose_trials_per_gpu(spec)
         # Recordings, MLflow's database and Ray are slow for different reasons: all at once.
-        with BackgroundSetup(spec, study, past, console) as setup:
+        with background_setup(spec, study, past, console) as setup:
             run_stages(spec, study, (backend or RayBackend)(spec.compute), sync, setup, console)
             runs, trials = setup.tracking.result().runs, records(study, spec.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - begun

@@ -10,16 +10,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
 from resp_tune.cluster.connect import cluster_capacity
-from resp_tune.cluster.local import local_ray
 from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.node_setup import RecordingServer, fill_caches
+from resp_tune.cluster.private_ray import local_ray
 from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
@@ -43,42 +42,27 @@ from resp_tune.training.datamodule import FeatureCaches
 log = logging.getLogger(__name__)
 
 
-class Backend(Protocol):
-    """What runs trials."""
-
-    def started(self) -> AbstractContextManager[None]:
-        """Return a context in which trials can run."""
-
-    def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
-        """Raise `RunError` if one batch of `config` fails; the traceback goes to `folder`."""
-
-    def run(
-        self, queue: TrialQueue, context: TrialContext, scheduler: str, past: Sequence[TrialRecord]
-    ) -> None:
-        """Run trials until the queue is empty, as `run_trials` does."""
-
-
 @dataclass(frozen=True)
 class RayBackend:
-    """Ray Tune, on a private Ray of this machine or on the cluster of `compute`."""
+    """What runs trials: Ray Tune, on a private Ray of this machine or the cluster of `compute`."""
 
     compute: Compute
 
     def started(self) -> AbstractContextManager[None]:
-        """Start a private Ray unless a cluster is connected."""
+        """Return a context with a private Ray, unless a cluster is connected."""
         if self.compute.cluster is not None:
             return nullcontext()
         return local_ray(self.compute.machine, self.compute.local_gpus)
 
     def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
-        """Train one batch as a trial would, before any trial."""
+        """Raise `RunError` if one batch of `config` fails; the traceback goes to `folder`."""
         here = self.compute.cluster is None
         check_baseline(context, self.compute.slots, config, folder, here=here)
 
     def run(
         self, queue: TrialQueue, context: TrialContext, scheduler: str, past: Sequence[TrialRecord]
     ) -> None:
-        """Run trials by Ray Tune."""
+        """Run trials until the queue is empty, as `run_trials` does."""
         slots, capacity = self.compute.slots, None
         if self.compute.cluster is not None:
             capacity = cluster_capacity(slots, self.compute.max_concurrent)
@@ -108,7 +92,7 @@ def choose_trials_per_gpu(spec: SearchSpec) -> SearchSpec:
 def run_stages(
     spec: SearchSpec,
     study: optuna.Study,
-    backend: Backend,
+    backend: RayBackend,
     sync: StorageSync,
     setup: BackgroundSetup,
     console: Console,
@@ -192,7 +176,7 @@ class _Stages:
 
     spec: SearchSpec
     study: optuna.Study
-    backend: Backend
+    backend: RayBackend
     console: Console
 
     def replicate_source(self) -> ReplicateSource:
@@ -211,13 +195,12 @@ class _Stages:
         """Run trials until the budget is met or `deadline` has passed."""
         options, space = self.spec.options, self.spec.space
         past = records(self.study, space)
-        table = LiveTable(self.console, options.metric, options.epochs, options.budget)
-        table.seed(past)
         source = SamplerSource(
             self.study, space, self._settings, budget=options.budget, deadline=deadline
         )
+        table = LiveTable(self.console, options, "trials", options.budget, past)
         queue = TrialQueue(source, [*listeners, table])
-        with table:
+        with table.live:
             self.backend.run(queue, context, options.scheduler, past)
 
     def run_replicates(self, context: TrialContext, listeners: Sequence[Listener]) -> None:
@@ -225,16 +208,14 @@ class _Stages:
 
         A winner is chosen only once all candidates have their seeds.
         """
-        options = self.spec.options
         source = self.replicate_source()
         if not (missing := source.missing()):
             return
         done = [r for r in replicates(self.study, source.trials) if r.state is not None]
         total = len(done) + len(missing)
-        table = LiveTable(self.console, options.metric, options.epochs, total, what="replicates")
-        table.seed(done)
+        table = LiveTable(self.console, self.spec.options, "replicates", total, done)
         queue = TrialQueue(source, [*listeners, table])
         # Replicates are not compared before their end, so they need no reports at rungs.
         context = dataclasses.replace(context, rungs=())
-        with table:
+        with table.live:
             self.backend.run(queue, context, "none", ())

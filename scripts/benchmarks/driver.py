@@ -10,13 +10,13 @@ from pathlib import Path
 
 from benchmarks.simulated import TOGETHER, Instant
 from benchmarks.workplace import Workplace
-from resp_tune.cluster.local import local_ray
+from resp_tune.cluster.private_ray import local_ray
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.choices import State
 from resp_tune.errors import RunError
 from resp_tune.execution.trainable import TrialArtifacts, TrialContext
 from resp_tune.execution.tuner import run_trials
-from resp_tune.harness.tracking_listener import TrackingListener
+from resp_tune.harness.background import TrackingListener
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import TrialRecord, open_study
@@ -96,7 +96,6 @@ def drive(
         folder,
         SearchRef(folder.name, METRIC, "max"),
         params={},
-        tags={},
     )
     source = SamplerSource(study, space, TrialSettings(METRIC, epochs, seed=0), budget=trials)
     queue = TrialQueue(source, [TrackingListener(runs, METRIC, {}), clock])

@@ -21,22 +21,19 @@ from resp_tune.execution.sanity_check import check_baseline
 from resp_tune.execution.searcher import StudySearcher, StudyStopper
 from resp_tune.execution.trainable import TrialTrainable
 from resp_tune.execution.trial_context import TrialContext
-from resp_tune.harness.spec import Compute
+from resp_tune.harness.stages import RayBackend
 from resp_tune.study.trial_queue import TrialQueue
 from support.searches import Outcome, give_mlflow_store
 from support.warm import WarmProcess
 
 
-class InlineBackend:
+class InlineBackend(RayBackend):
     """Drives the searcher as Ray Tune does; trials that would run at once take turns.
 
     The scheduler is not asked, as with `--scheduler none`. `trainable`: what runs a trial.
     """
 
     trainable: type[tune.Trainable] = TrialTrainable
-
-    def __init__(self, compute: Compute) -> None:
-        self.compute = compute
 
     def started(self) -> AbstractContextManager[None]:
         return nullcontext()
