@@ -313,7 +313,8 @@ def _plain(
     layout |= {
         axis: {"title": {"text": title}} for axis, title in titles.items() if title is not None
     }
-    if x in ("trial", "epoch") and max(max(t.x, default=0) for t in figure.data) <= 10:
+    # A table that was edited by hand may have text for a number.
+    if x in ("trial", "epoch") and max((v or 0 for t in figure.data for v in t.x), default=0) <= 10:
         layout["xaxis"]["dtick"] = 1  # no ticks between whole numbers
     figure.update_layout(layout, template=TEMPLATE)
     plain: dict[str, Any] = json.loads(figure.to_json())
