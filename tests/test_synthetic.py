@@ -23,7 +23,7 @@ from resp_tune.cli import run
 from resp_tune.data.dataset import Dataset, Recording, load_dataset
 from resp_tune.data.synthetic import write
 from resp_tune.data.synthetic.cohort import make_cohort, patients_of
-from resp_tune.data.synthetic.profiles import ICBHI_DEVICES, ICBHI_PATIENTS, SIX
+from resp_tune.data.synthetic.profiles import ICBHI, SIX
 from resp_tune.data.synthetic.sounds import crackle
 from resp_tune.data.synthetic.write import SynthSettings, default_synthetic, make_synthetic
 from resp_tune.data.tasks import get_task, make_clips
@@ -138,11 +138,12 @@ def test_balanced_cohort(recordings: int) -> None:
 def test_real_imbalance_is_copied() -> None:
     settings = SynthSettings(recordings=920, confound="icbhi", prevalence="icbhi")
     plans = make_cohort(settings)
-    assert Counter(p.diagnosis for p in patients_of(plans)) == ICBHI_PATIENTS
+    patients = Counter(p.diagnosis for p in patients_of(plans))
+    assert patients == {name: real.patients for name, real in ICBHI.items()}
     table = Counter((plan.patient.diagnosis, plan.device) for plan in plans)
-    for name, row in ICBHI_DEVICES.items():
-        assert sum(table[name, device] for device in row) == sum(row.values())
-        for device, count in row.items():
+    for name, real in ICBHI.items():
+        assert sum(table[name, device] for device in real.devices) == sum(real.devices.values())
+        for device, count in real.devices.items():
             assert abs(table[name, device] - count) <= 2  # sessions are not divided
     few = make_cohort(SynthSettings(recordings=33, prevalence="icbhi"))
     assert Counter(p.diagnosis for p in patients_of(few))["COPD"] == 5

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.random import Generator
 
-from resp_tune.data.synthetic.profiles import (
-    ICBHI_AGES,
-    ICBHI_DEVICES,
-    ICBHI_PATIENTS,
-    PROFILES,
-    SIX,
-    Range,
-)
+from resp_tune.data.synthetic.profiles import ICBHI, PROFILES, SIX
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.synthetic.stethoscopes import DEVICES, Subtype
 
@@ -69,8 +63,8 @@ class RecordingPlan:
     @property
     def stem(self) -> str:
         """Return the file name without its suffix, as in the real set."""
-        who = f"{self.patient.number}_{self.session_name}_{self.location}"
-        return f"{who}_{self.mode}_{self.device}"
+        parts = (self.patient.number, self.session_name, self.location, self.mode, self.device)
+        return "_".join(map(str, parts))
 
 
 @dataclass(frozen=True)
@@ -87,12 +81,12 @@ def make_cohort(settings: SynthSettings) -> list[RecordingPlan]:
     rng = np.random.default_rng([settings.seed, 1])
     counts = _recordings(settings)
     patients = _patients(settings, counts, rng)
-    sessions = [
-        Session(patient, number, size)
-        for name, count in counts.items()
-        for patient, share in _share(count, [p for p in patients if p.diagnosis == name])
-        for number, size in enumerate(_spread(share, min(9, -(-share // 2))))
-    ]
+    sessions: list[Session] = []
+    for name, count in counts.items():
+        own = [patient for patient in patients if patient.diagnosis == name]
+        for patient, share in zip(own, _spread(count, len(own)), strict=True):
+            sizes = _spread(share, min(9, -(-share // 2)))
+            sessions += [Session(patient, number, size) for number, size in enumerate(sizes)]
     plans: list[RecordingPlan] = []
     for session, device in _devices(settings, sessions, rng):
         plans += _recordings_of(session, device, rng)
@@ -108,7 +102,7 @@ def _recordings(settings: SynthSettings) -> dict[str, int]:
     """Return the recordings per diagnosis: equal shares of six, or the real ones with a minimum."""
     if settings.prevalence == "balanced":
         return dict(zip(SIX, _spread(settings.recordings, len(SIX)), strict=True))
-    real = {name: sum(row.values()) for name, row in ICBHI_DEVICES.items()}
+    real = {name: sum(of.devices.values()) for name, of in ICBHI.items()}
     total = sum(real.values())
     counts = {
         name: max(MIN_PATIENTS[name], round(settings.recordings * n / total))
@@ -121,21 +115,18 @@ def _recordings(settings: SynthSettings) -> dict[str, int]:
     return counts
 
 
-def _patients(
-    settings: SynthSettings, counts: Mapping[str, int], rng: np.random.Generator
-) -> list[Patient]:
+def _patients(settings: SynthSettings, counts: Mapping[str, int], rng: Generator) -> list[Patient]:
     numbers: dict[str, int] = {}
     for name, count in counts.items():
         if settings.prevalence == "balanced":
             wanted = min(settings.recordings // (3 * len(SIX)), MAX_PATIENTS // len(SIX))
         else:
-            wanted = round(min(settings.recordings, 6500) * ICBHI_PATIENTS[name] / 920)
+            wanted = round(min(settings.recordings, 6500) * ICBHI[name].patients / 920)
         numbers[name] = min(max(MIN_PATIENTS[name], wanted), count)
     order = iter(rng.permutation(sum(numbers.values())).tolist())
     patients: list[Patient] = []
     for name, n in numbers.items():
-        ages = _ages(name, n, settings, rng)
-        for k, age in enumerate(ages):
+        for k, age in enumerate(_ages(name, n, settings, rng)):
             sex: Literal["F", "M"] = "F" if rng.random() < 0.5 else "M"
             # As in the real set, nothing is known about one patient with COPD.
             known = not (name == "COPD" and k == 0)
@@ -144,11 +135,9 @@ def _patients(
     return patients
 
 
-def _ages(name: str, n: int, settings: SynthSettings, rng: np.random.Generator) -> list[float]:
+def _ages(name: str, n: int, settings: SynthSettings, rng: Generator) -> list[float]:
     """Draw `n` ages; unconfounded ones cycle through the age groups of the diagnosis."""
-    groups: Sequence[Range] = PROFILES[name].ages
-    if settings.confound == "icbhi":
-        groups = [ICBHI_AGES[name]]
+    groups = (ICBHI[name].ages,) if settings.confound == "icbhi" else PROFILES[name].ages
     start = int(rng.integers(len(groups)))
     drawn = [rng.uniform(*groups[(start + k) % len(groups)]) for k in range(n)]
     return [round(age, 0 if age >= ADULT_AGE else 1) for age in rng.permutation(drawn).tolist()]
@@ -159,24 +148,20 @@ def _spread(total: int, parts: int) -> list[int]:
     return [total // parts + (k < total % parts) for k in range(parts)]
 
 
-def _share(total: int, patients: Sequence[Patient]) -> Iterator[tuple[Patient, int]]:
-    return zip(patients, _spread(total, len(patients)), strict=True)
-
-
 def _devices(
-    settings: SynthSettings, sessions: Sequence[Session], rng: np.random.Generator
+    settings: SynthSettings, sessions: Sequence[Session], rng: Generator
 ) -> Iterator[tuple[Session, str]]:
     """Choose a stethoscope per session: uniformly, or by the real shares of each diagnosis."""
     shuffled = [sessions[k] for k in rng.permutation(len(sessions)).tolist()]
     if settings.confound == "none":
         yield from _assign(shuffled, dict.fromkeys(DEVICES, 1), rng)
         return
-    for name, shares in ICBHI_DEVICES.items():
-        yield from _assign([s for s in shuffled if s.patient.diagnosis == name], shares, rng)
+    for name, real in ICBHI.items():
+        yield from _assign([s for s in shuffled if s.patient.diagnosis == name], real.devices, rng)
 
 
 def _assign(
-    sessions: Sequence[Session], weights: Mapping[str, int], rng: np.random.Generator
+    sessions: Sequence[Session], weights: Mapping[str, int], rng: Generator
 ) -> Iterator[tuple[Session, str]]:
     """Give each session to the stethoscope furthest behind its share of the recordings."""
     recordings, total = sum(s.size for s in sessions), sum(weights.values())
@@ -188,9 +173,7 @@ def _assign(
         yield session, device
 
 
-def _recordings_of(
-    session: Session, device: str, rng: np.random.Generator
-) -> Iterator[RecordingPlan]:
+def _recordings_of(session: Session, device: str, rng: Generator) -> Iterator[RecordingPlan]:
     name = f"{session.number + 1}{'bp'[int(rng.integers(2))]}{int(rng.integers(1, 7))}"
     model = DEVICES[device]
     for location in rng.permutation(LOCATIONS)[: session.size].tolist():

@@ -3,50 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Range = tuple[float, float]
 
-# Recordings of the real data set by diagnosis and device.
-ICBHI_DEVICES: dict[str, dict[str, int]] = {
-    "COPD": {"AKGC417L": 646, "Meditron": 36, "LittC2SE": 51, "Litt3200": 60},
-    "Healthy": {"Meditron": 35},
-    "URTI": {"Meditron": 23},
-    "Bronchiectasis": {"Meditron": 16},
-    "Pneumonia": {"Meditron": 2, "LittC2SE": 35},
-    "Bronchiolitis": {"Meditron": 13},
-    "LRTI": {"Meditron": 2},
-    "Asthma": {"LittC2SE": 1},
+
+class Real(NamedTuple):
+    """What the real data set has of a diagnosis: patients, their ages, recordings by device."""
+
+    patients: int
+    ages: Range  # years
+    devices: dict[str, int]
+
+
+ICBHI: dict[str, Real] = {
+    "COPD": Real(
+        64, (45.0, 93.0), {"AKGC417L": 646, "Meditron": 36, "LittC2SE": 51, "Litt3200": 60}
+    ),
+    "Healthy": Real(26, (0.25, 16.0), {"Meditron": 35}),
+    "URTI": Real(14, (0.7, 16.0), {"Meditron": 23}),
+    "Bronchiectasis": Real(7, (19.0, 73.0), {"Meditron": 16}),
+    "Pneumonia": Real(6, (60.0, 81.0), {"Meditron": 2, "LittC2SE": 35}),
+    "Bronchiolitis": Real(6, (0.7, 3.0), {"Meditron": 13}),
+    "LRTI": Real(2, (0.6, 3.0), {"Meditron": 2}),
+    "Asthma": Real(1, (60.0, 75.0), {"LittC2SE": 1}),
 }
-ICBHI_PATIENTS: dict[str, int] = {
-    "COPD": 64,
-    "Healthy": 26,
-    "URTI": 14,
-    "Bronchiectasis": 7,
-    "Pneumonia": 6,
-    "Bronchiolitis": 6,
-    "LRTI": 2,
-    "Asthma": 1,
-}
-SIX = ("COPD", "Healthy", "URTI", "Bronchiectasis", "Pneumonia", "Bronchiolitis")
+SIX = tuple(ICBHI)[:6]  # those with enough patients
 
 INFANT: Range = (0.3, 3.0)
 CHILD: Range = (4.0, 15.0)
 ADULT: Range = (20.0, 55.0)
 ELDER: Range = (56.0, 90.0)
 ALL_AGES = (INFANT, CHILD, ADULT, ELDER)
-
-# Years; the range of the real patients with each diagnosis.
-ICBHI_AGES: dict[str, Range] = {
-    "COPD": (45.0, 93.0),
-    "Healthy": (0.25, 16.0),
-    "URTI": (0.7, 16.0),
-    "Bronchiectasis": (19.0, 73.0),
-    "Pneumonia": (60.0, 81.0),
-    "Bronchiolitis": (0.7, 3.0),
-    "LRTI": (0.6, 3.0),
-    "Asthma": (60.0, 75.0),
-}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.random import Generator
 
 from resp_tune.data.synthetic.stethoscopes import Floats
 
@@ -36,7 +37,7 @@ def breath_spectrum(
     return np.asarray(10 ** (level / 20))
 
 
-def shaped_noise(rng: np.random.Generator, amplitude: Floats, samples: int) -> Floats:
+def shaped_noise(rng: Generator, amplitude: Floats, samples: int) -> Floats:
     """Draw Gaussian noise `[samples]` of RMS 1 with the spectrum `amplitude [samples // 2 + 1]`."""
     parts = rng.standard_normal((2, amplitude.size))
     noise = np.fft.irfft((parts[0] + 1j * parts[1]) * amplitude, samples)
@@ -56,12 +57,7 @@ def crackle(rate: int, idw: float, two_cycles: float) -> Floats:
 
 
 def wheeze(
-    rng: np.random.Generator,
-    rate: int,
-    seconds: float,
-    pitch: float,
-    harmonics: int,
-    decay: float,
+    rng: Generator, rate: int, seconds: float, pitch: float, harmonics: int, decay: float
 ) -> Floats:
     """Return a wheeze of RMS about 1 starting at `pitch` Hz.
 
@@ -87,7 +83,7 @@ def wheeze(
     return np.asarray(tone / np.sqrt(np.mean(tone**2)))
 
 
-def heart(rng: np.random.Generator, rate: int, samples: int, per_minute: float) -> Floats:
+def heart(rng: Generator, rate: int, samples: int, per_minute: float) -> Floats:
     """Return a heart beating `per_minute` times, RMS 1: S1 of 50 and 150 Hz, S2 of 60 to 180 Hz."""
     out = np.zeros(samples)
     first = _thump(rate, rng.uniform(0.10, 0.14), ((50.0, 1.0), (150.0, 0.12)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
@@ -71,7 +72,7 @@ DEVICES: dict[str, Stethoscope] = {
 }
 
 
-def patient_gain(rng: np.random.Generator, frequencies: Floats) -> Floats:
+def patient_gain(rng: Generator, frequencies: Floats) -> Floats:
     """Draw a smooth amplitude gain of one chest: knots an octave apart, sd 3 to 6 dB."""
     knots = np.arange(np.log2(50), np.log2(6000))
     decibels = rng.normal(0, rng.uniform(3, 6), knots.size)
