@@ -1,9 +1,11 @@
-"""Audio files, decoded with libsndfile: headers and samples."""
+"""Audio files, decoded with libsndfile: headers, samples, and files that occur twice."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from resp_tune.common.text import join_names, plural
 from resp_tune.errors import UserError
 
 MIN_SECONDS = 0.1  # shorter than any breath
 MIN_RATE, MAX_RATE = 100, 768_000  # Hz
+_BLOCK = 1 << 18  # bytes of a file that are compared at once
 _MAX_SAMPLES_PER_BYTE = 8192  # FLAC's largest blocks of silence hold some 5000 per byte
 
 
@@ -48,15 +52,11 @@ def read_audio(path: str | Path) -> tuple[npt.NDArray[np.float32], int]:
     finite.
     """
     path = Path(path)
-    _check_file(path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            _check_claims(path, file.frames, file.channels, file.samplerate)
-            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-            if len(samples) != file.frames:
-                raise AudioError(f"'{path}' is cut off: {len(samples)} of {file.frames} samples")
-    except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, error) from error
+    with _checked(path), soundfile.SoundFile(path) as file:
+        _check_claims(path, file.frames, file.channels, file.samplerate)
+        samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+        if len(samples) != file.frames:
+            raise AudioError(f"'{path}' is cut off: {len(samples)} of {file.frames} samples")
     if not np.isfinite(samples).all():
         raise AudioError(f"'{path}' holds samples that are not numbers (NaN or infinite)")
     return np.ascontiguousarray(samples.T), int(rate)
@@ -69,8 +69,7 @@ def read_header(path: str | Path) -> Header:
     a FLAC file is read to find out whether it was cut off.
     """
     path = Path(path)
-    _check_file(path)
-    try:
+    with _checked(path):
         info = soundfile.info(path, verbose=True)
         _check_claims(path, info.frames, info.channels, info.samplerate)
         if info.format == "FLAC":
@@ -78,8 +77,6 @@ def read_header(path: str | Path) -> Header:
                 file.seek(info.frames - 1)
                 if len(file.read(1)) != 1:
                     raise AudioError(f"'{path}' is cut off: its end cannot be read")
-    except (soundfile.SoundFileError, OSError) as error:
-        raise _unreadable(path, error) from error
     if (seconds := info.frames / info.samplerate) < MIN_SECONDS:
         raise AudioError(f"'{path}' is {seconds:.3g} s long; at least {MIN_SECONDS:g} s")
     if info.subtype in ("FLOAT", "DOUBLE"):
@@ -87,7 +84,9 @@ def read_header(path: str | Path) -> Header:
     return Header(info.samplerate, info.channels, info.frames, _cut_off(path, info.extra_info))
 
 
-def _check_file(path: Path) -> None:
+@contextlib.contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """Refuse what is not a file with content; turn errors of reading it into an `AudioError`."""
     try:
         if path.is_dir():
             raise AudioError(f"'{path}' is a folder, not an audio file")
@@ -98,6 +97,11 @@ def _check_file(path: Path) -> None:
             raise AudioError(f"'{path}' is empty (0 bytes)")
     except OSError as error:
         raise AudioError(f"'{path}' cannot be opened: {error.strerror}") from error
+    try:
+        yield
+    except (soundfile.SoundFileError, OSError) as error:
+        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise AudioError(f"'{path}' cannot be read as wav or FLAC: {reason}") from error
 
 
 def _check_claims(path: Path, frames: int, channels: int, rate: int) -> None:
@@ -108,11 +112,6 @@ def _check_claims(path: Path, frames: int, channels: int, rate: int) -> None:
         raise AudioError(f"'{path}' claims {rate} Hz, outside {MIN_RATE} to {MAX_RATE} Hz")
     if frames * channels > path.stat().st_size * _MAX_SAMPLES_PER_BYTE:
         raise AudioError(f"'{path}' claims {frames} samples, more than a file of its size can hold")
-
-
-def _unreadable(path: Path, error: Exception) -> AudioError:
-    reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-    return AudioError(f"'{path}' cannot be read as wav or FLAC: {reason}")
 
 
 def _cut_off(path: Path, libsndfile_log: str) -> str | None:
@@ -126,3 +125,47 @@ def _cut_off(path: Path, libsndfile_log: str) -> str | None:
     if not present < announced < 0x7FFF0000:
         return None
     return f"'{path}' is cut off: {present} of {announced} announced bytes are there; they are used"
+
+
+def drop_duplicates(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Keep the first file of each stem, which is the least deep; report copies and conflicts."""
+    first: dict[str, Path] = {}
+    copies: list[str] = []
+    problems = []
+    for path in paths:
+        kept = first.setdefault(path.stem, path)
+        if kept is not path and _same_content(kept, path):
+            copies.append(str(path))
+        elif kept is not path:
+            problems.append(
+                f"duplicate '{path}' is left out: it differs from '{kept}' of the same name"
+            )
+    if copies:
+        problems.append(
+            f"{plural(len(copies), 'recording')} a second time in another folder or format, with "
+            f"the same content: one of each is used ({join_names(copies, 1)})"
+        )
+    return list(first.values()), problems
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    """Compare the samples of a wav and a FLAC; else the bytes at start, middle and end.
+
+    Files of up to 768 KiB are compared whole.
+    """
+    if one.suffix.lower() != other.suffix.lower():
+        try:
+            (samples, rate), (other_samples, other_rate) = read_audio(one), read_audio(other)
+        except AudioError:
+            return False  # reported as a conflict
+        return rate == other_rate and np.array_equal(samples, other_samples)
+    size = one.stat().st_size
+    if size != other.stat().st_size:
+        return False
+    with one.open("rb") as a, other.open("rb") as b:
+        for start in (0, max(0, (size - _BLOCK) // 2), max(0, size - _BLOCK)):
+            a.seek(start)
+            b.seek(start)
+            if a.read(_BLOCK) != b.read(_BLOCK):
+                return False
+    return True

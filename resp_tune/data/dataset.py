@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,9 +13,8 @@ from resp_tune.common.paths import user_path
 from resp_tune.common.text import join_names, one_line, plural
 from resp_tune.data import discovery, metadata
 from resp_tune.data.annotations import Cycle, parse_cycles
-from resp_tune.data.audio_files import AudioError, Header, read_header
+from resp_tune.data.audio_files import AudioError, Header, drop_duplicates, read_header
 from resp_tune.data.discovery import Layout
-from resp_tune.data.duplicates import drop_duplicates
 from resp_tune.errors import UserError
 
 if TYPE_CHECKING:  # importing this module should not wait for pandas
@@ -77,13 +76,11 @@ class Dataset:
         """Return one row per recording: its fields but the cycles, then `n_cycles`, `seconds`."""
         import pandas as pd
 
-        names = [field.name for field in fields(Recording) if field.name != "cycles"]
         rows = [
-            [str(r.path) if name == "path" else getattr(r, name) for name in names]
-            + [len(r.cycles), r.seconds]
+            {**vars(r), "path": str(r.path), "n_cycles": len(r.cycles), "seconds": r.seconds}
             for r in self.recordings
         ]
-        return pd.DataFrame(rows, columns=[*names, "n_cycles", "seconds"])
+        return pd.DataFrame(rows).drop(columns="cycles")
 
 
 def load_dataset(path: str | Path) -> Dataset:
@@ -212,21 +209,15 @@ def _headers(audio: Sequence[Path]) -> tuple[dict[Path, Header], list[str]]:
 
     Read in threads, because network folders answer slowly.
     """
-
-    def read(path: Path) -> Header | AudioError:
-        try:
-            return read_header(path)
-        except AudioError as error:
-            return error
-
     headers, problems = {}, []
     with ThreadPoolExecutor(8) as pool:
-        for path, result in zip(audio, pool.map(read, audio), strict=True):
-            if isinstance(result, AudioError):
-                problems.append(f"{result}; it is left out")
-                continue
-            headers[path] = result
-            problems += [result.problem] if result.problem else []
+        for path, future in [(path, pool.submit(read_header, path)) for path in audio]:
+            try:
+                headers[path] = future.result()
+                if problem := headers[path].problem:
+                    problems.append(problem)
+            except AudioError as error:
+                problems.append(f"{error}; it is left out")
     return headers, problems
 
 
