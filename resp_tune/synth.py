@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 
 from resp_tune.cli import Parser, add_fields, run
 from resp_tune.common.paths import user_path
@@ -30,9 +31,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None) -> None:
     """Make the data set and print its folder."""
     args = parser().parse(argv)
-    settings = SynthSettings(
-        args.recordings, args.seconds, args.seed, args.confound, args.prevalence
-    )
+    settings = SynthSettings(**{f.name: getattr(args, f.name) for f in fields(SynthSettings)})
     from resp_tune.data.synthetic.write import make_synthetic
 
     started = time.perf_counter()

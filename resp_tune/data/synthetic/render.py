@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from resp_tune.data.synthetic.cohort import Patient, RecordingPlan
@@ -96,12 +97,14 @@ def make_chest(patient: Patient, seed: int) -> Chest:
 
 
 def _breathe(
-    rng: np.random.Generator, chest: Chest, profile: Profile, seconds: float
+    rng: Generator, chest: Chest, profile: Profile, seconds: float
 ) -> list[SyntheticCycle]:
     """Draw cycles until the recording is full; one that does not end in it has no sounds."""
     cycles: list[SyntheticCycle] = []
     start = round(float(rng.uniform(0.03, 0.12)), 3)
-    crackles, wheezes = (_rate(p, chest) for p in (profile.crackle, profile.wheeze))
+    # The probabilities of the diagnosis, shifted by the patient's severity in logits.
+    shift = math.exp(-chest.severity)
+    crackles, wheezes = (1 / (1 + (1 - p) / p * shift) for p in (profile.crackle, profile.wheeze))
     while start < seconds:
         length = float(np.clip(chest.cycle_seconds * rng.lognormal(0, 0.1), 1.0, 4.5))
         if not cycles:  # even the shortest recording has one whole cycle
@@ -118,14 +121,9 @@ def _breathe(
     return cycles
 
 
-def _rate(probability: float, chest: Chest) -> float:
-    """Return the probability of the diagnosis, shifted by the patient's severity in logits."""
-    return 1 / (1 + (1 - probability) / probability * math.exp(-chest.severity))
-
-
 def _lungs(
-    breaths: np.random.Generator,
-    rng: np.random.Generator,
+    breaths: Generator,
+    rng: Generator,
     cycles: list[SyntheticCycle],
     chest: Chest,
     plan: RecordingPlan,
@@ -168,11 +166,7 @@ def _band(frequencies: Floats, low: float, high: float) -> Floats:
 
 
 def _adventitious(
-    rng: np.random.Generator,
-    out: Floats,
-    cycles: list[SyntheticCycle],
-    chest: Chest,
-    profile: Profile,
+    rng: Generator, out: Floats, cycles: list[SyntheticCycle], chest: Chest, profile: Profile
 ) -> None:
     """Add the crackles and wheezes of the cycles' flags."""
     fine = profile.texture == "fine"
@@ -191,12 +185,7 @@ def _adventitious(
 
 
 def _one_crackle(
-    rng: np.random.Generator,
-    out: Floats,
-    cycle: SyntheticCycle,
-    expiration: bool,
-    habit: float,
-    fine: bool,
+    rng: Generator, out: Floats, cycle: SyntheticCycle, expiration: bool, habit: float, fine: bool
 ) -> None:
     start, end = cycle.phase(expiration)
     at = start + habit * (end - start) + float(rng.uniform(-0.03, 0.03))
@@ -209,7 +198,7 @@ def _one_crackle(
 
 
 def _one_wheeze(
-    rng: np.random.Generator, out: Floats, cycle: SyntheticCycle, pitch: float, profile: Profile
+    rng: Generator, out: Floats, cycle: SyntheticCycle, pitch: float, profile: Profile
 ) -> None:
     start, end = cycle.phase(expiration=bool(rng.random() < 0.75))
     seconds = max((end - start) * float(rng.uniform(0.45, 0.8)), 0.1)
@@ -234,7 +223,7 @@ def _local_rms(wave: Floats, at: float, seconds: float) -> float:
 
 
 def _record(
-    rng: np.random.Generator, signal: Floats, chest: Chest, plan: RecordingPlan
+    rng: Generator, signal: Floats, chest: Chest, plan: RecordingPlan
 ) -> NDArray[np.float32]:
     """Apply chest wall, stethoscope and recorder; `[samples]` at its rate, within full scale."""
     device = DEVICES[plan.device]

@@ -39,24 +39,10 @@ class SynthSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.recordings < self.least_recordings:
+        # 5 patients in each of six classes; the real imbalance adds two of LRTI, one of Asthma.
+        least = 30 if self.prevalence == "balanced" else 33
+        if self.recordings < least:
             raise UserError(
-                f"recordings {self.recordings} are too few for the {self.least_recordings} patients"
-                f" that prevalence '{self.prevalence}' needs: give {self.least_recordings} or more"
+                f"recordings {self.recordings} are too few for the {least} patients"
+                f" that prevalence '{self.prevalence}' needs: give {least} or more"
             )
-
-    @property
-    def least_recordings(self) -> int:
-        """Return the smallest number of patients of a set, each with one recording.
-
-        There are 5 in each of six classes; the real imbalance adds two of LRTI and one of Asthma.
-        """
-        return 30 if self.prevalence == "balanced" else 33
-
-    @property
-    def flags(self) -> str:
-        """Return the command-line flags for these settings."""
-        return (
-            f"--recordings {self.recordings} --seconds {self.seconds:g} --seed {self.seed}"
-            f" --confound {self.confound} --prevalence {self.prevalence}"
-        )

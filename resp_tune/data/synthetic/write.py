@@ -6,39 +6,40 @@ no score on it says anything about patients.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import filelock
 import soundfile
 
+from resp_tune.data.discovery import SYNTHETIC_NAME
 from resp_tune.data.synthetic.cohort import RecordingPlan, make_cohort, patients_of
-from resp_tune.data.synthetic.render import SyntheticCycle, make_recording
+from resp_tune.data.synthetic.render import make_recording
 from resp_tune.data.synthetic.settings import GENERATOR_VERSION, SynthSettings
 from resp_tune.data.synthetic.stethoscopes import DEVICES
 from resp_tune.errors import UserError
 
-MARKER = "SYNTHETIC.txt"
-AUDIO = "audio_and_txt_files"
+Progress = Callable[[int, int], None]  # of recordings made, of all
 
 
 def make_synthetic(
     folder: Path,
     settings: SynthSettings,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     workers: int | None = None,
 ) -> None:
     """Write the set of `settings` as `folder`, which must be absent or empty.
 
     The bytes of the files depend on the settings only, not on `workers` (threads; default: one per
-    core, at most 8). The folder appears complete or not at all. `progress` is called with the
-    numbers of recordings made and in total. Raises `UserError` for a folder that is not empty or
-    cannot be made.
+    core, at most 8). The folder appears complete or not at all. Raises `UserError` for a folder
+    that is not empty or cannot be made.
     """
     folder = folder.resolve()
     _check_free(folder)
@@ -58,8 +59,7 @@ def make_synthetic(
             _check_free(folder)
             raise
     finally:
-        if beside.exists():
-            shutil.rmtree(beside)
+        shutil.rmtree(beside, ignore_errors=True)
     _sync(folder.parent)
 
 
@@ -86,13 +86,10 @@ def _check_free(folder: Path) -> None:
 
 
 def _write(
-    folder: Path,
-    settings: SynthSettings,
-    progress: Callable[[int, int], None] | None,
-    workers: int | None,
+    folder: Path, settings: SynthSettings, progress: Progress | None, workers: int | None
 ) -> None:
     plans = make_cohort(settings)
-    audio = folder / AUDIO
+    audio = folder / "audio_and_txt_files"
     audio.mkdir()
 
     def make(plan: RecordingPlan) -> None:
@@ -100,42 +97,36 @@ def _write(
         path = audio / f"{plan.stem}.wav"
         soundfile.write(path, wave, DEVICES[plan.device].rate, subtype=plan.subtype)
         _sync(path)
-        _write_text(audio / f"{plan.stem}.txt", _annotation(cycles))
+        lines = [f"{c.start:.3f}\t{c.end:.3f}\t{c.crackle:d}\t{c.wheeze:d}\n" for c in cycles]
+        _write_text(path.with_suffix(".txt"), "".join(lines))
 
-    threads = workers or min(os.cpu_count() or 1, 8)
     # NumPy's transforms and libsndfile release the interpreter lock.
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for done, _ in enumerate(pool.map(make, plans), start=1):
-                if progress is not None:
-                    progress(done, len(plans))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
+    with contextlib.ExitStack() as stack:
+        stack.callback(pool.shutdown, cancel_futures=True)
+        for done, _ in enumerate(pool.map(make, plans), start=1):
+            if progress is not None:
+                progress(done, len(plans))
     for name, text in _tables(plans, settings).items():
         _write_text(folder / name, text)
-
-
-def _annotation(cycles: Iterable[SyntheticCycle]) -> str:
-    return "".join(
-        f"{c.start:.3f}\t{c.end:.3f}\t{int(c.crackle)}\t{int(c.wheeze)}\n" for c in cycles
-    )
 
 
 def _tables(plans: Sequence[RecordingPlan], settings: SynthSettings) -> dict[str, str]:
     """Return the text of the files beside the audio, with the line ends of the real ones."""
     patients = patients_of(plans)
+    values = {**asdict(settings), "seconds": f"{settings.seconds:g}"}
+    flags = " ".join(f"--{name} {value}" for name, value in values.items())
     return {
         "patient_diagnosis.csv": "\r\n".join(f"{p.number},{p.diagnosis}" for p in patients),
         "demographic_info.txt": "\r\n".join(["", *(p.demographics for p in patients)]),
         "ICBHI_challenge_train_test.txt": "".join(
             f"{plan.stem}\t{'train' if plan.patient.train else 'test'}\r\n" for plan in plans
         ),
-        MARKER: (
+        SYNTHETIC_NAME: (
             "Synthetic respiratory sounds, made by rule: no patient was recorded.\n"
             "Crackles, wheezes and breath noise follow published models, with rates raised so that"
             "\na small set can be learnt. Scores on it say nothing about real recordings.\n\n"
-            f"python -m resp_tune.synth DIR {settings.flags}\n"
+            f"python -m resp_tune.synth DIR {flags}\n"
             f"generator version {GENERATOR_VERSION}, {len(plans)} recordings,"
             f" {len(patients)} patients\n"
         ),
