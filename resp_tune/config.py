@@ -25,7 +25,6 @@ Balance = Literal[
     "focal",
     "logit_adjustment",
 ]
-Compression = Literal["db", "pcen"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -54,7 +53,7 @@ class FrontEnd:
     n_mels: int
     f_min: float
     f_max: float
-    compression: Compression = "db"
+    compression: Literal["db", "pcen"] = "db"
 
     def frames(self, samples: int) -> int:
         """Return the number of frames of a waveform of `samples` samples at `sample_rate`."""
@@ -168,7 +167,8 @@ def _coerce(name: str, value: Any) -> Any:
     """Convert YAML's `10` for a float field, and `1e1` for an int field."""
     if isinstance(value, bool):
         return value
-    kinds = _kinds(TrialConfig, name)
+    hint = _hints(TrialConfig)[name]
+    kinds = get_args(hint) or (hint,)
     if isinstance(value, int) and float in kinds:
         return float(value) if abs(value) < 2**53 else value
     if isinstance(value, float) and int in kinds and value.is_integer():
@@ -176,38 +176,23 @@ def _coerce(name: str, value: Any) -> Any:
     return value
 
 
-def _kinds(owner: type, name: str) -> tuple[Any, ...]:
-    """Return the types that a field may have."""
-    hint = _hints(owner)[name]
-    return get_args(hint) or (hint,)
-
-
-def check_fields(value: Any) -> None:
+def check_fields(config: Any) -> None:
     """Hold the fields of a dataclass to their types, choices and bounds; raise `UserError`."""
-    for spec in dataclasses.fields(value):
-        _check(type(value), spec, getattr(value, spec.name))
-
-
-def _check(owner: type, spec: dataclasses.Field[Any], value: Any) -> None:
-    name, kinds = spec.name, _kinds(owner, spec.name)
-    shown = reprlib.repr(value)
-    if get_origin(_hints(owner)[name]) is Literal:
-        if value not in kinds:
-            raise UserError(f"{name}: {shown} is not one of {', '.join(map(str, kinds))}")
-        return
-    if value is None and type(None) in kinds:
-        return
-    if type(value) not in kinds:
-        wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise UserError(f"{name}: {shown} is not {wanted}")
-    if "low" in spec.metadata:
-        low, high = spec.metadata["low"], spec.metadata["high"]
-        if not low <= value <= high:  # true of NaN as well
-            raise UserError(f"{name}: {shown} is outside {_bound(low)} to {_bound(high)}")
-
-
-def _bound(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    owner: type = type(config)
+    for spec in dataclasses.fields(owner):
+        name, value, hint = spec.name, getattr(config, spec.name), _hints(owner)[spec.name]
+        kinds, shown = get_args(hint) or (hint,), reprlib.repr(value)
+        if get_origin(hint) is Literal:
+            if value not in kinds:
+                raise UserError(f"{name}: {shown} is not one of {', '.join(map(str, kinds))}")
+        elif type(value) not in kinds:
+            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise UserError(f"{name}: {shown} is not {wanted}")
+        elif value is not None and "low" in spec.metadata:
+            low, high = spec.metadata["low"], spec.metadata["high"]
+            if not low <= value <= high:  # true of NaN as well
+                least, most = (str(x) if isinstance(x, int) else f"{x:g}" for x in (low, high))
+                raise UserError(f"{name}: {shown} is outside {least} to {most}")
 
 
 PRESETS: dict[str, TrialConfig] = {
