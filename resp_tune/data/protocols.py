@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,19 +39,18 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
     next of a fixed sequence of random states is tried.
     Raises `UserError` for a pair of task and protocol, or a data set, that cannot be scored.
     """
-    rows = _Rows.of(clips)
-    notes: list[str] = []
-    test: _Rows | None = None
+    train, test, notes = _Rows.of(clips), None, list[str]()
     if spec.protocol == "recording":
-        return _by_recording(clips.task, rows, spec)
+        return _by_recording(clips.task, train, spec)
     if spec.protocol == "official":
-        train, test = _official(dataset, clips.task, rows, spec.drop_shared_patients, notes)
+        train, test = _official(dataset, clips.task, train, spec.drop_shared_patients, notes)
     elif spec.protocol == "device":
-        train, test = _by_device(dataset, rows, spec.hold_out_device, notes)
-    else:
-        train = rows
+        train, test = _by_device(dataset, train, spec.hold_out_device, notes)
+    elif spec.protocol != "patient":
+        raise ValueError(f"make_split lacks the protocol '{spec.protocol}'")
     labels = _scorable_classes(clips.task, spec.protocol, train, test, notes)
-    train, test = train.of_classes(labels), test and test.of_classes(labels)
+    train = train.at(np.isin(train.label, labels))
+    test = test and test.at(np.isin(test.label, labels))
     classes = tuple(clips.task.classes[i] for i in labels)
     candidates = _candidates(train, test, spec.split_seed)
     chosen = next((c for c in candidates if c.has(labels)), None)
@@ -97,12 +96,6 @@ class _Rows:
         """Return the rows of a mask or of indices."""
         return _Rows(self.stem[which], self.patient[which], self.label[which])
 
-    def of_classes(self, labels: Sequence[int]) -> _Rows:
-        return self.at(np.isin(self.label, labels))
-
-    def of_stems(self, stems: Iterable[str]) -> _Rows:
-        return self.at(np.isin(self.stem, sorted(stems)))
-
     def patients(self, label: int) -> int:
         return len(set(self.patient[self.label == label]))
 
@@ -127,17 +120,14 @@ class _Candidate:
 
 
 def _candidates(train: _Rows, test: _Rows | None, split_seed: int) -> Iterator[_Candidate]:
-    """Yield candidates in the order in which they are tried; a given `test` is kept."""
-    for state in _states(split_seed):
-        pool, held_out = (train, test) if test else _first_fold(train, state)
-        yield _Candidate(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
+    """Yield candidates for the seed itself, then for a fixed sequence of states from it.
 
-
-def _states(split_seed: int) -> Iterator[int]:
-    """Yield the seed itself, then a fixed sequence that follows from it."""
-    yield split_seed
+    A given `test` is kept.
+    """
     more = np.random.SeedSequence(split_seed).generate_state(_RANDOM_STATES - 1)
-    yield from (int(state) for state in more)
+    for state in (split_seed, *more.tolist()):
+        pool, held_out = (train, test) if test else next(_group_folds(train, OUTER_FOLDS, state))
+        yield _Candidate(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
 
 
 def _group_folds(rows: _Rows, folds: int, state: int) -> Iterator[tuple[_Rows, _Rows]]:
@@ -151,10 +141,6 @@ def _group_folds(rows: _Rows, folds: int, state: int) -> Iterator[tuple[_Rows, _
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for one, other in splitter.split(labels, labels, rows.patient[first]):
             yield rows.at(np.isin(recording, one)), rows.at(np.isin(recording, other))
-
-
-def _first_fold(rows: _Rows, state: int) -> tuple[_Rows, _Rows]:
-    return next(_group_folds(rows, OUTER_FOLDS, state))
 
 
 def _scorable_classes(
@@ -204,7 +190,7 @@ def _by_recording(task: Task, rows: _Rows, spec: SplitSpec) -> Split:
         fold = Fold(tuple(sorted(set(stems.tolist()) - set(validation))), tuple(validation))
         folds.append(fold)
         for members, name in ((fold.train, "training"), (fold.validation, "validation")):
-            present = set(rows.of_stems(members).label.tolist())
+            present = set(rows.label[np.isin(rows.stem, members)].tolist())
             absent = [task.classes[label] for label in labels if label not in present]
             if absent:
                 name = f"fold {number}'s {name}" if spec.folds > 1 else name
@@ -223,10 +209,8 @@ def _official(
             "or the protocol patient"
         )
     split_of = {r.stem: r.official for r in dataset.recordings}
-    train, test = (
-        rows.of_stems(stem for stem, official in split_of.items() if official == name)
-        for name in ("train", "test")
-    )
+    official = np.array([split_of[stem] or "" for stem in rows.stem.tolist()], dtype=np.str_)
+    train, test = rows.at(official == "train"), rows.at(official == "test")
     if not len(train.stem) or not len(test.stem):
         raise UserError(
             f"'{dataset.root}' has no official split: ICBHI_challenge_train_test.txt must name "
@@ -249,17 +233,18 @@ def _official(
 def _by_device(
     dataset: Dataset, rows: _Rows, device: str | None, notes: list[str]
 ) -> tuple[_Rows, _Rows]:
-    devices = sorted({r.device for r in dataset.recordings})
+    device_of = {r.stem: r.device for r in dataset.recordings}
+    devices = sorted(set(device_of.values()))
     if device is None:
         raise UserError(f"protocol 'device' needs hold_out_device, one of {', '.join(devices)}")
     if device not in devices:
         raise UserError(f"unknown device '{shorten(device)}': {nearest(device, devices)}")
     if len(devices) == 1:
         raise UserError(f"all recordings were made with {device}: nothing is left to train on")
-    test = rows.of_stems(r.stem for r in dataset.recordings if r.device == device)
+    held_out = np.array([device_of[stem] == device for stem in rows.stem.tolist()])
+    test, others = rows.at(held_out), rows.at(~held_out)
     if not len(test.stem):
         raise UserError(f"no recording of {device} belongs to the task: choose another device")
-    others = rows.at(~np.isin(rows.stem, test.stem))
     shared = np.isin(others.patient, test.patient)
     if shared.any():
         size = amount(len(set(others.stem[shared])), "recording", len(set(others.patient[shared])))

@@ -142,7 +142,6 @@ def load_split(path: str | Path) -> Split:
 
 
 def _repeated(groups: Iterable[set[str]]) -> set[str]:
-    """Return the names in more than one group."""
     counts = Counter(itertools.chain.from_iterable(groups))
     return {name for name, count in counts.items() if count > 1}
 

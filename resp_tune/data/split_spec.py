@@ -1,13 +1,12 @@
 """What makes a split of a data set: the protocol and its options, in one validated value.
 
-A new option is a field here, with its help text, and what `make_split` does with it: commands,
-provenance, MLflow's parameters and the model's audit take the fields from here.
+Commands, provenance, MLflow's parameters and the model's audit take the fields from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from resp_tune.common.choices import PROTOCOLS
@@ -38,9 +37,7 @@ class SplitSpec:
         metavar="N",
     )
     hold_out_device: str | None = setting(
-        None,
-        "stethoscope whose recordings are the test split of --protocol device",
-        metavar="NAME",
+        None, "stethoscope whose recordings are the test split of --protocol device", metavar="NAME"
     )
     drop_shared_patients: bool = setting(
         False,
@@ -80,7 +77,7 @@ class SplitSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values by field name."""
-        return {f.name: getattr(self, f.name) for f in fields(SplitSpec)}
+        return asdict(self)
 
     def provenance(self) -> dict[str, Any]:
         """Return what a bundle's provenance keeps; the protocol is beside it."""
