@@ -64,40 +64,41 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the audit; with `--out` the last line is the path of the page."""
     args = parser().parse(argv)
-    for flag, values in (("--winner", [args.winner]), ("--compare", args.compare or [])):
-        _check_local(flag, values)
+    for flag, folders in (("--winner", [args.winner or ""]), ("--compare", args.compare or [])):
+        for folder in folders:
+            _check_local(flag, folder)
+    out = None
     if args.compare is not None:
-        _compare(args)
-        return
-    if args.tracking_uri and not (args.winner or "").startswith("models:/"):
+        found = _compare(args)
+    elif args.tracking_uri and not (args.winner or "").startswith("models:/"):
         raise UserError("--tracking-uri says where --winner models:/NAME@ALIAS is: give both")
-    out = None if args.out is None else folder_to_write("--out", args.out)
-    found = _audit(args.data, args.winner, args.tracking_uri)
+    else:
+        out = None if args.out is None else folder_to_write("--out", args.out)
+        found = _audit(args.data, args.winner, args.tracking_uri)
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     if args.json:
         print(text)
     else:
-        from resp_tune.audit.audit_console import show
+        from resp_tune.audit.audit_console import show, show_comparison
 
-        show(found)
+        show(found) if args.compare is None else show_comparison(found)
     if out is not None:
         page = _write(out, text, found)
         if not args.json:
             print(page)
 
 
-def _check_local(flag: str, values: Sequence[str | None]) -> None:
-    """Refuse URIs: a test-set access is recorded in the search's folder, under its lock."""
-    for text in values:
-        if text is not None and not text.startswith("models:/") and is_uri(text):
-            uri = ObjectPath.parse(flag, text)
-            raise UserError(
-                f"{flag} '{uri}' must be a local folder: copy the search's folder first (aws s3 "
-                "cp --recursive, gsutil cp -r, azcopy) and give the copy's"
-            )
+def _check_local(flag: str, text: str) -> None:
+    """Refuse a URI: a test-set access is recorded in the search's folder, under its lock."""
+    if not text.startswith("models:/") and is_uri(text):
+        uri = ObjectPath.parse(flag, text)
+        raise UserError(
+            f"{flag} '{uri}' must be a local folder: copy the search's folder first (aws s3 "
+            "cp --recursive, gsutil cp -r, azcopy) and give the copy's"
+        )
 
 
-def _compare(args: Namespace) -> None:
+def _compare(args: Namespace) -> dict[str, Any]:
     for name in ("data", "winner", "out", "tracking_uri"):
         if getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
@@ -105,13 +106,7 @@ def _compare(args: Namespace) -> None:
     from resp_tune.evaluation.compare import compare, read_predictions
 
     a, b = args.compare
-    found = {"a": a, "b": b, **compare(read_predictions(a), read_predictions(b))}
-    if args.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
-    else:
-        from resp_tune.audit.audit_console import show_comparison
-
-        show_comparison(found)
+    return {"a": a, "b": b, **compare(read_predictions(a), read_predictions(b))}
 
 
 def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> dict[str, Any]:

@@ -83,10 +83,10 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
     from resp_tune.data.waveforms import load_waveform
 
     path = user_path(file)
-    waveform = load_waveform(path, bundle.sample_rate)
+    waveform = load_waveform(path, bundle.config.sample_rate)
     cycles = []
     if bundle.details.get("task") == "cycles":
-        cycles = _read_cycles(path, waveform.numel() / bundle.sample_rate)
+        cycles = _read_cycles(path, waveform.numel() / bundle.config.sample_rate)
         if not cycles:
             window = f"{bundle.config.clip_seconds:g} s"
             log.info(

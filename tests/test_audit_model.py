@@ -81,7 +81,7 @@ def test_the_model_s_figures(model: dict[str, Any], bundle: Path, sets: dict[str
     split = make_split(dataset, make_clips(get_task("diagnosis"), dataset), SplitSpec("patient"))
     asked = [r for r in dataset.recordings if r.stem in set(split.test or ())]
     probabilities = np.array(
-        [loaded.predict_waveform(load_waveform(r.path, loaded.sample_rate)) for r in asked]
+        [loaded.predict_waveform(load_waveform(r.path, loaded.config.sample_rate)) for r in asked]
     )
     truth = np.array([loaded.classes.index(r.diagnosis) for r in asked])
     test = model["test"]
@@ -166,7 +166,7 @@ def test_other_data_is_refused(
     [
         ({"task": None}, "no task"),
         ({"protocol": 3}, "no protocol"),
-        ({"provenance": None}, "no provenance.split_sha256"),
+        ({"provenance": {}}, "no provenance.split_sha256"),
         ({"provenance": {"split_seed": 0}}, "no provenance.split_sha256"),
         ({"provenance": {"split_sha256": "0" * 64}}, "does not give the split"),
         ({"split_seed": 1}, "does not give the split"),

@@ -48,7 +48,7 @@ def test_a_round_trip_predicts_the_same(training: Training, tmp_path: Path) -> N
     digest = save(training, tmp_path / "winner")
     bundle = load_bundle(str(tmp_path / "winner"))
     assert (bundle.config, bundle.classes) == (training.config, CLASSES)
-    assert bundle.sample_rate == 4000
+    assert bundle.config.sample_rate == 4000
     assert len(bundle.networks) == 2
     assert not any(network.training for network in bundle.networks)
     assert bundle.details["provenance"] == {"search": "first", "trial": 3}

@@ -39,13 +39,8 @@ class Bundle:
     networks: tuple[SoundNet, ...]
     details: dict[str, Any]
 
-    @property
-    def sample_rate(self) -> int:
-        """Return the rate, in Hz, of the waveforms that `predict_waveform` takes."""
-        return self.config.sample_rate
-
     def predict_waveform(self, waveform: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Return class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
+        """Return class probabilities `[classes]` of float32 `[samples]` at `config.sample_rate`."""
         whole: npt.NDArray[np.float32] = self.predict_spans(waveform, [(0.0, math.inf)])[0]
         return whole
 
