@@ -191,7 +191,4 @@ class Lease:
         return True
 
     def _put(self, record: LeaseRecord) -> Version | None:
-        data = json.dumps(asdict(record)).encode()
-        if self._version is None:
-            return self.store.create(data, LEASE)
-        return self.store.replace(data, LEASE, self._version)
+        return self.store.replace(json.dumps(asdict(record)).encode(), LEASE, self._version)

@@ -157,17 +157,15 @@ class ObjectPath:
 
     def write(self, data: bytes, name: str = "") -> None:
         """Write an object, which readers see whole or not at all."""
-        self._put(data, name, "overwrite")
+        with self._connection(name, missing_ok=False) as (store, path):
+            obstore.put(store, path, data)
 
-    def create(self, data: bytes, name: str = "") -> Version | None:
-        """Write an object unless it exists; return its version, or None if it does exist."""
-        return self._put(data, name, "create")
+    def replace(self, data: bytes, name: str, version: Version | None) -> Version | None:
+        """Write an object if it still has `version` (None: does not exist); return the new version.
 
-    def replace(self, data: bytes, name: str, version: Version) -> Version | None:
-        """Write an object if it still has `version`; return the new version, or None if not."""
-        return self._put(data, name, version)
-
-    def _put(self, data: bytes, name: str, mode: Any) -> Version | None:
+        None if another process has written it.
+        """
+        mode: Any = "create" if version is None else version
         with self._connection(name, missing_ok=False) as (store, path):
             try:
                 return _version(obstore.put(store, path, data, mode=mode))
@@ -332,11 +330,11 @@ def _probe(store: ObjectPath, write: bool) -> None:
         return
     name = f".resp_tune_probe-{uuid.uuid4().hex}"
     store.read(name)  # its refusal tells more than that of a write: of a missing bucket, say
-    store.create(b"may be removed\n", name)
+    store.write(b"may be removed\n", name)
     try:
         if store.read(name) is None:
             raise StorageError("an object that was just written is missing")
-        if store.create(b"may be removed too\n", name) is not None:
+        if store.replace(b"may be removed too\n", name, None) is not None:
             raise StorageError(
                 "it ignores If-None-Match, by which two drivers are kept apart; update its server"
             )
