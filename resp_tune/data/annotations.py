@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from resp_tune.common.text import shorten
@@ -21,11 +21,6 @@ class Cycle:
     crackle: bool
     wheeze: bool
 
-    @property
-    def seconds(self) -> float:
-        """Return the length in seconds, above 0."""
-        return self.end - self.start
-
 
 def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[str, ...]]:
     """Parse an annotation file into cycles, sorted by start, and one line per problem.
@@ -40,24 +35,18 @@ def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[st
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        cycle = _cycle(line)
+        cycle, length = _cycle(line), f"but the recording is {seconds:g} s long"
         if isinstance(cycle, str):
-            problems.append(
-                f"line {number}, '{shorten(line.strip())}': {cycle}; the line is left out"
-            )
-        elif cycle.start >= seconds:
-            problems.append(
-                f"line {number}: the cycle starts at {cycle.start:g} s, but the recording is "
-                f"{seconds:g} s long; the line is left out"
-            )
-        else:
-            if cycle.end > seconds + END_TOLERANCE:
-                problems.append(
-                    f"line {number}: the cycle ends at {cycle.end:g} s, but the recording is "
-                    f"{seconds:g} s long; the cycle is cut there"
-                )
-            end = min(cycle.end, seconds)
-            cycles.append(Cycle(cycle.start, end, cycle.crackle, cycle.wheeze))
+            shown = shorten(line.strip())
+            problems.append(f"line {number}, '{shown}': {cycle}; the line is left out")
+            continue
+        where = f"line {number}: the cycle"
+        if cycle.start >= seconds:
+            problems.append(f"{where} starts at {cycle.start:g} s, {length}; the line is left out")
+            continue
+        if cycle.end > seconds + END_TOLERANCE:
+            problems.append(f"{where} ends at {cycle.end:g} s, {length}; the cycle is cut there")
+        cycles.append(replace(cycle, end=min(cycle.end, seconds)))
     cycles.sort(key=lambda cycle: (cycle.start, cycle.end))
     overlaps = sum(later.start < earlier.end - END_TOLERANCE for earlier, later in pairwise(cycles))
     if overlaps:

@@ -53,6 +53,9 @@ class Person:
     age: float | None
     sex: str | None
 
+    def __str__(self) -> str:
+        return f"{self.age} {self.sex}"
+
 
 def canonical_diagnosis(name: str) -> str:
     """Return one of the eight known diagnoses as ICBHI spells it, and others unchanged."""
@@ -195,8 +198,8 @@ def _merge(
             if values.setdefault(key, value) != value and key not in conflicts:
                 conflicts.add(key)
                 skipped.append(
-                    f"{path.name} line {number}: {key_name} {key} is '{_describe(value)}' here and "
-                    f"'{_describe(values[key])}' above; neither is used"
+                    f"{path.name} line {number}: {key_name} {key} is '{value}' here and "
+                    f"'{values[key]}' above; neither is used"
                 )
         problems += skipped[:_MAX_PROBLEMS]
         if len(skipped) > _MAX_PROBLEMS:
@@ -256,10 +259,6 @@ def _sex(patient: str, text: str) -> str | None:
     if sex is None:
         raise ValueError(f"patient {patient}: sex '{shorten(text)}' is not F, M or NA")
     return sex
-
-
-def _describe(value: object) -> str:
-    return f"{value.age} {value.sex}" if isinstance(value, Person) else str(value)
 
 
 def _error(fields: Sequence[str], reason: str) -> ValueError:

@@ -1,13 +1,4 @@
-"""Tasks from YAML files: other groupings of the diagnoses.
-
-    name: infection
-    description: healthy or an infection; other diagnoses are left out
-    classes:                       # in this order
-      healthy: [Healthy]
-      infection: [URTI, LRTI, Pneumonia, Bronchiolitis]
-
-`"*"` in a class stands for every diagnosis that no class names.
-"""
+"""Tasks from YAML files: other groupings of the diagnoses, as docs/usage.md shows them."""
 
 from __future__ import annotations
 
