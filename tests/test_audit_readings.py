@@ -210,7 +210,7 @@ def test_a_registered_model(
     bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"sqlite:///{with_mlflow_store(tmp_path)}/mlflow.db"
-    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params={}, tags={})
+    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={}, tags={})
     runs.close("FINISHED")
     assert run_id is not None
@@ -238,7 +238,7 @@ def test_a_registered_model(
 def test_of_two_versions_the_first_reading_stands(bundle: Path, tmp_path: Path) -> None:
     """Whichever of them the store names first."""
     uri, name = f"sqlite:///{with_mlflow_store(tmp_path)}/mlflow.db", "resp_tune"
-    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params={}, tags={})
+    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={}, tags={})
     runs.close("FINISHED")
     assert run_id is not None

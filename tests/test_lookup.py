@@ -34,7 +34,6 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
             "split_sha256": "ab12",
             "data": "/a folder: of mine, [copy]",  # is no YAML
         },
-        tags={},
     )
     fields = {k: v for k, v in config.as_dict().items() if k != "seed"}
     tags = {"resp_tune.threads": "2", "resp_tune.device": "cpu (logical GPU)"}

@@ -52,7 +52,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
         f"sqlite:///{with_mlflow_store(storage)}/mlflow.db",
         make_bundle(storage / "first" / "winner", 0),
     )
-    runs = SearchRuns(uri, storage, SearchRef("first", "macro_f1", "max"), params={}, tags={})
+    runs = SearchRuns(uri, storage, SearchRef("first", "macro_f1", "max"), params={})
     run_id = runs.log_evaluation(TrialKey(0), params={}, metrics={"test_macro_f1": 0.5}, tags={})
     runs.close("FINISHED")
     assert run_id is not None

@@ -237,7 +237,7 @@ def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
         "drop_shared_patients": False,
         "split_sha256": "ab12",
     }
-    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params=params, tags={})
+    runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params=params)
     runs.start_trial(TrialKey(0), params={"lr": 1e-3}, seed=7, tags={})
     given = ["--run", runs.run_ids()[TrialKey(0)], "--tracking-uri", uri]
     runs.close("FINISHED")

@@ -397,7 +397,7 @@ from resp_tune.common.trial_key import TrialKey
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import SearchRef
 uri, storage, name = sys.argv[1:]
-runs = SearchRuns(uri, Path(storage), SearchRef(name, "macro_f1", "max"), params={}, tags={})
+runs = SearchRuns(uri, Path(storage), SearchRef(name, "macro_f1", "max"), params={})
 runs.start_trial(TrialKey(0), params={"lr": 1}, seed=1)
 runs.end_trial(TrialKey(0), "finished", score=0.5, seconds=1.0)
 runs.close("FINISHED")

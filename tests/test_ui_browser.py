@@ -52,7 +52,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         folder,
         SearchRef("first", "macro_f1", "max", "a1"),
         params={"trials": 6},
-        tags={},
         columns=["lr", "dropout", "n_mels"],
     )
     for number, (state, score) in enumerate(ENDS):

@@ -1,7 +1,7 @@
 """Record a search in MLflow: one parent run, with a run for each trial below it.
 
 search = SearchRef("first", "macro_f1", "max")
-runs = SearchRuns(uri, storage, search, params={}, tags={})
+runs = SearchRuns(uri, storage, search, params={})
 runs.start_trial(TrialKey(0), params=config, seed=17)
 runs.log_epochs(TrialKey(0), [{"epoch": 1, "train_loss": 1.2, "val_macro_f1": 0.3}])
 runs.end_trial(TrialKey(0), "finished", score=0.3, seconds=4.2)
@@ -61,7 +61,6 @@ class SearchRuns:
         search: SearchRef,
         *,
         params: Mapping[str, Any],
-        tags: Mapping[str, str],
         columns: Sequence[str] = (),
     ) -> None:
         from mlflow.exceptions import MlflowException
@@ -71,7 +70,7 @@ class SearchRuns:
         try:
             self.experiment_id = experiment_id(self._client, uri, storage)
             known = list(_runs(self._client, self.experiment_id, search.runs_filter()))
-            parent = self._open_parent(known, params, tags)
+            parent = self._open_parent(known, params)
             save_view(self._client, self.experiment_id, search, columns)
         except MlflowException as error:
             raise UserError(
@@ -115,11 +114,9 @@ class SearchRuns:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return scrub(lines[0], self._uri)[:300]
 
-    def _open_parent(
-        self, known_runs: Sequence[Run], params: Mapping[str, Any], tags: Mapping[str, str]
-    ) -> Run:
+    def _open_parent(self, known_runs: Sequence[Run], params: Mapping[str, Any]) -> Run:
         parent = next((run for run in known_runs if run.data.tags.get(Tag.KIND) == "search"), None)
-        own = {**_origin(), **tags, **self.search.tags, Tag.KIND: "search", Tag.STATE: RUNNING}
+        own = {**_origin(), **self.search.tags, Tag.KIND: "search", Tag.STATE: RUNNING}
         own |= {Tag.METRIC: self.search.metric, Tag.MODE: self.search.mode}
         if parent is None:
             name = self.search.name
@@ -246,7 +243,10 @@ class SearchRuns:
         all_tags, run_ids = {**_origin(), **tags}, list[str]()
 
         def evaluate() -> None:
-            run_ids.append(self._trial_runs.evaluate(key, dict(params), metrics, all_tags, now))
+            run = self._trial_runs.start(key, params, all_tags, now)
+            self._trial_runs.end(key, "finished", metrics, None, now)
+            fault_point("mlflow-evaluation")
+            run_ids.append(run.run_id)
 
         self._queue.put(f"evaluation of trial {trial.label}", evaluate)
         self._queue.flush(seconds)

@@ -202,20 +202,6 @@ class TrialRuns:
                 self._client.set_terminated(run.run_id, status="KILLED", end_time=now)
                 run.tags[Tag.STATE], run.status = INTERRUPTED, "KILLED"
 
-    def evaluate(
-        self,
-        key: RunKey,
-        params: Mapping[str, Any],
-        metrics: Mapping[str, float],
-        tags: Mapping[str, str],
-        now: int,
-    ) -> str:
-        """Write the finished run of an evaluation on the test split, once for the same weights."""
-        run = self.start(key, params, tags, now)
-        self.end(key, "finished", metrics, None, now)
-        fault_point("mlflow-evaluation")
-        return run.run_id
-
 
 def _key_of(run: Run) -> RunKey | None:
     tags = run.data.tags

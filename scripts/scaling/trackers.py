@@ -50,7 +50,7 @@ def measure(folder: Path, sizes: Sizes, postgres: str | None) -> tuple[dict[str,
 
 def _costs(uri: str, place: Path, sizes: Sizes) -> Tracker:
     trials, batches = sizes.tracked_trials, sizes.tracked_batches
-    runs = SearchRuns(uri, place, SearchRef("tracked", METRIC, "max"), params={}, tags={})
+    runs = SearchRuns(uri, place, SearchRef("tracked", METRIC, "max"), params={})
     params = preset("notebook").as_dict()
     del params["seed"]
     numbers = iter(range(10**6))

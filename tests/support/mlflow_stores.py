@@ -32,7 +32,7 @@ def epoch(number: int, value: float) -> dict[str, float]:
 
 def open_search(uri: str, storage: Path, name: str = "first", **more: Any) -> SearchRuns:
     search = SearchRef(name, "macro_f1", more.pop("mode", "max"), more.pop("study_id", None))
-    more = {"params": {"trials": 4}, "tags": {"resp_tune.task": "copd"}, **more}
+    more = {"params": {"trials": 4}, **more}
     return SearchRuns(uri, storage, search, **more)
 
 
