@@ -58,6 +58,11 @@ class EpochResult:
     lr: float
     seconds: float
 
+    @property
+    def finite(self) -> bool:
+        """Return False if the training has diverged."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.val_loss)
+
     def row(self) -> dict[str, float]:
         """Return a flat row, with the column names of MLflow and `epochs.csv`."""
         first = {"epoch": self.epoch, "train_loss": self.train_loss, "val_loss": self.val_loss}
@@ -109,8 +114,7 @@ class Training:
         """Return True after the last epoch, and after one whose loss is not finite."""
         if not self.history:
             return False
-        finite = math.isfinite(self.history[-1].train_loss + self.history[-1].val_loss)
-        return len(self.history) == self.config.epochs or not finite
+        return len(self.history) == self.config.epochs or not self.history[-1].finite
 
     def run_epoch(self) -> EpochResult:
         """Train and validate for an epoch; append the result to `history` and return it."""
