@@ -25,6 +25,7 @@ Balance = Literal[
     "focal",
     "logit_adjustment",
 ]
+Compression = Literal["db", "pcen"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -53,7 +54,7 @@ class FrontEnd:
     n_mels: int
     f_min: float
     f_max: float
-    compression: Literal["db", "pcen"] = "db"
+    compression: Compression = "db"
 
     def frames(self, samples: int) -> int:
         """Return the number of frames of a waveform of `samples` samples at `sample_rate`."""
@@ -131,15 +132,10 @@ class TrialConfig:
     @property
     def front_end(self) -> FrontEnd:
         """Return the part of the config that identifies a feature cache."""
-        return FrontEnd(
-            self.sample_rate,
-            self.n_fft,
-            self.hop_length,
-            self.n_mels,
-            self.f_min,
-            self.sample_rate / 2 if self.f_max is None else self.f_max,
-            "pcen" if self.normalise == "pcen" else "db",
-        )
+        f_max = self.sample_rate / 2 if self.f_max is None else self.f_max
+        compression: Compression = "pcen" if self.normalise == "pcen" else "db"
+        stft = (self.sample_rate, self.n_fft, self.hop_length)
+        return FrontEnd(*stft, self.n_mels, self.f_min, f_max, compression)
 
     @property
     def clip_frames(self) -> int:

@@ -15,7 +15,6 @@ from resp_tune.features import logmel
 from resp_tune.features.logmel import (
     SILENCE_DB,
     check_filters,
-    empty_filters,
     log_mels,
     mel_bank,
     silence,
@@ -167,7 +166,7 @@ def test_a_roll_of_frames_is_a_roll_of_the_waveform(front_end: FrontEnd) -> None
 )
 def test_empty_filters(front_end: FrontEnd, empty: int) -> None:
     """The counts that were measured with torchaudio's own bank."""
-    assert empty_filters(front_end) == empty
+    assert (mel_bank(front_end).amax(0) == 0).sum() == empty
     assert mel_bank(front_end).shape == (front_end.n_fft // 2 + 1, front_end.n_mels)
     if not empty:
         check_filters(front_end)

@@ -64,15 +64,9 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
             f"with split seed {spec.split_seed} a class is missing from a split: random state "
             f"{chosen.state} is used instead"
         )
-    return Split(
-        spec.protocol,
-        clips.task.name,
-        spec.split_seed,
-        tuple(Fold(a.stems(), b.stems()) for a, b in chosen.folds[: spec.folds]),
-        chosen.test.stems(),
-        classes,
-        tuple(notes),
-    )
+    folds = tuple(Fold(a.stems(), b.stems()) for a, b in chosen.folds[: spec.folds])
+    task, stems = clips.task.name, chosen.test.stems()
+    return Split(spec.protocol, task, spec.split_seed, folds, stems, classes, tuple(notes))
 
 
 @dataclass(frozen=True)

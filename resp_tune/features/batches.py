@@ -37,16 +37,16 @@ class ClipIndex:
             return self
         recordings = torch.searchsorted(self.frames.first, self.first, right=True) - 1
         which, of_clip = torch.unique(recordings, return_inverse=True)
-        levels = [_level(self.frames, int(n), config.top_db) for n in which]
+        levels = []
+        for first, count in zip(self.frames.first[which], self.frames.count[which], strict=True):
+            x = self.frames.values[first : first + count].float()
+            x.clamp_(min=x.max() - config.top_db)
+            levels.append(torch.stack([x.mean(), x.std().clamp(min=1e-3)]))
         return dataclasses.replace(self, level=torch.stack(levels)[of_clip])
 
 
 def cut_clips(
-    frames: Frames,
-    front_end: FrontEnd,
-    index: torch.Tensor,
-    start: torch.Tensor,
-    end: torch.Tensor,
+    frames: Frames, front_end: FrontEnd, index: torch.Tensor, start: torch.Tensor, end: torch.Tensor
 ) -> ClipIndex:
     """Return the clips from `start` to `end` seconds of the recordings at `index` in `frames`.
 
@@ -59,13 +59,6 @@ def cut_clips(
     return ClipIndex(frames, frames.first[index] + first, (last - first).clamp(min=1))
 
 
-def _level(frames: Frames, index: int, top_db: float) -> torch.Tensor:
-    first, count = int(frames.first[index]), int(frames.count[index])
-    x = frames.values[first : first + count].float()
-    x.clamp_(min=x.max() - top_db)
-    return torch.stack([x.mean(), x.std().clamp(min=1e-3)])
-
-
 def make_batch(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> torch.Tensor:
     """Return the items of `draws`, `[items, 1, frames, n_mels]`, on the frames' device.
 
@@ -75,7 +68,10 @@ def make_batch(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> t
     """
     rows = _rows(clips, draws, config)
     bands = clips.frames.values.shape[1]
-    x = torch.empty(*rows.shape, bands, dtype=_dtype(config), device=rows.device)
+    # The dtype of the first convolution, unless another step comes before it.
+    is_next = config.precision == "bfloat16" and config.normalise != "band" and not config.mixup
+    dtype = torch.bfloat16 if is_next else torch.float32
+    x = torch.empty(*rows.shape, bands, dtype=dtype, device=rows.device)
     # A few items at a time stay in the CPU's cache from the gather to the masks.
     size = len(draws) if x.is_cuda else max(1, _IN_CACHE // max(4 * x[0].numel(), 1))
     rounded = x.dtype != torch.float32
@@ -87,12 +83,6 @@ def make_batch(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> t
         if rounded:
             x[part] = exact
     return x[:, None]
-
-
-def _dtype(config: TrialConfig) -> torch.dtype:
-    """Return the dtype of the first convolution, or float32 if another step comes before it."""
-    direct = config.normalise != "band" and not config.mixup
-    return torch.bfloat16 if direct and config.precision == "bfloat16" else torch.float32
 
 
 _IN_CACHE = 500_000  # bytes, about a core's second-level cache

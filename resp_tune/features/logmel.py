@@ -63,13 +63,12 @@ def log_mels(waveform: torch.Tensor, front_ends: Sequence[FrontEnd]) -> list[tor
     `AmplitudeToDB(top_db=None)`, transposed.
     """
     power = _power_spectrogram(waveform, front_ends[0].n_fft, front_ends[0].hop_length)
-    return [_compress(_mel_power(power, f), f) for f in front_ends]
-
-
-def _compress(mel_power: torch.Tensor, front_end: FrontEnd) -> torch.Tensor:
-    if front_end.compression == "pcen":
-        return pcen(mel_power, front_end.sample_rate / front_end.hop_length)
-    return mel_power.clamp_(min=1e-10).log10_().mul_(10.0)
+    return [
+        pcen(_mel_power(power, f), f.sample_rate / f.hop_length)
+        if f.compression == "pcen"
+        else _mel_power(power, f).clamp_(min=1e-10).log10_().mul_(10.0)
+        for f in front_ends
+    ]
 
 
 def silence(front_end: FrontEnd) -> float:
@@ -148,29 +147,19 @@ def _filter_blocks(front_end: FrontEnd) -> list[tuple[slice, slice, torch.Tensor
 @lru_cache(maxsize=64)
 def mel_bank(front_end: FrontEnd) -> torch.Tensor:
     """Return triangles on the HTK mel scale, float32 `[n_fft // 2 + 1, n_mels]`."""
+    f = front_end
     with warnings.catch_warnings():
         # torchaudio warns of empty filters; `check_filters` refuses them and says what to change.
         warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
         bank: torch.Tensor = audio_functional.melscale_fbanks(
-            n_freqs=front_end.n_fft // 2 + 1,
-            f_min=front_end.f_min,
-            f_max=front_end.f_max,
-            n_mels=front_end.n_mels,
-            sample_rate=front_end.sample_rate,
-            norm=None,
-            mel_scale="htk",
+            f.n_fft // 2 + 1, f.f_min, f.f_max, f.n_mels, f.sample_rate, norm=None, mel_scale="htk"
         )
     return bank
 
 
-def empty_filters(front_end: FrontEnd) -> int:
-    """Count the mel filters that fall between two FFT bins and are always silent."""
-    return int((mel_bank(front_end).amax(0) == 0).sum())
-
-
 def check_filters(front_end: FrontEnd) -> None:
-    """Raise `UserError` for a bank with empty filters, which would waste a trial."""
-    if empty := empty_filters(front_end):
+    """Raise `UserError` for filters that fall between two FFT bins: they would waste a trial."""
+    if empty := int((mel_bank(front_end).amax(0) == 0).sum()):
         raise UserError(
             f"n_mels {front_end.n_mels} leaves {empty} empty mel filter{'s' * (empty > 1)} at "
             f"{front_end.sample_rate} Hz, n_fft {front_end.n_fft}, "

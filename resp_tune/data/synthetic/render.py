@@ -154,15 +154,12 @@ def _lungs(
         out += noise * envelope
 
     _adventitious(breaths, out, cycles, chest, profile)
-    low_band = shaped_noise(rng, _band(frequencies, 20, 60), samples)
+    rumble = 1 / (1 + (frequencies / 60) ** 8) / (1 + (20 / (frequencies + 1)) ** 4)  # 20 to 60 Hz
+    low_band = shaped_noise(rng, rumble, samples)
     beat = heart(rng, RATE, samples, chest.heart_rate)
     # 20-60 Hz is 10 to 25 dB above 60-300 Hz, where most of the breath noise is.
     floor = 0.35 * 10 ** (rng.uniform(10, 20) / 20)
     return np.asarray(out + floor * (0.5 * low_band + (0.4 if tracheal else 0.8) * beat))
-
-
-def _band(frequencies: Floats, low: float, high: float) -> Floats:
-    return np.asarray(1 / (1 + (frequencies / high) ** 8) / (1 + (low / (frequencies + 1)) ** 4))
 
 
 def _adventitious(
