@@ -6,10 +6,10 @@
     RESP_TUNE_FAULT=epoch/0:hang@2             hang before the second epoch of trial 0
     RESP_TUNE_FAULT=training-step:out-of-memory@*    at every step
 
-Names of points are in `POINTS`, those of actions in `ACTIONS`; a command refuses any other name.
-SUBJECT is the trial's folder (`0`, `3/replicates/1`); without it every subject counts. N is the
-epoch at the points of epochs, and elsewhere counts how often the point was reached (by SUBJECT, if
-it is given); without N the first time counts, with `*` every time.
+POINT is one of `POINTS`, ACTION one of `ACTIONS`. SUBJECT is the trial's folder (`0`,
+`3/replicates/1`); without it every subject counts. N is the epoch at the points of epochs, and
+elsewhere counts how often the point was reached (by SUBJECT, if it is given); without N the first
+time counts, with `*` every time.
 
 The count is of one process, or, if `RESP_TUNE_FAULT_FOLDER` names a folder, of all processes that
 share it. There each pass of a planted point is a line `SECONDS POINT SUBJECT NUMBER` in `journal`,
@@ -17,11 +17,9 @@ an epoch that is repeated does not count again, and the action `gate` waits unti
 it pass; a process that has to wait makes the file `waiting-POINT`.
 
 Without the variable, `fault_point` compares one module variable with None and returns (about
-50 ns; a test bounds it), and no call is made more often than once a training step.
-
-The variable harms only the process that has it in its environment, and processes that inherit it:
-the actions are a fixed list, none runs code that the variable names, and none opens a file outside
-that folder. Whoever can set a process's environment can end that process anyway.
+50 ns; a test bounds it). With it, only this process and those that inherit it are harmed: the
+actions are a fixed list, none runs code that the variable names, and none opens a file outside that
+folder. Whoever can set a process's environment can end that process anyway.
 """
 
 from __future__ import annotations
@@ -98,7 +96,6 @@ class _Fault:
     number: int | None  # None: every time
 
     def is_due(self, of_all: int, of_subject: int) -> bool:
-        """Return whether the pass with these numbers is meant."""
         return self.number in (None, of_all if self.subject is None else of_subject)
 
 
@@ -231,17 +228,12 @@ def _use_up_memory() -> None:
     raise PlantedError(f"{len(blocks)} blocks of 64 MiB were taken, and the process still runs")
 
 
-def _hang() -> None:
-    while True:
-        time.sleep(60)
-
-
 ACTIONS: dict[str, Callable[[], bool | None]] = {
     "kill": _kill,  # SIGKILL to this process, as a power cut or the system's memory killer sends
     "raise": lambda: _raise(PlantedError("planted\nin two lines")),
     "out-of-memory": lambda: _raise(MemoryError("planted")),
     "use-memory": _use_up_memory,  # until something ends this process
-    "hang": _hang,
+    "hang": lambda: threading.Event().wait(),  # for ever
     "slow": lambda: time.sleep(SLOW_SECONDS),
     "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),  # as Ctrl-C does
     "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),

@@ -5,17 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 
-LOGGER = "resp_tune"
-
 
 class _Formatter(logging.Formatter):
     """Print information as it is, and everything above with its level in front."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
-        if record.levelno <= logging.INFO:
-            return message
-        return f"{record.levelname.lower()}: {message}"
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return level + super().format(record)
 
 
 class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in its stub
@@ -32,7 +28,7 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
 
 def configure(*, quiet: bool = False, verbose: bool = False) -> None:
     """Print messages of `resp_tune` on stderr: warnings and above if `quiet`, all if `verbose`."""
-    logger = logging.getLogger(LOGGER)
+    logger = logging.getLogger("resp_tune")
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         logger.addHandler(_StderrHandler())
     logger.propagate = False  # libraries add handlers to the root logger
