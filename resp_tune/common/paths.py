@@ -45,17 +45,16 @@ def folder_to_write(flag: str, given: str) -> Path:
     folder = place = user_path(given).absolute()
     try:
         str(folder).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{flag} {given!r}: Ray cannot use a path that is not UTF-8: give another folder, or "
-            "set LC_ALL=C.UTF-8 where it is"
-        ) from error
-    try:
         place = next(p for p in (folder, *folder.parents) if p.exists())
         if not place.is_dir():
             raise UserError(f"{flag} '{given}': '{place}' is a file, not a folder")
         with tempfile.TemporaryDirectory(prefix=".resp_tune_", dir=place):
             return folder
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{flag} {given!r}: Ray cannot use a path that is not UTF-8: give another folder, or "
+            "set LC_ALL=C.UTF-8 where it is"
+        ) from error
     except OSError as error:
         raise UserError(
             f"{flag} '{given}': '{place}' may not be written ({error.strerror}): give another "
