@@ -328,6 +328,14 @@ def test_options_are_checked(protocol: str, options: dict[str, object], message:
     assert "\n" not in str(caught.value)
 
 
+def test_a_protocol_that_make_split_lacks_is_no_split_by_patient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resp_tune.data.split_spec.PROTOCOLS", (*PROTOCOLS, "hospital"))
+    with pytest.raises(ValueError, match="lacks the protocol 'hospital'"):
+        make_split(DATASET, DIAGNOSIS, SplitSpec("hospital"))
+
+
 @pytest.mark.parametrize("protocol", ["patient", "recording"])
 def test_one_class_is_no_task(protocol: str) -> None:
     dataset = cohort({"COPD": 10})
