@@ -108,7 +108,7 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
 
 def _read_cycles(path: Path, seconds: float) -> list[tuple[float, float]]:
     """Return start and end, in seconds, of the cycles in the annotation file of `path`."""
-    from resp_tune.data.annotations import parse_cycles
+    from resp_tune.data.metadata import parse_cycles
 
     annotation = path.with_suffix(".txt")
     try:

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_sets import originals, real_set, write_audio, write_set
 
-from resp_tune.data.annotations import parse_cycles
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.metadata import DIAGNOSES, read_diagnoses
+from resp_tune.data.metadata import DIAGNOSES, parse_cycles, read_diagnoses
 from resp_tune.errors import UserError
 
 PAIR = {"101_1b1_Al_sc_Meditron": "URTI", "102_1b1_Ar_mc_LittC2SE": "COPD"}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import join_names, one_line, plural
 from resp_tune.data import discovery, metadata
-from resp_tune.data.annotations import Cycle, parse_cycles
 from resp_tune.data.audio_files import AudioError, Header, drop_duplicates, read_header
 from resp_tune.data.discovery import Layout
+from resp_tune.data.metadata import Cycle
 from resp_tune.errors import UserError
 
 if TYPE_CHECKING:  # importing this module should not wait for pandas
@@ -186,11 +186,9 @@ def _check_layout(root: Path, layout: Layout) -> None:
         )
     if not layout.diagnoses:
         above = discovery.find_diagnoses(root.resolve().parent)
-        hint = (
-            f"there is one in the folder above: give '{above.parent}'"
-            if above
-            else "put the data set's table of diagnoses beside the audio folder"
-        )
+        hint = "put the data set's table of diagnoses beside the audio folder"
+        if above:
+            hint = f"there is one in the folder above: give '{above.parent}'"
         raise UserError(
             f"{len(layout.audio)} recordings in '{root}', but no "
             f"{' or '.join(discovery.TABLES['diagnoses'])} there or below: {hint}"
@@ -227,7 +225,7 @@ def _cycles(
     """Read the cycles of a recording from the file beside it, else from the first elsewhere."""
     path = next((p for p in annotations if p.parent == audio.parent), annotations[0])
     try:
-        cycles, problems = parse_cycles(metadata.read_text(path), seconds)
+        cycles, problems = metadata.parse_cycles(metadata.read_text(path), seconds)
     except OSError as error:
         return (), [f"'{path}' cannot be read: {error.strerror}"]
     if not cycles and not problems:

@@ -40,7 +40,7 @@ class Layout:
     """The files of a data set, each group sorted by depth, then path.
 
     `annotations` are text files named like a recording; `odd` are audio files that cannot be
-    recordings, because of their format or name. `synthetic` is the mark of a generated set.
+    recordings, because of their format or name; `synthetic` holds the mark of a generated set.
     """
 
     audio: list[Path] = field(default_factory=list)
