@@ -144,6 +144,7 @@ def _scorable_classes(
     needed = OUTER_FOLDS if test is None else INNER_FOLDS
     labels: list[int] = []
     dropped: dict[str, list[str]] = {}
+    few = f"left out, fewer than {needed} patients{'' if test is None else ' to train on'}"
     for label, name in enumerate(task.classes):
         patients, tested = train.patients(label), None if test is None else test.patients(label)
         if patients >= needed and tested != 0:
@@ -153,10 +154,8 @@ def _scorable_classes(
         elif tested == 0:
             dropped.setdefault("left out, no patient in the test split", []).append(name)
         else:
-            purpose = "" if test is None else " to train on"
-            reason = f"left out, fewer than {needed} patients{purpose}"
             size = amount(int((train.label == label).sum()), task.unit, patients)
-            dropped.setdefault(reason, []).append(f"{name} ({size})")
+            dropped.setdefault(few, []).append(f"{name} ({size})")
     reasons = [f"{', '.join(names)}: {reason}" for reason, names in dropped.items()]
     if len(labels) < 2:
         raise UserError(

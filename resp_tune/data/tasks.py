@@ -128,11 +128,9 @@ def make_clips(task: Task, dataset: Dataset) -> Clips:
     _check_diagnoses(task, dataset)
     clips, dropped = _cycle_clips(dataset) if task.unit == "cycle" else _whole_clips(task, dataset)
     if not clips:
-        needs = (
-            "annotations (<recording>.txt beside each recording)"
-            if task.unit == "cycle"
-            else f"diagnoses among {', '.join(name for group in task.groups for name in group)}"
-        )
+        needs = f"diagnoses among {', '.join(name for group in task.groups for name in group)}"
+        if task.unit == "cycle":
+            needs = "annotations (<recording>.txt beside each recording)"
         raise UserError(
             f"'{dataset.root}' has nothing for the task '{task.name}': it needs {needs}"
         )
@@ -160,11 +158,9 @@ def _whole_clips(task: Task, dataset: Dataset) -> tuple[list[Clip], list[str]]:
             clips.append(Clip(recording, 0.0, recording.seconds, label))
     dropped = []
     for name, recordings in sorted(left_out.items()):
-        reason = (
-            "too few patients for every split; the task diagnosis-8 keeps it"
-            if task == TASKS["diagnosis"] and name in DIAGNOSES
-            else f"the task '{task.name}' has no class for it"
-        )
+        reason = f"the task '{task.name}' has no class for it"
+        if task == TASKS["diagnosis"] and name in DIAGNOSES:
+            reason = "too few patients for every split; the task diagnosis-8 keeps it"
         dropped.append(f"{name}: {_amount(recordings)} left out: {reason}")
     return clips, dropped
 

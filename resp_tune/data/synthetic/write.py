@@ -6,7 +6,6 @@ no score on it says anything about patients.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -102,11 +101,12 @@ def _write(
 
     # NumPy's transforms and libsndfile release the interpreter lock.
     pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
-    with contextlib.ExitStack() as stack:
-        stack.callback(pool.shutdown, cancel_futures=True)
+    try:
         for done, _ in enumerate(pool.map(make, plans), start=1):
             if progress is not None:
                 progress(done, len(plans))
+    finally:
+        pool.shutdown(cancel_futures=True)
     for name, text in _tables(plans, settings).items():
         _write_text(folder / name, text)
 
