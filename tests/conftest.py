@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads that spin would take the other workers' cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = ["support.fault_log", "support.object_store"]  # the latter has the fixture `store`
 
 _USERS_OWN = (
