@@ -50,8 +50,11 @@ class SearchSpace:
 
     def suggest(self, trial: optuna.trial.Trial) -> TrialConfig:
         """Return a config for `trial`, with all active parameters suggested by its sampler."""
-        values = self._values(lambda name, parameter: parameter.suggest(trial, name))
-        return self.base.replace(values)
+        return self.base.replace(self.suggest_values(trial))
+
+    def suggest_values(self, trial: optuna.trial.Trial) -> dict[str, Any]:
+        """Return the fields of `suggest`'s config, not yet validated together."""
+        return self._values(lambda name, parameter: parameter.suggest(trial, name))
 
     def baseline(self) -> TrialConfig:
         """Return the base config, with each active parameter at the nearest value in the space."""

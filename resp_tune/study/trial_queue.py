@@ -206,13 +206,13 @@ class SamplerSource(ProposalSource):
         return run
 
     def _config(self, trial: optuna.trial.Trial) -> TrialConfig:
-        config, seed = self.space.suggest(trial), trial_seed(self.settings.seed, trial.number)
-        values: dict[str, Any] = {"seed": seed, "epochs": self.settings.epochs}
-        if config.precision == "auto":
+        seed = trial_seed(self.settings.seed, trial.number)
+        values = self.space.suggest_values(trial) | {"seed": seed, "epochs": self.settings.epochs}
+        if values["precision"] == "auto":
             values["precision"] = self.settings.precision
         # An interrupted trial keeps the config it began with: the precision of the machine it was
         # on, and a micro-batch that it had to halve.
-        return config.replace(values | stored_trial(trial).user_attrs.get("config", {}))
+        return self.space.base.replace(values | stored_trial(trial).user_attrs.get("config", {}))
 
     def _is_over(self) -> bool:
         """Return whether the budget or the time is spent, or all trials fail, as the next would."""
