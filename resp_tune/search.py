@@ -23,7 +23,6 @@ from resp_tune.errors import UserError, nearest
 from resp_tune.harness.options import GROUPS, SearchOptions
 
 if TYPE_CHECKING:
-    from resp_tune.cluster.connect import Cluster
     from resp_tune.harness.spec import Compute
     from resp_tune.harness.stages import RayBackend
 
@@ -77,28 +76,20 @@ def main(
     options = read_options(argv)
     from rich.console import Console
 
-    from resp_tune.harness.console import describe_plan, show_plan, show_result
+    from resp_tune.harness.console import show_plan, show_result
     from resp_tune.harness.validate import validate
 
     with ExitStack() as connection:
-        join = None
-        if options.ray_address != "local":
-            from resp_tune.cluster.connect import connect
-
-            def join(address: str) -> Cluster:
-                return connection.enter_context(connect(address))
-
         fault_point("search-starts")
-        spec = validate(options, sys.argv[1:] if argv is None else argv, join)
+        spec = validate(options, sys.argv[1:] if argv is None else argv, connection)
         # The plan is the result of a dry run, and else a message: stdout is for results.
         is_quiet = not (options.dry_run or log.isEnabledFor(logging.INFO))
         console = Console(stderr=not options.dry_run, quiet=is_quiet)
-        show_plan(describe_plan(spec), console)
-        if join is not None:
+        show_plan(spec, console)
+        if spec.compute.cluster is not None:
             from resp_tune.harness.preflight import check_nodes
 
-            compute = check_nodes(spec.location, spec.data, spec.compute, console)
-            spec = dataclasses.replace(spec, compute=compute)
+            spec = check_nodes(spec, console)
         if options.dry_run:
             return
         from resp_tune.harness.run import run_search

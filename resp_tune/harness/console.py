@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,17 @@ from resp_tune.harness.options import in_ray_job
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.replicates import MAX_CANDIDATES
-from resp_tune.study.samplers import blind_to
+from resp_tune.study.samplers import unsupported_fields
 from resp_tune.tracking.uri import redact, sqlite_file
 
 SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 _COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
 
 
-def show_plan(lines: Iterable[tuple[str, str]], console: Console) -> None:
+def show_plan(spec: SearchSpec, console: Console) -> None:
     """Print the topics and texts of `describe_plan`."""
-    for topic, text in lines:
-        line = f"[bold]{topic:<9}[/]{escape(text)}"
-        console.print(line, highlight=False, soft_wrap=True)
+    for topic, text in describe_plan(spec):
+        console.print(f"[bold]{topic:<9}[/]{escape(text)}", highlight=False, soft_wrap=True)
 
 
 def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
@@ -58,9 +57,8 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
         "space",
         f"{options.space}: {', '.join(space.parameters)}; {front_ends}, filled {prefilled}",
     )
-    budget = "trials until the time budget is spent"
-    if options.budget is not None:
-        budget = plural(options.budget, "trial")
+    unlimited = "trials until the time budget is spent"
+    budget = unlimited if options.budget is None else plural(options.budget, "trial")
     reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
     yield (
         "budget",
@@ -69,20 +67,15 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     )
     yield "metric", f"{options.metric} on the validation split"
     tracking = redact(location.tracking_uri)
-    if compute.cluster is None:
-        yield "tracking", tracking
-    else:
-        if sqlite_file(location.tracking_uri) is not None:
-            tracking += f" on {socket.gethostname()}, written by this driver alone"
-        yield "tracking", tracking
+    if compute.cluster is not None and sqlite_file(location.tracking_uri) is not None:
+        tracking += f" on {socket.gethostname()}, written by this driver alone"
+    yield "tracking", tracking
+    if compute.cluster is not None:
         job = ", of this job" if in_ray_job() and options.ray_address == AUTO else ""
         yield "cluster", f"{compute.cluster}{job}: {plural(len(compute.cluster.nodes), 'node')}"
-    for note in _notes(spec.space, options.sampler):
+    notes = (*_notes(spec.space, options.sampler), *dataset.problems, *datamodule.clips.dropped)
+    for note in filter(None, (*notes, *split.notes, split.leaks(dataset).line)):
         yield "note", note
-    for note in (*dataset.problems, *datamodule.clips.dropped, *split.notes):
-        yield "note", note
-    if leak := split.leaks(dataset).line:
-        yield "note", leak
 
 
 def _notes(space: SearchSpace, sampler: str) -> Iterator[str]:
@@ -90,7 +83,7 @@ def _notes(space: SearchSpace, sampler: str) -> Iterator[str]:
     moved = [f"{k} {preset[k]} → {first[k]}" for k in preset if preset[k] != first[k]]
     if moved:
         yield f"trial 0 is the preset, moved into the space: {'; '.join(moved)}"
-    if names := blind_to(sampler, space):
+    if names := unsupported_fields(sampler, space):
         yield (
             f"{sampler} draws {', '.join(names)} at random: they are not numbers, or not in every "
             "trial"
@@ -99,10 +92,7 @@ def _notes(space: SearchSpace, sampler: str) -> Iterator[str]:
 
 def show_result(path: Path) -> None:
     """Print the result on stdout, the path of `summary.json` last."""
-    summary = json.loads(path.read_bytes())
-    for line in describe_result(summary, path.parent):
-        print(line)
-    print(path)
+    print(*describe_result(json.loads(path.read_bytes()), path.parent), path, sep="\n")
 
 
 def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
@@ -178,11 +168,8 @@ def _spread(row: dict[str, Any]) -> str:
 
 
 def _difference(row: dict[str, Any]) -> str:
-    shown = f"{row['difference']:+.3f}"
-    if row["interval"] is None:
-        return shown
-    low, high = row["interval"]
-    return f"{shown} [{low:+.3f}, {high:+.3f}]"
+    interval = "" if row["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*row["interval"])
+    return f"{row['difference']:+.3f}{interval}"
 
 
 def _scores(values: dict[str, Any], metric: str) -> str:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
 
-from resp_tune.common.choices import COMPARED_RUNS
+from resp_tune.common.choices import COMPARED_RUNS, STATES
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError
-from resp_tune.evaluation.score import TestScore, predict_validation_split, score_test_split
+from resp_tune.evaluation.compare import baseline_differences
+from resp_tune.evaluation.score import (
+    TestScore,
+    group_metrics,
+    predict_validation_split,
+    score_test_split,
+)
 from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.result_files import (
     model_details,
@@ -26,11 +34,10 @@ from resp_tune.harness.result_files import (
 )
 from resp_tune.harness.select_winner import Winner, load_networks, select_winner
 from resp_tune.harness.spec import SearchLocation, SearchSpec
-from resp_tune.harness.summary import summarise
 from resp_tune.harness.test_access_log import access_entry, add_access
 from resp_tune.reporting.report_page import render
 from resp_tune.study.replicates import replicates
-from resp_tune.study.study import READINGS, SECONDS, STUDY_ID, TrialRecord, ranked, records
+from resp_tune.study.study import READINGS, SECONDS, STUDY_ID, TrialRecord, best_of, ranked, records
 from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.ui_links import search_links
@@ -43,6 +50,7 @@ from resp_tune.training.fingerprint import (
     recording_hashes,
     save_recording_hashes,
 )
+from resp_tune.training.metrics import METRICS
 from resp_tune.training.model_bundle import load_bundle, save_bundle
 
 log = logging.getLogger(__name__)
@@ -94,7 +102,7 @@ def finalize(
     write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
     best = ranked(trials, options.metric)
     summary = {
-        **summarise(spec, trials, winner, scored),
+        **_summarise(spec, trials, winner, scored),
         "test_readings": study.user_attrs.get(READINGS, []),
         "baselines": dict(baselines),
         "seconds": seconds_spent([*trials, *replicates(study, trials)], study.user_attrs[SECONDS]),
@@ -107,6 +115,80 @@ def finalize(
     fault_point("report-writes")
     render(folder)
     return path
+
+
+def _summarise(
+    spec: SearchSpec, trials: Sequence[TrialRecord], winner: Winner, scored: TestScore | None
+) -> dict[str, Any]:
+    """Return the part of the summary on the search and its winner, as JSON values."""
+    options, datamodule = spec.options, spec.data.datamodule
+    dataset, split = datamodule.dataset, datamodule.split
+    leaks = split.leaks(dataset)
+    return {
+        "name": spec.location.name,
+        "task": datamodule.clips.task.name,
+        "protocol": options.protocol,
+        "metric": options.metric,
+        "data": {
+            "name": spec.data.name,
+            "synthetic": dataset.synthetic,
+            "recordings": len(dataset.recordings),
+            "notes": [*dataset.problems, *datamodule.clips.dropped, *split.notes],
+        },
+        "classes": list(split.classes),
+        "trials": {state: sum(t.state == state for t in trials) for state in STATES},
+        "winner": {
+            "number": winner.trial.number,
+            "params": winner.trial.values,
+            "seeds": winner.seeds,
+            "validation": winner.validation,
+            "replicates": _replicates(winner),
+            "price_of_searching": scored and _price(trials, scored, options.metric),
+            "test": scored and _test(datamodule, scored, winner),
+        },
+        "candidates": winner.candidate_summaries(),
+        "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
+        "leaked_recording_share": leaks.recording_share,
+    }
+
+
+def _replicates(winner: Winner) -> dict[str, Any] | None:
+    if winner.chosen is None:
+        return None
+    entry = winner.chosen.summary(dropped=False)
+    return {k: entry[k] for k in ("seeds", "scores", "mean", "sd", "bound", "search_score")}
+
+
+def _price(
+    trials: Sequence[TrialRecord], scored: TestScore, metric: str
+) -> dict[str, float] | None:
+    """Return how much of the best validation score was luck: the best of many is lucky too.
+
+    Positive: worse on the test split, whichever direction is better. With several seeds, the test
+    value is their mean: an average of networks would hide some of the price.
+    """
+    best = best_of(trials, metric)
+    if best is None or best.score is None or metric not in scored.by_seed:
+        return None
+    test = statistics.fmean(scored.by_seed[metric])
+    sign = 1 if METRICS[metric].mode == "max" else -1
+    return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
+
+
+def _test(datamodule: DataModule, scored: TestScore, winner: Winner) -> dict[str, Any]:
+    by_seed = {
+        name: {"mean": statistics.fmean(v), "sd": statistics.stdev(v), "values": v}
+        for name, v in scored.by_seed.items()
+        if len(winner.runs) > 1
+    }
+    return {
+        **scored.metrics,
+        "majority_accuracy": scored.majority,
+        "intervals": {k: list(v) for k, v in scored.intervals.items()},
+        "by_seed": by_seed or None,
+        **group_metrics(scored.predictions, datamodule),
+        "against": baseline_differences(scored.predictions, datamodule),
+    }
 
 
 def command(arguments: Sequence[str], data: str | None) -> str:

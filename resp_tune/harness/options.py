@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import time
@@ -14,7 +13,7 @@ from typing import Any
 from resp_tune.common.choices import METRICS, SAMPLERS, SCHEDULERS, TASK_FILES, TASKS
 from resp_tune.config import setting
 from resp_tune.data.split_spec import SplitSpec
-from resp_tune.errors import UserError
+from resp_tune.errors import UserError, nearest
 from resp_tune.storage.object_store import ObjectPath, is_uri
 
 DEFAULT_TRIALS = 20
@@ -127,8 +126,11 @@ class SearchOptions(SplitSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in dataclasses.fields(SearchOptions):
-            if known := field.metadata.get("choices"):
-                _check_choice(field.name, getattr(self, field.name), known)
+            name, value = field.name, getattr(self, field.name)
+            known, is_task = field.metadata.get("choices"), name == "task"
+            if known and value not in known and not (is_task and value.endswith(TASK_FILES)):
+                file = " (or a .yaml file that groups diagnoses)" * is_task
+                raise UserError(f"unknown --{name} '{value}': {nearest(value, known)}{file}")
         if self.name is not None:
             check_search_name(self.name)
         if self.metric == "icbhi_score" and self.task != "cycles":
@@ -141,9 +143,8 @@ class SearchOptions(SplitSpec):
     @property
     def budget(self) -> int | None:
         """Return the total number of trials; None if only a time budget limits them."""
-        if self.trials is None and self.time_budget is None:
-            return DEFAULT_TRIALS
-        return self.trials
+        unlimited = self.trials is None and self.time_budget is None
+        return DEFAULT_TRIALS if unlimited else self.trials
 
     @property
     def ray_address(self) -> str:
@@ -166,13 +167,3 @@ class SearchOptions(SplitSpec):
         """Return the options that MLflow records as parameters of the search."""
         names = ("metric", "epochs", "seed", "scheduler", "sampler", "replicates")
         return self.split_spec.as_dict() | {name: getattr(self, name) for name in names}
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value in known or (name == "task" and value.endswith(TASK_FILES)):
-        return
-    close = difflib.get_close_matches(value, known, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
-    file = ", or give a .yaml file that groups diagnoses" if name == "task" else ""
-    choices = f"{', '.join(known[:-1])} or {known[-1]}"
-    raise UserError(f"unknown --{name} '{value}'{hint}: choose {choices}{file}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import secrets
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -31,7 +30,7 @@ from resp_tune.cluster.node_setup import common_device
 from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.paths import folder_to_write
 from resp_tune.errors import UserError
-from resp_tune.harness.spec import Compute, SearchData, SearchLocation
+from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
 from resp_tune.storage.object_store import ObjectPath, StorageError
 from resp_tune.tracking.uri import is_server
 
@@ -58,19 +57,18 @@ class NodeReport:
         return self.problems["versions"] or self.problems["storage"]
 
 
-def check_nodes(
-    location: SearchLocation, data: SearchData, compute: Compute, console: Console
-) -> Compute:
-    """Print a table of the cluster's nodes; return `compute` with the device of its trials.
+def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
+    """Print a table of the cluster's nodes; return `spec` with the device of its trials.
 
     Raises `UserError` if a node that can hold trials has other versions or cannot use the storage.
     Leaves nothing behind.
     """
+    location, compute = spec.location, spec.compute
     if compute.cluster is None:
-        return compute
+        return spec
     nodes, remote, tracking = compute.cluster.nodes, location.remote, location.tracking_uri
     with _token_file(location.storage) if remote is None else _token_object(remote) as token:
-        results = probe_nodes(nodes, _probe_request(token, data, tracking))
+        results = probe_nodes(nodes, _probe_request(token, spec.data, tracking))
         wrote = {i for i, r in results.items() if isinstance(r, ProbeResult) and not r.storage}
         # A node that could use the object store has seen the driver's object there.
         unseen = wrote - _seen(token, wrote) if isinstance(token, Path) else set[str]()
@@ -88,7 +86,7 @@ def check_nodes(
         raise _error(failing, location)
     used = [r.node for r in reports if r.trials]
     device = common_device(used, compute.device_type, compute.slots.gpus)
-    return dataclasses.replace(compute, node_device=device)
+    return spec.with_compute(node_device=device)
 
 
 def _probe_request(token: Path | ObjectPath, data: SearchData, tracking_uri: str) -> ProbeRequest:
@@ -114,15 +112,12 @@ def _token_file(storage: Path) -> Iterator[Path]:
     """Write a file with a secret to a new folder in the storage, or where that will be."""
     folder_to_write("--storage", str(storage))
     parent = next(p for p in (storage, *storage.parents) if p.exists())
-    folder = parent / f".resp_tune_{secrets.token_hex(8)}"
-    try:
-        folder.mkdir()
-        folder.chmod(0o777)  # another host may know this user by another number
-        token = folder / "driver"
+    temporary = TemporaryDirectory(prefix=".resp_tune_", dir=parent, ignore_cleanup_errors=True)
+    with temporary as folder:
+        token = Path(folder, "driver")
+        token.parent.chmod(0o777)  # another host may know this user by another number
         token.write_text(secrets.token_hex(32))
         yield token
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

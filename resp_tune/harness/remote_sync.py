@@ -90,19 +90,15 @@ class RemoteSync(StorageSync):
         """Upload the study: another machine must not give the number to other parameters."""
         self._send_study()
 
-    def ended(self, trial: TrialRecord) -> None:
-        """Upload the study with the trial's end."""
-        self._send_study()
+    ended = started
 
     def record(self, step: str) -> None:
         """Wait until the study is uploaded."""
         self._send_study()
-        if (reason := self._flush(PATIENCE_SECONDS)) is not None:
-            raise StorageUnreachableError(
-                f"the storage '{self.store}' cannot be reached ({reason}), and the search must be "
-                f"recorded there before {step}: everything is kept in '{self.folder}'; rerun the "
-                "same command to resume when it is back"
-            )
+        self._flush(
+            f", and the search must be recorded there before {step}: everything is kept in "
+            f"'{self.folder}'; rerun the same command to resume when it is back"
+        )
 
     def complete(self) -> None:
         """Upload every file of the search, and wait until it is stored."""
@@ -119,11 +115,10 @@ class RemoteSync(StorageSync):
             is_stored = is_trial and stored.get(name.as_posix()) == path.stat().st_size
             if not is_stored and not name.name.startswith(STUDY):
                 self.uploads.add(name.as_posix(), path)
-        if (reason := self._flush(PATIENCE_SECONDS)) is not None:
-            raise StorageUnreachableError(
-                f"the storage '{self.store}' cannot be reached ({reason}): the search is complete "
-                f"in '{self.folder}'; rerun the same command to upload the rest when it is back"
-            )
+        self._flush(
+            f": the search is complete in '{self.folder}'; rerun the same command to upload the "
+            "rest when it is back"
+        )
         log.info(f"everything is at {self.store}, and on this machine in {self.folder}")
 
     def leave(self) -> None:
@@ -151,16 +146,17 @@ class RemoteSync(StorageSync):
         copy.unlink()
         return content
 
-    def _flush(self, seconds: float) -> str | None:
-        """Flush until nothing was uploaded for `seconds`; return the reason if not all was."""
-        deadline, uploaded = time.monotonic() + seconds, self.uploads.done
-        while (reason := self.uploads.wait(seconds)) is not None:
+    def _flush(self, consequence: str) -> None:
+        """Wait for all uploads; raise if there was none for `PATIENCE_SECONDS`."""
+        deadline, uploaded = time.monotonic() + PATIENCE_SECONDS, self.uploads.done
+        while (reason := self.uploads.wait(PATIENCE_SECONDS)) is not None:
             if self.uploads.done > uploaded:
-                deadline, uploaded = time.monotonic() + seconds, self.uploads.done
+                deadline, uploaded = time.monotonic() + PATIENCE_SECONDS, self.uploads.done
             elif time.monotonic() > deadline:
-                return reason
+                raise StorageUnreachableError(
+                    f"the storage '{self.store}' cannot be reached ({reason}){consequence}"
+                )
             time.sleep(1.0)
-        return None
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from resp_tune import __version__
-from resp_tune.common.choices import STATES
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import write_atomically
 from resp_tune.data.split_spec import SplitSpec
@@ -70,23 +68,17 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
-def count_states(trials: Sequence[TrialRecord]) -> dict[str, int]:
-    """Count the trials in each final state."""
-    counts = Counter(t.state for t in trials)
-    return {state: counts[state] for state in STATES}
-
-
 def seconds_spent(trials: Sequence[TrialRecord], total: float) -> dict[str, float]:
     """Return the wall time, the time in epochs, and the mean overhead per trial, in seconds.
 
     `trials` include replicates.
     """
     training = sum(row["seconds"] for t in trials for row in t.epochs)
-    overhead = [t.seconds - sum(row["seconds"] for row in t.epochs) for t in trials]
+    overhead = sum(t.seconds for t in trials) - training
     return {
         "total": round(total, 3),
         "training": round(training, 3),
-        "per_trial_overhead": round(sum(overhead) / max(len(overhead), 1), 3),
+        "per_trial_overhead": round(overhead / max(len(trials), 1), 3),
     }
 
 
@@ -103,7 +95,7 @@ def model_details(
             **provenance,
             "data": data,
             "synthetic": datamodule.dataset.synthetic,
-            **spec.provenance(),
+            **{name: value for name, value in spec.as_dict().items() if name != "protocol"},
             "split_sha256": datamodule.split.digest,
             "versions": versions(),
         },

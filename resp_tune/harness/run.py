@@ -21,7 +21,7 @@ from resp_tune.harness.finalize import finalize
 from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.harness.result_files import write_tables
-from resp_tune.harness.spec import Compute, SearchSpec
+from resp_tune.harness.spec import Compute, SearchSpec, trial_identity
 from resp_tune.harness.stages import (
     RayBackend,
     choose_trials_per_gpu,
@@ -89,7 +89,7 @@ def _open_study(spec: SearchSpec) -> optuna.Study:
     options, location, datamodule = spec.options, spec.location, spec.data.datamodule
     path = location.study_file
     study = open_study(path, location.name, options.metric, make_sampler(options.sampler, 0))
-    bind_settings(study, spec.identity())
+    bind_settings(study, trial_identity(options, spec.space, spec.data))
     trials = study.get_trials(deepcopy=False)
     # With the same seed a sampler would suggest to a resumed search what it suggested at first.
     study.sampler = make_sampler(options.sampler, mix_seed(options.seed, len(trials)) % 2**32)
@@ -117,11 +117,8 @@ def _keep_split(split: Split, path: Path) -> None:
 def _log_resumption(past: Sequence[TrialRecord]) -> None:
     if not past:
         return
-    ended = [r for r in past if r.state is not None]
-    reruns = [r for r in past if r.key.replicate]
-    parts = [f"{sum(not r.key.replicate for r in ended)} trials"]
-    if reruns:
-        parts.append(f"{sum(r.state is not None for r in reruns)} replicates")
+    ended = [bool(r.key.replicate) for r in past if r.state is not None]
+    reruns = f" and {sum(ended)} replicates" if any(r.key.replicate for r in past) else ""
     interrupted = len(past) - len(ended)
     also = f"; {interrupted} were interrupted" if interrupted else ""
-    log.info(f"resuming: {' and '.join(parts)} have ended already{also}")
+    log.info(f"resuming: {ended.count(False)} trials{reruns} have ended already{also}")

@@ -101,11 +101,6 @@ class Compute:
     node_device: ComputeDevice | None = None
 
     @property
-    def local_gpus(self) -> int:
-        """Return the number of GPUs that a private Ray is started with."""
-        return self.machine.gpus if self.request.gpus is None else self.request.gpus
-
-    @property
     def max_concurrent(self) -> int | None:
         """Return the largest number of concurrent trials, however large a cluster grows."""
         limits = [] if self.request.concurrency is None else [self.request.concurrency]
@@ -155,10 +150,6 @@ class SearchSpec:
     def with_compute(self, **changes: Any) -> SearchSpec:
         """Return the spec with some fields of `compute` replaced."""
         return dataclasses.replace(self, compute=dataclasses.replace(self.compute, **changes))
-
-    def identity(self) -> dict[str, Any]:
-        """Return what makes trials of this search comparable; its study is bound to it."""
-        return trial_identity(self.options, self.space, self.data)
 
 
 def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
-from resp_tune.cluster.connect import cluster_capacity
+from resp_tune.cluster.connect import Node, cluster_capacity
 from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.node_setup import RecordingServer, fill_caches
 from resp_tune.cluster.private_ray import local_ray
@@ -32,7 +32,7 @@ from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
 from resp_tune.harness.remote_sync import StorageSync
-from resp_tune.harness.spec import Compute, SearchData, SearchSpec
+from resp_tune.harness.spec import Compute, SearchSpec
 from resp_tune.study.replicates import ReplicateSource, replicates
 from resp_tune.study.study import STUDY_ID, TrialRecord, records
 from resp_tune.study.trial_queue import Listener, SamplerSource, TrialQueue, TrialSettings
@@ -50,9 +50,10 @@ class RayBackend:
 
     def started(self) -> AbstractContextManager[None]:
         """Return a context with a private Ray, unless a cluster is connected."""
+        machine, gpus = self.compute.machine, self.compute.request.gpus
         if self.compute.cluster is not None:
             return nullcontext()
-        return local_ray(self.compute.machine, self.compute.local_gpus)
+        return local_ray(machine, machine.gpus if gpus is None else gpus)
 
     def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
         """Raise `RunError` if one batch of `config` fails; the traceback goes to `folder`."""
@@ -105,7 +106,7 @@ def run_stages(
     with backend.started():
         caches, tracking = setup.caches.result(), setup.tracking.result()
         if spec.compute.cluster is not None:
-            caches = warm_up_nodes(spec.data, spec.compute, caches)
+            caches = _warm_up_nodes(spec, spec.compute.cluster.nodes, caches)
         context = _trial_context(spec, study, caches)
         baseline = resolve_precision(spec.space.baseline(), spec.compute.device)
         backend.check(context, baseline, spec.location.folder)
@@ -118,20 +119,18 @@ def run_stages(
         _run_until_complete(partial(stages.run_replicates, context, listeners))
 
 
-def warm_up_nodes(data: SearchData, compute: Compute, caches: FeatureCaches) -> FeatureCaches:
+def _warm_up_nodes(spec: SearchSpec, nodes: Sequence[Node], caches: FeatureCaches) -> FeatureCaches:
     """Return caches usable from any node, after filling those of the nodes present now.
 
     A node that joins later fetches and computes what its first trial needs.
     """
-    recordings = {s.digest: data.paths[s.stem] for s in data.sources}
-    server = RecordingServer(recordings)
+    server = RecordingServer({s.digest: spec.data.paths[s.stem] for s in spec.data.sources})
     caches = server.serve(caches)
-    if compute.cluster is None or not data.prefilled:
-        return caches
-    nodes = [n for n in compute.cluster.nodes if trial_capacity(compute.slots, [n.machine])]
-    fill_caches(nodes, caches, data.prefilled)
-    if sent := server.bytes_sent():
-        log.info(f"recordings: {sent / 1e6:,.1f} MB sent to nodes that cannot read them")
+    if spec.data.prefilled:
+        used = [n for n in nodes if trial_capacity(spec.compute.slots, [n.machine])]
+        fill_caches(used, caches, spec.data.prefilled)
+        if sent := server.bytes_sent():
+            log.info(f"recordings: {sent / 1e6:,.1f} MB sent to nodes that cannot read them")
     return caches
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from resp_tune.cluster.connect import Cluster, resolve_address, wait_for_gpus
+from resp_tune.cluster.connect import connect, resolve_address, wait_for_gpus
 from resp_tune.cluster.private_ray import check_private, ray_folder
 from resp_tune.cluster.resources import (
     LOGICAL_GPUS,
@@ -49,22 +50,28 @@ from resp_tune.training.metrics import are_cycles
 
 log = logging.getLogger(__name__)
 
-Connect = Callable[[str], Cluster]
-
 
 def validate(
-    options: SearchOptions, arguments: Sequence[str] = (), connect: Connect | None = None
+    options: SearchOptions, arguments: Sequence[str] = (), connection: ExitStack | None = None
 ) -> SearchSpec:
     """Check the options against space, machine, data, storage and tracking; write nothing.
 
     Without a data set, the default synthetic one is made in the cache folder. When all else is
-    right, `connect` connects to the cluster at HOST:PORT; without it the search is for this
-    machine alone.
+    right, it connects to the cluster of `--address`, for as long as `connection` is open; without
+    that the search is for this machine alone.
     """
-    address = resolve_address(options.ray_address) if connect is not None else None
+    local = connection is None or options.ray_address == "local"
+    address = None if local else resolve_address(options.ray_address)
     task = find_task(options.task)
     space, front_ends = _load_space(options.space)
-    machine, request = this_machine(), _resource_request(options)
+    machine = this_machine()
+    request = ResourceRequest(
+        gpus=options.gpus,
+        trials_per_gpu=options.trials_per_gpu or 1,  # until `auto` has been measured
+        concurrency=options.concurrency,
+        cpus_per_trial=options.cpus_per_trial,
+        logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",
+    )
     if not address:
         allocate([machine], request)  # fails before the slower checks
     location = _locate(options)
@@ -94,8 +101,9 @@ def validate(
             check_settings(study, trial_identity(options, space, data), changed)
             check_count(study, options.replicates)
     cluster, machines = None, [machine]
-    if address and connect:
-        cluster = wait_for_gpus(connect(address), options.gpus, options.wait_for_gpus)
+    if address and connection:
+        cluster = connection.enter_context(connect(address))
+        cluster = wait_for_gpus(cluster, options.gpus, options.wait_for_gpus)
         machines = list(cluster.machines)
     slots = allocate(machines, request, str(cluster or THIS_MACHINE))
     compute = Compute(machine, request, slots, cluster)
@@ -116,17 +124,6 @@ def _load_space(name: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
     except UserError as error:
         raise UserError(f"space '{name}': {error}. To keep values apart: {APART}") from error
     return space, front_ends
-
-
-def _resource_request(options: SearchOptions) -> ResourceRequest:
-    """Return what the options ask for; one trial per GPU until `auto` has been measured."""
-    return ResourceRequest(
-        gpus=options.gpus,
-        trials_per_gpu=options.trials_per_gpu or 1,
-        concurrency=options.concurrency,
-        cpus_per_trial=options.cpus_per_trial,
-        logical_gpus=os.environ.get(LOGICAL_GPUS) == "1",
-    )
 
 
 def _locate(options: SearchOptions) -> SearchLocation:
