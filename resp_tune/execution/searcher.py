@@ -52,12 +52,6 @@ class StudySearcher(Searcher):
         """Return nothing: Ray pickles a copy for `Tuner.restore`, which is never used."""
         return {}
 
-    def set_search_properties(
-        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
-    ) -> bool:
-        """Accept what Ray knows of the search; the study has its own metric and space."""
-        return True
-
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's own FINISHED is a str
         """Return the next run, None while there is no capacity, or `FINISHED` at the end."""
         if len(self.keys) >= self.capacity():
@@ -154,9 +148,6 @@ class StudySearcher(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Write the file that Ray expects; the state is in the study."""
         Path(checkpoint_path).write_text("the Optuna study is the state of this search\n")
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the state is in the study."""
 
 
 class StudyStopper(tune.Stopper):

@@ -45,6 +45,9 @@ class TrialTrainable(tune.Trainable):
     usable; only a dead worker is Ray's to retry. What is not the trial's fault and would hit the
     next one too (a full disk, a changed recording) is a `fatal_error`: the search must stop, and
     the trial has not ended.
+
+    Ray's own checkpoints are not used: a trial is found again by its number, whatever became of the
+    Ray session that started it. Ray would ask for one only when its scheduler pauses a trial.
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]  # with_parameters gives `context`
@@ -88,7 +91,9 @@ class TrialTrainable(tune.Trainable):
             while out_of_memory and self._halve_micro_batch():
                 error, out_of_memory = self._try_epochs()
             if error is not None:
-                self._write_traceback()
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / "error.txt").write_text(self.trace)
+                self._upload(self.folder / "error.txt")
         except Exception as cause:
             if not _is_fatal(cause):
                 raise
@@ -134,7 +139,9 @@ class TrialTrainable(tune.Trainable):
         if self.watchdog is not None and self.watchdog.expired_before:
             raise TrialTimeoutError(str(self.watchdog))
         if self.training is None:
-            self.training = self._resume()
+            self.training, problem = self.context.resume_training(self.trial_config, self.key)
+            self.message = problem or self.message
+            self.saved_at = time.monotonic()
         training, started, subject = self.training, time.monotonic(), str(self.key.folder)
         while not training.done:
             if self.watchdog is not None and self.watchdog.expired:
@@ -176,13 +183,6 @@ class TrialTrainable(tune.Trainable):
             "done": error is not None or (self.training is not None and self.training.done),
         }
 
-    def _resume(self) -> Training:
-        training, problem = self.context.resume_training(self.trial_config, self.key)
-        if problem is not None:
-            self.message = problem
-        self.saved_at = time.monotonic()
-        return training
-
     def _write_checkpoint(self, training: Training) -> None:
         from resp_tune.training.checkpoint import CHECKPOINT, save_checkpoint
 
@@ -207,11 +207,6 @@ class TrialTrainable(tune.Trainable):
             write_atomically(self.folder / "predictions.csv", text.encode())
         self._upload(self.folder / "predictions.csv")
 
-    def _write_traceback(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "error.txt").write_text(self.trace)
-        self._upload(self.folder / "error.txt")
-
     def _upload(self, path: Path) -> None:
         """Queue a file for the object store; never fails, and is tried again with the next one."""
         if self.uploader is not None:
@@ -223,17 +218,6 @@ class TrialTrainable(tune.Trainable):
         self._stop_watchdog()
         if self.uploader is not None:
             self.uploader.wait(UPLOAD_SECONDS)
-
-    # Ray's own checkpoints are not used: a trial is found again by its number, whatever became of
-    # the Ray session that started it. Ray calls these two when it pauses a trial.
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Write our own checkpoint; Ray's copy only says that there is one."""
-        if self.training is not None:
-            self._write_checkpoint(self.training)
-        return {"folder": str(self.folder)}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Do nothing: `_resume` reads our own checkpoint."""
 
 
 def half_batch(config: TrialConfig, clips: int | None = None) -> int | None:

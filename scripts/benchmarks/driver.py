@@ -14,7 +14,7 @@ from resp_tune.cluster.private_ray import local_ray
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.choices import State
 from resp_tune.errors import RunError
-from resp_tune.execution.trainable import TrialArtifacts, TrialContext
+from resp_tune.execution.trial_context import TrialArtifacts, TrialContext
 from resp_tune.execution.tuner import run_trials
 from resp_tune.harness.background import TrackingListener
 from resp_tune.space.search_space import load_space

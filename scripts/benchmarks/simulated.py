@@ -73,14 +73,6 @@ class Instant(tune.Trainable):
             "done": self.epoch == self.epochs,
         }
 
-    # Ray asks for them at a trial's end, as it does of a real one.
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing was learnt."""
-        return {"number": self.number}
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Nothing to go on from."""
-
 
 def wait_for_all(folder: Path) -> None:
     """Return once as many processes have come as the file `TOGETHER` in `folder` says, if any.
