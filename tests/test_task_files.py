@@ -19,6 +19,7 @@ from resp_tune.data.task_files import find_task, load_task, task_from_classes
 from resp_tune.data.tasks import TASKS, Task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.harness.options import SearchOptions
+from resp_tune.harness.spec import trial_identity
 from resp_tune.harness.validate import validate
 from resp_tune.search import main as search_main
 from resp_tune.search import read_options
@@ -205,10 +206,11 @@ def test_an_edited_file_is_refused_with_the_difference(tmp_path: Path) -> None:
     study = open_study(
         first.location.folder / "study.db", "mine", "macro_f1", make_sampler("random", 0)
     )
-    bind_settings(study, first.identity())
+    identity = trial_identity(first.options, first.space, first.data)
+    bind_settings(study, identity)
     moved = write(tmp_path / "moved.yaml", CLASSES.replace("URTI, lrti", "LRTI, URTI"))
     same = validate(replace(settings, task=moved))
-    assert same.identity() == first.identity()
+    assert trial_identity(same.options, same.space, same.data) == identity
     write(path, CLASSES.replace("lrti", "Asthma"))
     with pytest.raises(UserError, match=r"task classes was .* LRTI, .*now .*: Asthma, ") as caught:
         validate(settings)
