@@ -78,7 +78,3 @@ class SplitSpec:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values by field name."""
         return asdict(self)
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what a bundle's provenance keeps; the protocol is beside it."""
-        return {name: value for name, value in self.as_dict().items() if name != "protocol"}

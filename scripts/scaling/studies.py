@@ -54,9 +54,9 @@ def measure(folder: Path, sizes: Sizes) -> list[StudyCost]:
 
 
 def _take(study: optuna.Study, size: int, trials: int) -> StudyCost:
-    recorder = _recorder(study)
-    _one(recorder)  # the sampler reads the study for the first time
-    taken = [_one(recorder) for _ in range(trials)]
+    queue = _queue(study)
+    _one(queue)  # the sampler reads the study for the first time
+    taken = [_one(queue) for _ in range(trials)]
     seconds, computing = (
         [statistics.mean(part) for part in zip(*spent, strict=True)]
         for spent in zip(*taken, strict=True)
@@ -72,7 +72,7 @@ def _further(parts: list[float]) -> float:
 
 
 def _one(
-    recorder: TrialQueue, alone: int = ALONE, together: int = TOGETHER
+    queue: TrialQueue, alone: int = ALONE, together: int = TOGETHER
 ) -> tuple[list[float], list[float]]:
     """A whole trial: its start, its reports of one epoch, its last one, its end.
 
@@ -83,16 +83,16 @@ def _one(
     def note() -> None:
         times.append((time.perf_counter(), time.thread_time()))
 
-    given = recorder.next_trial()
+    given = queue.next_trial()
     note()
     assert given is not None  # noqa: S101  # there is no budget that could be met
     key = given["key"]
     for epoch in range(1, alone + 1):
-        recorder.advance(key, [row(key.number, epoch)])
+        queue.advance(key, [row(key.number, epoch)])
     note()
-    recorder.advance(key, [row(key.number, alone + n) for n in range(1, together + 1)])
+    queue.advance(key, [row(key.number, alone + n) for n in range(1, together + 1)])
     note()
-    recorder.end(key, "finished")
+    queue.end(key, "finished")
     note()
     seconds, computing = (
         [b - a for a, b in itertools.pairwise(clock)] for clock in zip(*times, strict=True)
@@ -106,13 +106,13 @@ def _fill(study: optuna.Study, size: int) -> None:
     drawn = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.RandomSampler(seed=has)
     )
-    recorder = _recorder(drawn)
+    queue = _queue(drawn)
     for _ in range(size - has):
-        _one(recorder, *FILLED)
+        _one(queue, *FILLED)
     study.add_trials(drawn.get_trials(deepcopy=False))
 
 
-def _recorder(study: optuna.Study) -> TrialQueue:
+def _queue(study: optuna.Study) -> TrialQueue:
     space = load_space("search_spaces/notebook.yaml")
     settings = TrialSettings(METRIC, epochs=ALONE + TOGETHER, seed=0)
     return TrialQueue(SamplerSource(study, space, settings, budget=None))
