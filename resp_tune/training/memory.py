@@ -15,7 +15,7 @@ def keep_freed_memory() -> None:
     By default glibc maps every large tensor again and the kernel clears each of its pages, at
     every batch. Without glibc on Linux nothing changes.
     """
-    if not sys.platform.startswith("linux"):
+    if not _is_linux():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -23,9 +23,20 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def _is_linux() -> bool:
+    return sys.platform.startswith("linux")
+
+
 def release_memory() -> None:
-    """Free what is no longer referenced, on the GPU as well."""
+    """Free what is no longer referenced, on the GPU as well, and return it to the system.
+
+    Without it, the heap that `keep_freed_memory` lets malloc keep is in pieces which a smaller
+    batch may not fit into.
+    """
     gc.collect()
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _is_linux() else None
+    if malloc_trim is not None:
+        malloc_trim(0)
     torch = sys.modules.get("torch")  # if not imported, nothing is on a GPU
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
