@@ -76,7 +76,7 @@ def main(
     options = read_options(argv)
     from rich.console import Console
 
-    from resp_tune.harness.console import show_plan, show_result
+    from resp_tune.harness.console import describe_plan, show_plan, show_result
     from resp_tune.harness.validate import validate
 
     with ExitStack() as connection:
@@ -85,7 +85,7 @@ def main(
         # The plan is the result of a dry run, and else a message: stdout is for results.
         is_quiet = not (options.dry_run or log.isEnabledFor(logging.INFO))
         console = Console(stderr=not options.dry_run, quiet=is_quiet)
-        show_plan(spec, console)
+        show_plan(describe_plan(spec), console)
         if spec.compute.cluster is not None:
             from resp_tune.harness.preflight import check_nodes
 

@@ -27,15 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from benchmarks.sizes import FULL, QUICK  # noqa: E402
-from benchmarks.tables import (  # noqa: E402
-    TARGETS,
-    Row,
-    hardware,
-    put_section,
-    section,
-    table,
-    versions,
-)
+from benchmarks.tables import TARGETS, Row, hardware, put_section, section, table, versions  # noqa: E402
 
 from resp_tune.cli import run  # noqa: E402
 from resp_tune.common.paths import write_atomically  # noqa: E402

@@ -307,9 +307,7 @@ def _parsed(page: str) -> _Page:
 
 
 def test_text_from_files_is_text(
-    sets: dict[str, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A diagnosis, a broken annotation and a folder whose names would like to be markup."""
     evil = shutil.copytree(sets["none"], tmp_path / "[red]<img src=x onerror=alert(1)>")

@@ -46,10 +46,7 @@ def bundle(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def audited(bundle: Bundle, dataset: Dataset) -> dict[str, Any]:
     return audit_model(
-        bundle,
-        rebuild_datamodule(bundle, dataset),
-        workers=1,
-        record=lambda reading: (reading, ""),
+        bundle, rebuild_datamodule(bundle, dataset), workers=1, record=lambda reading: (reading, "")
     )
 
 
@@ -114,9 +111,7 @@ def test_the_model_s_figures(model: dict[str, Any], bundle: Path, sets: dict[str
     assert test["baselines"]["device"].keys() == {"balanced_accuracy", "macro_f1"}
 
 
-def test_a_device_s_missing_classes_are_named(
-    model: dict[str, Any],
-) -> None:
+def test_a_device_s_missing_classes_are_named(model: dict[str, Any]) -> None:
     classes = model["classes"]
     figures = {**model["test"]["by_clip"], "classes": classes[1:]}
     few = {**figures, "classes": classes[:2]}

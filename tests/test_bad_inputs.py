@@ -32,10 +32,7 @@ EXAMPLES = int(os.environ.get("RESP_TUNE_BAD_INPUTS", "25"))  # of each kind
 MANY = 400 if THOROUGH else 100
 
 few = settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
+    max_examples=EXAMPLES, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 DIAGNOSES = {

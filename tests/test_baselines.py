@@ -102,10 +102,7 @@ def test_against_a_plain_loop() -> None:
             forest.fit(columns[train], labels[train], sample_weight=weights[train])
             answer[test] = forest.predict(columns[test])
         expected.append(
-            (
-                balanced_accuracy_score(labels, answer),
-                f1_score(labels, answer, average="macro"),
-            )
+            (balanced_accuracy_score(labels, answer), f1_score(labels, answer, average="macro"))
         )
     found = no_audio_baselines(clips, seeds=2, jobs=1)["device"]
     means = np.mean(expected, axis=0)

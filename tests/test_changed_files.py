@@ -126,10 +126,7 @@ def test_a_changed_test_split_is_another_access(copy: Path) -> None:
 
 def test_a_recording_that_changes_while_it_is_read(copy: Path, tmp_path: Path) -> None:
     stem = searched(copy)[0]
-    env = {
-        **gate_at(tmp_path, f"waveform-read/{stem}"),
-        "RESP_TUNE_CACHE": str(tmp_path / "cache"),
-    }
+    env = {**gate_at(tmp_path, f"waveform-read/{stem}"), "RESP_TUNE_CACHE": str(tmp_path / "cache")}
     args = (*ARGS[:-1], "fresh", "--trials", "3", "--data", str(copy / "data"))
     running = start_inline(copy / "r", *args, env=env, err=tmp_path / "err")
     wait_for(lambda: is_waiting(tmp_path, "waveform-read"))  # it has decoded the old content

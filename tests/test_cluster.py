@@ -124,8 +124,7 @@ def test_a_dry_run_asks_every_node_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("token", "said"),
-    [("", "requires a token"), ("x" * 64, "refuses this token")],
+    ("token", "said"), [("", "requires a token"), ("x" * 64, "refuses this token")]
 )
 @pytest.mark.thorough
 def test_without_the_token_nobody_comes_in(

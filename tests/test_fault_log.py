@@ -11,7 +11,4 @@ def test_a_fault_has_its_times_and_its_longest_recovery() -> None:
     fault_log.add(seen, "a bad input", 1234, None)
     fault_log.add(seen, "a kill", 2, 11.0)
     fault_log.add(seen, "a kill", 1, None)
-    assert fault_log.table(seen)[2:] == [
-        "| a kill | 4 | 11.0 s |",
-        "| a bad input | 1,234 | – |",
-    ]
+    assert fault_log.table(seen)[2:] == ["| a kill | 4 | 11.0 s |", "| a bad input | 1,234 | – |"]

@@ -12,13 +12,7 @@ from support.front_ends import SMALL, torchaudios
 from resp_tune.config import FrontEnd, TrialConfig, preset
 from resp_tune.errors import UserError
 from resp_tune.features import logmel
-from resp_tune.features.logmel import (
-    SILENCE_DB,
-    check_filters,
-    log_mels,
-    mel_bank,
-    silence,
-)
+from resp_tune.features.logmel import SILENCE_DB, check_filters, log_mels, mel_bank, silence
 
 NOTEBOOK = preset("notebook").front_end
 

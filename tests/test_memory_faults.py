@@ -27,11 +27,7 @@ from support.trial_queues import (
 )
 
 from resp_tune.common.fault_points import FOLDER, VARIABLE, planted
-from resp_tune.execution.searcher import (
-    WORKER_RETRIES,
-    RestartTrialsError,
-    StudySearcher,
-)
+from resp_tune.execution.searcher import WORKER_RETRIES, RestartTrialsError, StudySearcher
 from resp_tune.study.replicates import ReplicateSource
 from resp_tune.study.study import records
 from resp_tune.study.trial_queue import TrialQueue

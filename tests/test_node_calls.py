@@ -11,10 +11,10 @@ from ray.exceptions import GetTimeoutError
 
 from resp_tune.cluster import node_setup
 from resp_tune.cluster.connect import Node, live_nodes
+from resp_tune.cluster.local_ray import local_ray
 from resp_tune.cluster.node_calls import call_on_nodes
 from resp_tune.cluster.node_probe import ProbeRequest, ProbeResult, probe_nodes, versions
 from resp_tune.cluster.node_setup import common_device
-from resp_tune.cluster.private_ray import local_ray
 from resp_tune.cluster.resources import Machine
 from resp_tune.errors import RunError
 

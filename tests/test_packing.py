@@ -10,8 +10,8 @@ import torch
 from support.toy import toy_config
 
 from resp_tune.cluster.connect import Cluster, Node, live_nodes
+from resp_tune.cluster.local_ray import local_ray
 from resp_tune.cluster.node_calls import call_on_nodes
-from resp_tune.cluster.private_ray import local_ray
 from resp_tune.cluster.resources import Machine, ResourceRequest, TrialResources
 from resp_tune.errors import RunError
 from resp_tune.execution import trials_per_gpu

@@ -145,10 +145,7 @@ def test_a_storage_that_ray_cannot_use() -> None:
     ids=["a folder", "nothing", "a file"],
 )
 def test_what_is_in_the_way_of_a_file_is_a_line(
-    spoil: Callable[[Path], object],
-    said: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], object], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "folder" / "file"
     path.parent.mkdir()

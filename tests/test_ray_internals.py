@@ -1,6 +1,6 @@
 """The private parts of Ray that `cluster/ray_internals.py` uses, one test for each.
 
-`LIST_NODES` needs a running Ray and is tested in tests/test_private_ray.py.
+`LIST_NODES` needs a running Ray and is tested in tests/test_local_ray.py.
 
 If a test fails after an upgrade of Ray, its docstring says what depends on that part. Find the new
 way in Ray's source, or keep the bound `ray<…` in pyproject.toml as it is.
@@ -32,7 +32,7 @@ def test_options_of_init() -> None:
 
 
 def test_the_switch_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it a private Ray listens on every interface: tests/test_private_ray.py."""
+    """Without it a private Ray listens on every interface: tests/test_local_ray.py."""
     assert ray_internals.ENABLE_CLUSTER in inspect.getsource(ray_constants)
     before = ray_constants.ENABLE_RAY_CLUSTER
     with ray_internals.loopback_only():

@@ -11,12 +11,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 from support.report_folders import CLASSES, change, judge, make
 
-from resp_tune.reporting import (
-    baseline_comparison,
-    group_tables,
-    replicate_table,
-    search_plots,
-)
+from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.results import Results, read_results
 

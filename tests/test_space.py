@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from support.spaces import all_configs, new_study, space_of
 
 from resp_tune.common.yaml_files import MAX_BYTES

@@ -13,14 +13,7 @@ from resp_tune.data.tasks import TASKS, Task, get_task, make_clips
 from resp_tune.errors import UserError
 
 CLASSES = {
-    "diagnosis": (
-        "Bronchiectasis",
-        "Bronchiolitis",
-        "COPD",
-        "Healthy",
-        "Pneumonia",
-        "URTI",
-    ),
+    "diagnosis": ("Bronchiectasis", "Bronchiolitis", "COPD", "Healthy", "Pneumonia", "URTI"),
     "diagnosis-8": DIAGNOSES,
     "healthy-sick": ("healthy", "sick"),
     "chronic": ("healthy", "chronic", "non-chronic"),

@@ -11,16 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
-from support.trial_queues import (
-    SPACE,
-    Diary,
-    epochs_of,
-    finish,
-    next_of,
-    queue_of,
-    row,
-    study_at,
-)
+from support.trial_queues import SPACE, Diary, epochs_of, finish, next_of, queue_of, row, study_at
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig, preset

@@ -197,9 +197,7 @@ def _node(entry: dict[str, Any]) -> Node:
 
 
 def cluster_capacity(
-    slots: TrialResources,
-    limit: int | None,
-    nodes: Callable[[], Sequence[Node]] = live_nodes,
+    slots: TrialResources, limit: int | None, nodes: Callable[[], Sequence[Node]] = live_nodes
 ) -> Callable[[], int]:
     """Return a function that counts how many trials may run now, `limit` at most.
 

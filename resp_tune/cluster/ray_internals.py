@@ -98,10 +98,7 @@ def reload_authentication() -> None:
     Ray reads the mode when it is imported and the token when it is first used, and keeps both.
     """
     # Compiled, and its stubs do not have them.
-    from ray._raylet import (  # type: ignore[attr-defined]
-        AuthenticationTokenLoader,
-        Config,
-    )
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

@@ -57,9 +57,7 @@ def load_baselines(datamodule: DataModule, jobs: int) -> dict[str, Any]:
 def load_baseline_scores(dataset: Dataset, clips: Clips, jobs: int | None = None) -> dict[str, Any]:
     """Return `no_audio_baselines` of the clips."""
     return _cached(
-        f"{_key(dataset, clips)}.json",
-        lambda: no_audio_baselines(clips, jobs=jobs),
-        _read_scores,
+        f"{_key(dataset, clips)}.json", lambda: no_audio_baselines(clips, jobs=jobs), _read_scores
     )
 
 

@@ -51,8 +51,7 @@ def run_trials(
     # Tracebacks of workers that died, which `WorkerFailureCallback` reports in one line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with_context = tune.with_resources(
-        tune.with_parameters(trainable, context=context),
-        {"cpu": slots.cpus, "gpu": slots.gpus},
+        tune.with_parameters(trainable, context=context), {"cpu": slots.cpus, "gpu": slots.gpus}
     )
     # Ray wants a folder for its own state; ours is the study, so this one is thrown away.
     with (

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.evaluation.baselines import load_baselines
-from resp_tune.harness.spec import SearchSpec
+from resp_tune.harness.spec import SearchData, SearchSpec
 from resp_tune.study.study import STUDY_ID, TrialRecord, best_of
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import SearchRef
@@ -99,9 +99,10 @@ def background_setup(
     the MLflow runs end in the state that the search ends in, and what still runs is cancelled.
     """
     ended, datamodule, cpus = threading.Event(), spec.data.datamodule, spec.compute.machine.cpus
+    on_cluster = spec.compute.cluster is not None
     with ThreadPoolExecutor(3) as pool:
         setup = BackgroundSetup(
-            pool.submit(_fill_caches, spec, console, ended),
+            pool.submit(_fill_caches, spec.data, 0 if on_cluster else cpus, console, ended),
             pool.submit(load_baselines, datamodule, cpus),
             pool.submit(_open_tracking, spec, study.user_attrs[STUDY_ID], past),
         )
@@ -116,10 +117,15 @@ def background_setup(
             _close_runs(setup.tracking, spec.location.tracking_uri, error)
 
 
-def _fill_caches(spec: SearchSpec, console: Console, ended: threading.Event) -> FeatureCaches:
-    """Return the search's feature caches, filled unless Ray has to run first on a cluster."""
-    caches = FeatureCaches(None, spec.data.sources, cache_limit_bytes())
-    if spec.compute.cluster is not None or not spec.data.prefilled:
+def _fill_caches(
+    data: SearchData, workers: int, console: Console, ended: threading.Event
+) -> FeatureCaches:
+    """Return the search's feature caches, filled by `workers` processes.
+
+    With 0 workers nothing is filled: on a cluster, Ray has to run first.
+    """
+    caches = FeatureCaches(None, data.sources, cache_limit_bytes())
+    if not workers or not data.prefilled:
         return caches
     columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
     hidden = not console.is_terminal
@@ -131,8 +137,8 @@ def _fill_caches(spec: SearchSpec, console: Console, ended: threading.Event) -> 
                 raise CancelledError
             bar.update(task, completed=done, total=total, visible=True)
 
-        caches.fill(spec.data.prefilled, workers=spec.compute.machine.cpus, progress=progress)
-    return dataclasses.replace(caches, filled=frozenset(spec.data.prefilled))
+        caches.fill(data.prefilled, workers=workers, progress=progress)
+    return dataclasses.replace(caches, filled=frozenset(data.prefilled))
 
 
 def _open_tracking(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 _COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
 
 
-def show_plan(spec: SearchSpec, console: Console) -> None:
+def show_plan(plan: Iterable[tuple[str, str]], console: Console) -> None:
     """Print the topics and texts of `describe_plan`."""
-    for topic, text in describe_plan(spec):
+    for topic, text in plan:
         console.print(f"[bold]{topic:<9}[/]{escape(text)}", highlight=False, soft_wrap=True)
 
 

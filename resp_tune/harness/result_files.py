@@ -23,10 +23,7 @@ _STACK = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "pandas", "
 
 
 def write_tables(
-    folder: Path,
-    trials: Sequence[TrialRecord],
-    replicates: Sequence[TrialRecord],
-    runs: SearchRuns,
+    folder: Path, trials: Sequence[TrialRecord], replicates: Sequence[TrialRecord], runs: SearchRuns
 ) -> None:
     """Write `trials.csv`, `epochs.csv` and, if there are any, `replicates.csv`."""
     ids = runs.run_ids()

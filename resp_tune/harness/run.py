@@ -22,12 +22,7 @@ from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.harness.result_files import write_tables
 from resp_tune.harness.spec import Compute, SearchSpec, trial_identity
-from resp_tune.harness.stages import (
-    RayBackend,
-    choose_trials_per_gpu,
-    needs_trials,
-    run_stages,
-)
+from resp_tune.harness.stages import RayBackend, choose_trials_per_gpu, needs_trials, run_stages
 from resp_tune.study.replicates import replicates
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import (

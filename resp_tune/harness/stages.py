@@ -16,9 +16,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from resp_tune.cluster.connect import Node, cluster_capacity
+from resp_tune.cluster.local_ray import local_ray
 from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.node_setup import RecordingServer, fill_caches
-from resp_tune.cluster.private_ray import local_ray
 from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
@@ -32,7 +32,7 @@ from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
 from resp_tune.harness.remote_sync import StorageSync
-from resp_tune.harness.spec import Compute, SearchSpec
+from resp_tune.harness.spec import Compute, SearchData, SearchSpec
 from resp_tune.study.replicates import ReplicateSource, replicates
 from resp_tune.study.study import STUDY_ID, TrialRecord, records
 from resp_tune.study.trial_queue import Listener, SamplerSource, TrialQueue, TrialSettings
@@ -106,7 +106,9 @@ def run_stages(
     with backend.started():
         caches, tracking = setup.caches.result(), setup.tracking.result()
         if spec.compute.cluster is not None:
-            caches = _warm_up_nodes(spec, spec.compute.cluster.nodes, caches)
+            nodes, slots = spec.compute.cluster.nodes, spec.compute.slots
+            used = [node for node in nodes if trial_capacity(slots, [node.machine])]
+            caches = _warm_up_nodes(spec.data, used, caches)
         context = _trial_context(spec, study, caches)
         baseline = resolve_precision(spec.space.baseline(), spec.compute.device)
         backend.check(context, baseline, spec.location.folder)
@@ -119,16 +121,15 @@ def run_stages(
         _run_until_complete(partial(stages.run_replicates, context, listeners))
 
 
-def _warm_up_nodes(spec: SearchSpec, nodes: Sequence[Node], caches: FeatureCaches) -> FeatureCaches:
-    """Return caches usable from any node, after filling those of the nodes present now.
+def _warm_up_nodes(data: SearchData, used: Sequence[Node], caches: FeatureCaches) -> FeatureCaches:
+    """Return caches usable from any node, after filling those of the nodes in use.
 
     A node that joins later fetches and computes what its first trial needs.
     """
-    server = RecordingServer({s.digest: spec.data.paths[s.stem] for s in spec.data.sources})
+    server = RecordingServer({s.digest: data.paths[s.stem] for s in data.sources})
     caches = server.serve(caches)
-    if spec.data.prefilled:
-        used = [n for n in nodes if trial_capacity(spec.compute.slots, [n.machine])]
-        fill_caches(used, caches, spec.data.prefilled)
+    if data.prefilled:
+        fill_caches(used, caches, data.prefilled)
         if sent := server.bytes_sent():
             log.info(f"recordings: {sent / 1e6:,.1f} MB sent to nodes that cannot read them")
     return caches

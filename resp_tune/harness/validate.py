@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from resp_tune.cluster.connect import connect, resolve_address, wait_for_gpus
-from resp_tune.cluster.private_ray import check_private, ray_folder
+from resp_tune.cluster.local_ray import check_private, ray_folder
 from resp_tune.cluster.resources import (
     LOGICAL_GPUS,
     THIS_MACHINE,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.simulated import TOGETHER, Instant
 from benchmarks.workplace import Workplace
-from resp_tune.cluster.private_ray import local_ray
+from resp_tune.cluster.local_ray import local_ray
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.choices import State
 from resp_tune.errors import RunError

@@ -59,10 +59,7 @@ def growth(place: Workplace) -> Findings:
             f"{first * 1000:.0f} ms a trial around the {early}th, {last * 1000:.0f} ms over the "
             f"last {early}"
         },
-        {
-            "growth_seconds": driven.seconds,
-            "growth_ms_by_hundred": _by_hundred(driven.ended),
-        },
+        {"growth_seconds": driven.seconds, "growth_ms_by_hundred": _by_hundred(driven.ended)},
     )
 
 

@@ -11,10 +11,7 @@ import optuna
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
-from resp_tune.study.study import (
-    TrialRecord,
-    open_study,
-)
+from resp_tune.study.study import TrialRecord, open_study
 from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings
 
 SPACE = load_space("default.yaml")

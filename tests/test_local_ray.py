@@ -20,7 +20,7 @@ import ray  # before any of our settings, as a program that uses us may have don
 from resp_tune import search
 from resp_tune.cli import run
 from resp_tune.cluster.connect import _list_nodes
-from resp_tune.cluster.private_ray import (
+from resp_tune.cluster.local_ray import (
     check_private,
     local_ray,
     make_ray_folder,
@@ -234,7 +234,7 @@ def test_a_search_says_it_before_it_writes(
 TWICE = """
 import os
 import ray
-from resp_tune.cluster.private_ray import local_ray
+from resp_tune.cluster.local_ray import local_ray
 from resp_tune.cluster.resources import Machine
 tokens = set()
 for _ in range(2):
