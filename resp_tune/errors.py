@@ -6,7 +6,7 @@ import atexit
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C or SIGTERM has ended
 
@@ -46,3 +46,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def choose_from(word: str, known: Sequence[str]) -> str:
+    """Return `choose asha or none`, after `did you mean 'asha'?` if one is close to `word`."""
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}choose {', '.join(known[:-1])} or {known[-1]}"

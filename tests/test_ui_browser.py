@@ -100,7 +100,7 @@ def test_wrong_input_is_refused(store: Store, tmp_path: Path) -> None:
     assert "run a search first" in refused(["--storage", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
     assert "did you mean 'first'" in refused(["frist", "--storage", str(store.folder)])
-    assert "not a port" in refused(["--port", "70000"])
+    assert "whole number from 1 to 65535" in refused(["--port", "70000"])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "is in use" in refused(["--port", port, "--storage", str(store.folder)])

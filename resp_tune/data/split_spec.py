@@ -12,7 +12,7 @@ from typing import Any
 from resp_tune.common.choices import PROTOCOLS
 from resp_tune.common.text import shorten
 from resp_tune.config import bounded, check_fields, setting
-from resp_tune.errors import UserError, nearest
+from resp_tune.errors import UserError, choose_from
 
 OUTER_FOLDS = 5
 INNER_FOLDS = 4
@@ -47,7 +47,7 @@ class SplitSpec:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.protocol not in PROTOCOLS:
-            hint = nearest(self.protocol, PROTOCOLS)
+            hint = choose_from(self.protocol, PROTOCOLS)
             raise UserError(f"unknown protocol '{shorten(self.protocol)}': {hint}")
         if self.hold_out_device is not None and self.protocol != "device":
             raise UserError(

@@ -13,7 +13,7 @@ from typing import Any
 from resp_tune.common.choices import METRICS, SAMPLERS, SCHEDULERS, TASK_FILES, TASKS
 from resp_tune.config import setting
 from resp_tune.data.split_spec import SplitSpec
-from resp_tune.errors import UserError, nearest
+from resp_tune.errors import UserError, choose_from
 from resp_tune.storage.object_store import ObjectPath, is_uri
 
 DEFAULT_TRIALS = 20
@@ -130,7 +130,7 @@ class SearchOptions(SplitSpec):
             known, is_task = field.metadata.get("choices"), name == "task"
             if known and value not in known and not (is_task and value.endswith(TASK_FILES)):
                 file = " (or a .yaml file that groups diagnoses)" * is_task
-                raise UserError(f"unknown --{name} '{value}': {nearest(value, known)}{file}")
+                raise UserError(f"unknown --{name} '{value}': {choose_from(value, known)}{file}")
         if self.name is not None:
             check_search_name(self.name)
         if self.metric == "icbhi_score" and self.task != "cycles":
