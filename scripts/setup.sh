@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Makes the checkout's virtual environment, once, and again when what it is made from has changed.
-# Sourced by the other scripts: sets ROOT and VENV. Needs Python 3.11 or newer with venv, and pip.
+# Make the checkout's virtual environment, and remake it when pyproject.toml or constraints.txt change.
+# The other scripts source this file; it sets ROOT and VENV. Needs Python 3.11 or newer with venv and pip.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${RESP_TUNE_VENV:-$ROOT/.venv}
@@ -13,8 +13,8 @@ fi
 
 stamp=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)
 if [ "$(cat "$VENV/.made_from" 2>/dev/null || true)" != "$stamp" ]; then
-  echo "setting up $VENV (once; torch alone is several GB where it brings CUDA)" >&2
-  # Asked for by pip, not by python: without Debian's python3-venv a venv is left half made.
+  echo "setting up $VENV (once; torch alone needs several GB if it comes with CUDA)" >&2
+  # Test pip, not only python: without Debian's python3-venv, venv leaves an environment without pip.
   if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && ! "$python" -m venv --clear "$VENV"; then
     "$python" -m venv --clear --without-pip "$VENV"
     "$python" -m pip --python "$VENV/bin/python" install --quiet pip

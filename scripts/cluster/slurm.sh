@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# One search on the nodes of a Slurm job: `ray symmetric-run` starts Ray on each of them, runs the
-# search on the first and stops Ray again. From the top of a checkout that every node can read:
+# Run a search on the nodes of a Slurm job: `ray symmetric-run` starts Ray on each node, runs the
+# search on the first node and stops Ray. In the root of a checkout that every node can read, type:
 #
 #   bash scripts/search --dry-run                  # once, on a login node: makes .venv
 #   sbatch --nodes=2 --gpus-per-node=4 scripts/cluster/slurm.sh --data /shared/ICBHI --trials 100 --name first
 #   tail -F resp-tune-JOB.log
 #
-# The arguments after the script are those of the search; --address is added here. The same command
-# resumes: after the time limit, a preemption (Slurm then starts it again itself), a lost node.
-# Settings, from the environment:
+# The arguments after the script are those of the search; --address is added here. After the time
+# limit or a lost node, rerun the same command to resume; after a preemption Slurm reruns it.
+# Environment variables:
 #   RESP_TUNE_VENV     the virtual environment                    ./.venv
-#   RESP_TUNE_SHARED   a folder of yours that every node sees     $HOME
-#   RESP_TUNE_HEAD_IP  the first node's address for the others    the first of `hostname -I`
+#   RESP_TUNE_SHARED   your folder on a shared file system        $HOME
+#   RESP_TUNE_HEAD_IP  the first node's address                   the first of `hostname -I`
 #
 #SBATCH --job-name=resp-tune
 #SBATCH --nodes=1
@@ -21,7 +21,7 @@
 #SBATCH --output=resp-tune-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Whole nodes: symmetric-run refuses a node on which Ray runs, and its end stops every Ray there.
+# Whole nodes: symmetric-run refuses a node on which Ray already runs, and stops every Ray at its end.
 #SBATCH --exclusive
 # A lost node does not end the job: its trials resume elsewhere.
 #SBATCH --no-kill
@@ -36,29 +36,29 @@ if [ ! -x "$venv/bin/python" ]; then
   echo "error: no virtual environment in '$venv'; type: bash scripts/search --dry-run" >&2
   exit 2
 fi
-# Its name first on the path, not `activate`: that is not written for `set -u`.
+# PATH instead of `activate`, which fails with `set -u`.
 export PATH="$venv/bin:$PATH"
 
-# The token is a file that only its owner can read, never an argument or a variable that `scontrol`
-# and `ps e` show.
+# The token is in a file that only its owner can read: `ps e` and `scontrol` show arguments and
+# environment variables.
 private=$(umask 077 && mktemp -d "${RESP_TUNE_SHARED:-$HOME}/.resp-tune-$SLURM_JOB_ID.XXXXXX")
 trap 'rm -rf "$private"' EXIT
 (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$private/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$private/token"
 
-# A batch script runs on the job's first node, and symmetric-run takes the node with this address
-# for the head.
+# A batch script runs on the job's first node; symmetric-run makes the node with this address the
+# head.
 read -r first_address _ < <(hostname -I)
 export RESP_TUNE_HEAD="${RESP_TUNE_HEAD_IP:-$first_address}:6379"
 export RESP_TUNE_EXIT="$private/exit"
-# Ray's sockets and logs, on each node's own disk and apart from other users'; kept after a failure.
+# Folder of Ray's sockets and logs, on each node's disk, one per job; kept after a failure.
 export RAY_TMPDIR="/tmp/resp-tune-$SLURM_JOB_ID"
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600
 export RAY_USAGE_STATS_ENABLED=0
 
-# What each task does, with its own node's CPUs and GPUs. The search's exit code is kept in a file, as
-# symmetric-run ends with 0 where Ray itself could not be started.
-# shellcheck disable=SC2016 # the tasks' own shells read these variables
+# The command of each task, with the CPUs and GPUs of its node. The search's exit code is written to a
+# file, because symmetric-run exits with 0 even if Ray could not be started.
+# shellcheck disable=SC2016 # the tasks' shells expand these variables
 on_every_node='
   mkdir -p -m 700 "$RAY_TMPDIR"
   ray symmetric-run --address "$RESP_TUNE_HEAD" --min-nodes "$SLURM_JOB_NUM_NODES" \
@@ -66,8 +66,8 @@ on_every_node='
     -- bash -c '\''"$@"; echo $? > "$RESP_TUNE_EXIT"'\'' - "$@"
   [ "$(cat "$RESP_TUNE_EXIT" 2>/dev/null)" != 0 ] || rm -rf "$RAY_TMPDIR"'
 
-# --cpus-per-task again, since srun no longer takes it from sbatch. The other nodes end a minute after
-# the first: so long does Ray look for a head that is gone, and then says so at length.
+# --cpus-per-task is repeated because srun no longer inherits it from sbatch. The other nodes end a
+# minute after the first: for so long Ray looks for the lost head, and then prints a long message.
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --kill-on-bad-exit=0 \
   bash -c "$on_every_node" - python -m resp_tune.search --address "$RESP_TUNE_HEAD" "$@" ||
   echo "srun ended with $?" >&2
