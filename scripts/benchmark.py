@@ -1,13 +1,13 @@
-"""Measure how fast resp_tune is, beside the notebook and beside what the hardware allows.
+"""Compare the speed of resp_tune with the notebook and with the limits of the hardware.
 
     python scripts/benchmark.py                    everything, about 40 minutes on 2 cores
-    python scripts/benchmark.py --quick            the same rows on less, under 10 minutes
-    python scripts/benchmark.py --out DIR          writes there, nothing in the repository changes
+    python scripts/benchmark.py --quick            the same rows, smaller counts, under 10 minutes
+    python scripts/benchmark.py --out DIR          write to DIR instead of results/
     python scripts/benchmark.py --rows a_over_b,c_over_d     some rows; written only with --out
-    python scripts/benchmark.py --profile          what an epoch of training spends its time in
+    python scripts/benchmark.py --profile          the costliest operations of a training epoch
     python scripts/benchmark.py --compile          what torch.compile would cost and save
 
-Recordings are synthetic and made in a temporary folder (TMPDIR). Nothing else should be running.
+The recordings are synthetic and made in a temporary folder (TMPDIR). Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RESULTS = ROOT / "results"
 
 
 def groups() -> dict[tuple[str, ...], Callable[[Any], Any]]:
-    """What measures which rows, imported late: `--help` needs no torch."""
+    """Return the functions that measure the rows; imported late, as `--help` needs no torch."""
     from benchmarks import epochs, filling, memory, overheads, searches, slots
 
     return {
@@ -47,73 +47,75 @@ def groups() -> dict[tuple[str, ...], Callable[[Any], Any]]:
         filling.ROWS: filling.measure,
         searches.ROWS: searches.measure,
         memory.ROWS: memory.measure,
-        overheads.OVERHEAD_ROWS: overheads.overheads,
-        overheads.GROWTH_ROWS: overheads.growth,
+        overheads.OVERHEAD_ROWS: overheads.measure_overheads,
+        overheads.GROWTH_ROWS: overheads.measure_growth,
         slots.ROWS: slots.measure,
     }
 
 
-def measure_all(place: Any, wanted: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:
-    """The wanted rows in the order of the table, and the figures behind them."""
+def measure_all(workspace: Any, wanted: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:
+    """Return the wanted rows in the order of the table, and the raw figures behind them."""
     rows: dict[str, Row] = {}
-    details: dict[str, Any] = {"sizes": vars(place.sizes)}
+    details: dict[str, Any] = {"sizes": vars(workspace.sizes)}
     for keys, measure in groups().items():
         chosen = [key for key in keys if key in wanted]
         if not chosen:
             continue
         log.info(f"measuring {', '.join(chosen)}")
         try:
-            found = measure(place)
+            measurement = measure(workspace)
         except UserError:
             raise
-        except Exception as error:  # the other rows are still worth having
+        except Exception as error:  # measure the other rows all the same
             if not isinstance(error, RespTuneError):
                 traceback.print_exc()
             cause = f"could not be measured: {error}"
             rows |= {key: Row(key, None, " ".join(cause.split())) for key in chosen}
             continue
-        rows |= {key: Row(key, found.values[key], found.how[key]) for key in chosen}
-        details |= found.details
+        rows |= {key: Row(key, measurement.values[key], measurement.method[key]) for key in chosen}
+        details |= measurement.details
     return [rows[key] for key in TARGETS if key in rows], details
 
 
-def show_profile(place: Any) -> None:
-    """Print what row C's epochs spend their time in."""
-    from benchmarks import ours
+def show_profile(workspace: Any) -> None:
+    """Print the costliest operations of row C's epochs."""
+    from benchmarks.resp_tune_training import fast, profile
 
-    config = ours.fast(place.config(epochs=2))
-    store, _ = place.fill(place.folder / "store", config.front_end)
-    print(ours.profile(config, store, place.tables, place.machine.cpus))
+    config = fast(workspace.config(epochs=2))
+    store, _ = workspace.fill_cache(workspace.folder / "store", config.front_end)
+    print(profile(config, store, workspace.tables, workspace.machine.cpus))
 
 
-def write(folder: Path, result: dict[str, Any], text: str) -> None:
-    """`benchmark.json`, and the section of `BENCHMARKS.md`, in `folder`."""
+def write(folder: Path, result: dict[str, Any], page_section: str) -> None:
+    """Write `benchmark.json`, and the section of `BENCHMARKS.md`, to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "BENCHMARKS.md"
     before = page.read_text(encoding="utf-8") if page.exists() else ""
-    write_atomically(page, put_section(before, text).encode())
-    data = json.dumps(result, indent=1, allow_nan=False)
-    write_atomically(folder / "benchmark.json", (data + "\n").encode())
+    write_atomically(page, put_section(before, page_section).encode())
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / "benchmark.json", text.encode())
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Return the parser of the command line."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--quick", action="store_true", help="fewer recordings, epochs, trials, slots")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: results/)")
-    p.add_argument("--rows", metavar="A,B", help=f"some of: {', '.join(TARGETS)}")
-    p.add_argument("--profile", action="store_true", help="print the costliest operations, no rows")
-    p.add_argument("--compile", action="store_true", help="print what compiling would save")
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the results (default: results/)"
+    )
+    p.add_argument("--rows", metavar="A,B", help=f"rows to measure: {', '.join(TARGETS)}")
+    p.add_argument("--profile", action="store_true", help="only print the costliest operations")
+    p.add_argument("--compile", action="store_true", help="only print what torch.compile saves")
     return p
 
 
-def rows_of(given: str | None) -> list[str]:
-    """The rows that `--rows` names, all without it; an unknown one raises `UserError`."""
-    if given is None:
+def parse_rows(text: str | None) -> list[str]:
+    """Return the rows named in `--rows`, all for None; raise `UserError` for an unknown one."""
+    if text is None:
         return list(TARGETS)
-    names = [name.strip() for name in given.split(",")]
+    names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in TARGETS:
             raise UserError(f"--rows '{name}': {nearest(name, TARGETS)}")
@@ -121,23 +123,23 @@ def rows_of(given: str | None) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write it."""
+    """Measure, and print and write the table."""
     args = parser().parse_args(argv)
-    wanted = rows_of(args.rows)
-    from benchmarks.workplace import Workplace
+    wanted = parse_rows(args.rows)
+    from benchmarks.workspace import Workspace
 
     sizes = QUICK if args.quick else FULL
     with tempfile.TemporaryDirectory(prefix="resp_tune_benchmark_") as folder:
-        place = Workplace(Path(folder), sizes)
+        workspace = Workspace(Path(folder), sizes)
         if args.profile:
-            show_profile(place)
+            show_profile(workspace)
             return
         if args.compile:
             from benchmarks import compiling
 
-            print(compiling.measure(place))
+            print(compiling.measure(workspace))
             return
-        rows, details = measure_all(place, wanted)
+        rows, details = measure_all(workspace, wanted)
     print(table(rows, quick=args.quick))
     stack = versions()
     facts = {
@@ -147,17 +149,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "hardware": hardware(),
     }
-    said = {
+    page_facts = {
         **facts,
         "versions": ", ".join(f"{name} {number}" for name, number in stack.items()),
-        "data": f"{sizes.recordings} synthetic recordings of 20 s, 44.1 kHz, 16, 24 and 32 bit",
+        "data": f"{sizes.recordings} synthetic recordings of 20 s, 44.1 kHz; 16, 24 and 32 bits",
     }
     result = {**facts, "versions": stack, "quick": args.quick}
     result |= {row.key: row.value for row in rows} | {"details": details}
-    # A part of the rows never takes the place of all of them.
+    # Some rows never replace the figures of all of them.
     target = args.out or (RESULTS if args.rows is None else None)
     if target is not None:
-        write(target, result, section(rows, said, quick=args.quick))
+        write(target, result, section(rows, page_facts, quick=args.quick))
     if failed := [row.key for row in rows if row.value is None]:
         raise RunError(f"could not be measured: {', '.join(failed)}")
 

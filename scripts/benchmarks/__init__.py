@@ -1,1 +1,1 @@
-"""The measurements behind `scripts/benchmark.py`, one idea a module."""
+"""The measurements of `scripts/benchmark.py`."""

@@ -1,4 +1,4 @@
-"""Filling the cache: every mel size of the notebook's space in one pass against one alone."""
+"""Measure filling the cache: all mel sizes of the notebook's space in one pass, and only one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.rounds import ratio, take_turns
-from benchmarks.workplace import PLENTY, Findings, Workplace
+from benchmarks.workspace import CACHE_LIMIT_BYTES, Measurement, Workspace
 from resp_tune.config import FrontEnd
 from resp_tune.features.cache import fill
 from resp_tune.space.search_space import load_space
@@ -16,31 +16,31 @@ from resp_tune.space.search_space import load_space
 ROWS = ("fill_all_over_one",)
 
 
-def measure(place: Workplace) -> Findings:
-    """Fresh caches, in turn; the hashes of the recordings, which both need, stand before."""
-    every = load_space("search_spaces/notebook.yaml").front_ends()
-    one = place.config(epochs=1).front_end
-    cpus = place.machine.cpus
-    sources = place.datamodule.audio_sources(place.datamodule.search_stems, cpus)
+def measure(workspace: Workspace) -> Measurement:
+    """Fill empty caches in turn; the recordings are hashed before, as both need the hashes."""
+    all_front_ends = load_space("search_spaces/notebook.yaml").front_ends()
+    front_end = workspace.config(epochs=1).front_end
+    cpus = workspace.machine.cpus
+    sources = workspace.datamodule.audio_sources(workspace.datamodule.search_stems, cpus)
 
     def seconds(front_ends: Sequence[FrontEnd]) -> dict[str, float]:
-        root = place.folder / "fresh"
+        root = workspace.folder / "fresh"
         started = time.perf_counter()
-        fill(root, sources, front_ends, limit_bytes=PLENTY, workers=cpus)
-        took = time.perf_counter() - started
+        fill(root, sources, front_ends, limit_bytes=CACHE_LIMIT_BYTES, workers=cpus)
+        elapsed = time.perf_counter() - started
         shutil.rmtree(root)
-        return {"seconds": took}
+        return {"seconds": elapsed}
 
-    rows = {"all": lambda: seconds(every), "one": lambda: seconds([one])}
-    # The first turn is dropped: in it the row that comes first waits for the disk, for both.
-    taken = take_turns(rows, place.sizes.fills)
-    together, alone = ([figures["seconds"] for figures in taken[k]] for k in ("all", "one"))
-    return Findings(
-        {"fill_all_over_one": ratio(together, alone)},
+    rows = {"all": lambda: seconds(all_front_ends), "one": lambda: seconds([front_end])}
+    # The first round, which is dropped, brings the recordings into the page cache.
+    figures = take_turns(rows, workspace.sizes.fills)
+    all_seconds, one_seconds = ([f["seconds"] for f in figures[name]] for name in ("all", "one"))
+    return Measurement(
+        {"fill_all_over_one": ratio(all_seconds, one_seconds)},
         {
-            "fill_all_over_one": f"{len(sources)} recordings, {len(every)} mel sizes "
-            f"{statistics.median(together):.1f} s, one {statistics.median(alone):.1f} s, "
-            f"median of {len(alone)} turns"
+            "fill_all_over_one": f"{len(sources)} recordings, {len(all_front_ends)} mel sizes "
+            f"{statistics.median(all_seconds):.1f} s, one {statistics.median(one_seconds):.1f} s, "
+            f"median of {len(one_seconds)} rounds"
         },
-        {"fill": {"all": together, "one": alone}},
+        {"fill": {"all": all_seconds, "one": one_seconds}},
     )

@@ -1,4 +1,4 @@
-"""Several trials of one shape as one network: whether a fused step is worth its while."""
+"""Train several trials of one shape as one network, to see whether a fused step pays."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
-from benchmarks.limit import Batches, Limit
+from benchmarks.in_memory import InMemoryTraining, MicroBatches
 from resp_tune.training.network import SoundNet
 
 
-class Fused:
-    """The training steps of `limits`, networks of one shape and as many items, taken all at once.
+class FusedTraining:
+    """The training steps of several networks of one shape, with equally many items, at once.
 
     Parameters and buffers are stacked to `[networks, …]`. Each network keeps its own batch
-    statistics, dropout and gradient, and AdamW goes element by element, so each learns what it
-    would learn alone. All have the first one's config, in float32: torch has no batch statistics of
-    another type for stacked networks.
+    statistics, dropout and gradient, and AdamW works element by element, so each learns what it
+    would learn alone. All use the first training's config in float32, as torch has batch statistics
+    of stacked networks in float32 only.
     """
 
-    def __init__(self, limits: Sequence[Limit]) -> None:
-        runs = [limit.run for limit in limits]
-        if limits[0].config.precision != "float32":
-            raise ValueError("networks are fused in float32 only")
-        self.parameters, self.buffers = stack_module_state([run.network for run in runs])
-        self.network = _without_values(runs[0].network)
-        given = runs[0].optimizer.param_groups[0]
+    def __init__(self, trainings: Sequence[InMemoryTraining]) -> None:
+        folds = [training.fold for training in trainings]
+        if trainings[0].config.precision != "float32":
+            raise ValueError("networks can only be fused in float32")
+        self.parameters, self.buffers = stack_module_state([fold.network for fold in folds])
+        self.network = _without_values(folds[0].network)
+        group = folds[0].optimizer.param_groups[0]
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
-            lr=given["lr"],
-            betas=given["betas"],
-            weight_decay=given["weight_decay"],
+            lr=group["lr"],
+            betas=group["betas"],
+            weight_decay=group["weight_decay"],
         )
-        whole = zip(*(limit.steps for limit in limits), strict=True)
-        self.steps = [_side_by_side(step) for step in whole]
+        steps = zip(*(training.steps for training in trainings), strict=True)
+        self.steps = [_stack(step) for step in steps]
 
     def train(self) -> None:
-        """Every step once; may return before the device is done."""
+        """Take every step once; may return before the device is done."""
         for step in self.steps:
             self.optimizer.zero_grad(set_to_none=True)
             items = sum(labels.shape[1] for _, labels in step)
@@ -50,9 +50,9 @@ class Fused:
             self.optimizer.step()
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits `[networks, items, classes]` of `x` `[networks, items, …]`."""
+        """Return the logits `[networks, items, classes]` of `x` `[networks, items, …]`."""
 
-        def one(
+        def forward_one(
             parameters: Mapping[str, torch.Tensor],
             buffers: Mapping[str, torch.Tensor],
             x: torch.Tensor,
@@ -60,14 +60,15 @@ class Fused:
             logits: torch.Tensor = functional_call(self.network, (parameters, buffers), (x,))
             return logits
 
-        together = torch.vmap(one, randomness="different")
-        logits: torch.Tensor = together(self.parameters, self.buffers, x)
+        forward_all = torch.vmap(forward_one, randomness="different")
+        logits: torch.Tensor = forward_all(self.parameters, self.buffers, x)
         return logits
 
 
 def _without_values(network: SoundNet) -> SoundNet:
-    """The network's computation alone, for `functional_call`, with torch's batch normalisation:
-    ours cannot be stacked.
+    """Return a copy of `network` on the meta device, for `functional_call`.
+
+    It has torch's batch normalisation: resp_tune's own cannot be stacked.
     """
     plain = copy.deepcopy(network).to("meta").train()
     for block in plain.blocks:
@@ -76,8 +77,8 @@ def _without_values(network: SoundNet) -> SoundNet:
     return plain
 
 
-def _side_by_side(steps: Sequence[Batches]) -> Batches:
-    """The same micro-batches of all networks, `[networks, items, …]`."""
+def _stack(steps: Sequence[MicroBatches]) -> MicroBatches:
+    """Return the same micro-batches of all networks as `[networks, items, …]`."""
     return [
         (torch.stack([x for x, _ in batch]), torch.stack([labels for _, labels in batch]))
         for batch in zip(*steps, strict=True)

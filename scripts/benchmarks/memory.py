@@ -1,4 +1,4 @@
-"""Memory: what trials that run at once hold of the feature store, each counted by its share."""
+"""Measure how much memory concurrent trials use for the features, from the kernel's shares."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import ours
-from benchmarks.rounds import Figures, Runner
-from benchmarks.workplace import Findings, Workplace
+from benchmarks.resp_tune_training import fast, start_training
+from benchmarks.rounds import Figures, IteratorProcess
+from benchmarks.workspace import Measurement, Workspace
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 from resp_tune.features.cache import open_cache
@@ -17,44 +17,46 @@ from resp_tune.training.datamodule import FoldTables
 
 ROWS = ("memory_share",)
 TRIALS = 4
-ROWS_AT_ONCE = 10_000
+ROWS_PER_READ = 10_000
 
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ +(?P<path>/.*)")
 
 
-def measure(place: Workplace) -> Findings:
-    """PSS of the store's mappings: one trial, then four, all of which have trained an epoch."""
-    config = ours.fast(place.config(epochs=1)).replace({"micro_batch": 16})
-    # Resolved, as the kernel names it.
-    store, _ = place.fill(place.folder.resolve() / "shared", config.front_end)
-    args = (config, store, place.tables)
+def measure(workspace: Workspace) -> Measurement:
+    """Measure the PSS of the cache's mappings with one and with four trials, after an epoch."""
+    config = fast(workspace.config(epochs=1)).replace({"micro_batch": 16})
+    # smaps has resolved paths.
+    store, _ = workspace.fill_cache(workspace.folder.resolve() / "shared", config.front_end)
+    args = (config, store, workspace.tables)
     with contextlib.ExitStack() as stack:
-        trials: list[Runner] = []
+        trials: list[IteratorProcess] = []
         sums = []
-        for wanted in (1, TRIALS):
-            while len(trials) < wanted:
-                trials.append(stack.enter_context(Runner(train_and_stay, *args)))
+        for count in (1, TRIALS):
+            while len(trials) < count:
+                trials.append(stack.enter_context(IteratorProcess(train_and_keep_memory, *args)))
                 trials[-1].next()
-            sums.append(sum(store_pss(_smaps(trial.process.pid), store) for trial in trials))
-    alone, together = sums
-    if not alone:
-        raise RunError("no mapping of the store was found in /proc/PID/smaps")
-    return Findings(
-        {"memory_share": together / alone},
+            sums.append(sum(mapped_pss(_smaps(trial.process.pid), store) for trial in trials))
+    one, several = sums
+    if not one:
+        raise RunError("/proc/PID/smaps has no mapping of the feature cache")
+    return Measurement(
+        {"memory_share": several / one},
         {
-            "memory_share": f"PSS of the store's mappings from smaps: 1 trial {alone / 1024:.1f} "
-            f"MB, {TRIALS} trials {together / 1024:.1f} MB in all"
+            "memory_share": f"PSS of the cache's mappings from smaps: 1 trial {one / 1024:.1f} "
+            f"MB, {TRIALS} trials {several / 1024:.1f} MB in total"
         },
-        {"store_pss_kb": {"1": alone, str(TRIALS): together}},
+        {"store_pss_kb": {"1": one, str(TRIALS): several}},
     )
 
 
-def train_and_stay(config: TrialConfig, store: Path, tables: FoldTables) -> Iterator[Figures]:
-    """Read every frame, train an epoch, then keep all that a trial keeps."""
-    training = ours.start(config, store, tables, threads=1)
+def train_and_keep_memory(
+    config: TrialConfig, store: Path, tables: FoldTables
+) -> Iterator[Figures]:
+    """Read every frame, train one epoch, then keep the memory of a trial until the process ends."""
+    training = start_training(config, store, tables, threads=1)
     values = open_cache(store).values
-    for first in range(0, len(values), ROWS_AT_ONCE):
-        values[first : first + ROWS_AT_ONCE].float().sum()  # each page is touched
+    for first in range(0, len(values), ROWS_PER_READ):
+        values[first : first + ROWS_PER_READ].float().sum()  # maps each page
     training.run_epoch()
     yield {}
 
@@ -66,13 +68,13 @@ def _smaps(pid: int | None) -> str:
         raise RunError(f"memory_share needs Linux's /proc/PID/smaps: {error}") from error
 
 
-def store_pss(smaps: str, store: Path) -> int:
-    """Proportional set size, kB, of all mappings of files in `store`."""
+def mapped_pss(smaps: str, folder: Path) -> int:
+    """Return the proportional set size, in kB, of all mappings of files in `folder`."""
     total, inside = 0, False
     for line in smaps.splitlines():
         if line.startswith("Pss:"):
             total += int(line.split()[1]) if inside else 0
         elif re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             mapping = _MAPPING.fullmatch(line)
-            inside = mapping is not None and Path(mapping["path"]).is_relative_to(store)
+            inside = mapping is not None and Path(mapping["path"]).is_relative_to(folder)
     return total

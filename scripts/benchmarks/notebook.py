@@ -1,4 +1,4 @@
-"""Row A: the notebook's loop as its article describes it, written plainly; resp_tune is not used.
+"""Row A: the notebook's loop as its article describes it, without any resp_tune code.
 
 Every epoch decodes, resamples, transforms and augments every recording again.
 """
@@ -21,12 +21,12 @@ RATE, MILLISECONDS = 44_100, 20_000
 N_FFT, HOP, TOP_DB = 1024, 512, 80
 BATCH = 128
 
-Items = Sequence[tuple[str, int]]  # path of a recording, number of its class
+Items = Sequence[tuple[str, int]]  # path and class number of each recording
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the notebook's search varies; the defaults are its own."""
+    """The settings that the notebook's search varies, with its defaults."""
 
     n_mels: int = 64
     max_mask_pct: float = 0.1
@@ -36,7 +36,7 @@ class Settings:
 
 
 class Recordings(Dataset[tuple[torch.Tensor, int]]):
-    """Items `[2, n_mels, 1719]` in dB and their labels, made from the files at every access."""
+    """Items `[2, n_mels, 1719]` in dB and their labels, computed from the files at every access."""
 
     def __init__(self, items: Items, settings: Settings) -> None:
         self.items, self.settings = items, settings
@@ -51,21 +51,21 @@ class Recordings(Dataset[tuple[torch.Tensor, int]]):
         if rate != RATE:
             wave = transforms.Resample(rate, RATE)(wave)
         wave = torch.cat([wave[:1], wave[:1]])
-        wave = _shifted(_padded(wave), self.settings.time_shift)
-        return _masked(_spectrogram(wave, self.settings.n_mels), self.settings.max_mask_pct), label
+        wave = _shift(_pad(wave), self.settings.time_shift)
+        return _mask(_spectrogram(wave, self.settings.n_mels), self.settings.max_mask_pct), label
 
 
-def _padded(wave: torch.Tensor) -> torch.Tensor:
+def _pad(wave: torch.Tensor) -> torch.Tensor:
     length = RATE // 1000 * MILLISECONDS
-    room = length - wave.shape[1]
-    if room <= 0:
+    missing = length - wave.shape[1]
+    if missing <= 0:
         return wave[:, :length]
-    before = random.randint(0, room)  # noqa: S311  # an augmentation
-    return nn.functional.pad(wave, (before, room - before))
+    before = random.randint(0, missing)  # noqa: S311  # an augmentation
+    return nn.functional.pad(wave, (before, missing - before))
 
 
-def _shifted(wave: torch.Tensor, most: float) -> torch.Tensor:
-    return wave.roll(int(random.random() * most * wave.shape[1]))  # noqa: S311  # an augmentation
+def _shift(wave: torch.Tensor, max_share: float) -> torch.Tensor:
+    return wave.roll(int(random.random() * max_share * wave.shape[1]))  # noqa: S311  # an augmentation
 
 
 def _spectrogram(wave: torch.Tensor, n_mels: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def _spectrogram(wave: torch.Tensor, n_mels: int) -> torch.Tensor:
     return decibels
 
 
-def _masked(spectrogram: torch.Tensor, pct: float) -> torch.Tensor:
+def _mask(spectrogram: torch.Tensor, pct: float) -> torch.Tensor:
     _, n_mels, frames = spectrogram.shape
     fill = float(spectrogram.mean())
     spectrogram = transforms.FrequencyMasking(pct * n_mels)(spectrogram, fill)
@@ -84,7 +84,7 @@ def _masked(spectrogram: torch.Tensor, pct: float) -> torch.Tensor:
 
 
 class Network(nn.Module):
-    """Four strided convolutions, two global pools, three linear layers."""
+    """Four strided convolutions, two global pooling layers and three linear layers."""
 
     def __init__(self, classes: int, dropout: float) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Network(nn.Module):
             conv = nn.Conv2d(sizes[i], sizes[i + 1], k, stride=2, padding=k // 2)
             blocks += [conv, nn.ReLU(), nn.BatchNorm2d(sizes[i + 1])]
         self.blocks = nn.Sequential(*blocks)
-        self.largest, self.average = nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1)
+        self.max_pool, self.mean_pool = nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(1)
         layers: list[nn.Module] = []
         for n_in, n_out in ((128, 256), (256, 128), (128, classes)):
             layers += [nn.BatchNorm1d(n_in), nn.Dropout(dropout), nn.Linear(n_in, n_out)]
@@ -104,9 +104,9 @@ class Network(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits `[items, classes]`."""
+        """Return the logits `[items, classes]`."""
         x = self.blocks(x)
-        pooled = torch.cat([self.largest(x), self.average(x)], dim=1).flatten(1)
+        pooled = torch.cat([self.max_pool(x), self.mean_pool(x)], dim=1).flatten(1)
         logits: torch.Tensor = self.head(pooled)
         return logits
 
@@ -114,7 +114,7 @@ class Network(nn.Module):
 def train(
     train_items: Items, validation_items: Items, classes: int, epochs: int, settings: Settings
 ) -> Iterator[dict[str, float]]:
-    """Train and yield, after each epoch, its losses, validation accuracy and seconds."""
+    """Train; yield the losses, the validation accuracy and the seconds of each epoch."""
     loader = DataLoader(
         Recordings(train_items, settings),
         batch_size=BATCH,
@@ -154,11 +154,11 @@ def _sampler(train_items: Items, validation_items: Items) -> WeightedRandomSampl
 
 def _validate(network: nn.Module, loader: DataLoader[Any]) -> dict[str, float]:
     network.eval()
-    losses, right, seen = [], 0, 0
+    losses, correct, items = [], 0, 0
     with torch.no_grad():
         for x, y in loader:
             logits = network(x)
             losses.append(nn.functional.cross_entropy(logits, y).item())
-            right += int((logits.argmax(1) == y).sum())
-            seen += len(y)
-    return {"val_loss": sum(losses) / len(losses), "accuracy": right / seen}
+            correct += int((logits.argmax(1) == y).sum())
+            items += len(y)
+    return {"val_loss": sum(losses) / len(losses), "accuracy": correct / items}

@@ -1,6 +1,6 @@
-"""Row E: the notebook's loop in a function trainable, as the first page of Ray Tune's guide has it.
+"""Row E: the notebook's loop in a function trainable, as on the first page of Ray Tune's guide.
 
-python -m benchmarks.plain_tune ITEMS.json CONFIGS.json EPOCHS AT_ONCE STORAGE
+python -m benchmarks.plain_tune ITEMS.json CONFIGS.json EPOCHS CONCURRENCY STORAGE
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def trainable(config: dict[str, Any]) -> None:
         tune.report(figures)
 
 
-def main(items: str, configs: str, epochs: str, at_once: str, storage: str) -> None:
-    """Run every config; the exit code says whether all trials ended well."""
+def main(items: str, configs: str, epochs: str, concurrency: str, storage: str) -> None:
+    """Run every config; exit with 1 if a trial has failed."""
     ray.init(address="local", include_dashboard=False)
     tuner = tune.Tuner(
         trainable,
@@ -37,7 +37,7 @@ def main(items: str, configs: str, epochs: str, at_once: str, storage: str) -> N
             "settings": tune.grid_search(json.loads(Path(configs).read_text())),
         },
         tune_config=tune.TuneConfig(
-            metric="val_loss", mode="min", max_concurrent_trials=int(at_once)
+            metric="val_loss", mode="min", max_concurrent_trials=int(concurrency)
         ),
         run_config=tune.RunConfig(storage_path=storage, name="plain"),
     )

@@ -1,4 +1,4 @@
-"""Rows that take turns, each in a process of its own, so that the machine's drift hits them all."""
+"""Measure rows in turn, each in its own process, so that drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Figures = dict[str, float]
 JOIN_SECONDS = 20.0
 
 
-class Runner:
-    """A process that holds an iterator and takes its next value when it is asked to.
+class IteratorProcess:
+    """A process that creates an iterator and computes its next value on request.
 
-    Its own process, because threads, allocator settings and freed memory of one row would
-    otherwise show in the next. While it is not asked it sleeps.
+    A process of its own keeps the threads, allocator settings and freed memory of one row from
+    affecting the next. Between requests it sleeps.
     """
 
     def __init__(self, begin: Callable[..., Iterator[Figures]], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, begin, args))
+        self._pipe, child = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child, begin, args))
         self.process.start()
-        theirs.close()
+        child.close()
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> IteratorProcess:
         return self
 
     def __exit__(
@@ -39,22 +39,22 @@ class Runner:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._pipe.close()  # what it waits for
+        self._pipe.close()  # ends the process's wait
         self.process.join(JOIN_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
 
     def next(self) -> Figures:
-        """The next value; `RunError` when the process has failed."""
+        """Return the next value; raise `RunError` if the process has failed."""
         try:
             self._pipe.send(None)
-            said = self._pipe.recv()
+            answer = self._pipe.recv()
         except (EOFError, BrokenPipeError) as error:
             raise RunError("a measuring process ended: out of memory?") from error
-        if isinstance(said, str):
-            raise RunError(f"a measuring process failed: {said}")
-        figures: Figures = said
+        if isinstance(answer, str):
+            raise RunError(f"a measuring process failed: {answer}")
+        figures: Figures = answer
         return figures
 
 
@@ -74,16 +74,16 @@ def _serve(pipe: Connection, begin: Callable[..., Iterator[Figures]], args: Sequ
 def take_turns(
     rows: Mapping[str, Callable[[], Figures]], rounds: int, warm_up: int = 1
 ) -> dict[str, list[Figures]]:
-    """`rounds` values of each row, one of each in turn; `warm_up` rounds before are dropped."""
-    taken: dict[str, list[Figures]] = {name: [] for name in rows}
+    """Return `rounds` figures of each row, measured in turn after `warm_up` dropped rounds."""
+    figures: dict[str, list[Figures]] = {name: [] for name in rows}
     for n in range(warm_up + rounds):
-        for name, take in rows.items():
-            figures = take()
+        for name, measure in rows.items():
+            measured = measure()
             if n >= warm_up:
-                taken[name].append(figures)
-    return taken
+                figures[name].append(measured)
+    return figures
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median over rounds of `above` ÷ `below` of the same round."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Return the median over rounds of the ratio within the same round."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))

@@ -1,4 +1,4 @@
-"""How much is measured: the full benchmark, and the quick one."""
+"""How much the full and the quick benchmark measure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ SECONDS, RATE = 20, 44_100  # of every recording
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts. `growth`: the trials after which the time of a trial is taken, early and late."""
+    """Counts. `growth`: numbers of trials, early and late, at which a trial is timed."""
 
     quick: bool
-    recordings: int  # four fifths are trained on
-    rounds: int  # of A, B, C, D in turn
+    recordings: int  # four fifths are for training
+    rounds: int  # of A, B, C and D
     fills: int
     search_trials: int
     search_epochs: int
-    search_repeats: int  # of F, on both sides of E
+    search_repeats: int  # of F, before and after E
     instant_trials: int
-    reported_epochs: int  # of each of `reporting_trials`
+    reported_epochs: int  # per trial of `reporting_trials`
     reporting_trials: int
     growth: tuple[int, int]
     most_slots: int
@@ -27,7 +27,7 @@ class Sizes:
     epochs_a_slot_trial: int  # of 1 s
 
 
-# The notebook's own 736 + 184 recordings.
+# The notebook has 736 + 184 recordings.
 FULL = Sizes(
     quick=False,
     recordings=920,
@@ -44,7 +44,7 @@ FULL = Sizes(
     trials_a_slot=16,
     epochs_a_slot_trial=20,
 )
-# Two batches of 128 to train on, or one of the notebook's two loading processes would idle.
+# With fewer than two training batches of 128, one of the notebook's two loaders would be idle.
 QUICK = Sizes(
     quick=True,
     recordings=320,

@@ -1,1 +1,1 @@
-"""What a search costs besides training, part by part, and what that makes of many GPUs."""
+"""Measure what a search costs besides training, and simulate searches on many GPUs from it."""

@@ -1,4 +1,4 @@
-"""What is simulated: searches of usual lengths on 1 to 512 GPUs, and the runs that exist."""
+"""The simulated searches: usual trials on 1 to 512 GPUs, and the searches that were measured."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from resp_tune.execution.schedulers import grace_period
 from resp_tune.execution.trainable import CHECKPOINT_SECONDS, REPORT_SECONDS
-from scaling.drivers import Loop
-from scaling.events import Outcome, Workload, saturation, simulate
-from scaling.measured import Measured
+from scaling.driver_loop import LoopCosts
+from scaling.measurements import Measurements
+from scaling.simulation import Outcome, Workload, saturation, simulate
 from scaling.sizes import Sizes
 
 GPUS = (1, 8, 64, 512)
-RULES = (1.0, 5.0, 20.0)  # seconds between reports
+REPORT_INTERVALS = (1.0, 5.0, 20.0)  # seconds
 PRUNED, SPREAD = 0.5, 0.3
 
 
@@ -28,7 +28,7 @@ class Scenario:
         return f"{self.epochs} epochs of {self.epoch_seconds:g} s"
 
     def load(self, slots: int, sizes: Sizes, report_seconds: float = REPORT_SECONDS) -> Workload:
-        """As a search on `slots` GPUs, one trial a GPU."""
+        """Return the workload of a search on `slots` GPUs with one trial per GPU."""
         return Workload(
             slots=slots,
             trials=max(sizes.simulated_trials, sizes.simulated_a_slot * slots),
@@ -42,16 +42,17 @@ class Scenario:
         )
 
 
-# The first is what an H100 took for 920 recordings (results/BENCHMARKS.md).
+# The first is the time of an H100 for 920 recordings (results/BENCHMARKS.md).
 SCENARIOS = (Scenario(0.085, 20), Scenario(1.0, 20), Scenario(10.0, 50), Scenario(60.0, 100))
 
 
 @dataclass(frozen=True)
-class Scaled:
-    """A scenario on each number of GPUs. `saturation`: the GPUs at which a part has no time left.
+class ScenarioResult:
+    """A simulated scenario.
 
-    `computing_only`: the same of the driver's loop, where it has a core to itself. `rules`: share
-    of slots busy on the most GPUs, by seconds between two reports of a trial.
+    `outcomes`: by number of GPUs. `saturation`: the fewest GPUs that saturate each part;
+    `computing_only`: the same when the driver's loop has a core of its own. `rules`: share of busy
+    slots on the largest number of GPUs, by seconds between two reports of a trial.
     """
 
     scenario: str
@@ -62,35 +63,39 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A real run beside its simulation: share of slots busy, and reports a second."""
+class SimulationCheck:
+    """Share of busy slots and reports per second, each of a real search and of its simulation."""
 
     slots: int
     busy: tuple[float, float]
     reports: tuple[float, float]
 
 
-def scale(measured: Measured, scenario: Scenario, sizes: Sizes, seed: int) -> Scaled:
-    """Simulate `scenario`."""
+def simulate_scenario(
+    measured: Measurements, scenario: Scenario, sizes: Sizes, seed: int
+) -> ScenarioResult:
+    """Simulate `scenario` on each number of GPUs."""
 
-    def at(slots: int) -> Workload:
+    def load_at(slots: int) -> Workload:
         return scenario.load(slots, sizes)
 
     most = max(GPUS)
-    return Scaled(
+    return ScenarioResult(
         scenario=str(scenario),
-        outcomes={n: simulate(at(n), measured.costs(n), seed) for n in GPUS},
-        saturation=saturation(at, measured.costs),
-        computing_only=saturation(at, lambda n: measured.costs(n, computing_only=True)),
+        outcomes={n: simulate(load_at(n), measured.costs(n), seed) for n in GPUS},
+        saturation=saturation(load_at, measured.costs),
+        computing_only=saturation(load_at, lambda n: measured.costs(n, computing_only=True)),
         rules={
-            rule: simulate(scenario.load(most, sizes, rule), measured.costs(most), seed).busy
-            for rule in RULES
+            seconds: simulate(scenario.load(most, sizes, seconds), measured.costs(most), seed).busy
+            for seconds in REPORT_INTERVALS
         },
     )
 
 
-def check(measured: Measured, loop: Loop, sizes: Sizes, seed: int) -> Checked:
-    """The run of 1 s epochs with these slots, simulated from the runs of instant ones."""
+def check_simulation(
+    measured: Measurements, loop: LoopCosts, sizes: Sizes, seed: int
+) -> SimulationCheck:
+    """Simulate the search with epochs of 1 s from the costs of those with instant epochs."""
     load = Workload(
         slots=loop.slots,
         trials=sizes.paced_trials * loop.slots,
@@ -98,8 +103,10 @@ def check(measured: Measured, loop: Loop, sizes: Sizes, seed: int) -> Checked:
         epoch_seconds=1.0,
     )
     costs = replace(measured.costs(loop.slots), write=0.0, write_delay=0.0)
-    found = simulate(load, costs, seed)
-    seen = loop.paced
-    return Checked(
-        loop.slots, (seen.busy, found.busy), (seen.reports / seen.seconds, found.reports_per_second)
+    simulated = simulate(load, costs, seed)
+    real = loop.paced
+    return SimulationCheck(
+        loop.slots,
+        busy=(real.busy, simulated.busy),
+        reports=(real.reports / real.seconds, simulated.reports_per_second),
     )

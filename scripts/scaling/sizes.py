@@ -1,4 +1,4 @@
-"""How much is measured: in full, and in a quick run."""
+"""How much the full and the quick run measure."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts. Of trials `a + b` stands for a fixed number and so many more for each slot."""
+    """Counts. A pair `(a, b)` means `a` trials plus `b` more for each slot."""
 
     quick: bool
-    slots: tuple[int, ...]  # what there is no memory for is left out
+    slots: tuple[int, ...]  # reduced to what fits into memory
     short_trials: tuple[int, int]  # of one instant epoch
-    long_trials: tuple[int, int]  # of `long_epochs` instant ones
+    long_trials: tuple[int, int]  # of `long_epochs` instant epochs
     long_epochs: int
-    paced_trials: int  # a slot, of `paced_epochs` of 1 s
+    paced_trials: int  # per slot, of `paced_epochs` epochs of 1 s
     paced_epochs: int
-    study: tuple[int, ...]  # trials in the study when its costs are taken
-    study_trials: int  # started, reported and ended each time
+    study: tuple[int, ...]  # numbers of trials in the study at which its costs are measured
+    study_trials: int  # measured at each of them
     tracked_trials: int
     tracked_batches: int
-    writes: int  # of each size, at each number of writers
-    simulated_trials: int  # at least; and at least `simulated_a_slot` a slot
+    writes: int  # per checkpoint size and number of writers
+    simulated_trials: int  # at least; and at least `simulated_a_slot` per slot
     simulated_a_slot: int = 6
 
 

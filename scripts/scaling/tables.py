@@ -1,4 +1,4 @@
-"""The figures as tables, for the terminal and for Markdown."""
+"""Format the figures as tables for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from dataclasses import dataclass
 from benchmarks.tables import BEGIN, END
 from rich.table import Table as RichTable
 
-from scaling.events import DRIVER, MOST, STORAGE
-from scaling.measured import Measured
-from scaling.scenarios import RULES, Checked, Scaled
-from scaling.trackers import SERVER, SQLITE
+from scaling.measurements import Measurements
+from scaling.scenarios import REPORT_INTERVALS, ScenarioResult, SimulationCheck
+from scaling.simulation import DRIVER, MAX_SLOTS, STORAGE
+from scaling.tracker_costs import SERVER, SQLITE
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the heads of the columns, the cells."""
+    """A title, the column heads and the cells."""
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def rich(self) -> RichTable:
-        """For a terminal."""
+        """Return the table for a terminal."""
         table = RichTable(*self.heads, title=self.title, title_justify="left")
         for row in self.rows:
             table.add_row(*row)
         return table
 
     def markdown(self) -> str:
-        """For a page."""
+        """Return the table in Markdown."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows]
         body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         return f"**{self.title}**\n\n{body}"
 
 
-def measured_tables(measured: Measured) -> list[Table]:
-    """What was really run."""
-    return [_loops(measured), _study(measured), _trackers(measured), _stores(measured)]
+def measured_tables(measured: Measurements) -> list[Table]:
+    """Return the tables of the measured costs."""
+    return [_loops(measured), _study(measured), _trackers(measured), _writes(measured)]
 
 
-def _loops(measured: Measured) -> Table:
+def _loops(measured: Measurements) -> Table:
     rows = [
         [
             f"{loop.slots}",
@@ -55,13 +55,13 @@ def _loops(measured: Measured) -> Table:
         for loop in measured.loops
     ]
     heads = ["slots", "trials/s, 1 instant epoch each", "reports/s, long instant trials"]
-    heads += ["ms a report (computing)", "ms a trial (computing)"]
-    heads += ["slots busy, 1 s epochs", "MLflow ready after the last end, s"]
-    trip = f"a lone slot's report takes {_ms(measured.round_trip)} ms"
+    heads += ["ms per report (CPU time)", "ms per trial (CPU time)"]
+    heads += ["busy slots, 1 s epochs", "last MLflow write after the last trial, s"]
+    trip = f"a single slot's report takes {_ms(measured.round_trip)} ms"
     return Table(f"Driver loop: real Ray, study and MLflow on sqlite; {trip}", heads, rows)
 
 
-def _study(measured: Measured) -> Table:
+def _study(measured: Measurements) -> Table:
     rows = [
         [
             f"{cost.trials}",
@@ -72,22 +72,23 @@ def _study(measured: Measured) -> Table:
         ]
         for cost in measured.study
     ]
-    heads = ["trials in it", "ms a start (TPE)", "ms a report of 1 epoch"]
-    heads += ["ms each further epoch in it (computing)", "ms an end"]
-    return Table("Study: Optuna on sqlite, part of the loop's time above", heads, rows)
+    heads = ["trials in the study", "ms per trial start (TPE)", "ms per report of 1 epoch"]
+    heads += ["ms per further epoch in a report (CPU time)", "ms per trial end"]
+    return Table("Study: Optuna on sqlite, included in the driver loop above", heads, rows)
 
 
-def _trackers(measured: Measured) -> Table:
+def _trackers(measured: Measurements) -> Table:
     rows = [
         [name, _ms(cost.batch + cost.epoch), _ms(cost.epoch), _ms(cost.trial)]
         for name, cost in measured.trackers.items()
     ]
     left_out = f"; {measured.left_out}" if measured.left_out else ""
-    heads = ["store", "ms a batch of 1 epoch", "ms each further epoch in it", "ms a trial"]
+    heads = ["tracker", "ms per batch of 1 epoch", "ms per further epoch in a batch"]
+    heads += ["ms per trial"]
     return Table(f"MLflow: the writer's thread{left_out}", heads, rows)
 
 
-def _stores(measured: Measured) -> Table:
+def _writes(measured: Measurements) -> Table:
     rows = [
         [
             cost.name,
@@ -97,84 +98,88 @@ def _stores(measured: Measured) -> Table:
         ]
         for cost in measured.stores
     ]
-    heads = ["checkpoint", "MB", "ms alone"]
-    heads += [f"files/s (MB/s), {n} at once" for n in measured.stores[0].rates]
-    return Table("Storage: written, flushed to the disk, renamed", heads, rows)
+    heads = ["checkpoint", "MB", "ms per file, 1 writer"]
+    heads += [f"files/s (MB/s), writers: {writers}" for writers in measured.stores[0].rates]
+    return Table("Storage: files written, flushed to the disk and renamed", heads, rows)
 
 
-def simulated_tables(checks: Sequence[Checked], scaled: Sequence[Scaled]) -> list[Table]:
-    """What follows from it."""
+def simulated_tables(
+    checks: Sequence[SimulationCheck], results: Sequence[ScenarioResult]
+) -> list[Table]:
+    """Return the tables of the simulation."""
     return [
         _checks(checks),
-        *(_outcomes(one) for one in scaled),
-        _saturation(scaled),
-        _rules(scaled),
+        *(_outcomes(result) for result in results),
+        _saturation(results),
+        _report_intervals(results),
     ]
 
 
-def _checks(checks: Sequence[Checked]) -> Table:
+def _checks(checks: Sequence[SimulationCheck]) -> Table:
     rows = [
         [
-            f"{one.slots}",
-            *(f"{share:.3f}" for share in one.busy),
-            f"{one.busy[1] - one.busy[0]:+.3f}",
-            *(f"{rate:.1f}" for rate in one.reports),
-            f"{one.reports[1] / one.reports[0] - 1:+.1%}",
+            f"{check.slots}",
+            *(f"{share:.3f}" for share in check.busy),
+            f"{check.busy[1] - check.busy[0]:+.3f}",
+            *(f"{rate:.1f}" for rate in check.reports),
+            f"{check.reports[1] / check.reports[0] - 1:+.1%}",
         ]
-        for one in checks
+        for check in checks
     ]
-    heads = ["slots", "busy, real", "simulated", "error", "reports/s, real", "simulated", "error"]
-    return Table("The simulation beside the real runs of 1 s epochs", heads, rows)
+    heads = ["slots", "busy slots, real", "simulated", "error"]
+    heads += ["reports/s, real", "simulated", "error"]
+    return Table("The simulation compared with real searches, epochs of 1 s", heads, rows)
 
 
-def _outcomes(scaled: Scaled) -> Table:
-    parts = list(next(iter(scaled.outcomes.values())).loads)
+def _outcomes(result: ScenarioResult) -> Table:
+    parts = list(next(iter(result.outcomes.values())).loads)
     rows = [
         [
             f"{gpus}",
-            f"{one.busy:.0%}",
-            *(f"{one.loads[part]:.0%}" for part in parts),
-            f"{one.reports_per_second:.1f}",
-            f"{one.trials_per_second:.2f}",
-            ", ".join(f"{seconds:.0f}" for seconds in one.backlog.values()),
+            f"{outcome.busy:.0%}",
+            *(f"{outcome.loads[part]:.0%}" for part in parts),
+            f"{outcome.reports_per_second:.1f}",
+            f"{outcome.trials_per_second:.2f}",
+            ", ".join(f"{seconds:.0f}" for seconds in outcome.backlog.values()),
         ]
-        for gpus, one in scaled.outcomes.items()
+        for gpus, outcome in result.outcomes.items()
     ]
-    heads = ["GPUs", "slots busy", *(f"{part}" for part in parts)]
-    heads += ["reports/s", "trials/s", "MLflow behind at the end, s"]
-    return Table(f"Simulated: trials of {scaled.scenario}; load of each part", heads, rows)
+    heads = ["GPUs", "busy slots", *parts]
+    heads += ["reports/s", "trials/s", "MLflow backlog at the end, s"]
+    return Table(f"Simulated: trials of {result.scenario}; load of each part", heads, rows)
 
 
-def _saturation(scaled: Sequence[Scaled]) -> Table:
+def _saturation(results: Sequence[ScenarioResult]) -> Table:
     rows = []
-    for one in scaled:
-        found = one.saturation
-        parts = (DRIVER, SERVER if SERVER in found else SQLITE, STORAGE)
-        first = min(parts, key=lambda part: found[part])
+    for result in results:
+        fewest = result.saturation
+        parts = (DRIVER, SERVER if SERVER in fewest else SQLITE, STORAGE)
         rows.append(
             [
-                one.scenario,
-                f"{_gpus(found[DRIVER])} ({_gpus(one.computing_only[DRIVER])})",
-                *(_gpus(found[name]) if name in found else "–" for name in (SQLITE, SERVER)),
-                _gpus(found[STORAGE]),
-                first,
+                result.scenario,
+                f"{_gpus(fewest[DRIVER])} ({_gpus(result.computing_only[DRIVER])})",
+                *(_gpus(fewest[name]) if name in fewest else "–" for name in (SQLITE, SERVER)),
+                _gpus(fewest[STORAGE]),
+                min(parts, key=lambda part: fewest[part]),
             ]
         )
-    heads = ["trials of", f"{DRIVER} (a core to itself)", SQLITE, SERVER, STORAGE, "first"]
-    return Table("GPUs at which each part has no second to spare", heads, rows)
+    heads = ["trials", f"{DRIVER} (with a core of its own)", SQLITE, SERVER, STORAGE]
+    heads += ["saturated first"]
+    return Table("Number of GPUs that saturates each part", heads, rows)
 
 
-def _rules(scaled: Sequence[Scaled]) -> Table:
+def _report_intervals(results: Sequence[ScenarioResult]) -> Table:
     rows = [
-        [one.scenario, *(f"{one.rules[rule]:.0%}" for rule in RULES)] for one in scaled if one.rules
+        [result.scenario, *(f"{result.rules[seconds]:.0%}" for seconds in REPORT_INTERVALS)]
+        for result in results
     ]
-    most = max(max(one.outcomes) for one in scaled)
-    heads = ["trials of", *(f"a report every {rule:g} s" for rule in RULES)]
-    return Table(f"Slots busy on {most} GPUs, were reports rarer", heads, rows)
+    most = max(max(result.outcomes) for result in results)
+    heads = ["trials", *(f"a report every {seconds:g} s" for seconds in REPORT_INTERVALS)]
+    return Table(f"Busy slots on {most} GPUs, by report interval", heads, rows)
 
 
 def section(tables: Sequence[Table], facts: Mapping[str, str], *, quick: bool) -> str:
-    """The run's own section, between the markers of the benchmark's."""
+    """Return the section of the page, between the same markers as the benchmark's."""
     title = "## Scale, quick run" if quick else "## Scale"
     head = "\n".join(f"{name}: {text}  " for name, text in facts.items())
     return "\n\n".join([f"{BEGIN}\n{title}", head, *(t.markdown() for t in tables), END])
@@ -185,4 +190,4 @@ def _ms(seconds: float) -> str:
 
 
 def _gpus(count: int) -> str:
-    return "never" if count >= MOST else f"{count}"
+    return "never" if count >= MAX_SLOTS else f"{count}"

@@ -1,4 +1,4 @@
-"""Where a benchmark run works: a temporary folder, its recordings, what is known about them."""
+"""The temporary folder of a benchmark run, its recordings and their split."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from resp_tune.training.datamodule import DataModule, FoldTables
 
 log = logging.getLogger("resp_tune")
 
-TASK, PROTOCOL = "diagnosis", "recording"  # the notebook's 80/20 by recording
-PLENTY = 10**13  # bytes; nothing is evicted
+TASK, PROTOCOL = "diagnosis", "recording"  # the notebook's 80/20 split by recording
+CACHE_LIMIT_BYTES = 10**13  # nothing is evicted
 
 
 @dataclass(frozen=True)
-class Findings:
-    """Values by row, how each was measured, and the raw figures behind them."""
+class Measurement:
+    """Values by row, the method of each, and the raw figures for the JSON file."""
 
     values: dict[str, float]
-    how: dict[str, str]
+    method: dict[str, str]
     details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """The folder of one run. Recordings are made when a row first needs them."""
+class Workspace:
+    """The temporary folder of one run; recordings are made when a row first needs them."""
 
     folder: Path
     sizes: Sizes
 
     @cached_property
     def machine(self) -> Machine:
-        """Cores and memory that the rows may use."""
+        """The cores and the memory that the rows may use."""
         return this_machine()
 
     @cached_property
@@ -53,27 +53,25 @@ class Workplace:
         """The folder of the recordings."""
         started = time.perf_counter()
         make_recordings(self.folder / "data", self.sizes.recordings)
-        log.info(
-            f"made {self.sizes.recordings} recordings in {time.perf_counter() - started:.0f} s"
-        )
+        seconds = time.perf_counter() - started
+        log.info(f"made {self.sizes.recordings} recordings in {seconds:.0f} s")
         return self.folder / "data"
 
     @cached_property
     def datamodule(self) -> DataModule:
-        """The recordings with the sides that every row uses."""
+        """The recordings with the split that every row uses."""
         dataset = load_dataset(self.data)
         clips = make_clips(get_task(TASK), dataset)
-        return DataModule(
-            dataset, clips, make_split(dataset, clips, SplitSpec(PROTOCOL, split_seed=0, folds=1))
-        )
+        split = make_split(dataset, clips, SplitSpec(PROTOCOL, split_seed=0, folds=1))
+        return DataModule(dataset, clips, split)
 
     @property
     def tables(self) -> FoldTables:
-        """The two sides, over a store of all recordings."""
+        """The training and the validation split, over a cache of all recordings."""
         return self.datamodule.folds()[0]
 
     def items(self) -> tuple[Items, Items]:
-        """Training and validation as the notebook's loop takes them."""
+        """Return the training and the validation split as the notebook's loop takes them."""
         stems = self.datamodule.search_stems
         paths = {r.stem: str(r.path) for r in self.datamodule.dataset.recordings}
         train, validation = (
@@ -83,13 +81,13 @@ class Workplace:
         return train, validation
 
     def config(self, epochs: int) -> TrialConfig:
-        """The notebook's settings."""
+        """Return the notebook's settings with `epochs` epochs."""
         return preset("notebook").replace({"epochs": epochs})
 
-    def fill(self, root: Path, front_end: FrontEnd) -> tuple[Path, float]:
-        """A fresh store below `root` and the seconds it took, hashing the recordings included."""
+    def fill_cache(self, root: Path, front_end: FrontEnd) -> tuple[Path, float]:
+        """Fill an empty cache at `root`; return its folder and the seconds, with hashing."""
         started = time.perf_counter()
         cpus = self.machine.cpus
         sources = self.datamodule.audio_sources(self.datamodule.search_stems, cpus)
-        filled = fill(root, sources, [front_end], limit_bytes=PLENTY, workers=cpus)
+        filled = fill(root, sources, [front_end], limit_bytes=CACHE_LIMIT_BYTES, workers=cpus)
         return filled.folders[front_end], time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The real driver of a search with simulated trials: Ray, the study, MLflow, nothing learnt."""
+"""Run real searches with simulated trials: Ray, the study and MLflow, without any training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.simulated import TOGETHER, Instant
-from benchmarks.workplace import Workplace
+from benchmarks.simulated_trials import START_TOGETHER, Instant
+from benchmarks.workspace import Workspace
 from resp_tune.cluster.local_ray import local_ray
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.choices import State
@@ -30,65 +30,66 @@ Step = tuple[float, float]  # start and end, seconds of the monotonic clock
 
 
 @dataclass(frozen=True)
-class Driven:
-    """What a search took. Times are seconds of the monotonic clock.
+class SimulatedSearch:
+    """The times of a search, in seconds; points in time are of the monotonic clock.
 
-    `seconds`: from Ray being ready to MLflow having everything; `working`: from the first epoch's
-    start, so without that of the processes. `handed_out`, `ended`: of each trial, in that order.
-    `loop_cpu`: what the loop's own thread had computed at each end. `workers`: the steps of each
-    process, by start.
+    `seconds`: from Ray's start to MLflow's last write; `since_first_epoch`: from the start of the
+    first epoch, so without the start of the workers. `trial_starts`, `trial_ends`: ascending.
+    `loop_cpu`: CPU time of the driver's thread at each trial's end. `steps_by_worker`: the steps of
+    each worker process, ascending.
     """
 
     ray_seconds: float
     seconds: float
-    working: float
-    handed_out: list[float]
-    ended: list[float]
+    since_first_epoch: float
+    trial_starts: list[float]
+    trial_ends: list[float]
     loop_cpu: list[float]
-    workers: list[list[Step]]
+    steps_by_worker: list[list[Step]]
 
 
-class Clock:
-    """A listener that notes when trials begin and end."""
+class TrialClock:
+    """A listener that records when trials start and end."""
 
     def __init__(self) -> None:
-        self.handed_out: list[float] = []
-        self.ended_at: list[float] = []
-        self.cpu_at: list[float] = []
+        self.starts: list[float] = []
+        self.ends: list[float] = []
+        self.cpu: list[float] = []
         self.states: list[State | None] = []
 
     def started(self, trial: TrialRecord) -> None:
-        """A trial was handed out."""
-        self.handed_out.append(time.monotonic())
+        """Record a trial's start."""
+        self.starts.append(time.monotonic())
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
-        """Epochs are in the steps' own files."""
+        """Ignore epochs: the workers record them."""
 
     def ended(self, trial: TrialRecord) -> None:
-        """A trial has reached its final state."""
-        self.ended_at.append(time.monotonic())
-        self.cpu_at.append(time.thread_time())
+        """Record a trial's end and final state."""
+        self.ends.append(time.monotonic())
+        self.cpu.append(time.thread_time())
         self.states.append(trial.state)
 
 
-def drive(
-    place: Workplace,
+def run_simulated_search(
+    workspace: Workspace,
     trainable: type[Instant],
     *,
     trials: int,
     epochs: int,
     slots: TrialResources,
-    together: bool = False,
-) -> Driven:
-    """Run a search of `trials` simulated trials, with a study and an MLflow store of its own.
+    start_together: bool = False,
+) -> SimulatedSearch:
+    """Run a search of `trials` simulated trials with its own study and its own MLflow on sqlite.
 
-    `together`: no trial begins before every slot has its process.
+    `start_together`: no trial starts before every slot has its process. Raise `RunError` unless all
+    trials finish.
     """
-    folder = Path(tempfile.mkdtemp(prefix="driven-", dir=place.folder))
-    machine, clock = place.machine, Clock()
-    if together:
+    folder = Path(tempfile.mkdtemp(prefix="simulated-", dir=workspace.folder))
+    clock = TrialClock()
+    if start_together:
         (folder / "trials").mkdir()
-        (folder / "trials" / TOGETHER).write_text(str(slots.concurrency))
+        (folder / "trials" / START_TOGETHER).write_text(str(slots.concurrency))
     space = load_space("search_spaces/notebook.yaml")
     study = open_study(folder / "study.db", folder.name, METRIC, make_sampler("tpe", 0))
     runs = SearchRuns(
@@ -100,31 +101,33 @@ def drive(
     source = SamplerSource(study, space, TrialSettings(METRIC, epochs, seed=0), budget=trials)
     queue = TrialQueue(source, [TrackingListener(runs, METRIC, {}), clock])
     before = time.monotonic()
-    with local_ray(machine, round(slots.concurrency * slots.gpus)):
+    with local_ray(workspace.machine, round(slots.concurrency * slots.gpus)):
         ready = time.monotonic()
         context = _context(folder / "trials", slots.threads)
         run_trials(queue, context, slots, trainable=trainable)
         runs.close("FINISHED", seconds=600)
         done = time.monotonic()
     if clock.states != ["finished"] * trials:
-        raise RunError(f"of {trials} simulated trials {clock.states.count('finished')} finished")
-    workers = _steps(folder / "trials")
-    return Driven(
+        raise RunError(
+            f"only {clock.states.count('finished')} of {trials} simulated trials finished"
+        )
+    steps_by_worker = _read_steps(folder / "trials")
+    return SimulatedSearch(
         ray_seconds=ready - before,
         seconds=done - ready,
-        working=done - min(steps[0][0] for steps in workers),
-        handed_out=clock.handed_out,
-        ended=clock.ended_at,
-        loop_cpu=clock.cpu_at,
-        workers=workers,
+        since_first_epoch=done - min(steps[0][0] for steps in steps_by_worker),
+        trial_starts=clock.starts,
+        trial_ends=clock.ends,
+        loop_cpu=clock.cpu,
+        steps_by_worker=steps_by_worker,
     )
 
 
 def _context(trials_folder: Path, threads: int) -> TrialContext:
-    """Only a folder: simulated trials read nothing else."""
+    """Return a context with little but the folder: simulated trials read nothing else."""
     return TrialContext(
         folds=(),
-        caches=None,  # type: ignore[arg-type]  # would bring torch into the workers
+        caches=None,  # type: ignore[arg-type]  # would import torch in the workers
         artifacts=TrialArtifacts(trials_folder),
         metric=METRIC,
         rungs=(),
@@ -133,12 +136,11 @@ def _context(trials_folder: Path, threads: int) -> TrialContext:
     )
 
 
-def _steps(folder: Path) -> list[list[Step]]:
-    """What the steps of each process wrote down."""
+def _read_steps(folder: Path) -> list[list[Step]]:
     texts = [path.read_text() for path in sorted(folder.glob("steps-*"))]
-    return [[_step(line) for line in text.splitlines()] for text in texts if text]
+    return [[_parse_step(line) for line in text.splitlines()] for text in texts if text]
 
 
-def _step(line: str) -> Step:
+def _parse_step(line: str) -> Step:
     start, end = line.split()
     return float(start), float(end)

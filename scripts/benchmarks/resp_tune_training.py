@@ -1,4 +1,4 @@
-"""Rows B and C: resp_tune's own training. Row D: the same network on tensors already in memory."""
+"""Rows B and C: resp_tune's training. Row D: the same network on batches already in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.limit import Limit
+from benchmarks.in_memory import InMemoryTraining
 from resp_tune.config import TrialConfig
 from resp_tune.features.cache import open_cache
 from resp_tune.training.compute_device import detect_compute_device, resolve_precision
@@ -17,16 +17,16 @@ from resp_tune.training.datamodule import FoldTables
 from resp_tune.training.loop import Training
 from resp_tune.training.memory import keep_freed_memory
 
-MATRIX = 2048  # rows and columns of the product that shows the cores' peak
+MATRIX_SIZE = 2048  # rows and columns of the matrices whose product measures the peak
 
 
 def fast(config: TrialConfig) -> TrialConfig:
-    """`config` with what resp_tune chooses by itself for speed on this machine's CPU."""
+    """Return `config` with the precision that resp_tune chooses on this machine's CPU."""
     return resolve_precision(config.replace({"precision": "auto"}), detect_compute_device("cpu"))
 
 
-def start(config: TrialConfig, store: Path, tables: FoldTables, threads: int) -> Training:
-    """A training as a trial's worker starts it."""
+def start_training(config: TrialConfig, store: Path, tables: FoldTables, threads: int) -> Training:
+    """Start a training as a trial's worker does."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     frames = open_cache(store)
@@ -36,8 +36,8 @@ def start(config: TrialConfig, store: Path, tables: FoldTables, threads: int) ->
 def train(
     config: TrialConfig, store: Path, tables: FoldTables, threads: int, *, compile: bool = False
 ) -> Iterator[dict[str, float]]:
-    """Seconds of each epoch, validation included; with `compile` its network is compiled."""
-    training = start(config, store, tables, threads)
+    """Yield the seconds of each epoch, with validation; `compile` compiles the network."""
+    training = start_training(config, store, tables, threads)
     if compile:
         training.folds[0].network.compile()
     while True:
@@ -49,18 +49,18 @@ def train(
 def train_in_memory(
     config: TrialConfig, store: Path, tables: FoldTables, threads: int
 ) -> Iterator[dict[str, float]]:
-    """The limit: seconds of each epoch on batches that were made before, and its arithmetic.
+    """Yield the seconds of each epoch on batches made in advance, its FLOP and the CPU's peak.
 
-    `flops` of such an epoch, counted on the network as it runs; `peak_float32` and, where the
-    network runs in it, `peak_bfloat16`: FLOP/s of a large matrix product, right after the epoch.
+    `flops`: floating-point operations of an epoch, counted on the running network. `peak_float32`
+    and, if the network runs in bfloat16, `peak_bfloat16`: FLOP/s of a large matrix product, right
+    after the epoch.
     """
-    training = start(config, store, tables, threads)
-    limit = Limit(training)
+    training = InMemoryTraining(start_training(config, store, tables, threads))
     with FlopCounterMode(display=False) as counter:
-        limit.epoch()
+        training.epoch()
     while True:
         started = time.perf_counter()
-        limit.epoch()
+        training.epoch()
         seconds = time.perf_counter() - started
         peaks = {"peak_float32": peak(torch.float32)}
         if config.precision == "bfloat16":
@@ -68,8 +68,8 @@ def train_in_memory(
         yield {"seconds": seconds, "flops": float(counter.get_total_flops()), **peaks}
 
 
-def peak(dtype: torch.dtype, size: int = MATRIX, repeats: int = 5) -> float:
-    """FLOP/s of a product of two square matrices, the best of `repeats`."""
+def peak(dtype: torch.dtype, size: int = MATRIX_SIZE, repeats: int = 5) -> float:
+    """Return the best FLOP/s of `repeats` products of two square matrices."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(repeats):
@@ -80,9 +80,9 @@ def peak(dtype: torch.dtype, size: int = MATRIX, repeats: int = 5) -> float:
 
 
 def profile(config: TrialConfig, store: Path, tables: FoldTables, threads: int) -> str:
-    """The operations that an epoch of training and validation spends most time in, as a table."""
-    training = start(config, store, tables, threads)
+    """Return a table of the operations that take most of an epoch's time, with validation."""
+    training = start_training(config, store, tables, threads)
     training.run_epoch()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         training.run_epoch()
-    return str(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+    return str(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))

@@ -1,4 +1,4 @@
-"""The storage: checkpoints written and flushed to the disk, by one and by many at once."""
+"""Measure the storage: checkpoints written and flushed to the disk by one and by many writers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from scaling.sizes import Sizes
 CLASSES = 6
 WRITERS = (1, 4, 16)
 LARGE_WIDTH = 64  # channels of the first block: 16 times the baseline's weights
-MOST_BYTES = 1e9  # written at each number of writers
+MAX_BYTES = 1e9  # written by each number of writers
 
 
 @dataclass(frozen=True)
-class StoreCost:
-    """Files of `size` bytes: seconds that a lone one takes, and files a second, by writers."""
+class WriteCosts:
+    """Costs of files of `size` bytes: seconds of a single writer per file; files per second by
+    number of writers.
+    """
 
     name: str
     size: int
@@ -34,26 +36,24 @@ class StoreCost:
 
     @property
     def best(self) -> float:
-        """The most files a second."""
+        """The highest rate, files per second."""
         return max(self.rates.values())
 
 
-def measure(folder: Path, sizes: Sizes) -> list[StoreCost]:
-    """The baseline's checkpoint, and one of a network sixteen times as large."""
+def measure(folder: Path, sizes: Sizes) -> list[WriteCosts]:
+    """Measure the baseline's checkpoint and that of a network with 16 times its weights."""
     baseline = preset("baseline")
-    with tempfile.TemporaryDirectory(prefix="stored-", dir=folder) as place:
+    configs = {"baseline": baseline, "large": baseline.replace({"width": LARGE_WIDTH})}
+    with tempfile.TemporaryDirectory(prefix="checkpoints-", dir=folder) as temporary:
         return [
-            _cost(name, checkpoint_bytes(config), Path(place), sizes.writes)
-            for name, config in (
-                ("baseline", baseline),
-                ("large", baseline.replace({"width": LARGE_WIDTH})),
-            )
+            _measure_writes(name, checkpoint_bytes(config), Path(temporary), sizes.writes)
+            for name, config in configs.items()
         ]
 
 
-def _cost(name: str, size: int, folder: Path, writes: int) -> StoreCost:
+def _measure_writes(name: str, size: int, folder: Path, writes: int) -> WriteCosts:
     data = os.urandom(size)
-    writes = max(max(WRITERS), min(writes, int(MOST_BYTES / size)))
+    writes = max(max(WRITERS), min(writes, int(MAX_BYTES / size)))
 
     def write(number: int) -> None:
         write_atomically(folder / f"{name}-{number}", data)
@@ -65,11 +65,11 @@ def _cost(name: str, size: int, folder: Path, writes: int) -> StoreCost:
         with ThreadPoolExecutor(writers) as pool:
             list(pool.map(write, range(writes)))
         rates[writers] = writes / (time.perf_counter() - started)
-    return StoreCost(name, size, 1 / rates[1], rates)
+    return WriteCosts(name, size, 1 / rates[1], rates)
 
 
 def checkpoint_bytes(config: TrialConfig) -> int:
-    """Of a trial's checkpoint: the network with AdamW's two moments, as the training writes it."""
+    """Return the size of a trial's checkpoint: the network and AdamW's two moments."""
     network = build_network(config, CLASSES)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
     for parameter in network.parameters():

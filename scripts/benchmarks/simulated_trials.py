@@ -1,4 +1,4 @@
-"""Trials without training: what is left is the cost of Ray, Optuna and MLflow. Imports no torch."""
+"""Trials without training, which only cost Ray, Optuna and MLflow time; imports no torch."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 
 from ray import tune
 
-TOGETHER = "together"  # in the trials' folder: how many processes begin at the same time
-PATIENCE = 900.0  # seconds
+START_TOGETHER = "together"  # file in the trials' folder: the number of processes to wait for
+TIMEOUT_SECONDS = 900.0
 
 METRICS = ("macro_f1", "balanced_accuracy", "mcc", "auroc", "log_loss", "accuracy")
 
 
 class Instant(tune.Trainable):
-    """Reports one epoch a result, at once. Takes the place of `TrialTrainable`.
+    """Report one epoch per result, at once; replaces `TrialTrainable`.
 
-    Every step adds a line `start end` (seconds of the monotonic clock) to `steps-<pid>` in the
-    trials' folder. With a file `TOGETHER` there, no process steps before so many have come.
+    Every step appends a line `start end` (seconds of the monotonic clock) to `steps-<pid>` in the
+    trials' folder. If the file `START_TOGETHER` is there, no step runs before as many processes as
+    it says have started.
     """
 
     epoch_seconds = 0.0
 
     def setup(self, config: dict[str, Any], context: Any) -> None:  # type: ignore[override]  # with_parameters gives `context`
-        """Called once an actor."""
+        """Open the step file, once per actor."""
         self.folder = Path(context.artifacts.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.steps = (self.folder / f"steps-{os.getpid()}").open("a", buffering=1)
@@ -33,7 +34,7 @@ class Instant(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial in the same process."""
+        """Start the next trial in the same process."""
         self._begin(new_config)
         return True
 
@@ -42,14 +43,14 @@ class Instant(tune.Trainable):
         self.epochs = config["config"].epochs
 
     def step(self) -> dict[str, Any]:
-        """One epoch with made-up figures."""
+        """Return the result of one epoch with made-up figures."""
         if self.first:  # by now Ray Tune counts this trial as running
             wait_for_all(self.folder)
             self.first = False
         started = time.monotonic()
         time.sleep(self.epoch_seconds)
         self.epoch += 1
-        # Any score between 0 and 1 will do, as long as trials differ.
+        # Any score between 0 and 1 that differs between trials.
         score = (self.number * 0.618 + self.epoch * 0.01) % 1.0
         self.steps.write(f"{started} {time.monotonic()}\n")
         row = {
@@ -75,18 +76,21 @@ class Instant(tune.Trainable):
 
 
 def wait_for_all(folder: Path) -> None:
-    """Return once as many processes have come as the file `TOGETHER` in `folder` says, if any.
+    """Wait for as many processes as the file `START_TOGETHER` in `folder` says, if there is one.
 
-    Ray Tune gives a trial whose process still starts to one that is free, and ends the one that
-    starts. Where trials are shorter than such a start, slots would stay empty for good.
+    Ray Tune gives a trial whose process is still starting to an idle process and ends the new one.
+    If trials are shorter than the start of a process, slots would never be filled. Raise
+    `RuntimeError` after `TIMEOUT_SECONDS`.
     """
-    wanted, patience = folder / TOGETHER, time.monotonic() + PATIENCE
+    wanted, deadline = folder / START_TOGETHER, time.monotonic() + TIMEOUT_SECONDS
     if not wanted.exists():
         return
     count = int(wanted.read_text())
     while len(list(folder.glob("steps-*"))) < count:
-        if time.monotonic() > patience:
-            raise RuntimeError(f"after {PATIENCE:.0f} s fewer than {count} processes have come")
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"fewer than {count} processes started within {TIMEOUT_SECONDS:.0f} s"
+            )
         time.sleep(0.2)
 
 
