@@ -16,9 +16,10 @@ share it. There each pass of a planted point is a line `SECONDS POINT SUBJECT NU
 an epoch that is repeated does not count again, and the action `gate` waits until `gate.json` lets
 it pass; a process that has to wait makes the file `waiting-POINT`.
 
-Without the variable, `fault_point` compares one module variable with None and returns. With it, only this process and those that inherit it are harmed: the
-actions are a fixed list, none runs code that the variable names, and none opens a file outside that
-folder. Whoever can set a process's environment can end that process anyway.
+Without the variable, `fault_point` compares one module variable with None and returns. With it,
+only this process and those that inherit it are harmed: the actions are a fixed list, none runs
+code that the variable names, and none opens a file outside that folder. Whoever can set a
+process's environment can end that process anyway.
 """
 
 from __future__ import annotations
