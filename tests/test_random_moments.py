@@ -136,7 +136,7 @@ def is_hit(running: Hit, left: list[str], chance: np.random.Generator) -> bool:
     return True
 
 
-@pytest.mark.thorough  # an interrupted search once ended with code 1 instead of 130
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_at_random_moments_in_one_process(tmp_path: Path) -> None:
     seed = secrets.randbelow(10**6)

@@ -51,6 +51,9 @@ class WarmProcess:
         """Start `resp_tune.MODULE ARGS`; `prepare`, a module's function, is called before it."""
         self.args = ["python", "-m", f"resp_tune.{module}", *args]
         everything = {**os.environ, **(env or {})}
+        for path in (out, err):
+            # Here, not in the fork: what a command before wrote must not be taken for this one's.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
         told = (module, list(args), everything, str(cwd or Path.cwd()), (out, err), prepare)
         self._process = _context.Process(target=_run, args=told, daemon=True)
         _start(self._process)
@@ -120,7 +123,7 @@ def _run(
     """Become the command, in the fork."""
     os.setsid()
     for number, path in enumerate((os.devnull, *files)):
-        opened = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT)
+        opened = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY)
         os.dup2(opened, number)
         os.close(opened)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
