@@ -26,6 +26,7 @@ Balance = Literal[
     "logit_adjustment",
 ]
 Compression = Literal["db", "pcen"]
+Resampling = Literal["kaiser", "hann"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -46,6 +47,7 @@ class FrontEnd:
     Frames are `10·log10(max(mel power, 1e-10))` of a centred Hann STFT of `n_fft` samples, every
     `hop_length`, through `n_mels` HTK triangles from `f_min` to `f_max` Hz, without filter norm.
     With `compression: pcen` the power is divided by its own recent past instead of logged.
+    `resampling`: the low-pass filter for recordings of another rate, see `data/waveforms.py`.
     """
 
     sample_rate: int
@@ -55,6 +57,7 @@ class FrontEnd:
     f_min: float
     f_max: float
     compression: Compression = "db"
+    resampling: Resampling = "kaiser"
 
     def frames(self, samples: int) -> int:
         """Return the number of frames of a waveform of `samples` samples at `sample_rate`."""
@@ -75,6 +78,11 @@ class TrialConfig:
     n_mels: int = bounded(48, 1, 512, "mel bands")
     f_min: float = bounded(50.0, 0.0, 96_000.0, "Hz, lower edge of the lowest band")
     f_max: float | None = bounded(None, 1.0, 96_000.0, "Hz, upper edge; null: half the rate")
+    resampling: Resampling = setting(
+        "kaiser",
+        "low-pass filter for recordings of another rate: kaiser: flat up to 0.95 of half the "
+        "sample_rate; hann: torchaudio's default, 4 dB down there, with aliases",
+    )
     top_db: float = bounded(80.0, 1.0, 200.0, "dB below a clip's loudest bin that are kept")
     channels: int = bounded(1, 1, 2, "2: the notebook's two identical channels")
     pad: Literal["silence", "repeat"] = setting("repeat", "what fills a clip that is too short")
@@ -135,13 +143,18 @@ class TrialConfig:
         f_max = self.sample_rate / 2 if self.f_max is None else self.f_max
         compression: Compression = "pcen" if self.normalise == "pcen" else "db"
         stft = (self.sample_rate, self.n_fft, self.hop_length)
-        return FrontEnd(*stft, self.n_mels, self.f_min, f_max, compression)
+        return FrontEnd(*stft, self.n_mels, self.f_min, f_max, compression, self.resampling)
 
     @property
     def clip_frames(self) -> int:
         """Return the frames of a clip of the notebook's `rate // 1000 · milliseconds` samples."""
         samples = int(self.sample_rate // 1000 * (self.clip_seconds * 1000))
         return self.front_end.frames(samples)
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> TrialConfig:
+        """Return the config that an earlier release, or this one, saved as `values`."""
+        return cls().replace({**BEFORE_ADDED, **values})
 
     def replace(self, values: Mapping[str, Any]) -> TrialConfig:
         """Return a copy with `values`; raise `UserError` for an unknown field or a bad value."""
@@ -156,6 +169,8 @@ class TrialConfig:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(TrialConfig)}
+# What trials did before a field was added, where this is not the field's default.
+BEFORE_ADDED: Mapping[str, Any] = {"resampling": "hann"}
 _hints = functools.cache(get_type_hints)
 
 
@@ -203,6 +218,7 @@ PRESETS: dict[str, TrialConfig] = {
         hop_length=512,
         n_mels=64,
         f_min=0.0,
+        resampling="hann",
         channels=2,
         pad="silence",
         crop="start",

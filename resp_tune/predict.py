@@ -83,7 +83,7 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
     from resp_tune.data.waveforms import load_waveform
 
     path = user_path(file)
-    waveform = load_waveform(path, bundle.config.sample_rate)
+    waveform = load_waveform(path, bundle.config.sample_rate, bundle.config.resampling)
     cycles = []
     if bundle.details.get("task") == "cycles":
         cycles = _read_cycles(path, waveform.numel() / bundle.config.sample_rate)

@@ -140,7 +140,7 @@ def read_arguments(args: Namespace) -> TrainRequest:
 
         uri = resolve_uri(args.tracking_uri, Path("results").absolute())
         trial = load_trial_run(uri, args.run)
-        config, split_spec = TrialConfig().replace(trial.config), trial.split_spec
+        config, split_spec = TrialConfig.from_saved(trial.config), trial.split_spec
         task = task_from_classes(trial.task, trial.task_classes)
         threads = threads or trial.threads
         repeated = {"split_sha256": trial.split_sha256, "on_cpu": trial.on_cpu}

@@ -11,11 +11,14 @@ import pytest
 import soundfile
 import torch
 import torchaudio
+from support.front_ends import FILTERS
 from support.small_sets import originals, write_audio
 
+from resp_tune.config import Resampling, preset
 from resp_tune.data.audio_files import AudioError, read_audio, read_header
-from resp_tune.data.waveforms import load_waveform
+from resp_tune.data.waveforms import FLAT_TO, load_waveform, resampler
 from resp_tune.errors import UserError
+from resp_tune.features.logmel import log_mels
 
 TOLERANCE = {
     "PCM_16": 2**-15,
@@ -66,14 +69,44 @@ def test_first_channel_of_stereo(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "target"), [(44_100, 4000), (10_000, 4000), (4000, 44_100), (22_050, 16_000)]
 )
-def test_resampling_is_torchaudios(tmp_path: Path, source: int, target: int) -> None:
+@pytest.mark.parametrize("resampling", ["kaiser", "hann"])
+def test_resampling_equals_torchaudio(
+    tmp_path: Path, source: int, target: int, resampling: Resampling
+) -> None:
     path = tmp_path / "a.wav"
     write_audio(path, rate=source, seconds=0.7)
     samples = torch.from_numpy(read_audio(path)[0][0])
-    ours = load_waveform(path, target)
-    assert torch.equal(ours, torchaudio.transforms.Resample(source, target)(samples))
-    functional = torchaudio.functional.resample(samples, source, target)
+    ours, options = load_waveform(path, target, resampling), FILTERS[resampling]
+    assert torch.equal(ours, torchaudio.transforms.Resample(source, target, **options)(samples))
+    functional = torchaudio.functional.resample(samples, source, target, **options)
     torch.testing.assert_close(ours, functional, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("source", [44_100, 48_000, 10_000, 8000, 11_025, 44_101])
+def test_resampling_is_flat_up_to_the_end_of_the_mel_bank(source: int) -> None:
+    """Recordings at the target rate are not filtered: the others must look the same to the bank."""
+    levels = {}
+    for frequency in (100, 1000, 1700, 1800, 1900, 2100, 2200, 2400, 3000):
+        times = np.arange(2 * source) / source
+        tone = torch.from_numpy(np.sin(2 * np.pi * frequency * times)).float()
+        inner = resampler(source, 4000, "kaiser")(tone)[1000:-1000]
+        levels[frequency] = 10 * np.log10(2 * inner.square().mean().item() + 1e-20)
+    assert FLAT_TO * 4000 / 2 == 1900
+    assert all(abs(levels[f]) <= 0.02 for f in levels if f <= 1900), levels
+    assert all(levels[f] <= -100 for f in levels if f > 2000), levels
+
+
+def test_white_noise_has_the_same_last_bands_at_every_rate() -> None:
+    """The difference of the last two mel bands does not tell which recordings were resampled."""
+    front_end = preset("baseline").replace({"f_max": 1900.0}).front_end
+    generator = np.random.default_rng(0)
+    drop = {}
+    for rate in (4000, 8000, 10_000, 44_100):
+        noise = torch.from_numpy(generator.normal(0, 0.1, 60 * rate)).float()
+        waveform = noise if rate == 4000 else resampler(rate, 4000, "kaiser")(noise)
+        mels = log_mels(waveform, [front_end])[0].mean(0)
+        drop[rate] = float(mels[-1] - mels[-2])
+    assert max(drop.values()) - min(drop.values()) < 0.3, drop
 
 
 def test_rates_without_a_common_divisor(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_both_loops_use_the_same_item(tmp_path: Path) -> None:
     expected, label = notebook.Recordings([(str(path), 3)], plain)[0]
     assert (label, expected.shape) == (3, (2, 64, 1719))
     assert torch.equal(expected[0], expected[1])
-    mels = log_mels(load_waveform(path, RATE), [NOTEBOOK.front_end])
+    mels = log_mels(load_waveform(path, RATE, NOTEBOOK.resampling), [NOTEBOOK.front_end])
     frames = join_frames(mels, ["r"])
     clips = ClipIndex(frames, frames.first, frames.count)
     item = make_batch(clips, eval_params(frames.count, NOTEBOOK), NOTEBOOK)[0, 0].T

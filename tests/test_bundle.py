@@ -87,8 +87,15 @@ def test_the_files_are_plain(training: Training, tmp_path: Path) -> None:
         "f_min": 50.0,
         "f_max": 2000.0,
         "compression": "db",
+        "resampling": "kaiser",
     }
-    assert TrialConfig().replace(content["trial_config"]) == training.config
+    assert TrialConfig.from_saved(content["trial_config"]) == training.config
+
+
+def test_a_config_saved_before_a_field_was_added(training: Training) -> None:
+    """Winners of 0.1.0 were trained on recordings that torchaudio's default filter resampled."""
+    saved = {k: v for k, v in training.config.as_dict().items() if k != "resampling"}
+    assert TrialConfig.from_saved(saved) == training.config.replace({"resampling": "hann"})
 
 
 def test_saving_again_replaces(training: Training, tmp_path: Path) -> None:

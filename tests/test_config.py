@@ -18,7 +18,7 @@ from resp_tune.errors import UserError
 
 def test_the_notebook_is_the_articles() -> None:
     notebook = preset("notebook")
-    assert notebook.front_end == FrontEnd(44_100, 1024, 512, 64, 0.0, 22_050.0)
+    assert notebook.front_end == FrontEnd(44_100, 1024, 512, 64, 0.0, 22_050.0, "db", "hann")
     assert notebook.clip_frames == 1719
     written = {
         "clip_seconds": 20.0,

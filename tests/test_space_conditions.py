@@ -11,10 +11,10 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.spaces import all_configs, new_study, space_of
+from support.spaces import all_configs, conditional_space, new_study, space_of
 
 from resp_tune.errors import UserError
-from resp_tune.space.search_space import SearchSpace, load_space
+from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.samplers import SAMPLERS, make_sampler
 
 RATES = {
@@ -357,9 +357,9 @@ def objective(trial: optuna.Trial, space: SearchSpace) -> float:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_follows_conditions_in_silence(
-    name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = load_space("wide.yaml")
+    space = conditional_space(tmp_path)
     monkeypatch.setattr(logging.getLogger("optuna"), "handlers", [caplog.handler])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -38,7 +38,7 @@ _processes.set_forkserver_preload(["resp_tune.features.cache"])
 def fill_and_tell(root: Path, front_ends: Sequence[FrontEnd], tell: Connection) -> None:
     """Fill slowly; sends the number of recordings done after each, at last what was computed."""
 
-    def slowly(seed: int, rate: int) -> torch.Tensor:
+    def slowly(seed: int, rate: int, resampling: str) -> torch.Tensor:
         time.sleep(0.01)
         return noise(seed, rate)
 

@@ -16,7 +16,7 @@ import torch
 from resp_tune.cluster.connect import Node
 from resp_tune.cluster.node_calls import call_on_nodes
 from resp_tune.common.paths import cache_folder, write_atomically
-from resp_tune.config import FrontEnd
+from resp_tune.config import FrontEnd, Resampling
 from resp_tune.errors import RunError
 from resp_tune.training.compute_device import (
     ComputeDevice,
@@ -48,7 +48,7 @@ class RecordingServer:
     def serve(self, caches: FeatureCaches) -> FeatureCaches:
         """Return `caches` that fetch a recording from the driver where its path is not readable."""
 
-        def load(digest: str) -> Callable[[int], torch.Tensor]:
+        def load(digest: str) -> Callable[[int, Resampling], torch.Tensor]:
             return partial(_load_or_fetch, self._recordings[digest], digest, self._actor)
 
         sources = [dataclasses.replace(s, load=load(s.digest)) for s in caches.sources]
@@ -75,7 +75,9 @@ class _RecordingActor:
         return self.sent
 
 
-def _load_or_fetch(path: Path, digest: str, actor: Any, sample_rate: int) -> torch.Tensor:
+def _load_or_fetch(
+    path: Path, digest: str, actor: Any, sample_rate: int, resampling: Resampling
+) -> torch.Tensor:
     """Load a recording from its path, or from this node's cache, fetched from the driver first.
 
     Raises the `RunError` of its path if the driver cannot read it either, or reads other bytes.
@@ -86,7 +88,7 @@ def _load_or_fetch(path: Path, digest: str, actor: Any, sample_rate: int) -> tor
     copy = cache_folder() / "recordings" / f"{digest}{path.suffix}"
     if not copy.exists():
         try:
-            return load_unchanged(path, digest, sample_rate)
+            return load_unchanged(path, digest, sample_rate, resampling)
         except RunError as unreadable:
             try:
                 content = ray.get(actor.read.remote(digest))
@@ -96,7 +98,7 @@ def _load_or_fetch(path: Path, digest: str, actor: Any, sample_rate: int) -> tor
                 raise
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(copy, content)
-    return load_unchanged(copy, digest, sample_rate)
+    return load_unchanged(copy, digest, sample_rate, resampling)
 
 
 def common_device(nodes: Sequence[Node], device_type: str, gpus: float) -> ComputeDevice:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import full_disk_in_one_line
-from resp_tune.config import FrontEnd
+from resp_tune.config import FrontEnd, Resampling
 from resp_tune.errors import RunError
 from resp_tune.features.logmel import Frames, log_mels, silence
 
@@ -39,11 +39,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class AudioSource:
-    """A recording to cache. `digest`: hash of its file; `load(rate)` gives float32 `[samples]`."""
+    """A recording to cache. `digest`: hash of its file.
+
+    `load(rate, resampling)` gives float32 `[samples]` at `rate` Hz.
+    """
 
     stem: str
     digest: str
-    load: Callable[[int], torch.Tensor]
+    load: Callable[[int, Resampling], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ def fill(
         for folder in sorted(folders.values()):
             locks.enter_context(FileLock(folder.with_suffix(".lock")))
         missing = [f for f, folder in folders.items() if not _is_valid(folder)]
-        passes: dict[tuple[int, int, int], list[FrontEnd]] = {}
+        passes: dict[tuple[object, ...], list[FrontEnd]] = {}
         for f in missing:
-            passes.setdefault((f.sample_rate, f.n_fft, f.hop_length), []).append(f)
+            stft = (f.sample_rate, f.resampling, f.n_fft, f.hop_length)
+            passes.setdefault(stft, []).append(f)
         done, total = itertools.count(1), len(passes) * len(sources)
 
         def report() -> None:
@@ -140,10 +144,11 @@ def _compute_pass(
 ) -> None:
     """Compute the caches of front ends that share an STFT; call `report` after each recording."""
     front_ends = list(folders)
+    rate, resampling = front_ends[0].sample_rate, front_ends[0].resampling
 
     def one(source: AudioSource) -> list[np.ndarray]:
         with torch.inference_mode():
-            mels = log_mels(source.load(front_ends[0].sample_rate), front_ends)
+            mels = log_mels(source.load(rate, resampling), front_ends)
             return [m.to(torch.float16).numpy() for m in mels]
 
     # Outside the stack, because a file that could not be written fails again when it is closed.

@@ -72,6 +72,12 @@ class SearchData:
         """Return the front ends whose feature caches are filled before the first trial."""
         return self.front_ends if len(self.front_ends) <= MAX_PREFILLED else ()
 
+    @property
+    def is_resampled(self) -> bool:
+        """Return whether a trial may resample a recording."""
+        rates = {front_end.sample_rate for front_end in self.front_ends}
+        return any(rates != {r.sample_rate} for r in self.datamodule.dataset.recordings)
+
     @cached_property
     def paths(self) -> dict[str, Path]:
         """Return the absolute path of each recording that trials read, by stem."""
@@ -159,6 +165,8 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
         for k, v in space.base.as_dict().items()
         if k not in space.parameters and k not in ("seed", "epochs")
     }
+    if not data.is_resampled:
+        fixed.pop("field resampling", None)  # it would refuse to resume older searches for nothing
     ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
     return {
         **task_identity(data.datamodule.clips.task),

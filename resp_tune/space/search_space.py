@@ -30,7 +30,9 @@ NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
 APART = "`with:` moves fields together, `when:` restricts one to some values of another"
 MAX_FRONT_ENDS = 1024  # each has a cache on disk
 # `normalise: pcen` is another front end; its other values are one and the same.
-FRONT_END_FIELDS = ("sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "normalise")
+FRONT_END_FIELDS = (
+    "sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "normalise", "resampling",
+)  # fmt: skip
 # Values of other fields beside which any value of a field can be checked alone.
 ALONE = {"sample_rate": 192_000, "f_min": 0.0, "f_max": None, "micro_batch": None}
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from resp_tune.common.choices import State
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.config import FIELDS, TrialConfig
+from resp_tune.config import BEFORE_ADDED, FIELDS, TrialConfig
 from resp_tune.errors import RunError, UserError
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_internals import fast_storage
@@ -180,8 +180,9 @@ def check_settings(
 
     `recordings`: a description of the changed recordings, if known.
     """
-    # A field that was added after the search began had its default.
-    newer = {f"field {name}": spec.default for name, spec in FIELDS.items()}
+    # A field that was added after the search began had one value.
+    defaults = {name: spec.default for name, spec in FIELDS.items()}
+    newer = {f"field {name}": value for name, value in {**defaults, **BEFORE_ADDED}.items()}
     known = {**newer, **study.user_attrs.get(SETTINGS, settings)}
     differing = [key for key, value in settings.items() if known.get(key) != value]
     changed = [
@@ -207,7 +208,7 @@ def trial_seed(search_seed: int, number: int) -> int:
 def records(study: optuna.Study, space: SearchSpace) -> list[TrialRecord]:
     """Return every trial that was handed out, by number."""
     return [
-        read_record(trial, space, TrialConfig().replace(trial.user_attrs["config"]))
+        read_record(trial, space, TrialConfig.from_saved(trial.user_attrs["config"]))
         for trial in study.get_trials(deepcopy=False)
         if "config" in trial.user_attrs
     ]

@@ -16,7 +16,7 @@ import torch
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_folder, cache_limit_bytes
-from resp_tune.config import FrontEnd
+from resp_tune.config import FrontEnd, Resampling
 from resp_tune.data.audio_files import AudioError
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.protocols import make_split
@@ -205,10 +205,12 @@ def prediction_table(
     )
 
 
-def load_unchanged(path: Path, digest: str, sample_rate: int) -> torch.Tensor:
+def load_unchanged(
+    path: Path, digest: str, sample_rate: int, resampling: Resampling
+) -> torch.Tensor:
     """Load a waveform; raises `RunError` if the file no longer has the SHA-256 `digest`."""
     try:
-        waveform = load_waveform(path, sample_rate)
+        waveform = load_waveform(path, sample_rate, resampling)
         fault_point("waveform-read", path.stem)
     except AudioError:
         if path.exists() and _file_digest(path) == digest:

@@ -115,7 +115,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         for key in ("trial_config", "provenance"):
             if not isinstance(content.get(key, {}), dict):
                 raise TypeError(f"{key} is not a mapping")
-        config = TrialConfig().replace(content["trial_config"])
+        config = TrialConfig.from_saved(content["trial_config"])
         classes = _classes(content["classes"])
         networks = _load_networks(load(weights), content["folds"], config, len(classes))
     except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:

@@ -19,7 +19,7 @@ class HangsError(BaseException):
     """Not an `Exception`: no command can take it for one of its own."""
 
 
-LONGEST = 15  # seconds, beyond which an input is said to hang
+LONGEST = 60  # seconds, beyond which an input is said to hang, also on a busy machine
 NOTICES = ("note:", "data:")  # what may stand beside the error
 
 

@@ -23,6 +23,21 @@ def space_of(folder: Path, parameters: dict[str, Any], **more: Any) -> SearchSpa
     return load_space(str(path))
 
 
+def conditional_space(folder: Path) -> SearchSpace:
+    """Return the wide space with a higher sample rate where no band is cut off."""
+    content = yaml.safe_load(Path("search_spaces/wide.yaml").read_text())
+    content["parameters"] |= {
+        "f_max": {"type": "categorical", "values": [1000.0, 1500.0, None]},
+        "sample_rate": {
+            "type": "ordinal",
+            "values": [4000, 8000, 16_000],
+            "with": {"n_fft": [256, 512, 1024], "hop_length": [128, 256, 512]},
+            "when": {"f_max": None},
+        },
+    }
+    return space_of(folder, **content)
+
+
 def all_configs(space: SearchSpace) -> list[TrialConfig]:
     """Every config of a space of whole numbers and choices, through all of its branches."""
     configs = []

@@ -23,12 +23,14 @@ OTHER_STFT = dataclasses.replace(SMALL, n_fft=512)
 PLENTY = 10**9
 
 
-def noise(seed: int, rate: int) -> torch.Tensor:
+def noise(seed: int, rate: int, resampling: str = "kaiser") -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 0.1 * torch.randn(rate // 2 + 100 * seed, generator=generator)
 
 
-def recordings(n: int = 4, load: Callable[[int, int], torch.Tensor] = noise) -> list[AudioSource]:
+def recordings(
+    n: int = 4, load: Callable[[int, int, str], torch.Tensor] = noise
+) -> list[AudioSource]:
     return [AudioSource(f"r{i}", f"digest{i}", partial(load, i)) for i in range(n)]
 
 

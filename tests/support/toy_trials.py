@@ -20,7 +20,7 @@ CLIPS = 30
 LABELS = np.arange(CLIPS) % 3
 
 
-def tone(label: int, seed: int, rate: int) -> torch.Tensor:
+def tone(label: int, seed: int, rate: int, resampling: str) -> torch.Tensor:
     noise = torch.randn(rate // 2, generator=torch.Generator().manual_seed(seed))
     return 0.1 * torch.sin(2 * torch.pi * TONES[label] * torch.arange(rate // 2) / rate) + noise
 
