@@ -19,7 +19,7 @@ class HangsError(BaseException):
     """Not an `Exception`: no command can take it for one of its own."""
 
 
-LONGEST = 60  # seconds, beyond which an input is said to hang, also on a busy machine
+LONGEST = 60  # seconds, beyond which an input hangs; a busy machine is ten times slower
 NOTICES = ("note:", "data:")  # what may stand beside the error
 
 
