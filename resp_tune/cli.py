@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from resp_tune import __version__
 from resp_tune.common.fault_points import read_environment
 from resp_tune.common.log import configure
-from resp_tune.common.paths import full_disk, user_path
+from resp_tune.common.paths import describe_file_error, user_path
 from resp_tune.common.text import one_line
 from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest
 
@@ -133,27 +133,12 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        message = _describe(error)
+        message = describe_file_error(error)
         if message is None:
             raise
         log.error(f"{one_line(message)}, then rerun the same command to resume")
         return 1
     return 0
-
-
-def _describe(error: OSError) -> str | None:
-    """Return what is wrong with a file or its disk and how to mend it; None without a file."""
-    path = error.filename2 or error.filename
-    if full_disk(error):
-        where = f" while writing '{path}'" if path else ""
-        return f"disk full{where}: free some space"
-    if path is None:
-        return None
-    if isinstance(error, IsADirectoryError):
-        return f"'{path}' should be a file: move the folder of that name away"
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        return f"'{path}' should be a folder: move the file of that name away"
-    return f"'{path}' cannot be used ({error.strerror}): make it readable and writable"
 
 
 def read_mapping(flag: str, path: str) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def main(
             spec = check_nodes(spec, console)
         if options.dry_run:
             return
+        from resp_tune.harness.failures import IncompleteError
         from resp_tune.harness.run import run_search
         from resp_tune.harness.signals import handle_interrupts
 
@@ -100,7 +101,11 @@ def main(
         # Most writers name the file; other errors do not say which disk is full.
         disks = ", there, in $TMPDIR and in the cache folder, whichever is full"
         with handle_interrupts(resume), full_disk_in_one_line(location.folder, disks):
-            summary = run_search(spec, console, backend)
+            try:
+                summary = run_search(spec, console, backend)
+            except IncompleteError as error:
+                show_result(error.summary)
+                raise
     show_result(summary)
 
 

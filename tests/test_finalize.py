@@ -19,10 +19,12 @@ from support.searches import files_below
 
 from resp_tune.common.fault_points import PlantedError, planted
 from resp_tune.errors import RunError
+from resp_tune.harness.failures import Failures, IncompleteError
 from resp_tune.harness.finalize import command
+from resp_tune.harness.remote_sync import StorageSync
+from resp_tune.harness.result_files import write_tables
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.study import READINGS, records
-from resp_tune.tracking.search_run import SearchRuns
 
 
 def finish(spec: SearchSpec) -> dict[str, Any]:
@@ -103,15 +105,54 @@ def test_a_damaged_checkpoint_is_trained_again_to_the_same_scores(
     assert summary["winner"]["validation"]["macro_f1"] == pytest.approx(trial.score)
 
 
-def test_without_mlflow_the_winner_is_kept_and_the_command_says_so(
-    spec: SearchSpec, monkeypatch: pytest.MonkeyPatch
+FAILING = {
+    "mlflow-evaluation:raise": "the winner could not be logged and registered in",
+    "model-logged:raise": "the winner could not be registered in MLflow (planted)",
+    "model-registered:out-of-memory": "the winner could not be registered in MLflow (planted)",
+    "report-writes:raise@*": "report.html could not be written (planted)",
+}
+
+
+def test_a_failing_step_is_named_and_repeated_by_the_same_command(
+    spec: SearchSpec, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(SearchRuns, "log_evaluation", lambda *_, **__: None)
-        with pytest.raises(RunError, match="cannot be reached"):
+    folder, before = spec.location.folder, records(small_study(spec), spec.space)
+    for fault, words in FAILING.items():
+        with planted(fault), pytest.raises(IncompleteError, match="--name small") as caught:
             finish(spec)
-    assert (spec.location.folder / "winner" / "weights.safetensors").exists()
-    assert finish(spec)["mlflow"]["version"] is not None
+        assert any(words in line for line in (*said, str(caught.value)))
+        summary = json.loads(caught.value.summary.read_bytes())
+        assert (summary["mlflow"]["model"] is None) == ("report" not in fault)
+        assert (folder / "winner" / "predictions.csv").exists()
+        assert (folder / "report.html").exists() == ("report" not in fault)
+        (folder / "report.html").unlink(missing_ok=True)
+        access = summary["test_readings"]
+    monkeypatch.setattr(StorageSync, "complete", lambda _: _raise(RunError("no store")))
+    with pytest.raises(IncompleteError, match="no store; the results are in"):
+        finish(spec)
+    monkeypatch.undo()
+    summary = finish(spec)
+    assert summary["mlflow"]["model"] == "resp_tune"
+    assert f"version {summary['mlflow']['version']}<" in (folder / "report.html").read_text()
+    assert summary["test_readings"] == access
+    assert records(small_study(spec), spec.space) == before
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_a_table_that_cannot_be_written_is_named_and_the_next_one_is_written(
+    spec: SearchSpec,
+) -> None:
+    folder, trials = spec.location.folder, records(small_study(spec), spec.space)
+    (folder / "trials.csv").unlink()
+    (folder / "trials.csv").mkdir()
+    failures = Failures(spec.location)
+    write_tables(folder, trials, [], {}, failures)
+    remedy = f"'{folder}/trials.csv' should be a file: move the folder of that name away"
+    assert failures.lines == [f"trials.csv could not be written: {remedy}"]
+    assert (folder / "epochs.csv").exists()
 
 
 def test_the_command_is_shown_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def check_full_disk(
     full = search(storage, *args, env=env)
     assert full.code == 1, full.err
     errors = [line for line in full.err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1
+    assert len(errors) == 1, full.err
     assert message in errors[0]
     assert "Traceback" not in full.err
     resize(disk, ROOMY)

@@ -105,7 +105,8 @@ def test_away_for_good_and_back_for_the_next_command(tmp_path: Path) -> None:
     allow(tmp_path)
     assert running.wait(timeout=300) == 1
     said = err.read_text()
-    assert "cannot be reached: the winner is" in said
+    assert "the winner could not be logged and registered in" in said
+    assert summary(storage, "away")["mlflow"]["model"] is None
     assert "Traceback" not in said
     assert set(trials(storage, "away")["state"]) == {"finished"}
     with mlflow_server(tmp_path, port):

@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
+from optuna import visualization
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 from support.report_folders import CLASSES, change, judge, make
 
+from resp_tune.errors import RunError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
+from resp_tune.reporting.report_page import render
 from resp_tune.reporting.results import Results, read_results
 
 
@@ -56,7 +60,7 @@ def test_confusion_is_sklearns(folder: Path) -> None:
 
 
 def charts(results: Results, metric: str = "macro_f1") -> dict[str, search_plots.Chart]:
-    found = search_plots.search_charts(results.trials, results.epochs, metric, "2")
+    found = search_plots.search_charts(results.trials, results.epochs, metric, "2", [])
     return {chart.id: chart for chart in found}
 
 
@@ -97,6 +101,30 @@ def test_the_study_has_the_states_and_types_of_the_tables(folder: Path) -> None:
     assert study.trials[1].intermediate_values == pytest.approx({1: 0.05, 2: 0.1, 3: 0.15, 4: 0.2})
 
 
+@pytest.mark.parametrize(
+    ("library", "name", "left_out"),
+    [
+        (visualization, "plot_parallel_coordinate", {"parallel"}),
+        (visualization, "plot_optimization_history", {"history"}),
+        (go.Figure, "add_scatter", {"losses"}),
+        (search_plots, "make_study", {"history", "curves", "losses", "parallel", "slice0"}),
+    ],
+)
+def test_a_figure_that_fails_is_named_and_the_others_are_drawn(
+    library: object, name: str, left_out: set[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AttributeError("no such thing")
+
+    drawn = set(charts(read_results(folder)))
+    monkeypatch.setattr(library, name, fail)
+    with pytest.raises(RunError, match=r"could not be drawn \(no such thing\)"):
+        render(folder)
+    page = (folder / "report.html").read_text()
+    assert "could not be drawn (no such thing)" in page
+    assert {chart for chart in drawn if f'id="plot-{chart}"' in page} == drawn - left_out
+
+
 @pytest.mark.parametrize(("finished", "words"), [(19, None), (20, "unstable"), (50, "")])
 def test_importances_need_enough_trials(folder: Path, finished: int, words: str | None) -> None:
     """`lr` is all that matters here; one trial in two has `n_mels`, which fANOVA leaves out."""
@@ -105,7 +133,7 @@ def test_importances_need_enough_trials(folder: Path, finished: int, words: str 
          "n_mels": "32" if n % 2 else "", "balance": "ab"[n % 2]}
         for n, row in enumerate([read_results(folder).trials[0]] * finished)
     ]  # fmt: skip
-    found = search_plots.search_charts(rows, [], "macro_f1", "0")
+    found = search_plots.search_charts(rows, [], "macro_f1", "0", [])
     chart = next((chart for chart in found if chart.id == "importances"), None)
     assert (chart is None) == (words is None)
     if chart is not None:

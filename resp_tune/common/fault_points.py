@@ -70,11 +70,11 @@ POINTS = {
     "bundle-written": "the winner's files are written",
     "test-access": "the test-set access is on record; the test set is not opened",
     "test-scored": "the winner is scored on the test set; the scores are not written",
+    "summary-writes": "before summary.json is written",
+    "report-writes": "before report.html is written",
     "mlflow-evaluation": "the evaluation has its MLflow run",
     "model-logged": "the model is in MLflow, without a version",
     "model-registered": "the model has a version",
-    "summary-writes": "before summary.json is written",
-    "report-writes": "before report.html is written",
     # a worker
     "worker-reused": "a worker takes its next trial",
     "epoch": "before an epoch; its number is the epoch's",

@@ -110,6 +110,21 @@ def full_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def describe_file_error(error: OSError) -> str | None:
+    """Return what is wrong with a file or its disk and how to mend it; None without a file."""
+    path = error.filename2 or error.filename
+    if full_disk(error):
+        where = f" while writing '{path}'" if path else ""
+        return f"disk full{where}: free some space"
+    if path is None:
+        return None
+    if isinstance(error, IsADirectoryError):
+        return f"'{path}' should be a file: move the folder of that name away"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"'{path}' should be a folder: move the file of that name away"
+    return f"'{path}' cannot be used ({error.strerror}): make it readable and writable"
+
+
 @contextmanager
 def full_disk_in_one_line(path: Path, instead: str = "") -> Iterator[None]:
     """Turn the error of a full disk into a `RunError` that names its file, else `path`.

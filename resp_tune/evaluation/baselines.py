@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
 import time
@@ -26,15 +27,17 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from resp_tune.common.paths import cache_folder, write_atomically
-from resp_tune.common.text import plural
+from resp_tune.common.text import one_line, plural
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import Floats, Labels, compute_metrics, majority_accuracy
+
+log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 2
 FOLDS = 5
@@ -77,13 +80,19 @@ def load_baseline_predictions(datamodule: DataModule) -> BaselinePredictions:
 
 
 def _cached(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], Cached]) -> Cached:
-    """Return what `read` makes of the cache's file `name`, written again if it is unusable."""
+    """Return what `read` makes of the cache's file `name`, made again if it is unusable.
+
+    A cache that cannot be written costs the next command the time to make it, nothing else.
+    """
     path = cache_folder() / "baselines" / name
     with suppress(OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return read(json.loads(path.read_bytes()))
     made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(made).encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(made).encode())
+    except (OSError, RunError) as error:
+        log.warning(f"baselines could not be kept in the cache: {one_line(error)}")
     return read(made)
 
 

@@ -19,10 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.evaluation.baselines import load_baselines
+from resp_tune.harness.failures import Failures
 from resp_tune.harness.spec import SearchData, SearchSpec
 from resp_tune.study.study import STUDY_ID, TrialRecord, best_of
 from resp_tune.tracking.search_run import SearchRuns
-from resp_tune.tracking.tags import SearchRef
+from resp_tune.tracking.tags import ParentStatus, SearchRef
 from resp_tune.tracking.uri import root_cause
 from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.metrics import METRICS
@@ -91,12 +92,17 @@ class BackgroundSetup:
 
 @contextmanager
 def background_setup(
-    spec: SearchSpec, study: optuna.Study, past: Sequence[TrialRecord], console: Console
+    spec: SearchSpec,
+    study: optuna.Study,
+    past: Sequence[TrialRecord],
+    console: Console,
+    failures: Failures,
 ) -> Iterator[BackgroundSetup]:
     """Yield the futures of what a search prepares in the background.
 
     `past` are trials and replicates of earlier runs, some of which MLflow may have missed. On exit
     the MLflow runs end in the state that the search ends in, and what still runs is cancelled.
+    Entries that MLflow has not got by then are added to `failures`.
     """
     ended, datamodule, cpus = threading.Event(), spec.data.datamodule, spec.compute.machine.cpus
     on_cluster = spec.compute.cluster is not None
@@ -114,7 +120,7 @@ def background_setup(
             raise
         finally:
             ended.set()
-            _close_runs(setup.tracking, spec.location.tracking_uri, error)
+            _close_runs(setup.tracking, spec.location.tracking_uri, error, failures)
 
 
 def _fill_caches(
@@ -167,14 +173,16 @@ def _open_tracking(
     return listener
 
 
-def _close_runs(tracking: Future[TrackingListener], uri: str, error: BaseException | None) -> None:
+def _close_runs(
+    tracking: Future[TrackingListener], uri: str, error: BaseException | None, failures: Failures
+) -> None:
     """End the MLflow runs; when they could not be opened, the search's own error is raised."""
     opening_error = tracking.exception()
     if opening_error is None:
-        runs = tracking.result().runs
-        if error is None:
-            runs.close("FINISHED")
-        else:
-            runs.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        state: ParentStatus = "FAILED" if error is not None else "FINISHED"
+        if isinstance(error, KeyboardInterrupt):
+            state = "KILLED"
+        if (missing := tracking.result().runs.close(state)) is not None:
+            failures.add(missing)
     elif opening_error is not error:
         log.warning(f"MLflow's runs could not be opened either: {root_cause(opening_error, uri)}")

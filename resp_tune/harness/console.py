@@ -110,12 +110,12 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         )
     yield f"validation: {_scores(winner['validation'], metric)}"
     yield from _describe_test(winner, metric)
-    base = summary["baselines"]
-    yield (
-        "without audio (macro_f1 / balanced_accuracy, patient-wise): "
-        f"device {_pair(base['device'])}, device + location + age + sex {_pair(base['all'])}; "
-        f"majority accuracy {base['majority_accuracy']:.3f}"
-    )
+    if (base := summary["baselines"]) is not None:
+        yield (
+            "without audio (macro_f1 / balanced_accuracy, patient-wise): "
+            f"device {_pair(base['device'])}, device + location + age + sex {_pair(base['all'])}; "
+            f"majority accuracy {base['majority_accuracy']:.3f}"
+        )
     yield from _describe_differences(winner["test"])
     if (times := len(summary["test_readings"])) > 1:
         yield (

@@ -16,6 +16,7 @@ import pandas as pd
 
 from resp_tune.common.choices import COMPARED_RUNS, STATES
 from resp_tune.common.fault_points import fault_point
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import RunError
 from resp_tune.evaluation.compare import baseline_differences
 from resp_tune.evaluation.score import (
@@ -24,6 +25,9 @@ from resp_tune.evaluation.score import (
     predict_validation_split,
     score_test_split,
 )
+from resp_tune.harness.background import BackgroundSetup
+from resp_tune.harness.failures import Failures
+from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.result_files import (
     model_details,
@@ -33,8 +37,8 @@ from resp_tune.harness.result_files import (
     write_summary,
 )
 from resp_tune.harness.select_winner import Winner, load_networks, select_winner
-from resp_tune.harness.spec import SearchLocation, SearchSpec
-from resp_tune.harness.test_access_log import access_entry, add_access
+from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
+from resp_tune.harness.test_access_log import access_by, add_access
 from resp_tune.reporting.report_page import render
 from resp_tune.study.replicates import replicates
 from resp_tune.study.study import READINGS, SECONDS, STUDY_ID, TrialRecord, best_of, ranked, records
@@ -51,7 +55,8 @@ from resp_tune.training.fingerprint import (
     save_recording_hashes,
 )
 from resp_tune.training.metrics import METRICS
-from resp_tune.training.model_bundle import load_bundle, save_bundle
+from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
+from resp_tune.training.network import SoundNet
 
 log = logging.getLogger(__name__)
 
@@ -62,63 +67,111 @@ def finalize(
     spec: SearchSpec,
     study: optuna.Study,
     sync: StorageSync,
-    runs: SearchRuns,
-    caches: FeatureCaches,
-    baselines: Mapping[str, Any],
+    setup: BackgroundSetup,
+    failures: Failures,
 ) -> Path:
-    """Do everything that follows the last trial; return the path of `summary.json`."""
-    options, datamodule, folder = spec.options, spec.data.datamodule, spec.location.folder
-    trials = records(study, spec.space)
+    """Do everything that follows the last trial; return the path of `summary.json`.
+
+    The result files come first, and MLflow after them. `failures` collects what could not be done
+    and does not prevent the rest.
+    """
+    options, folder, runs = spec.options, spec.location.folder, setup.tracking.result().runs
+    trials, caches = records(study, spec.space), setup.caches.result()
     winner = select_winner(study, trials, options.metric, options.replicates)
     networks = load_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
+    typed, datamodule = command(spec.arguments, options.data), spec.data.datamodule
+    bundle = _save_winner(options, spec.location, spec.data, winner, networks, typed)
+    predictions, scored = [predict_validation_split(bundle, datamodule, caches)], None
+    if datamodule.split.test is not None:
+        cpus = spec.compute.machine.cpus
+        scored = _score_test_split(datamodule, folder, study, sync, bundle, cpus)
+        predictions.append(scored.predictions)
+    with failures.collected("winner/predictions.csv could not be written"):
+        table = pd.concat(predictions, ignore_index=True)
+        write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
+    best = [trial.key for trial in ranked(trials, options.metric)[:COMPARED_RUNS]]
+    summary = {
+        **_summarise(spec, trials, winner, scored, failures),
+        "test_readings": study.user_attrs.get(READINGS, []),
+        "baselines": _baselines(setup, failures),
+        "seconds": seconds_spent([*trials, *replicates(study, trials)], study.user_attrs[SECONDS]),
+        "mlflow": _tracking(spec.location, runs, best),
+        "versions": versions(),
+    }
+    path = _write_results(folder, summary, failures)
+    with failures.collected("the winner could not be registered in MLflow"):
+        model = _register(spec.location, runs, winner, scored, bundle)
+        _write_results(folder, {**summary, "mlflow": {**summary["mlflow"], **model}}, failures)
+    return path
+
+
+def _save_winner(
+    options: SearchOptions,
+    location: SearchLocation,
+    data: SearchData,
+    winner: Winner,
+    networks: Sequence[SoundNet],
+    typed: str,
+) -> Bundle:
+    """Write the winner's bundle and return it as it was written; `typed` is the command."""
+    folder, classes = location.folder / "winner", data.datamodule.split.classes
     score = winner.trial.score if winner.chosen is None else winner.chosen.mean
     provenance = {
-        "search": spec.location.name,
+        "search": location.name,
         "trial": winner.trial.number,
         "seeds": winner.seeds,
         "score": {options.metric: score},
-        "command": command(spec.arguments, options.data),
+        "command": typed,
     }
-    details = model_details(datamodule, options.split_spec, spec.data.name, provenance)
-    config, classes = winner.runs[0].config, datamodule.split.classes
-    save_bundle(folder / "winner", config, classes, networks, details)
-    bundle = load_bundle(folder / "winner")
+    details = model_details(data.datamodule, options.split_spec, data.name, provenance)
+    save_bundle(folder, winner.runs[0].config, classes, networks, details)
+    bundle = load_bundle(folder)
     fault_point("bundle-written")
-    weights = str(bundle.details["weights_sha256"])
-    predictions = [predict_validation_split(bundle, datamodule, caches)]
-    scored = None
-    if datamodule.split.test is not None:
-        cpus = spec.compute.machine.cpus
-        test_caches = _hash_test_split(datamodule, folder, cpus)
-        digest = data_digest(datamodule, test_caches.sources)
-        entry = access_entry(winner.trial.number, weights, digest)
-        study.set_user_attr(READINGS, add_access(study.user_attrs.get(READINGS, []), entry))
-        sync.record("the test set is evaluated")  # the access is on record before it happens
-        fault_point("test-access")
-        scored = score_test_split(bundle, datamodule, test_caches, workers=cpus)
-        fault_point("test-scored")
-        predictions.append(scored.predictions)
-    table = pd.concat(predictions, ignore_index=True)
-    write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
-    best = ranked(trials, options.metric)
-    summary = {
-        **_summarise(spec, trials, winner, scored),
-        "test_readings": study.user_attrs.get(READINGS, []),
-        "baselines": dict(baselines),
-        "seconds": seconds_spent([*trials, *replicates(study, trials)], study.user_attrs[SECONDS]),
-        "mlflow": _register(spec.location, runs, winner, scored, weights, best[:COMPARED_RUNS]),
-        "versions": versions(),
-    }
+    return bundle
+
+
+def _score_test_split(
+    datamodule: DataModule,
+    folder: Path,
+    study: optuna.Study,
+    sync: StorageSync,
+    bundle: Bundle,
+    cpus: int,
+) -> TestScore:
+    """Record the test-set access, also in an object store, and then score the winner."""
+    caches = _hash_test_split(datamodule, folder, cpus)
+    entry = access_by(bundle, data_digest(datamodule, caches.sources))
+    study.set_user_attr(READINGS, add_access(study.user_attrs.get(READINGS, []), entry))
+    sync.record("the test set is evaluated")  # the access is on record before it happens
+    fault_point("test-access")
+    scored = score_test_split(bundle, datamodule, caches, workers=cpus)
+    fault_point("test-scored")
+    return scored
+
+
+def _baselines(setup: BackgroundSetup, failures: Failures) -> dict[str, Any] | None:
+    with failures.collected("the baselines without audio could not be computed"):
+        return dict(setup.baselines.result())
+    return None
+
+
+def _write_results(folder: Path, summary: Mapping[str, Any], failures: Failures) -> Path:
+    """Write `summary.json` and the page that is made from it."""
     path = folder / "summary.json"
     fault_point("summary-writes")
     write_summary(path, summary)
-    fault_point("report-writes")
-    render(folder)
+    with failures.collected("report.html could not be written"):
+        fault_point("report-writes")
+        render(folder)
     return path
 
 
 def _summarise(
-    spec: SearchSpec, trials: Sequence[TrialRecord], winner: Winner, scored: TestScore | None
+    spec: SearchSpec,
+    trials: Sequence[TrialRecord],
+    winner: Winner,
+    scored: TestScore | None,
+    failures: Failures,
 ) -> dict[str, Any]:
     """Return the part of the summary on the search and its winner, as JSON values."""
     options, datamodule = spec.options, spec.data.datamodule
@@ -144,7 +197,7 @@ def _summarise(
             "validation": winner.validation,
             "replicates": _replicates(winner),
             "price_of_searching": scored and _price(trials, scored, options.metric),
-            "test": scored and _test(datamodule, scored, winner),
+            "test": scored and _test(datamodule, scored, winner, failures),
         },
         "candidates": winner.candidate_summaries(),
         "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
@@ -175,19 +228,24 @@ def _price(
     return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
 
 
-def _test(datamodule: DataModule, scored: TestScore, winner: Winner) -> dict[str, Any]:
+def _test(
+    datamodule: DataModule, scored: TestScore, winner: Winner, failures: Failures
+) -> dict[str, Any]:
     by_seed = {
         name: {"mean": statistics.fmean(v), "sd": statistics.stdev(v), "values": v}
         for name, v in scored.by_seed.items()
         if len(winner.runs) > 1
     }
+    against: dict[str, Any] = {}
+    with failures.collected("the winner could not be compared with the baselines without audio"):
+        against = baseline_differences(scored.predictions, datamodule)
     return {
         **scored.metrics,
         "majority_accuracy": scored.majority,
         "intervals": {k: list(v) for k, v in scored.intervals.items()},
         "by_seed": by_seed or None,
         **group_metrics(scored.predictions, datamodule),
-        "against": baseline_differences(scored.predictions, datamodule),
+        "against": against,
     }
 
 
@@ -212,18 +270,33 @@ def _hash_test_split(datamodule: DataModule, folder: Path, cpus: int) -> Feature
     return caches
 
 
+def _tracking(
+    location: SearchLocation, runs: SearchRuns, compared: Sequence[TrialKey]
+) -> dict[str, Any]:
+    """Return where the search is in MLflow, with links that compare the runs of some trials.
+
+    The winner is not registered yet.
+    """
+    run_ids = runs.run_ids()
+    best = [run_ids[key] for key in compared if key in run_ids]
+    return {
+        "tracking_uri": redact(location.tracking_uri),
+        "experiment_id": runs.experiment_id,
+        "parent_run_id": runs.parent_run_id,
+        "model": None,
+        "version": None,
+        "links": search_links(location.tracking_uri, runs.experiment_id, runs.search, best),
+    }
+
+
 def _register(
     location: SearchLocation,
     runs: SearchRuns,
     winner: Winner,
     scored: TestScore | None,
-    weights: str,
-    best: Sequence[TrialRecord],
+    bundle: Bundle,
 ) -> dict[str, Any]:
-    """Log the evaluation and register the model; return the summary's ids and links.
-
-    The links compare the runs of the `best` trials.
-    """
+    """Log the evaluation and register the model; return its `model` and `version`."""
     metrics: dict[str, float] = {}
     if scored is not None:
         metrics = {f"test_{name}": value for name, value in scored.metrics.items()}
@@ -234,28 +307,18 @@ def _register(
         winner.trial.key,
         params={**winner.trial.config.as_dict(), "seed": ", ".join(map(str, winner.seeds))},
         metrics=metrics,
-        tags={"resp_tune.weights_sha256": weights},
+        tags={"resp_tune.weights_sha256": str(bundle.details["weights_sha256"])},
     )
-    bundle = location.folder / "winner"
     if run_id is None:
         raise RunError(
-            f"the MLflow store '{redact(location.tracking_uri)}' cannot be reached: the winner is "
-            f"in {bundle}; rerun the same command with --name {location.name} to register it"
+            f"the winner could not be logged and registered in '{redact(location.tracking_uri)}' "
+            f"({runs.failure})"
         )
     model = register_winner(
         location.tracking_uri,
         location.storage,
         run_id=run_id,
-        bundle=bundle,
+        bundle=location.folder / "winner",
         tags={"resp_tune.search": location.name},
     )
-    run_ids = runs.run_ids()
-    compared = [run_ids[t.key] for t in best if t.key in run_ids]
-    return {
-        "tracking_uri": redact(location.tracking_uri),
-        "experiment_id": runs.experiment_id,
-        "parent_run_id": runs.parent_run_id,
-        "model": model.name,
-        "version": model.version,
-        "links": search_links(location.tracking_uri, runs.experiment_id, runs.search, compared),
-    }
+    return {"model": model.name, "version": model.version}

@@ -115,10 +115,7 @@ class RemoteSync(StorageSync):
             is_stored = is_trial and stored.get(name.as_posix()) == path.stat().st_size
             if not is_stored and not name.name.startswith(STUDY):
                 self.uploads.add(name.as_posix(), path)
-        self._flush(
-            f": the search is complete in '{self.folder}'; rerun the same command to upload the "
-            "rest when it is back"
-        )
+        self._flush(", so not every file of the search is there")
         log.info(f"everything is at {self.store}, and on this machine in {self.folder}")
 
     def leave(self) -> None:

@@ -14,29 +14,39 @@ import pandas as pd
 from resp_tune import __version__
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import write_atomically
+from resp_tune.common.trial_key import TrialKey
 from resp_tune.data.split_spec import SplitSpec
+from resp_tune.harness.failures import Failures
 from resp_tune.study.study import TrialRecord
-from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.training.datamodule import DataModule
 
 _STACK = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "pandas", "scikit-learn")
 
 
 def write_tables(
-    folder: Path, trials: Sequence[TrialRecord], replicates: Sequence[TrialRecord], runs: SearchRuns
+    folder: Path,
+    trials: Sequence[TrialRecord],
+    replicates: Sequence[TrialRecord],
+    run_ids: Mapping[TrialKey, str],
+    failures: Failures,
 ) -> None:
-    """Write `trials.csv`, `epochs.csv` and, if there are any, `replicates.csv`."""
-    ids = runs.run_ids()
-    rows = [_row(t, ids.get(t.key, ""), {}) | t.values for t in trials]
-    write_csv(folder / "trials.csv", pd.DataFrame(rows))
-    fault_point("trials-table")
+    """Write `trials.csv`, `epochs.csv` and, if there are any, `replicates.csv`.
+
+    `run_ids` are those of MLflow. A table that cannot be written is added to `failures`.
+    """
+    rows = [_row(t, run_ids.get(t.key, ""), {}) | t.values for t in trials]
     epochs = pd.DataFrame([{"number": t.number, **row} for t in trials for row in t.epochs])
     if len(epochs):
         epochs["epoch"] = epochs["epoch"].astype(int)
-    write_csv(folder / "epochs.csv", epochs)
+    tables = {"trials.csv": pd.DataFrame(rows), "epochs.csv": epochs}
     if replicates:
-        rows = [_row(r, ids.get(r.key, ""), {"index": r.key.replicate}) for r in replicates]
-        write_csv(folder / "replicates.csv", pd.DataFrame(rows))
+        rows = [_row(r, run_ids.get(r.key, ""), {"index": r.key.replicate}) for r in replicates]
+        tables["replicates.csv"] = pd.DataFrame(rows)
+    for name, table in tables.items():
+        with failures.collected(f"{name} could not be written"):
+            write_csv(folder / name, table)
+        if name == "trials.csv":
+            fault_point("trials-table")
 
 
 def _row(run: TrialRecord, run_id: str, index: Mapping[str, int]) -> dict[str, Any]:

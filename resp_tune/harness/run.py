@@ -17,6 +17,7 @@ from resp_tune.data.split import Split, load_split, save_split
 from resp_tune.errors import UserError
 from resp_tune.execution.tuner import check_some_finished
 from resp_tune.harness.background import background_setup
+from resp_tune.harness.failures import Failures
 from resp_tune.harness.finalize import finalize
 from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.remote_sync import synchronize_storage
@@ -47,10 +48,12 @@ def run_search(
     """Run, resume or extend a search; return the path of its `summary.json`.
 
     `backend` makes what runs the trials: Ray Tune (default), or a stand-in that needs no processes.
+    Raises `IncompleteError` if steps after the last trial failed that others do not depend on.
     """
-    begun, location = time.monotonic(), spec.location
+    begun, location, failures = time.monotonic(), spec.location, Failures(spec.location)
     location.folder.mkdir(parents=True, exist_ok=True)
     with (
+        failures,
         exclusive_lock(location.folder),
         synchronize_storage(location) as sync,
         study_in_one_line(location.study_file),
@@ -65,18 +68,20 @@ def run_search(
         if needs_trials(study, spec.options.budget):
             spec = choose_trials_per_gpu(spec)
         # Recordings, MLflow's database and Ray are slow for different reasons: all at once.
-        with background_setup(spec, study, past, console) as setup:
+        with background_setup(spec, study, past, console, failures) as setup:
             run_stages(spec, study, (backend or RayBackend)(spec.compute), sync, setup, console)
             runs, trials = setup.tracking.result().runs, records(study, spec.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - begun
             study.set_user_attr(SECONDS, seconds)
-            write_tables(location.folder, trials, replicates(study, trials), runs)
-            check_some_finished(trials)
-            path = finalize(
-                spec, study, sync, runs, setup.caches.result(), setup.baselines.result()
+            write_tables(
+                location.folder, trials, replicates(study, trials), runs.run_ids(), failures
             )
-        sync.complete()
-        return path
+            check_some_finished(trials)
+            summary = finalize(spec, study, sync, setup, failures)
+        with failures.collected(f"not everything could be uploaded to '{location.remote}'"):
+            sync.complete()
+    failures.raise_if_any(summary)
+    return summary
 
 
 def _open_study(spec: SearchSpec) -> optuna.Study:

@@ -8,6 +8,7 @@ The same weights on recordings that have changed since are another access.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from resp_tune.study.study import READINGS, read_study
 from resp_tune.tracking.registry import same_access
 from resp_tune.tracking.uri import root_cause
 from resp_tune.training.model_bundle import Bundle
+
+logger = logging.getLogger(__name__)
 
 KEPT = "test_readings.json"
 _JSON_ERRORS = (ValueError, TypeError, KeyError, RecursionError)
@@ -101,7 +104,10 @@ def _add_to_search(folder: Path, name: str, entry: Entry) -> list[dict[str, Any]
         raise OSError(None, root_cause(error)) from error
     if summary is not None:
         write_summary(path, {**summary, "test_readings": log})
-        render(folder)
+        try:
+            render(folder)
+        except Exception as error:  # the access is on record all the same
+            logger.warning(f"report.html could not be made again ({root_cause(error)})")
     return log
 
 

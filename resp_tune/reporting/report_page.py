@@ -15,6 +15,8 @@ from plotly.offline import get_plotlyjs
 
 from resp_tune.common.choices import LINK_TEXTS
 from resp_tune.common.paths import write_atomically
+from resp_tune.common.text import shorten
+from resp_tune.errors import RunError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.format import figure, metric_name
 from resp_tune.reporting.html_page import render_page
@@ -26,22 +28,42 @@ REPORT = "report.html"
 def render(folder: Path) -> Path:
     """Write `folder/report.html` from the result files in `folder` and return its path.
 
-    Raises `UserError` without `summary.json`; the page names whatever else is missing.
+    Raises `UserError` without `summary.json`; the page names whatever else is missing. Raises
+    `RunError` after it was written if it lacks a figure that could not be drawn.
     """
-    results = read_results(folder)
+    results, undrawn = read_results(folder), list[str]()
+    charts = _charts(results, undrawn)
     script = package_files("resp_tune.reporting").joinpath("script.js").read_text("utf-8")
     scripts = (get_plotlyjs(), script)
-    page = render_page("reporting", "report.html", scripts, **_context(results, folder))
+    context = {
+        **_context(results, folder),
+        "gaps": [*results.gaps, *undrawn],
+        "charts": charts,
+        "plots": _json({chart.id: chart.figure for chart in charts}),
+    }
+    page = render_page("reporting", "report.html", scripts, **context)
     write_atomically(folder / REPORT, page.encode())
+    if undrawn:
+        raise RunError(f"'{folder / REPORT}' is incomplete. {' '.join(undrawn)}")
     return folder / REPORT
+
+
+def _charts(results: Results, undrawn: list[str]) -> list[search_plots.Chart]:
+    """Return the figures of the search; `undrawn` gets a sentence for each that fails."""
+    metric = str(results.summary.get("metric"))
+    trial = str(mapping(results.summary, "winner").get("number"))
+    try:
+        return search_plots.search_charts(results.trials, results.epochs, metric, trial, undrawn)
+    except Exception as error:  # tables that Optuna refuses; the rest of the page does not need it
+        undrawn.append(f"The figures could not be drawn ({shorten(str(error), 200)}).")
+        return []
 
 
 def _context(results: Results, folder: Path) -> dict[str, Any]:
     summary = results.summary
     metric, winner = str(summary.get("metric")), mapping(summary, "winner")
     data, provenance = mapping(summary, "data"), mapping(results.config, "provenance")
-    bundle, trial = shlex.quote(str(folder / "winner")), str(winner.get("number"))
-    charts = search_plots.search_charts(results.trials, results.epochs, metric, trial)
+    bundle = shlex.quote(str(folder / "winner"))
     return {
         **_winner_context(results),
         **_tracking_context(results),
@@ -51,7 +73,6 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "data": data,
         "synthetic": bool(data.get("synthetic") or provenance.get("synthetic")),
         "notes": [str(note) for note in items(data, "notes")],
-        "gaps": results.gaps,
         "winner": winner,
         "params": mapping(winner, "params"),
         "seeds": items(winner, "seeds"),
@@ -59,9 +80,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "leaked_share": summary.get("leaked_recording_share"),
         "states": [(k, v) for k, v in mapping(summary, "trials").items() if number(v)],
         "seconds": {k.replace("_", " "): number(v) for k, v in mapping(summary, "seconds").items()},
-        "charts": charts,
         "most_drawn": search_plots.MOST,
-        "plots": _json({chart.id: chart.figure for chart in charts}),
         "trials": results.trials,
         "columns": search_plots.parameters(results.trials),
         "repeat": provenance.get("command"),

@@ -88,11 +88,12 @@ def parameters(trials: Sequence[Row]) -> list[str]:
 
 
 def search_charts(
-    trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: str
+    trials: Sequence[Row], epochs: Sequence[Row], metric: str, winner: str, gaps: list[str]
 ) -> list[Chart]:
     """Return the figures of a search, those that its tables have enough for.
 
-    Of a large search the best trials and the latest are drawn.
+    Of a large search the best trials and the latest are drawn. A figure that cannot be drawn gets a
+    sentence in `gaps`.
     """
     best = {row["number"] for row in _best_first(trials, metric)[:MOST_BEST]} | {winner}
     rest = [row for row in trials if row["number"] not in best]
@@ -100,18 +101,24 @@ def search_charts(
     rows = [row for row in trials if row["number"] in best | latest]
     study = make_study(rows, metric, epochs)
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    score = f"validation {_label(metric_name(metric))}"
-    charts = []
+    searched, score = len(parameters(rows)), f"validation {_label(metric_name(metric))}"
+    figures: dict[str, Callable[[], list[Chart]]] = {}
     if finished:
-        charts.append(_history(study, rows, score))
+        figures["the scores"] = lambda: [_history(study, rows, score)]
     if any(t.intermediate_values for t in study.trials if t.state != TrialState.FAIL):
-        charts.append(_learning_curves(study, rows, score, winner))
-    if losses := _losses(epochs, winner):
-        charts.append(losses)
+        figures["the learning curves"] = lambda: [_learning_curves(study, rows, score, winner)]
+    figures["the losses"] = lambda: _losses(epochs, winner)
     if len(finished) >= ENOUGH:
-        charts += _importances(study, len(finished), len(parameters(rows)), score)
-    if len(finished) > 1 and parameters(rows):
-        charts += [_parallel(study, score), *_slices(study, score)]
+        figures["importances"] = lambda: _importances(study, len(finished), searched, score)
+    if len(finished) > 1 and searched:
+        figures["the parameters"] = lambda: [_parallel(study, score)]
+        figures["the score by parameter"] = lambda: _slices(study, score)
+    charts = []
+    for name, draw in figures.items():
+        try:
+            charts += draw()
+        except Exception as error:  # of Optuna or plotly; the other figures do not need this one
+            gaps.append(f"The figure of {name} could not be drawn ({shorten(str(error), 200)}).")
     return charts
 
 
@@ -217,7 +224,7 @@ def _learning_curves(study: optuna.Study, rows: Sequence[Row], score: str, winne
     )
 
 
-def _losses(epochs: Sequence[Row], winner: str) -> Chart | None:
+def _losses(epochs: Sequence[Row], winner: str) -> list[Chart]:
     """Draw the winner's two losses, which Optuna has no figure of."""
     figure = go.Figure()
     for column, name, colour in (
@@ -228,15 +235,13 @@ def _losses(epochs: Sequence[Row], winner: str) -> Chart | None:
             x, y = zip(*sorted(points.items()), strict=True)
             figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", line_color=colour)
     if not figure.data:
-        return None
-    return Chart(
-        "losses",
-        "The winner's loss",
+        return []
+    text = (
         f"Cross entropy of trial {winner} on the training and the validation split after each "
-        "epoch. Training clips are balanced and augmented as its config says.",
-        _plain(figure, x="epoch", y="loss"),
-        wide=False,
+        "epoch. Training clips are balanced and augmented as its config says."
     )
+    plain = _plain(figure, x="epoch", y="loss")
+    return [Chart("losses", "The winner's loss", text, plain, wide=False)]
 
 
 def _importances(study: optuna.Study, finished: int, searched: int, score: str) -> list[Chart]:

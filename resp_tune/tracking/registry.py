@@ -84,10 +84,7 @@ def register_winner(
         cause = root_cause(error, uri)
         if isinstance(error, shutil.Error):  # of many files
             cause = str(error.args[0][0][-1])
-        raise RunError(
-            f"the winner could not be registered in '{redact(uri)}' ({cause}): "
-            "rerun the same command with the same --name to retry"
-        ) from None
+        raise RunError(f"the winner could not be registered in '{redact(uri)}' ({cause})") from None
     return RegisteredModel(name, version, f"models:/{name}/{version}")
 
 

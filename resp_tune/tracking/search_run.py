@@ -91,15 +91,15 @@ class SearchRuns:
             [run for run in known if run.data.tags.get(Tag.PARENT) == self.parent_run_id],
         )
         self._waiting: dict[RunKey, _Epochs] = {}
+        self._refusals: list[str] = []
+        self._patient = True
         self._queue = RetryQueue(
             "mlflow-writer",
             ordered=True,
             on_outage=self._warn_of_outage,
             on_recovery=lambda n: log.info(f"MLflow is back: writing the {n} entries that waited"),
             is_permanent=is_permanent,
-            on_refusal=lambda what, error: log.warning(
-                f"MLflow refused the {what}: {self._reason(error)}"
-            ),
+            on_refusal=self._warn_of_refusal,
         )
 
     def _warn_of_outage(self, error: Exception) -> None:
@@ -107,6 +107,23 @@ class SearchRuns:
             f"MLflow at '{redact(self._uri)}' cannot be written to ({self._reason(error)}): the "
             "search continues, and its entries are written when MLflow is back"
         )
+
+    def _warn_of_refusal(self, what: str, error: Exception) -> None:
+        self._refusals.append(self._reason(error))
+        log.warning(f"MLflow refused the {what}: {self._refusals[-1]}")
+
+    @property
+    def failure(self) -> str:
+        """Return why an entry is not in MLflow: an outage, a refusal, or slowness."""
+        if (error := self._queue.failure) is not None:
+            return self._reason(error)
+        return self._refusals[-1] if self._refusals else "it is slow"
+
+    def _flush(self, seconds: float) -> int:
+        """Wait for the queue, in an outage `seconds` once and later only for another attempt."""
+        waiting = self._queue.flush(seconds, until_failure=not self._patient)
+        self._patient = not waiting
+        return waiting
 
     def _reason(self, error: Exception) -> str:
         if not is_permanent(error):
@@ -222,7 +239,7 @@ class SearchRuns:
 
     def run_ids(self, *, seconds: float = CLOSE_SECONDS) -> dict[TrialKey, str]:
         """Flush the queue, waiting at most `seconds`, and return the run ids of the trials."""
-        self._queue.flush(seconds)
+        self._flush(seconds)
         return self._trial_runs.ids()
 
     def log_evaluation(
@@ -234,10 +251,10 @@ class SearchRuns:
         tags: Mapping[str, str],
         seconds: float = CLOSE_SECONDS,
     ) -> str | None:
-        """Record an evaluation on the test split; return its run id, or None in an outage.
+        """Record an evaluation on the test split; return its run id, or None if that fails.
 
-        Only these runs have `test_<metric>`. The same weights (`resp_tune.weights_sha256`) keep
-        their run.
+        `failure` then says why. Only these runs have `test_<metric>`. The same weights
+        (`resp_tune.weights_sha256`) keep their run.
         """
         key, now = RunKey("evaluation", trial, tags.get(Tag.WEIGHTS, "")), _now()
         all_tags, run_ids = {**_origin(), **tags}, list[str]()
@@ -249,27 +266,27 @@ class SearchRuns:
             run_ids.append(run.run_id)
 
         self._queue.put(f"evaluation of trial {trial.label}", evaluate)
-        self._queue.flush(seconds)
+        self._flush(seconds)
         return run_ids[0] if run_ids else None
 
-    def close(self, status: ParentStatus, *, seconds: float = CLOSE_SECONDS) -> None:
+    def close(self, status: ParentStatus, *, seconds: float = CLOSE_SECONDS) -> str | None:
         """End the parent run, and trials that still run as `interrupted`.
 
-        Waits at most `seconds` for the queue, and warns of what is not written then; the next run
-        of the same command writes it.
+        Waits at most `seconds` for the queue. Returns a line on the entries that are not written
+        then; the next run of the same command writes them.
         """
         now = _now()
         self._queue.put("end of interrupted trials", lambda: self._trial_runs.interrupt(now))
         self._queue.put("end of the search", lambda: self._end_parent(status, now))
-        waiting = self._queue.flush(seconds)
-        if waiting:
-            failure = self._queue.failure
-            reason = self._reason(failure) if failure else "it is slow"
-            log.warning(
-                f"{waiting} entries could not be written to MLflow at '{redact(self._uri)}' "
-                f"({reason}); nothing of the search is lost: rerun the same command to write them"
-            )
+        waiting = self._flush(seconds)
+        missing, reason = waiting + len(self._refusals), self.failure
         self._queue.close(0.0 if waiting else 5.0)
+        if not missing:
+            return None
+        return (
+            f"{missing} entries could not be written to MLflow at '{redact(self._uri)}' "
+            f"({reason}), and nothing of the search is lost"
+        )
 
     def _end_parent(self, status: ParentStatus, now: int) -> None:
         self._client.set_tag(self.parent_run_id, Tag.STATE, _PARENT_STATE[status])
