@@ -6,7 +6,8 @@ import atexit
 import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C or SIGTERM has ended
 
@@ -28,6 +29,20 @@ class UserError(RespTuneError):
 
 class RunError(RespTuneError):
     """A failure while running: exit code 1."""
+
+
+@contextmanager
+def named_in_errors(variable: str | None) -> Iterator[None]:
+    """Put `$VARIABLE: ` before the message of a `UserError` raised inside; None: change nothing.
+
+    For a value that comes from an environment variable, which the user may not remember.
+    """
+    try:
+        yield
+    except UserError as error:
+        if variable is None or str(error).startswith(f"${variable}"):
+            raise
+        raise UserError(f"${variable}: {error}") from error
 
 
 def leave_at_exit(exit_code: int) -> None:

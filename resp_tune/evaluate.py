@@ -112,10 +112,11 @@ def _compare(args: Namespace) -> dict[str, Any]:
 def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> dict[str, Any]:
     started = time.perf_counter()
     from resp_tune.audit.audit import audit
-    from resp_tune.data.dataset import load_dataset
-    from resp_tune.harness.validate import data_folder
+    from resp_tune.harness.preflight_checks import check_cache_folder
+    from resp_tune.harness.validate import open_dataset
 
-    dataset = load_dataset(data_folder(data))
+    check_cache_folder()
+    dataset = open_dataset(data)
     model = {}
     if winner is not None:
         from resp_tune.audit.model import audit_model, rebuild_datamodule

@@ -77,13 +77,14 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; with `--out` the last line on stdout is the model's folder."""
     args = parser().parse(argv)
-    from resp_tune.data.dataset import load_dataset
-    from resp_tune.harness.validate import data_folder
+    from resp_tune.harness.preflight_checks import check_cache_folder
+    from resp_tune.harness.validate import open_dataset
     from resp_tune.training.datamodule import make_datamodule
 
     request = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
-    dataset = load_dataset(data_folder(args.data))
+    check_cache_folder()
+    dataset = open_dataset(args.data)
     datamodule = make_datamodule(dataset, request.task, request.split_spec)
     if request.split_sha256 not in (None, datamodule.split.digest):
         raise UserError(

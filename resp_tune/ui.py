@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--storage '{storage}' holds no MLflow store: give the --tracking-uri")
     uri = resolve_uri(args.tracking_uri, user_path(args.storage))
     check_there(uri)
-    probe(uri)
+    probe(uri, write=False)
     searches = _chosen(uri, args.name)
     if is_server(uri):
         _print(searches, uri)

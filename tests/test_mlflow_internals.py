@@ -32,7 +32,7 @@ def test_a_server_is_asked_by_mlflows_own_request() -> None:
     wanted = {"host_creds", "endpoint", "method", "max_retries", "raise_on_status", "timeout"}
     parameters = inspect.signature(http_request).parameters
     missing = wanted - parameters.keys()
-    assert not missing, f"request_experiments() passes {missing}, which MLflow no longer takes"
+    assert not missing, f"request() passes {missing}, which MLflow no longer takes"
     assert len(inspect.signature(get_default_host_creds).parameters) >= 1
 
 

@@ -19,7 +19,7 @@ import pytest
 from support.ports import free_port
 
 from resp_tune.errors import UserError
-from resp_tune.tracking.store_probe import probe
+from resp_tune.tracking.store_probe import check_there, probe
 from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact, resolve_uri
@@ -50,11 +50,16 @@ def test_redact(uri: str, shown: str) -> None:
 
 
 @contextmanager
-def web_server(status: int, body: bytes) -> Iterator[str]:
+def web_server(
+    status: int, body: bytes, kind: str = "text/html", others: int | None = None
+) -> Iterator[str]:
+    """Answer every request so, but those that are no search with the status `others`."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:  # the base class's name
-            self.send_response(status)
-            self.send_header("Content-Type", "text/html")
+            search = others is None or self.path.endswith("/search")
+            self.send_response(status if search else others or 0)
+            self.send_header("Content-Type", kind)
             self.end_headers()
             self.wfile.write(body)
 
@@ -81,6 +86,98 @@ def web_server(status: int, body: bytes) -> Iterator[str]:
 def test_probe_refuses_what_answers_wrongly(status: int, words: str) -> None:
     with web_server(status, b"<html>") as address, pytest.raises(UserError, match=words):
         probe(address)
+
+
+EXPERIMENT = {"experiment_id": "7", "name": "resp_tune", "lifecycle_stage": "active"}
+
+
+@pytest.mark.parametrize("found", [[], [EXPERIMENT]], ids=["new", "known"])
+def test_a_server_that_may_only_be_read_is_refused(found: list[dict[str, str]]) -> None:
+    body = json.dumps({"experiments": found}).encode()
+    with web_server(200, body, "application/json", others=403) as address:
+        probe(address, write=False)
+        with pytest.raises(UserError, match="lets this user read and not write") as caught:
+            probe(address)
+    assert "ask for the right to edit the experiment 'resp_tune'" in str(caught.value)
+
+
+def test_a_server_that_refuses_incomplete_writes_may_be_written() -> None:
+    body = json.dumps({"experiments": [EXPERIMENT]}).encode()
+    with web_server(200, body, "application/json", others=400) as address:
+        probe(address)
+
+
+def test_a_deleted_experiment_is_refused_before_the_start() -> None:
+    body = json.dumps({"experiments": [{**EXPERIMENT, "lifecycle_stage": "deleted"}]}).encode()
+    with (
+        web_server(200, body, "application/json", others=400) as address,
+        pytest.raises(UserError, match="mlflow experiments restore -x 7"),
+    ):
+        probe(address)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ("localhost:5000", "give http://localhost:5000, or https://localhost:5000"),
+        ("10.0.0.7:5000/mlflow", "give http://10.0.0.7:5000/mlflow"),
+        ("mlflow.example.org", "give http://mlflow.example.org"),
+        ("[::1]:5000", "give http://[::1]:5000"),
+        ("http:/localhost:5000", "give http://localhost:5000"),
+        ("me:s3cret@host:5000", "give http://me:***@host:5000"),
+        ("mlflow.db", "/mlflow.db or the http:// address"),
+        ("results/mlflow.sqlite", "results/mlflow.db or the http:// address"),
+        ("file:/data/mlruns", "give sqlite:////data/mlruns.db"),
+    ],
+)
+def test_an_address_without_a_scheme_is_no_path(given: str, advice: str) -> None:
+    with pytest.raises(UserError) as caught:
+        probe(given)
+    assert advice in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [
+        ("http_proxy", "http://host.invalid:5000"),
+        ("HTTPS_PROXY", "https://host.invalid"),
+        ("ALL_PROXY", "http://host.invalid:5000"),
+    ],
+)
+def test_a_dead_proxy_is_named(
+    variable: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"http://me:s3cret@127.0.0.1:{free_port()}")
+    with pytest.raises(UserError) as caught:
+        probe(address)
+    message = str(caught.value)
+    assert "the request goes through the proxy '127.0.0.1:" in message
+    assert f"of ${variable}: unset it, or set NO_PROXY=host.invalid" in message
+    assert "s3cret" not in message
+
+
+def test_a_proxy_that_is_not_used_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(UserError) as caught:
+        probe(f"http://127.0.0.1:{free_port()}")
+    assert "proxy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["localhost:5000", "sqlite:///there/is/nothing.db"])
+def test_the_variable_that_the_address_comes_from_is_named(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def message() -> str:
+        check, uri = (check_there if "sqlite" in given else probe), resolve_uri(given, Path())
+        with pytest.raises(UserError) as caught:
+            check(uri)
+        return str(caught.value)
+
+    assert not message().startswith("$MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert message().startswith("$MLFLOW_TRACKING_URI: ")
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,15 @@ from typing import Any
 import psutil
 
 from resp_tune.cluster import ray_internals
+from resp_tune.cluster.limits import MIN_FREE, OBJECT_STORE, few_processes, raise_soft_limits
 from resp_tune.cluster.processes import kill, process_tree, with_argument
 from resp_tune.cluster.ray_thread import run_in_thread
 from resp_tune.cluster.resources import Machine
-from resp_tune.common.paths import full_disk
+from resp_tune.common.paths import folder_to_write, full_disk
 from resp_tune.errors import RunError, UserError
 
-MIN_FREE = 100e6  # bytes of disk for Ray's logs and sockets
+MAX_SOCKET_BYTES = 107  # of the path of a Unix socket
+_MODES = ("token", "disabled")
 _MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
@@ -37,6 +39,7 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
     Only its owner can reach it. Raises `RunError` if it does not start, and `UserError` if its
     folder cannot be made or is not private.
     """
+    raise_soft_limits()
     ray_internals.prepare()
     import ray
 
@@ -49,7 +52,7 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
             "include_dashboard": False,
             "log_to_driver": False,
             "logging_level": logging.ERROR,
-            "object_store_memory": 200_000_000,  # clip tables only: frames are memory-mapped
+            "object_store_memory": OBJECT_STORE,
             ray_internals.TEMP_FOLDER: str(folder / "ray"),  # Ray makes it writable for all
         }
         daemons: list[psutil.Process] = []
@@ -58,7 +61,7 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
             try:
                 ray.init(**options)
             except Exception as error:  # each part of Ray that does not start has its own
-                raise RunError(_start_failed(error, folder)) from error
+                raise RunError(_start_failed(error, folder, machine.cpus)) from error
             daemons.extend(with_argument(str(folder)))
 
         def end() -> None:
@@ -70,13 +73,19 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
             yield
 
 
-def _start_failed(error: Exception, folder: Path) -> str:
+def _start_failed(error: Exception, folder: Path, cpus: int) -> str:
     free = shutil.disk_usage(folder).free
     cause = " ".join(str(error).split())[:200]
+    limit = few_processes(cpus)
     if "AF_UNIX path length" in cause:
         remedy = "that path is too long for a socket; set RAY_TMPDIR to a shorter one"
     elif free < MIN_FREE:
         remedy = "set RAY_TMPDIR to a folder on another disk"
+    elif limit is not None:
+        remedy = (
+            f"this user may start only {limit.left} more processes and threads: {limit.how}, or "
+            "end other programs"
+        )
     else:
         remedy = "see its log"
     return (
@@ -121,6 +130,43 @@ def ray_folder() -> Path:
     """
     parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
     return parent / f"resp_tune-{os.geteuid()}"
+
+
+def check_ray_folder() -> None:
+    """Raise `UserError` unless `ray_folder()` can be made, is private and fits Ray's sockets.
+
+    Makes nothing.
+    """
+    folder = ray_folder()
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    remedy = "set RAY_TMPDIR to a folder of your own"
+    check_private(folder)
+    folder_to_write(variable, str(folder if folder.exists() else folder.parent), remedy)
+    longest = str(folder / "ray" / ray_internals.LONGEST_SOCKET)
+    if (excess := len(os.fsencode(longest)) - MAX_SOCKET_BYTES) > 0:
+        raise UserError(
+            f"{variable} '{folder.parent}' is {excess} bytes too long for the paths of Ray's "
+            f"sockets, which may have {MAX_SOCKET_BYTES}: set RAY_TMPDIR to a shorter folder such "
+            "as /tmp"
+        )
+
+
+def check_login() -> None:
+    """Raise `UserError` if the user's own `RAY_AUTH_*` would keep Ray from starting."""
+    mode, file = os.environ.get(_MODE), os.environ.get(_TOKEN_FILE)
+    if mode and mode.lower() not in _MODES:
+        raise UserError(f"{_MODE}='{mode}' is not {' or '.join(_MODES)}: set one, or unset it")
+    if file and not os.environ.get(_TOKEN) and (mode or "token").lower() == "token":
+        try:
+            empty = not Path(file).read_text().strip()
+        except (OSError, ValueError) as error:
+            cause = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{_TOKEN_FILE}='{file}' cannot be read ({cause}): name a file with a token, or "
+                "unset it"
+            ) from error
+        if empty:
+            raise UserError(f"{_TOKEN_FILE}='{file}' is empty: write a token to it, or unset it")
 
 
 def check_private(folder: Path) -> None:

@@ -16,6 +16,9 @@ from typing import Any
 NODE_ADDRESS = "_node_ip_address"  # without it Ray guesses, and may take the head for this machine
 TEMP_FOLDER = "_temp_dir"
 
+# The longest path below `TEMP_FOLDER`; Linux numbers processes up to 4,194,304.
+LONGEST_SOCKET = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+
 # With 0, Ray takes 127.0.0.1 for its own address, and then listens nowhere else. Without it, Ray
 # replaces `_node_ip_address="127.0.0.1"` by the host's address.
 ENABLE_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

@@ -34,11 +34,11 @@ def user_path(text: str) -> Path:
         ) from error
 
 
-def folder_to_write(flag: str, given: str) -> Path:
+def folder_to_write(flag: str, given: str, instead: str = "give another folder") -> Path:
     """Return the absolute path of a folder that can be written, whether it exists yet or not.
 
     Tried with a temporary folder, as permissions do not apply to every user and file system.
-    Raises `UserError`, which names `flag`.
+    Raises `UserError`, which names `flag` and ends with the remedy `instead`.
     """
     if given == "":  # from an unset variable of the shell
         raise UserError(f"{flag} '': give a folder")
@@ -47,7 +47,7 @@ def folder_to_write(flag: str, given: str) -> Path:
         str(folder).encode()
         place = next(p for p in (folder, *folder.parents) if p.exists())
         if not place.is_dir():
-            raise UserError(f"{flag} '{given}': '{place}' is a file, not a folder")
+            raise UserError(f"{flag} '{given}': '{place}' is a file, not a folder: {instead}")
         with tempfile.TemporaryDirectory(prefix=".resp_tune_", dir=place):
             return folder
     except UnicodeEncodeError as error:
@@ -57,16 +57,34 @@ def folder_to_write(flag: str, given: str) -> Path:
         ) from error
     except OSError as error:
         raise UserError(
-            f"{flag} '{given}': '{place}' may not be written ({error.strerror}): give another "
-            "folder"
+            f"{flag} '{given}': '{place}' may not be written ({error.strerror}): {instead}"
         ) from error
 
 
 def cache_folder() -> Path:
-    """Return `$RESP_TUNE_CACHE`, else `resp_tune` in the user's cache folder (XDG)."""
+    """Return `$RESP_TUNE_CACHE`, else `resp_tune` in the user's cache folder (XDG).
+
+    Raises `UserError` if the user has no home folder and neither variable is set.
+    """
     if given := os.environ.get("RESP_TUNE_CACHE"):
         return user_path(given).absolute()
-    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "resp_tune"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return user_path(given).absolute() / "resp_tune"
+    if not has_home():
+        raise UserError(
+            "this user has no home folder for the cache: set RESP_TUNE_CACHE to a folder that can "
+            "be written"
+        )
+    return Path("~/.cache/resp_tune").expanduser().absolute()
+
+
+def has_home() -> bool:
+    """Return whether `~` can be expanded: by `$HOME`, or by the entry of the user's account."""
+    try:
+        Path.home()
+    except RuntimeError:
+        return False
+    return True
 
 
 def cache_limit_bytes() -> int:

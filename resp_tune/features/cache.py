@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -61,6 +61,12 @@ def cache_key(sources: Sequence[AudioSource], front_end: FrontEnd) -> str:
     """Return 24 hex digits that change with the recordings' bytes and order, and the front end."""
     content = [FORMAT, asdict(front_end), [[s.stem, s.digest] for s in sources]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def expected_bytes(seconds: Iterable[float], front_end: FrontEnd) -> int:
+    """Return the size of the frames of recordings that last `seconds`, to within a frame each."""
+    frames = sum(1 + int(s * front_end.sample_rate) // front_end.hop_length for s in seconds)
+    return (frames + 1) * front_end.n_mels * np.dtype(np.float16).itemsize
 
 
 def fill(

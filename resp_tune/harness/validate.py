@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from resp_tune.cluster.connect import connect, resolve_address, wait_for_gpus
-from resp_tune.cluster.local_ray import check_private, ray_folder
 from resp_tune.cluster.resources import (
     LOGICAL_GPUS,
     THIS_MACHINE,
@@ -18,16 +17,17 @@ from resp_tune.cluster.resources import (
     allocate,
     this_machine,
 )
-from resp_tune.common.paths import cache_folder, folder_to_write, user_path
+from resp_tune.common.paths import cache_folder, user_path
 from resp_tune.config import FrontEnd
-from resp_tune.data.dataset import load_dataset
+from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.split import load_same_split
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.task_files import find_task
-from resp_tune.errors import UserError
+from resp_tune.errors import UserError, named_in_errors
 from resp_tune.evaluation.baselines import check_enough
 from resp_tune.features.logmel import check_filters
 from resp_tune.harness.options import SearchOptions
+from resp_tune.harness.preflight_checks import Start, run_checks
 from resp_tune.harness.reconcile import search_state
 from resp_tune.harness.spec import (
     Compute,
@@ -38,12 +38,11 @@ from resp_tune.harness.spec import (
     trial_identity,
 )
 from resp_tune.space.search_space import APART, SearchSpace, load_space
-from resp_tune.storage.object_store import ObjectPath, check_store, is_uri
+from resp_tune.storage.object_store import ObjectPath, is_uri
 from resp_tune.storage.remote_datasets import fetch_dataset
 from resp_tune.study.replicates import check_count
 from resp_tune.study.study import SPLIT, check_settings, read_study
-from resp_tune.tracking.store_probe import probe
-from resp_tune.tracking.uri import redact, resolve_uri, sqlite_file
+from resp_tune.tracking.uri import redact, resolve_uri
 from resp_tune.training.datamodule import make_datamodule
 from resp_tune.training.fingerprint import changed_recordings, recording_hashes
 from resp_tune.training.metrics import are_cycles
@@ -74,12 +73,10 @@ def validate(
     )
     if not address:
         allocate([machine], request)  # fails before the slower checks
-    location = _locate(options)
-    probe(location.tracking_uri)
-    if not address:
-        check_private(ray_folder())
-    dataset = load_dataset(data_folder(options.data))
-    _check_name(location)
+    location, store = _locate(options)
+    start = Start(location, store, machine, private_ray=not address)
+    run_checks(start)
+    dataset = open_dataset(options.data)
     with search_state(location.remote, location.folder) as folder:
         path = folder / "study.db"
         study = read_study(path, location.name) if path.exists() else None
@@ -96,6 +93,7 @@ def validate(
             raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
         sources = tuple(datamodule.audio_sources(datamodule.search_stems, machine.cpus))
         data = SearchData(datamodule, sources, front_ends)
+        run_checks(dataclasses.replace(start, data=data))
         if study is not None:
             changed = changed_recordings(folder, recording_hashes(datamodule, sources))
             check_settings(study, trial_identity(options, space, data), changed)
@@ -126,9 +124,11 @@ def _load_space(name: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
     return space, front_ends
 
 
-def _locate(options: SearchOptions) -> SearchLocation:
-    """Return where the search is kept. An object store is tried with a small object."""
-    name, remote = options.search_name, None
+def _locate(options: SearchOptions) -> tuple[SearchLocation, ObjectPath | None]:
+    """Return where the search is kept, and the object store of `--storage` if it is one."""
+    name, store = options.search_name, None
+    if options.storage == "":  # from an unset variable of the shell
+        raise UserError("--storage '': give a folder")
     if is_uri(options.storage):
         store = ObjectPath.parse("--storage", options.storage)
         if not (options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
@@ -136,16 +136,19 @@ def _locate(options: SearchOptions) -> SearchLocation:
                 f"--storage '{store}' cannot hold MLflow's database: give --tracking-uri http://… "
                 "or postgresql://… (sqlite:///FILE works if one machine runs the search)"
             )
-        storage = folder_to_write("the cache folder for --storage", str(store.local_copy))
-        check_store("--storage", store)
-        remote = store / name
-    else:
-        storage = folder_to_write("--storage", options.storage)
-    return SearchLocation(name, storage / name, remote, resolve_uri(options.tracking_uri, storage))
+    storage = user_path(options.storage).absolute() if store is None else store.local_copy
+    uri = resolve_uri(options.tracking_uri, storage)
+    return SearchLocation(name, storage / name, store and store / name, uri), store
 
 
-def data_folder(path: str | None) -> Path:
-    """Return the folder of `--data`, of `$RESP_TUNE_DATA`, or of the default synthetic set."""
+def open_dataset(path: str | None) -> Dataset:
+    """Return the data set of `--data`, of `$RESP_TUNE_DATA`, or the default synthetic one."""
+    from_variable = path is None and os.environ.get("RESP_TUNE_DATA")
+    with named_in_errors("RESP_TUNE_DATA" if from_variable else None):
+        return load_dataset(_data_folder(path))
+
+
+def _data_folder(path: str | None) -> Path:
     if path == "":  # from an unset variable of the shell
         raise UserError("--data '': give the folder with the recordings")
     chosen = path or os.environ.get("RESP_TUNE_DATA")
@@ -156,15 +159,3 @@ def data_folder(path: str | None) -> Path:
     if is_uri(chosen):
         return fetch_dataset(chosen)
     return user_path(chosen)
-
-
-def _check_name(location: SearchLocation) -> None:
-    """Raise `UserError` if the search's folder is a file, or MLflow's."""
-    folder, storage = location.folder, location.storage
-    reserved = {sqlite_file(location.tracking_uri), storage / "mlflow.db", storage / "mlartifacts"}
-    if folder in reserved or (folder.exists() and not folder.is_dir()):
-        raise UserError(
-            f"--name '{location.name}' clashes with '{folder}', which is a file or belongs to "
-            "MLflow: give another name"
-        )
-    folder_to_write("--name", str(folder))

@@ -14,13 +14,12 @@ from filelock import FileLock
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.mlflow_internals import quiet
-from resp_tune.tracking.store_probe import check_version
+from resp_tune.tracking.store_probe import EXPERIMENT, check_active, check_version
 from resp_tune.tracking.uri import is_server, redact, root_cause, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = "resp_tune"
 FULL = "disk is full"  # part of sqlite's message
 
 # Errors that MLflow would repeat; anything else may pass when it is retried.
@@ -122,9 +121,5 @@ def experiment_id(client: MlflowClient, uri: str, storage: Path) -> str:
                 experiment = client.get_experiment_by_name(EXPERIMENT)
                 if experiment is None:
                     raise
-    if experiment.lifecycle_stage != "active":
-        raise UserError(
-            f"the experiment '{EXPERIMENT}' was deleted in MLflow: restore it with mlflow "
-            f"experiments restore -x {experiment.experiment_id}, or give another --tracking-uri"
-        )
+    check_active(experiment.experiment_id, experiment.lifecycle_stage)
     return str(experiment.experiment_id)

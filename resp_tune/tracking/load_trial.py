@@ -40,7 +40,7 @@ def load_trial_run(uri: str, run_id: str) -> TrialRun:
     check_there(uri)
     from mlflow.exceptions import MlflowException
 
-    probe(uri)
+    probe(uri, write=False)
     client = connect(uri)
     try:
         run = client.get_run(run_id)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resp_tune.common.text import one_line
+from resp_tune.errors import UserError
+
 # MLflow's page keeps a saved view in a tag of the experiment: JSON with `name`, `createdAt` (ms),
 # and `state`, which is JSON text again. A page that does not know the tag shows default columns.
 VIEW_TAG = "mlflow.sharedViewState."
@@ -34,6 +37,7 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_PLAIN_TEXT = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 def quiet() -> None:
@@ -78,8 +82,8 @@ def known_schemas() -> Schemas | None:
     return Schemas(heads.pop(), dates) if len(heads) == 1 else None
 
 
-def request_experiments(uri: str, timeout: float) -> Any:
-    """Request one experiment of the server `uri` once; return the response, whatever its status.
+def request(uri: str, path: str, body: dict[str, Any], timeout: float) -> Any:
+    """Post `body` to `experiments/…` or the like of a server; return whatever it answers.
 
     This is MLflow's own request, so that its tokens, certificates and proxies apply.
     """
@@ -88,10 +92,29 @@ def request_experiments(uri: str, timeout: float) -> Any:
 
     return http_request(  # type: ignore[no-untyped-call]  # mlflow has no annotation here
         get_default_host_creds(uri),  # type: ignore[no-untyped-call]  # nor here
-        "/api/2.0/mlflow/experiments/search",
+        f"/api/2.0/mlflow/{path}",
         "POST",
         timeout=timeout,
         max_retries=0,
         raise_on_status=False,
-        json={"max_results": 1},
+        json=body,
     )
+
+
+def check_variables() -> None:
+    """Raise `UserError` for an environment variable `MLFLOW_…` whose value MLflow cannot read."""
+    given = [n for n in os.environ if n.startswith("MLFLOW_") and n not in _PLAIN_TEXT]
+    if all(os.environ[name] == _ENVIRONMENT.get(name) for name in given):
+        return  # `import mlflow` takes more than a second
+    try:
+        from mlflow import environment_variables as known
+
+        for variable in vars(known).values():
+            if isinstance(variable, known._EnvironmentVariable) and variable.defined:
+                variable.get()  # type: ignore[no-untyped-call]  # nor here
+    except ValueError as error:
+        named = next((name for name in given if name in str(error)), ", ".join(given))
+        raise UserError(
+            f"MLflow cannot read {named} ({one_line(error)}): correct this environment variable, "
+            "or unset it"
+        ) from error

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from resp_tune.common.choices import COMPARED_RUNS, MLFLOW_PORT
-from resp_tune.tracking.client import EXPERIMENT, connect
+from resp_tune.tracking.client import connect
 from resp_tune.tracking.mlflow_internals import VIEW_TAG
+from resp_tune.tracking.store_probe import EXPERIMENT
 from resp_tune.tracking.tags import SearchRef, Tag, conditions
 from resp_tune.tracking.uri import is_server, public_base
 

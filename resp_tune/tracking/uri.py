@@ -10,6 +10,7 @@ from urllib.parse import unquote, unquote_plus
 from resp_tune.common.paths import user_path
 from resp_tune.errors import UserError
 
+VARIABLE = "MLFLOW_TRACKING_URI"
 _SHORTEST = 3  # characters of a part of a secret; shorter ones are found in every word
 
 
@@ -20,9 +21,17 @@ def resolve_uri(flag: str | None, storage: Path) -> str:
     """
     if flag is not None and not flag.strip():  # an unset variable of the shell
         raise UserError("--tracking-uri '': give sqlite:///FILE or the http:// address of a server")
-    uri = (flag or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
-    if not uri:
-        return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+    uri = (flag or os.environ.get(VARIABLE) or "").strip()
+    return _absolute(uri) if uri else f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+
+
+def variable_of(uri: str) -> str | None:
+    """Return the name of the environment variable that `uri` comes from, None if from a flag."""
+    given = os.environ.get(VARIABLE, "").strip()
+    return VARIABLE if given and uri in (given, _absolute(given)) else None
+
+
+def _absolute(uri: str) -> str:
     if (file := sqlite_file(uri)) is not None:
         return f"sqlite:///{file}"
     return uri.rstrip("/") if is_server(uri) else uri
