@@ -52,7 +52,7 @@ def controlled(dataset: Dataset) -> dict[str, Any]:
     try:
         clips = controlled_clips(dataset)
     except UserError as error:
-        return {"healthy": None, "sick": None, "baselines": None, "reason": str(error)}
+        return {"healthy": None, "sick": None, "baselines": None, "reason": error.reason}
     sizes = {}
     for label, name in enumerate(clips.task.classes):
         chosen = [c.recording for c in clips.clips if c.label == label]
@@ -66,7 +66,7 @@ def _lookup(dataset: Dataset) -> dict[str, Any]:
         clips = make_clips(get_task(LOOKUP_TASK), dataset)
         return {"task": LOOKUP_TASK, **patient_lookup(dataset, clips)}
     except UserError as error:
-        return {**dict.fromkeys(LOOKUP_KEYS), "task": LOOKUP_TASK, "reason": str(error)}
+        return {**dict.fromkeys(LOOKUP_KEYS), "task": LOOKUP_TASK, "reason": error.reason}
 
 
 def _baselines(dataset: Dataset, task: str | Clips) -> dict[str, Any]:
@@ -79,5 +79,5 @@ def _baselines(dataset: Dataset, task: str | Clips) -> dict[str, Any]:
             raise UserError(f"fewer than two classes are here ({names})")
         scores = load_baseline_scores(dataset, clips)
     except UserError as error:
-        return {"majority_accuracy": None, "device": None, "all": None, "reason": str(error)}
+        return {"majority_accuracy": None, "device": None, "all": None, "reason": error.reason}
     return {**scores, "classes": classes, "chance": 1 / len(classes), "clips": len(clips.clips)}

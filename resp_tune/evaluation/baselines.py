@@ -28,7 +28,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.common.text import one_line, plural
-from resp_tune.data.dataset import Dataset, Recording
+from resp_tune.data.dataset import Dataset, Recording, refusal
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
@@ -171,18 +171,20 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-def check_enough(clips: Clips) -> None:
+def check_enough(clips: Clips, problems: Sequence[str] = ()) -> None:
     """Raise `UserError` for fewer than two patients, or no class with two clips."""
     patients = {clip.recording.patient for clip in clips.clips}
     if len(patients) < 2:
-        raise UserError(
+        raise refusal(
             f"the task '{clips.task.name}' has the clips of {plural(len(patients), 'patient')} "
-            "here, but the no-audio baselines need at least two patients: give more recordings"
+            "here, but the no-audio baselines need at least two patients: give more recordings",
+            problems,
         )
     if max(Counter(clip.label for clip in clips.clips).values()) < 2:
-        raise UserError(
+        raise refusal(
             f"the task '{clips.task.name}' has one clip of each class here, but the no-audio "
-            "baselines need a class with at least two clips: give more recordings"
+            "baselines need a class with at least two clips: give more recordings",
+            problems,
         )
 
 
