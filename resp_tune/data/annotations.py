@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from resp_tune.common.text import plural
-from resp_tune.data.columns import Column, any_word, counts_rows, squeeze
+from resp_tune.data.columns import Column, any_word, squeeze
 from resp_tune.data.tables import Row, TableError, drop_ragged, split_rows
 
 # Seconds. The annotators' clock and the audio's length are rounded differently.
@@ -36,13 +36,14 @@ class Cycle:
 
 
 class Note(NamedTuple):
-    """A problem of an annotation file: `kind` is the same for all files that have it."""
+    """A problem of an annotation file: `kind` is the same for all files that have it.
+
+    `where` is a line of the file; it is empty for a problem of the whole file.
+    """
 
     kind: str
+    where: str
     text: str
-
-
-_EMPTY = Note("no cycles", "holds no cycles")
 
 
 def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[Note, ...]]:
@@ -54,47 +55,51 @@ def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[No
     length of the recording: a cycle that starts after it is left out, one that ends after it is cut
     (and noted if by more than `END_TOLERANCE`).
     """
-    cycles: list[Cycle] = []
+    empty = Note("annotations without cycles", "", "holds no cycles")
     if not text.strip("\ufeff \t\r\n"):
-        return (), (_EMPTY,)
+        return (), (empty,)
+    cycles: list[Cycle] = []
     try:
         rows, columns, notes = _columns(split_rows(text, _is_line))
     except TableError as error:
-        return (), (Note("are not used", f"is not used: {error}"),)
+        return (), (Note("annotations that are not used", "", f"is not used: {error}"),)
     for row in rows:
         cycle = _cycle(row, columns)
-        where, length = f"line {row.line}", f"but the recording is {seconds:g} s long"
+        where, length = f"line {row.line}, {row}", f"but the recording is {seconds:g} s long"
         if isinstance(cycle, str):
-            notes.append(Note(cycle, f"{where}, {row}: {cycle}; the line is left out"))
+            notes.append(Note(cycle, where, f"{cycle}; the line is left out"))
         elif cycle.start >= seconds:
             late = f"the cycle starts at {cycle.start:g} s, {length}; the line is left out"
-            notes.append(Note("cycles that start after the recording", f"{where}: {late}"))
+            notes.append(Note("cycles that start after the recording", where, late))
         else:
             if cycle.end > seconds + END_TOLERANCE:
                 cut = f"the cycle ends at {cycle.end:g} s, {length}; the cycle is cut there"
-                notes.append(Note("cycles that end after the recording", f"{where}: {cut}"))
+                notes.append(Note("cycles that end after the recording, cut there", where, cut))
             cycles.append(replace(cycle, end=min(cycle.end, seconds)))
     if not cycles and not notes:
-        notes.append(_EMPTY)
+        notes.append(empty)
     cycles.sort(key=lambda cycle: (cycle.start, cycle.end))
     overlaps = sum(later.start < earlier.end - END_TOLERANCE for earlier, later in pairwise(cycles))
     if overlaps:
         many = f"{overlaps} of {len(cycles)} cycles start before the one before them ends"
-        notes.append(Note("cycles that start before the one before them ends", many))
+        notes.append(Note("cycles that start before the one before them ends", "", many))
     return tuple(cycles), tuple(notes)
 
 
 def join_notes(notes: Mapping[str, Sequence[Note]]) -> list[str]:
     """Return a line for each kind of problem; `notes` are those of each file, by its name."""
-    groups: dict[str, list[tuple[str, str]]] = {}
+    groups: dict[str, list[tuple[str, Note]]] = {}
     for name, found in notes.items():
         for note in found:
-            groups.setdefault(note.kind, []).append((name, f"{name} {note.text}"))
+            groups.setdefault(note.kind, []).append((name, note))
     lines = []
     for kind, each in groups.items():
+        name, first = each[0]
         files = plural(len({name for name, _ in each}), "annotation")
-        many = f"{len(each)} times in {files}: {kind}, e.g. {each[0][1]}"
-        lines.append(many if len(each) > 1 else each[0][1])
+        where = f"{name} {first.where}: " if first.where else f"{name} "
+        example = f"{name} {first.where or first.text}"
+        many = f"{len(each)} times in {files}: {kind}, e.g. {example}"
+        lines.append(f"{where}{first.text}" if len(each) == 1 else many)
     return lines
 
 
@@ -104,24 +109,44 @@ def _is_line(cells: Sequence[str]) -> bool:
 
 def _columns(rows: list[Row]) -> tuple[list[Row], tuple[int, ...], list[Note]]:
     """Return the rows below a header, the columns of start, end, crackle, wheeze, and notes."""
+    rows = [row for row in map(_uncomment, rows) if row]
+    if not rows:
+        return [], (0, 1, 2, 3), []
+    for row in rows[1:]:
+        if _count_words(row.cells) > 2 and row.cells != rows[0].cells:
+            raise TableError(f"line {row.line} is a header below other lines: {row}")
     if any(_NUMBER.fullmatch(cell) for cell in rows[0].cells):
         kept, ragged = drop_ragged(None, rows)
-        notes = [Note("lines with more or fewer cells than the others", line) for line in ragged]
+        notes = [Note("lines with more or fewer cells than the others", "", x) for x in ragged]
         width = len(kept[0].cells)
         if width < 4:
             raise TableError(f"it has {width} columns instead of start, end, crackle, wheeze")
         if width > 4:
             _check_place(kept)
-            kind = "columns after start, end, crackle, wheeze are ignored"
-            notes.append(Note(kind, f"has {width} columns: those after the fourth are ignored"))
+            more = f"has {width} columns: those after the fourth are ignored"
+            notes.append(Note("columns after start, end, crackle, wheeze are ignored", "", more))
         return kept, (0, 1, 2, 3), notes
     names = [squeeze(cell) for cell in rows[0].cells]
     found = [[i for i, name in enumerate(names) if c.knows(name)] for c in _COLUMNS]
     if any(len(indices) != 1 for indices in found):
         raise TableError(f"its header {rows[0]} does not name start, end, crackle, wheeze once")
-    kept, ragged = drop_ragged(rows[0], rows[1:])
-    notes = [Note("lines with more or fewer cells than the header", line) for line in ragged]
+    kept, ragged = drop_ragged(rows[0], [row for row in rows if row.cells != rows[0].cells])
+    notes = [Note("lines with more or fewer cells than the header", "", x) for x in ragged]
     return kept, tuple(indices[0] for indices in found), notes
+
+
+def _count_words(cells: Sequence[str]) -> int:
+    """Return how many of start, end, crackle and wheeze are named."""
+    words = [squeeze(cell) for cell in cells]
+    return sum(any(column.knows(word) for word in words) for column in _COLUMNS)
+
+
+def _uncomment(row: Row) -> Row | None:
+    """Return None for a comment, unless it is a header: then the words after the `#`."""
+    if not row.cells[0].startswith("#"):
+        return row
+    words = re.findall(r"\w+", " ".join(row.cells))
+    return row._replace(cells=tuple(words)) if _count_words(words) > 2 else None
 
 
 def _check_place(rows: Sequence[Row]) -> None:
@@ -129,9 +154,9 @@ def _check_place(rows: Sequence[Row]) -> None:
 
     The first may count the rows, and decimal commas may have been taken for separators.
     """
-    whole = all(cell.isdigit() for row in rows for cell in row.cells[:2])
-    counted = counts_rows([row.cells[0] for row in rows])
-    if whole or counted or any(isinstance(_cycle(row, range(4)), str) for row in rows):
+    whole = all(row.cells[0].isdigit() for row in rows)
+    further = any(_NUMBER.fullmatch(cell) for row in rows for cell in row.cells[4:])
+    if (whole and further) or any(isinstance(_cycle(row, range(4)), str) for row in rows):
         raise TableError(
             f"it has {len(rows[0].cells)} columns, such as {rows[0]}: name them in a header "
             "(start, end, crackle, wheeze)"

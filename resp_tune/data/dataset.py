@@ -238,7 +238,9 @@ def _cycles(
     try:
         return parse_cycles(read_text(path), seconds)
     except OSError as error:
-        return (), [Note("cannot be read", f"('{path}') cannot be read: {error.strerror}")]
+        return (), [
+            Note("annotations that cannot be read", "", f"cannot be read: {error.strerror}")
+        ]
 
 
 def _missing_partners(

@@ -122,6 +122,9 @@ def read_people(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table[Pe
         patient, age, sex = _people_columns(grid, keys)
         if not grid.header and grid.width not in (3, 6):  # ICBHI's own has 6
             notes.append(f"without a header: {grid.rows[0]} is taken as patient, age, sex, …")
+        if sex is not None and (letters := _other_sexes(grid.values(sex))):
+            notes.append(f"used without its sexes, {letters}: write F, M or NA")
+            sex = None
 
         def parse(row: Row) -> tuple[str, Person]:
             who = _patient(row, patient)
@@ -309,6 +312,16 @@ def _in_icbhi_order(grid: Grid) -> bool:
     are_ages = 2 * sum(_NUMBER.fullmatch(cell) is not None for cell in ages) >= len(ages)
     are_sexes = 2 * sum(cell.lower() in _SEXES for cell in sexes) >= max(len(sexes), 1)
     return are_ages and are_sexes and not counts_rows(grid.values(1))
+
+
+def _other_sexes(cells: Sequence[str]) -> str | None:
+    """Return the letters of a column in which M or F has another meaning than male or female.
+
+    H and M are Spanish for man and woman, N and F Hungarian for woman and man.
+    """
+    letters = {cell.lower() for cell in cells} - set(_MISSING)
+    other = any({new, old} <= letters and kept not in letters for new, old, kept in ("hmf", "nfm"))
+    return join_names(sorted(letter.upper() for letter in letters)) if other else None
 
 
 def _patient(row: Row, column: int) -> str:
