@@ -7,6 +7,7 @@ python -m resp_tune.report first --storage s3://bucket/searches
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from resp_tune.cli import Parser, existing_folder, run
 from resp_tune.errors import RunError, UserError, nearest
 from resp_tune.storage.object_store import ObjectPath, StorageError, check_store, is_uri
+
+log = logging.getLogger("resp_tune.report")
 
 
 def parser() -> Parser:
@@ -37,9 +40,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_in_store(ObjectPath.parse("--storage", args.storage), args.name))
         return
     folder = search_folder(existing_folder(args.storage), args.name)
+    print(_render(folder))
+
+
+def _render(folder: Path) -> Path:
+    """Write the page of a search's folder there, or here if the folder is read-only."""
+    from resp_tune.common.paths import can_write
     from resp_tune.reporting.report_page import render
 
-    print(render(folder))
+    if can_write(folder):
+        return render(folder)
+    page = Path(f"{folder.name}-report.html").absolute()
+    log.info(f"'{folder}' is read-only: the page is written to the current folder")
+    return render(folder, page)
 
 
 def _in_store(storage: ObjectPath, name: str) -> ObjectPath:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -39,24 +40,41 @@ _PORTS_TRIED = 100
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the links, and serve them until Ctrl-C if the store is a database."""
     args = parser().parse(argv)
+    from resp_tune.tracking.moved_store import readable
     from resp_tune.tracking.store_probe import check_there, probe
-    from resp_tune.tracking.uri import is_server, redact, resolve_uri
+    from resp_tune.tracking.uri import is_server, resolve_uri, sqlite_file
 
     if is_uri(args.storage) and not (args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
         storage = ObjectPath.parse("--storage", args.storage)
         raise UserError(f"--storage '{storage}' holds no MLflow store: give the --tracking-uri")
     uri = resolve_uri(args.tracking_uri, user_path(args.storage))
     check_there(uri)
-    probe(uri, write=False)
-    searches = _chosen(uri, args.name)
-    if is_server(uri):
-        _print(searches, uri)
-        return
+    file = sqlite_file(uri)
+    with readable(uri) as opened:
+        probe(opened, write=False)
+        searches = _chosen(opened, args.name)
+        if is_server(uri):
+            _print(searches, uri)
+            return
+        if opened != uri:
+            log.info(f"'{file}' is read-only: these pages show a copy of what it holds now")
+        _serve(opened, None if file is None else file.parent, searches, args)
+
+
+def _serve(uri: str, folder: Path | None, searches: Sequence[SearchEntry], args: Namespace) -> None:
+    """Serve MLflow's pages of a database until Ctrl-C; `folder` is where an sqlite store is."""
+    from resp_tune.tracking.moved_store import relocate
+    from resp_tune.tracking.uri import redact
+
+    if (old := relocate(uri, folder)) is not None:
+        log.info(
+            f"the store was moved: its artifacts were at '{old}' and are shown from '{folder}'"
+        )
     port = _choose_port(args.host, args.port)
     log.info(f"starting MLflow's pages of {redact(uri)} …")
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server as well
         signal.signal(number, signal.default_int_handler)
-    with _server(uri, args.host, port) as process:
+    with _server(uri, folder, args.host, port) as process:
         _print(searches, f"http://{_address(args.host)}:{port}")
         log.info("Ctrl-C ends it")
         with suppress(KeyboardInterrupt):
@@ -146,17 +164,21 @@ def _address(host: str) -> str:
 
 
 @contextmanager
-def _server(uri: str, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run MLflow's server of the database `uri`, and end it with its children."""
+def _server(
+    uri: str, folder: Path | None, host: str, port: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run MLflow's server of the database `uri`, and end it with its children.
+
+    `folder`: where the artifacts are, if it is an sqlite store.
+    """
     from resp_tune.tracking.mlflow_internals import SERVER_JOBS, SERVER_STORE, quiet
-    from resp_tune.tracking.uri import scrub, sqlite_file
+    from resp_tune.tracking.uri import scrub
 
     quiet()
-    file = sqlite_file(uri)
     with tempfile.TemporaryDirectory(prefix="resp_tune-ui-") as scratch:
-        folder = Path(scratch) if file is None else file.parent
+        artifacts = (folder or Path(scratch)) / "mlartifacts"
         command = [sys.executable, "-m", "mlflow", "server"]
-        command += ["--artifacts-destination", (folder / "mlartifacts").as_uri()]
+        command += ["--artifacts-destination", artifacts.as_uri()]
         command += ["--host", host, "--port", str(port), "--workers", "1"]
         output = Path(scratch) / "output"
         with output.open("wb") as file_handle:

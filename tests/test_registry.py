@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
 from support.mlflow_stores import with_mlflow_store
+from support.read_only import mounted_read_only
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
-from resp_tune.tracking.registry import RegisteredModel, fetch_bundle, register_winner
+from resp_tune.tracking.moved_store import moved_to, readable
+from resp_tune.tracking.registry import (
+    RegisteredModel,
+    fetch_bundle,
+    record_test_access,
+    register_winner,
+)
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import SearchRef
+from resp_tune.tracking.ui_links import SearchEntry, list_searches
 from resp_tune.training.loop import build_network
 from resp_tune.training.model_bundle import load_bundle, save_bundle
 
@@ -168,3 +180,161 @@ def test_the_logged_model_is_plain_code_and_lies_beside_the_store(registered: Re
     names = {path.name for path in model.rglob("*") if path.is_file()}
     assert {"served_model.py", "config.json", "weights.safetensors", "input_example.json"} <= names
     assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A copy of the registered results elsewhere, while `old` is not there."""
+
+    old: Path
+    new: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.new}/mlflow.db"
+
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri, registry_uri=self.uri)
+
+    def register(self, bundle: Path) -> RegisteredModel:
+        run_id = self.client().get_model_version("resp_tune", "1").run_id
+        return register_winner(self.uri, self.new, run_id=str(run_id), bundle=bundle)
+
+
+@pytest.fixture
+def moved(registered: Registered, tmp_path: Path) -> Iterator[Moved]:
+    aside = registered.storage.rename(registered.storage.with_name("aside"))
+    new = tmp_path / "a new & other place"
+    shutil.copytree(aside, new)
+    yield Moved(registered.storage, new)
+    shutil.rmtree(registered.storage, ignore_errors=True)
+    aside.rename(registered.storage)
+
+
+def fetched(moved: Moved, model: str = "models:/resp_tune@champion") -> bytes:
+    folder = fetch_bundle(model, moved.uri, moved.new.parent / "fetched")
+    return (folder / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_moved_store_is_read_where_it_is(read_only: bool, moved: Moved) -> None:
+    weights = (moved.new / "first" / "winner" / "weights.safetensors").read_bytes()
+    before = (moved.new / "mlflow.db").read_bytes()
+    with mounted_read_only(moved.new) if read_only else nullcontext():
+        assert fetched(moved) == fetched(moved, "models:/resp_tune/1") == weights
+        assert [entry.search.name for entry in read_searches(moved.uri)] == ["first"]
+    assert not moved.old.exists()
+    assert (moved.new / "mlflow.db").read_bytes() == before, "a look writes nothing"
+
+
+def read_searches(uri: str) -> list[SearchEntry]:
+    with readable(uri) as opened:
+        return list_searches(opened)
+
+
+def test_of_a_copied_store_the_copy_is_read(registered: Registered, tmp_path: Path) -> None:
+    copy = Moved(registered.storage, tmp_path / "copy")
+    shutil.copytree(copy.old, copy.new)
+    for weights in copy.new.rglob("mlartifacts/**/weights.safetensors"):
+        weights.write_bytes(b"of the copy")
+    assert fetched(copy) == b"of the copy"
+
+
+def test_new_models_of_a_moved_store_are_beside_it(moved: Moved, tmp_path: Path) -> None:
+    assert moved.register(moved.new / "first" / "winner").version == 1, "its files are there"
+    other = make_bundle(tmp_path / "other", 7)
+    made = moved.register(other)
+    client = moved.client()
+    for version in (1, made.version):
+        place = client.get_model_version_download_uri("resp_tune", str(version))
+        assert place.startswith((moved.new / "mlartifacts").as_uri() + "/models/")
+        model = client.get_model_version("resp_tune", str(version)).source
+        model_id = str(model).removeprefix("models:/")
+        assert client.get_logged_model(model_id).artifact_location == place
+    assert not moved.old.exists()
+    assert fetched(moved) == (other / "weights.safetensors").read_bytes()
+    with mlflow_default(moved.uri):
+        assert mlflow.artifacts.list_artifacts("models:/resp_tune/1"), "MLflow itself finds it too"
+
+
+@contextmanager
+def mlflow_default(uri: str) -> Iterator[None]:
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+
+
+def lose_files(moved: Moved) -> None:
+    shutil.rmtree(moved.new / "mlartifacts")
+
+
+def cut_weights(moved: Moved) -> None:
+    for weights in moved.new.rglob("mlartifacts/**/weights.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def delete_model(moved: Moved) -> None:
+    client = moved.client()
+    source = str(client.get_model_version("resp_tune", "1").source)
+    client.delete_logged_model(source.removeprefix("models:/"))
+
+
+@pytest.mark.parametrize(
+    ("lose", "words"),
+    [
+        (lose_files, r"its files are not in '.*mlartifacts/.*' or '.*mlartifacts/"),
+        (delete_model, "was deleted in MLflow"),
+        (cut_weights, None),
+    ],
+)
+def test_a_model_without_its_files_is_logged_again(
+    lose: Callable[[Moved], None], words: str | None, moved: Moved
+) -> None:
+    lose(moved)
+    winner = moved.new / "first" / "winner"
+    if words is not None:
+        with pytest.raises(UserError, match=words) as caught:
+            fetched(moved)
+        assert f"--winner '{winner}'" in str(caught.value)
+    version = moved.register(winner).version
+    assert version > 1
+    champion = moved.client().get_model_version_by_alias("resp_tune", "champion")
+    assert int(champion.version) == version
+    assert fetched(moved) == (winner / "weights.safetensors").read_bytes()
+    assert moved.register(winner).version == version
+    assert not moved.old.exists()
+
+
+def test_another_model_of_a_moved_store_is_not_called_lost(moved: Moved) -> None:
+    client = moved.client()
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", (moved.old / "mlartifacts" / "x").as_uri())
+    with pytest.raises(UserError, match="is not a winner of resp_tune"):
+        fetched(moved, "models:/foreign/1")
+
+
+def test_no_access_is_recorded_in_a_read_only_store(moved: Moved) -> None:
+    access = {"time": "now", "winner_number": 0, "weights_sha256": "ab"}
+    with mounted_read_only(moved.new), pytest.raises(UserError, match="read-only, so it does not"):
+        record_test_access("models:/resp_tune/1", moved.uri, access)
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("file:///old/mlartifacts", "new"),
+        ("file:///old%20place/mlartifacts", "new"),
+        ("/old/mlartifacts", "new"),
+        ("file://{store}/mlartifacts", None),
+        ("file://{store}/kept/mlartifacts", None),
+        ("file:///chosen/by/a/user", None),
+        ("s3://bucket/mlartifacts", None),
+        ("mlflow-artifacts:/1", None),
+    ],
+)
+def test_what_counts_as_moved(location: str, expected: str | None, tmp_path: Path) -> None:
+    (tmp_path / "kept" / "mlartifacts").mkdir(parents=True)
+    found = moved_to(f"sqlite:///{tmp_path}/mlflow.db", location.format(store=tmp_path))
+    assert found == (tmp_path / "mlartifacts" if expected else None)

@@ -61,6 +61,18 @@ def folder_to_write(flag: str, given: str, instead: str = "give another folder")
         ) from error
 
 
+def can_write(folder: Path) -> bool:
+    """Return whether files can be made in an existing folder.
+
+    Tried, as permissions do not apply to every user and file system.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".resp_tune_", dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def cache_folder() -> Path:
     """Return `$RESP_TUNE_CACHE`, else `resp_tune` in the user's cache folder (XDG).
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.common.text import join_names, plural
-from resp_tune.data.dataset import Dataset, refusal
+from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import Clip, Clips
 from resp_tune.errors import UserError
 
@@ -97,10 +97,9 @@ class Split:
         """Count patients and sessions in more than one split; `UserError` for another data set."""
         known = {r.stem: r for r in dataset.recordings}
         if missing := sorted(self.stems - set(known)):
-            raise refusal(
+            raise UserError(
                 f"{len(missing)} recordings of the split are not in '{dataset.root}', e.g. "
-                f"{missing[0]}: give the data set that the split was made from",
-                dataset.problems,
+                f"{missing[0]}: give the data set that the split was made from"
             )
         patients: set[str] = set()
         sessions: set[str] = set()
@@ -147,11 +146,10 @@ def _repeated(groups: Iterable[set[str]]) -> set[str]:
     return {name for name, count in counts.items() if count > 1}
 
 
-def load_same_split(path: Path, now: Split, digest: str | None, dataset: Dataset) -> Split:
-    """Return the split saved in `path`, which must equal `now`, the split of `dataset`.
+def load_same_split(path: Path, now: Split, digest: str | None) -> Split:
+    """Return the split saved in `path`, which must equal `now`; else raise `UserError`.
 
     A damaged file is replaced by `now` if `digest`, from the study, is the digest of `now`.
-    Raises `UserError` if the splits differ.
     """
     try:
         saved = load_split(path)
@@ -160,10 +158,9 @@ def load_same_split(path: Path, now: Split, digest: str | None, dataset: Dataset
             raise
         return now
     if saved.digest != now.digest:
-        raise refusal(
+        raise UserError(
             f"the split of this search ({path}) is not that of this data, task and protocol: "
-            f"{_difference(saved, now)}. Give the old options, or another name",
-            dataset.problems if saved.stems != now.stems else (),
+            f"{_difference(saved, now)}. Give the old options, or another name"
         )
     return saved
 

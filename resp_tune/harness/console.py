@@ -14,12 +14,12 @@ from rich.markup import escape
 from resp_tune.cluster.connect import AUTO
 from resp_tune.common.text import amount, plural, short
 from resp_tune.data.split import Leaks
-from resp_tune.data.waveforms import describe_uneven_bands
 from resp_tune.harness.options import in_ray_job
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.replicates import MAX_CANDIDATES
 from resp_tune.study.samplers import unsupported_fields
+from resp_tune.tracking.model_probe import tracking_notes
 from resp_tune.tracking.uri import redact, sqlite_file
 
 SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
@@ -74,9 +74,9 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     if compute.cluster is not None:
         job = ", of this job" if in_ray_job() and options.ray_address == AUTO else ""
         yield "cluster", f"{compute.cluster}{job}: {plural(len(compute.cluster.nodes), 'node')}"
-    notes = (*_notes(spec.space, options.sampler), *dataset.problems, *datamodule.clips.dropped)
-    bands = describe_uneven_bands(dataset.recordings, spec.data.front_ends)
-    for note in filter(None, (*notes, bands, *split.notes, split.leaks(dataset).line)):
+    notes = [*_notes(spec.space, options.sampler), *tracking_notes(location.tracking_uri)]
+    notes += [*dataset.problems, *datamodule.clips.dropped]
+    for note in filter(None, (*notes, *split.notes, split.leaks(dataset).line)):
         yield "note", note
 
 

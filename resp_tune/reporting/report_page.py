@@ -25,8 +25,10 @@ from resp_tune.reporting.results import Results, items, mapping, number, read_re
 REPORT = "report.html"
 
 
-def render(folder: Path) -> Path:
-    """Write `folder/report.html` from the result files in `folder` and return its path.
+def render(folder: Path, page: Path | None = None) -> Path:
+    """Write the page of the result files in `folder` to `folder/report.html`, or to `page`.
+
+    Returns the path of the page.
 
     Raises `UserError` without `summary.json`; the page names whatever else is missing. Raises
     `RunError` after it was written if it lacks a figure that could not be drawn.
@@ -41,11 +43,12 @@ def render(folder: Path) -> Path:
         "charts": charts,
         "plots": _json({chart.id: chart.figure for chart in charts}),
     }
-    page = render_page("reporting", "report.html", scripts, **context)
-    write_atomically(folder / REPORT, page.encode())
+    page = page or folder / REPORT
+    text = render_page("reporting", "report.html", scripts, **context)
+    write_atomically(page, text.encode())
     if undrawn:
-        raise RunError(f"'{folder / REPORT}' is incomplete. {' '.join(undrawn)}")
-    return folder / REPORT
+        raise RunError(f"'{page}' is incomplete. {' '.join(undrawn)}")
+    return page
 
 
 def _charts(results: Results, undrawn: list[str]) -> list[search_plots.Chart]:

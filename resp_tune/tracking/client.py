@@ -14,6 +14,7 @@ from filelock import FileLock
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.mlflow_internals import quiet
+from resp_tune.tracking.moved_store import ARTIFACTS, relocate
 from resp_tune.tracking.store_probe import EXPERIMENT, check_active, check_version
 from resp_tune.tracking.uri import is_server, redact, root_cause, sqlite_file
 
@@ -104,16 +105,18 @@ def experiment_id(client: MlflowClient, uri: str, storage: Path) -> str:
     """Return the id of the experiment `resp_tune`, which is created if it is missing.
 
     Its artefacts go beside a database (`mlartifacts`, an absolute file URI); a server decides for
-    itself. By default MLflow would write them to `./mlruns` of the current folder.
+    itself. By default MLflow would write them to `./mlruns` of the current folder. In a store that
+    was moved the addresses are brought up to date first.
     """
     from mlflow.exceptions import MlflowException
 
     with store_lock(uri):
+        relocate(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             file = sqlite_file(uri)
             folder = storage.absolute() if file is None else file.parent
-            artifacts = None if is_server(uri) else (folder / "mlartifacts").as_uri()
+            artifacts = None if is_server(uri) else (folder / ARTIFACTS).as_uri()
             try:
                 return str(client.create_experiment(EXPERIMENT, artifacts))
             except MlflowException:

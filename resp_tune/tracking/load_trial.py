@@ -10,6 +10,7 @@ from typing import Any
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect
+from resp_tune.tracking.moved_store import readable
 from resp_tune.tracking.store_probe import check_there, probe
 from resp_tune.tracking.tags import Tag
 from resp_tune.tracking.uri import redact, root_cause
@@ -40,18 +41,21 @@ def load_trial_run(uri: str, run_id: str) -> TrialRun:
     check_there(uri)
     from mlflow.exceptions import MlflowException
 
-    probe(uri, write=False)
-    client = connect(uri)
-    try:
-        run = client.get_run(run_id)
-        if run.data.tags.get(Tag.KIND) not in ("trial", "replicate"):
-            raise UserError(f"--run {run_id} is not the run of a trial: give one from trials.csv")
-        parent = client.get_run(run.data.tags[Tag.PARENT])
-    except MlflowException as error:
-        raise UserError(
-            f"there is no --run {run_id} in '{redact(uri)}' ({root_cause(error, uri)}): give a "
-            "run id from trials.csv, and the --tracking-uri of the search if it had one"
-        ) from None
+    with readable(uri) as opened:
+        probe(opened, write=False)
+        client = connect(opened)
+        try:
+            run = client.get_run(run_id)
+            if run.data.tags.get(Tag.KIND) not in ("trial", "replicate"):
+                raise UserError(
+                    f"--run {run_id} is not the run of a trial: give one from trials.csv"
+                )
+            parent = client.get_run(run.data.tags[Tag.PARENT])
+        except MlflowException as error:
+            raise UserError(
+                f"there is no --run {run_id} in '{redact(uri)}' ({root_cause(error, uri)}): give a "
+                "run id from trials.csv, and the --tracking-uri of the search if it had one"
+            ) from None
     params, tags = parent.data.params, run.data.tags
     config = {name: _value(text) for name, text in run.data.params.items()}
     if Tag.MICRO_BATCH in tags:

@@ -10,6 +10,9 @@ import importlib.util
 import logging
 import os
 import re
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from resp_tune.errors import UserError
 # MLflow's page keeps a saved view in a tag of the experiment: JSON with `name`, `createdAt` (ms),
 # and `state`, which is JSON text again. A page that does not know the tag shows default columns.
 VIEW_TAG = "mlflow.sharedViewState."
+_LOCKED_SECONDS = 30  # to wait for a locked database
+
 DATABASE_LOGGER = "mlflow.store.db.utils"  # logs a traceback for each locked database
 
 # Settings of `mlflow server`. Without the first, seven more processes start, for jobs.
@@ -82,8 +87,40 @@ def known_schemas() -> Schemas | None:
     return Schemas(heads.pop(), dates) if len(heads) == 1 else None
 
 
-def request(uri: str, path: str, body: dict[str, Any], timeout: float) -> Any:
-    """Post `body` to `experiments/…` or the like of a server; return whatever it answers.
+# The columns of the database that hold addresses below an experiment's `artifact_location`.
+ADDRESSES = {
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+
+
+def replace_addresses(
+    file: Path, old: str, new: str, replacement: Callable[[str], str | None]
+) -> None:
+    """Replace the location `old` of experiments in an sqlite store, and addresses below it.
+
+    MLflow has no call for that. An address for which `replacement` returns None stays.
+    """
+    with closing(sqlite3.connect(file, timeout=_LOCKED_SECONDS)) as connection, connection:
+        connection.create_function("replacement", 1, replacement)
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (new, old)
+        )
+        for table, column in ADDRESSES.items():
+            connection.execute(
+                f"UPDATE {table} SET {column} = coalesce(replacement({column}), {column}) "  # noqa: S608  # our names
+                f"WHERE substr({column}, 1, length(?1)) = ?1",
+                (f"{old}/",),
+            )
+
+
+def request(
+    uri: str, path: str, content: dict[str, Any], timeout: float, method: str = "POST"
+) -> Any:
+    """Request `experiments/…` or the like of a server; return whatever it answers.
+
+    `content` is the body of the request, or the query of a GET.
 
     This is MLflow's own request, so that its tokens, certificates and proxies apply.
     """
@@ -93,11 +130,11 @@ def request(uri: str, path: str, body: dict[str, Any], timeout: float) -> Any:
     return http_request(  # type: ignore[no-untyped-call]  # mlflow has no annotation here
         get_default_host_creds(uri),  # type: ignore[no-untyped-call]  # nor here
         f"/api/2.0/mlflow/{path}",
-        "POST",
+        method,
         timeout=timeout,
         max_retries=0,
         raise_on_status=False,
-        json=body,
+        **{"params" if method == "GET" else "json": content},
     )
 
 

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
+from resp_tune.tracking.model_files import BUNDLE, bundle_sizes, fetch_files, holds
+from resp_tune.tracking.moved_store import is_writable, readable
 from resp_tune.tracking.store_probe import check_there
 from resp_tune.tracking.tags import Tag
-from resp_tune.tracking.uri import redact, root_cause
+from resp_tune.tracking.uri import redact, root_cause, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9]\d{0,8}))")
 _REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "torch", "torchaudio", "soundfile")
 _EXAMPLE_SECONDS = 0.25
-# The folder of the bundle inside the logged model; `served_model.ARTIFACT` names the same.
-_BUNDLE = "artifacts/winner"
-_MOST_BYTES = 1 << 30
 
 READING = "resp_tune.test_reading"  # `.2` and so on: with other recordings
 IDENTITY = ("weights_sha256", "recordings_sha256")
@@ -62,7 +61,8 @@ def register_winner(
 ) -> RegisteredModel:
     """Log the bundle as a model of run `run_id`, register it and point `alias` at it.
 
-    The same weights keep their version. Raises `RunError` if the store fails or refuses.
+    The same weights keep their version while its files are there. Raises `RunError` if the store
+    fails or refuses, or has not got the files.
     """
     from mlflow.exceptions import MlflowException
 
@@ -70,15 +70,22 @@ def register_winner(
     experiment = experiment_id(client, uri, storage)
     digest = _weights_sha256(bundle)
     try:
-        same = (int(v.version) for v in _versions(client, name, digest))
-        version = max(same, default=None)
-        if version is None:
-            with _as_default(uri):
+        with _as_default(uri):
+            same = sorted(_versions(client, name, digest), key=lambda v: -int(v.version))
+            whole = (v for v in same if holds(bundle_sizes(client, uri, v), bundle))
+            version = next((int(v.version) for v in whole), None)
+            if version is None:
                 model_id = _log(client, experiment, run_id, bundle)
                 fault_point("model-logged")
                 described = {**(tags or {}), Tag.WEIGHTS: digest}
                 version = _register(client, name, model_id, run_id, described)
                 fault_point("model-registered")
+                made = client.get_model_version(name, str(version))
+                if not holds(bundle_sizes(client, uri, made), bundle):
+                    raise RunError(
+                        f"the winner could not be registered in '{redact(uri)}': the store took "
+                        f"version {version} of '{name}' and has not got all of its files"
+                    )
         client.set_registered_model_alias(name, alias, str(version))
     except (MlflowException, OSError) as error:  # a refusal, or a full disk
         cause = root_cause(error, uri)
@@ -132,7 +139,7 @@ def _log(client: MlflowClient, experiment: str, run_id: str, bundle: Path) -> st
     package = Path(resp_tune.__file__).parent
     with tempfile.TemporaryDirectory(prefix="resp_tune-model-") as scratch:
         # Under the name of the artefact, and without other files of the search's folder.
-        copy = Path(scratch) / PurePosixPath(_BUNDLE).name
+        copy = Path(scratch) / PurePosixPath(BUNDLE).name
         copy.mkdir()
         for file in [bundle / "config.json", *bundle.glob("*.safetensors")]:
             shutil.copy(file, copy)
@@ -210,25 +217,28 @@ def fetch_bundle(model_uri: str, tracking_uri: str, into: Path) -> Path:
             "models:/resp_tune/VERSION"
         )
     check_there(tracking_uri)
-    client = connect(tracking_uri)
-    try:
-        if match["alias"]:
-            version = client.get_model_version_by_alias(match["name"], match["alias"])
-        else:
-            version = client.get_model_version(match["name"], match["version"])
-        with tempfile.TemporaryDirectory(prefix="resp_tune-fetch-") as scratch:
-            with _as_default(tracking_uri):
-                files = _download(f"models:/{version.name}/{version.version}", scratch)
+    with (
+        readable(tracking_uri) as opened,
+        tempfile.TemporaryDirectory(prefix="resp_tune-fetch-") as scratch,
+    ):
+        client = connect(opened)
+        try:
+            if match["alias"]:
+                version = client.get_model_version_by_alias(match["name"], match["alias"])
+            else:
+                version = client.get_model_version(match["name"], match["version"])
+            with _as_default(opened):
+                files = fetch_files(client, tracking_uri, version, scratch)
             into.mkdir(parents=True, exist_ok=True)
             for downloaded in files:
                 part = into / f".{downloaded.name}.{os.getpid()}.part"
                 shutil.copyfile(downloaded, part)
                 part.replace(into / downloaded.name)
-    except (MlflowException, OSError) as error:
-        raise UserError(
-            f"the model '{model_uri}' cannot be fetched from '{redact(tracking_uri)}' "
-            f"({root_cause(error, tracking_uri)}): {_known(client)}"
-        ) from None
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"the model '{model_uri}' cannot be fetched from '{redact(tracking_uri)}' "
+                f"({root_cause(error, tracking_uri)}): {_known(client)}"
+            ) from None
     return into
 
 
@@ -241,19 +251,6 @@ def _known(client: MlflowClient) -> str:
         return "the store does not answer; start it, or give another --tracking-uri"
     known = ", ".join(f"models:/{m.name}@{alias}" for m in models for alias in m.aliases)
     return f"known: {known}" if known else "no model is registered there; run a search first"
-
-
-def _download(model: str, scratch: str) -> list[Path]:
-    from mlflow.artifacts import download_artifacts, list_artifacts
-
-    files = [entry for entry in list_artifacts(f"{model}/{_BUNDLE}") if not entry.is_dir]
-    sizes = {PurePosixPath(entry.path).name: entry.file_size or 0 for entry in files}
-    names = [n for n in sorted(sizes) if re.fullmatch(r"config\.json|[\w.-]+\.safetensors", n)]
-    if "config.json" not in names or len(names) < 2:
-        raise UserError(f"'{model}' is not a winner of resp_tune: it holds no bundle")
-    if sum(sizes[name] for name in names) > _MOST_BYTES:
-        raise UserError(f"'{model}' is larger than a bundle can be: give another model")
-    return [Path(download_artifacts(f"{model}/{_BUNDLE}/{n}", dst_path=scratch)) for n in names]
 
 
 def same_access(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -277,6 +274,12 @@ def record_test_access(
     from mlflow.exceptions import MlflowException
 
     name = model_uri.removeprefix("models:/").split("@")[0].split("/")[0]
+    file = sqlite_file(tracking_uri)
+    if file is not None and file.exists() and not is_writable(file):
+        raise UserError(
+            f"the access to the test set cannot be recorded in '{file}', which is read-only, so it "
+            "does not happen: copy the results to a writable place"
+        )
     client = connect(tracking_uri)
     try:
         # By weights, because an alias may have moved since the model was fetched.

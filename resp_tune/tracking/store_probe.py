@@ -200,7 +200,7 @@ def _probe_postgres(uri: str, write: bool) -> None:
             "start it, or give another --tracking-uri"
         ) from None
     check_version(uri)
-    if write and not all(allowed for (allowed,) in _query_postgres(uri, _MAY_WRITE)):
+    if write and not all(allowed for (allowed,) in query_postgres(uri, _MAY_WRITE)):
         raise UserError(
             f"the database '{redact(uri)}' lets this user read and not write: ask for the right, "
             "or give another --tracking-uri"
@@ -236,7 +236,7 @@ def _probe_sqlite(uri: str, file: Path) -> None:
             "interrupted while it was created: give another file, or move this one away"
         )
     check_version(uri)
-    for row in _query_sqlite(uri, file, _STAGE) if _revision(uri) else ():
+    for row in query_sqlite(uri, file, _STAGE) if _revision(uri) else ():
         check_active(*row)
 
 
@@ -267,18 +267,18 @@ def _revision(uri: str) -> str | None:
     rows = []
     if (file := sqlite_file(uri)) is not None:
         if file.is_file() and "alembic_version" in _sqlite_tables(uri, file):
-            rows = _query_sqlite(uri, file, _REVISION)
+            rows = query_sqlite(uri, file, _REVISION)
     elif uri.partition("://")[0].partition("+")[0] == "postgresql":
-        rows = _query_postgres(uri, _REVISION)
+        rows = query_postgres(uri, _REVISION)
     return str(rows[0][0]) if len(rows) == 1 else None
 
 
 def _sqlite_tables(uri: str, file: Path) -> set[str]:
-    rows = _query_sqlite(uri, file, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    rows = query_sqlite(uri, file, "SELECT name FROM sqlite_master WHERE type = 'table'")
     return {str(name) for (name,) in rows}
 
 
-def _query_sqlite(uri: str, file: Path, query: str) -> list[Any]:
+def query_sqlite(uri: str, file: Path, query: str) -> list[Any]:
     """Return the rows of a query, read-only; `UserError` if the file cannot be queried."""
     try:
         try:
@@ -306,7 +306,7 @@ def _rows(file: Path, mode: str, query: str) -> list[Any]:
         return connection.execute(query).fetchall()
 
 
-def _query_postgres(uri: str, query: str) -> list[Any]:
+def query_postgres(uri: str, query: str) -> list[Any]:
     """Return the rows of a query, none of a new database or one that cannot be reached."""
     import sqlalchemy
 
