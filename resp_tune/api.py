@@ -7,8 +7,8 @@ but need not stop anyone is in the results (`Dataset.problems`) or logged to the
 
 from __future__ import annotations
 
+from resp_tune.data.annotations import Cycle
 from resp_tune.data.dataset import Dataset, Recording, load_dataset
-from resp_tune.data.metadata import Cycle
 from resp_tune.errors import RespTuneError, RunError, UserError
 
 __all__ = [

@@ -21,10 +21,15 @@ class RespTuneError(Exception):
 class UserError(RespTuneError):
     """A wrong input, or a service that cannot be reached: exit code 2, nothing was written.
 
-    The message says what was given, why it is wrong and what to type instead.
+    The message says what was given, why it is wrong and what to type instead. `reason` is the
+    message without what was found in the data before.
     """
 
     exit_code = 2
+
+    def __init__(self, message: object = "", reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = str(message) if reason is None else reason
 
 
 class RunError(RespTuneError):

@@ -51,6 +51,12 @@ def parser() -> Parser:
         help="two folders, each of a search, its winner/, a trial (results/NAME/trials/N) or a "
         "replicate (trials/N/replicates/K): A - B on the same patients",
     )
+    p.add_argument(
+        "--space",
+        metavar="FILE",
+        help="search space whose front ends are tested for what they show of the device (default: "
+        "search_spaces/default.yaml)",
+    )
     p.add_argument("--out", metavar="DIR", help="folder for audit.json and audit.html")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument(
@@ -74,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--tracking-uri says where --winner models:/NAME@ALIAS is: give both")
     else:
         out = None if args.out is None else folder_to_write("--out", args.out)
-        found = _audit(args.data, args.winner, args.tracking_uri)
+        found = _audit(args)
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     if args.json:
         print(text)
@@ -99,7 +105,7 @@ def _check_local(flag: str, text: str) -> None:
 
 
 def _compare(args: Namespace) -> dict[str, Any]:
-    for name in ("data", "winner", "out", "tracking_uri"):
+    for name in ("data", "winner", "space", "out", "tracking_uri"):
         if getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"--compare reads saved predictions and needs no {flag}: drop it")
@@ -109,18 +115,20 @@ def _compare(args: Namespace) -> dict[str, Any]:
     return {"a": a, "b": b, **compare(read_predictions(a), read_predictions(b))}
 
 
-def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> dict[str, Any]:
+def _audit(args: Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     from resp_tune.audit.audit import audit
+    from resp_tune.cluster.resources import this_machine
     from resp_tune.harness.preflight_checks import check_cache_folder
     from resp_tune.harness.validate import open_dataset
+    from resp_tune.space.search_space import load_space
 
     check_cache_folder()
-    dataset = open_dataset(data)
-    model = {}
+    front_ends = load_space(args.space or "default.yaml").front_ends()
+    dataset, workers = open_dataset(args.data), this_machine().cpus
+    winner, tracking_uri, model = args.winner, args.tracking_uri, {}
     if winner is not None:
         from resp_tune.audit.model import audit_model, rebuild_datamodule
-        from resp_tune.cluster.resources import this_machine
         from resp_tune.evaluation.open_winner import open_winner
 
         bundle = open_winner(winner, tracking_uri)
@@ -128,10 +136,10 @@ def _audit(data: str | None, winner: str | None, tracking_uri: str | None) -> di
         model["model"] = audit_model(
             bundle,
             datamodule,
-            workers=this_machine().cpus,
+            workers=workers,
             record=lambda access: _record(winner, tracking_uri, bundle, access),
         )
-    found = audit(dataset)
+    found = audit(dataset, front_ends, workers)
     return {**found, **model, "seconds": round(time.perf_counter() - started, 1)}
 
 

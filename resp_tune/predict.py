@@ -108,15 +108,20 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
 
 def _read_cycles(path: Path, seconds: float) -> list[tuple[float, float]]:
     """Return start and end, in seconds, of the cycles in the annotation file of `path`."""
-    from resp_tune.data.metadata import parse_cycles
+    from resp_tune.data.annotations import join_notes, parse_cycles
+    from resp_tune.data.discovery import find_annotation
+    from resp_tune.data.tables import read_text
 
-    annotation = path.with_suffix(".txt")
-    try:
-        cycles, defects = parse_cycles(annotation.read_text(encoding="utf-8"), seconds)
-    except (OSError, UnicodeDecodeError):
+    annotation = find_annotation(path)
+    if annotation is None:
         return []
-    for defect in defects:
-        log.info(f"note: '{annotation}': {defect}")
+    try:
+        cycles, notes = parse_cycles(read_text(annotation), seconds)
+    except OSError as error:
+        log.info(f"note: '{annotation}' cannot be read: {error.strerror}")
+        return []
+    for line in join_notes({str(annotation): notes}):
+        log.info(f"note: {one_line(line)}")
     return [(cycle.start, cycle.end) for cycle in cycles]
 
 

@@ -77,6 +77,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; with `--out` the last line on stdout is the model's folder."""
     args = parser().parse(argv)
+    from resp_tune.data.waveforms import describe_uneven_bands
     from resp_tune.harness.preflight_checks import check_cache_folder
     from resp_tune.harness.validate import open_dataset
     from resp_tune.training.datamodule import make_datamodule
@@ -91,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--run {args.run}: the split of this data is not that of the trial: give the "
             "--data of its search, and the same task, protocol and --split-seed"
         )
-    for note in (*dataset.problems, *datamodule.clips.dropped, *datamodule.split.notes):
+    bands = describe_uneven_bands(dataset.recordings, [request.config.front_end])
+    notes = (*dataset.problems, *datamodule.clips.dropped, bands, *datamodule.split.notes)
+    for note in filter(None, notes):
         log.info(f"note: {note}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the training, not after it

@@ -19,7 +19,7 @@ PAIR = {"101_1b1_Al_sc_Meditron": "URTI", "102_1b1_Ar_mc_LittC2SE": "COPD"}
 
 def test_load_dataset_returns_recordings_and_problems(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", PAIR)
-    (root / "demographic_info.txt").write_text("101 3 F NA 19 99\n102 hundred M\n")
+    (root / "demographic_info.txt").write_text("101 3 F NA 19 99\n102 hundred M NA NA NA\n")
     data = api.load_dataset(root)
     first, second = data.recordings
     assert (first.patient, first.diagnosis, first.age, first.sex) == ("101", "URTI", 3.0, "F")

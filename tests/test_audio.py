@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from pathlib import Path
@@ -12,11 +13,11 @@ import soundfile
 import torch
 import torchaudio
 from support.front_ends import FILTERS
-from support.small_sets import originals, write_audio
+from support.small_sets import imagined, originals, write_audio
 
-from resp_tune.config import Resampling, preset
+from resp_tune.config import FrontEnd, Resampling, preset
 from resp_tune.data.audio_files import AudioError, read_audio, read_header
-from resp_tune.data.waveforms import FLAT_TO, load_waveform, resampler
+from resp_tune.data.waveforms import FLAT_TO, describe_uneven_bands, load_waveform, resampler
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import log_mels
 
@@ -107,6 +108,32 @@ def test_white_noise_has_the_same_last_bands_at_every_rate() -> None:
         mels = log_mels(waveform, [front_end])[0].mean(0)
         drop[rate] = float(mels[-1] - mels[-2])
     assert max(drop.values()) - min(drop.values()) < 0.3, drop
+
+
+@pytest.mark.parametrize(
+    ("rates", "target", "f_max", "line"),
+    [
+        ((4000, 4000), 4000, 2000.0, None),
+        ((44_100, 44_100), 4000, 2000.0, None),
+        ((10_000, 44_100), 4000, 2000.0, None),  # all are resampled in the same way
+        ((4000, 44_100), 4000, 1900.0, None),
+        ((4000, 44_100, 44_100), 4000, 2000.0, "1 of 3 recordings made at 4000 Hz, the others at "
+         "up to 44100 Hz: mel bands above 1900 Hz (here up to 2000 Hz) show which"),
+        ((4000, 8000), 8000, 4000.0, "mel bands above 1900 Hz (here up to 4000 Hz)"),
+        ((10_000, 44_100), 16_000, 8000.0, "mel bands above 4750 Hz (here up to 8000 Hz)"),
+        ((44_100, 48_000), 44_100, 22_050.0, "mel bands above 20947.5 Hz"),
+    ],
+)  # fmt: skip
+def test_bands_that_not_all_recordings_fill(
+    rates: tuple[int, ...], target: int, f_max: float, line: str | None
+) -> None:
+    names = [(f"{100 + i}_1b1_Al_sc_Meditron", "COPD") for i in range(len(rates))]
+    recordings = [
+        dataclasses.replace(recording, sample_rate=rate)
+        for recording, rate in zip(imagined(names).recordings, rates, strict=True)
+    ]
+    found = describe_uneven_bands(recordings, [FrontEnd(target, 256, 128, 32, 50.0, f_max)])
+    assert found is None if line is None else found is not None and line in found
 
 
 def test_rates_without_a_common_divisor(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a search of release 0.1.0 left is still opened, told, used and gone on with.
+"""What a search of release 0.1.0 left still opens, is reported, used and resumed.
 
 `data/release-0.1.0/` is that search, of two trials, as its own code wrote it; its recordings are
 made here, from whole numbers, so that they are the same bytes everywhere.
@@ -24,7 +24,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_it_goes_on(place: Path) -> None:
+def test_it_is_resumed(place: Path) -> None:
     before = trials(place / "r", "old")
     data = ("--data", str(place / "data"))
     outcome = search(place / "r", *ARGS, *data, "--trials", "3")
@@ -37,10 +37,10 @@ def test_it_goes_on(place: Path) -> None:
     assert len(study(place / "r", "old").get_trials()) == 3
     first = json.loads((OLD / "results" / "summary.json").read_text())["test_readings"]
     assert summary(place / "r", "old")["test_readings"][:1] == first
-    survived("results of release 0.1.0 gone on with")
+    survived("results of release 0.1.0 resumed")
 
 
-def test_it_is_told_and_used(place: Path) -> None:
+def test_it_is_reported_and_used(place: Path) -> None:
     told = command("report", "old", "--storage", str(place / "r"))
     assert told.code == 0, told.err
     assert (place / "r" / "old" / "report.html").stat().st_size > 10_000
@@ -49,4 +49,4 @@ def test_it_is_told_and_used(place: Path) -> None:
     found = command("predict", str(recording), "--winner", winner, "--json")
     assert found.code == 0, found.err
     assert json.loads(found.out)[0]["class"] in ("COPD", "Healthy")
-    survived("results of release 0.1.0 told and used")
+    survived("results of release 0.1.0 reported and used")

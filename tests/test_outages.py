@@ -113,7 +113,7 @@ def test_away_for_good_and_back_for_the_next_command(tmp_path: Path) -> None:
         again = search_inline(storage, *given)
         assert again.code == 0, again.err
         check(address, storage, 10)
-    survived("the MLflow server gone for good, back for the next command")
+    survived("the MLflow server down to the end, up for the next command")
 
 
 def test_away_at_the_start(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from resp_tune.common.paths import (
     user_path,
     write_atomically,
 )
-from resp_tune.data.metadata import read_text
+from resp_tune.data.tables import read_text
 from resp_tune.data.task_files import find_task
 from resp_tune.errors import UserError
 from resp_tune.space.search_space import load_space

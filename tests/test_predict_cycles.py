@@ -50,7 +50,7 @@ def test_each_cycle_is_judged(
 ) -> None:
     breaths.with_suffix(".txt").write_text("0.5\t1.75\t0\t1\nnonsense\n2.0\t3.9\t1\t0\n")
     (found,), err = predicted(capsys, str(breaths), "--winner", str(winner))
-    assert "line 2, 'nonsense'" in err
+    assert "line 2 has 1 cell, not 4 as the others: 'nonsense'" in err
     assert [(c["start"], c["end"]) for c in found["cycles"]] == [(0.5, 1.75), (2.0, 3.9)]
     bundle = load_bundle(winner)
     frames = join_frames(log_mels(load_waveform(breaths, 4000), [bundle.config.front_end]), ["a"])

@@ -206,7 +206,7 @@ def test_memory_that_is_really_short(tmp_path: Path) -> None:
     size, diverged, epoch = done.stdout.split()
     assert 2 <= int(size) < 18
     assert (diverged, epoch) == ("False", "1"), done.stderr
-    survived("memory really short (RLIMIT_AS)")
+    survived("not enough memory (RLIMIT_AS)")
 
 
 @pytest.mark.slow

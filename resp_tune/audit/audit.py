@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from resp_tune.audit.counts import counts, tables
+from resp_tune.audit.front_end import front_end_giveaways, giveaway_warnings
 from resp_tune.audit.leaks import defects, protocol_leaks
 from resp_tune.audit.shortcuts import age_shortcut, device_shortcut
+from resp_tune.config import FrontEnd
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
@@ -20,10 +23,11 @@ LOOKUP_TASK = "diagnosis-8"
 LOOKUP_KEYS = ("accuracy", "macro_f1", "balanced_accuracy")
 
 
-def audit(dataset: Dataset) -> dict[str, Any]:
+def audit(dataset: Dataset, front_ends: Sequence[FrontEnd], workers: int) -> dict[str, Any]:
     """Return counts, defects, tables, leaks, shortcuts and no-audio baselines of a data set.
 
-    Shares and scores are in 0…1. What this data set does not allow is None, beside a `reason`.
+    `front_ends` are those whose last bands are tested as shortcuts, by `workers` threads. Shares
+    and scores are in 0…1. What this data set does not allow is None, beside a `reason`.
     """
     found: dict[str, Any] = {
         "data": {"name": dataset.root.name, "synthetic": dataset.synthetic},
@@ -43,7 +47,9 @@ def audit(dataset: Dataset) -> dict[str, Any]:
     found["shortcuts"] = {
         name: None if shortcut is None else asdict(shortcut) for name, shortcut in shortcuts.items()
     }
-    found["warnings"] = [s.warning for s in shortcuts.values() if s and s.warning]
+    found["front_end"] = front_end_giveaways(dataset, front_ends, workers)
+    warnings = [s.warning for s in shortcuts.values() if s and s.warning]
+    found["warnings"] = [*warnings, *giveaway_warnings(found["front_end"])]
     return found
 
 
@@ -52,7 +58,7 @@ def controlled(dataset: Dataset) -> dict[str, Any]:
     try:
         clips = controlled_clips(dataset)
     except UserError as error:
-        return {"healthy": None, "sick": None, "baselines": None, "reason": str(error)}
+        return {"healthy": None, "sick": None, "baselines": None, "reason": error.reason}
     sizes = {}
     for label, name in enumerate(clips.task.classes):
         chosen = [c.recording for c in clips.clips if c.label == label]
@@ -66,7 +72,7 @@ def _lookup(dataset: Dataset) -> dict[str, Any]:
         clips = make_clips(get_task(LOOKUP_TASK), dataset)
         return {"task": LOOKUP_TASK, **patient_lookup(dataset, clips)}
     except UserError as error:
-        return {**dict.fromkeys(LOOKUP_KEYS), "task": LOOKUP_TASK, "reason": str(error)}
+        return {**dict.fromkeys(LOOKUP_KEYS), "task": LOOKUP_TASK, "reason": error.reason}
 
 
 def _baselines(dataset: Dataset, task: str | Clips) -> dict[str, Any]:
@@ -79,5 +85,5 @@ def _baselines(dataset: Dataset, task: str | Clips) -> dict[str, Any]:
             raise UserError(f"fewer than two classes are here ({names})")
         scores = load_baseline_scores(dataset, clips)
     except UserError as error:
-        return {"majority_accuracy": None, "device": None, "all": None, "reason": str(error)}
+        return {"majority_accuracy": None, "device": None, "all": None, "reason": error.reason}
     return {**scores, "classes": classes, "chance": 1 / len(classes), "clips": len(clips.clips)}

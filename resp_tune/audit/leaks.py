@@ -58,7 +58,7 @@ def _leaks(dataset: Dataset, spec: SplitSpec, task: str) -> dict[str, Any]:
     try:
         split = make_split(dataset, make_clips(get_task(task), dataset), spec)
     except UserError as error:
-        return {**dict.fromkeys(_KEYS), "reason": str(error)}
+        return {**dict.fromkeys(_KEYS), "reason": error.reason}
     fold = split.folds[0]
     test = {} if split.test is None else {"test": len(split.test)}
     return {

@@ -51,6 +51,7 @@ def audit_sections(found: Mapping[str, Any]) -> list[Section]:
         _cycles(found["counts"]),
         Section("Defects", lines=found["defects"] or ["none found"]),
         _shortcuts(found["shortcuts"]),
+        _front_end(found["front_end"]),
     ]
 
 
@@ -254,6 +255,42 @@ def _shortcuts(shortcuts: Mapping[str, Mapping[str, Any] | None]) -> Section:
         [] if rows else ["none can be tested with so few patients"],
         words=1,
     )
+
+
+def _front_end(found: Mapping[str, Any]) -> Section:
+    targets = found["targets"]
+    title = f"What the last {found['bands']} mel bands, or the length, show"
+    headers = [f"{name} {metric}" for name in targets for metric in ("BA", "F1")]
+    rows = [
+        (_front_end_name(f), figure(f["native_minus_resampled_db"]), *_scored(f, targets))
+        for f in found["front_ends"]
+    ]
+    if targets:
+        rows.append(("the length alone", NONE, *_scored(found["length"], targets)))
+        chance = [cell for t in targets.values() for cell in (figure(t["chance"]), NONE)]
+        rows.append(("chance", NONE, *chance))
+    return Section(
+        title,
+        ("front end", "native - resampled, dB", *headers),
+        rows,
+        "Random forests on nothing but the mean and standard deviation over time of the highest "
+        "bands, or on the length, cross-validated by patient in 5 folds. BA is balanced accuracy, "
+        "F1 is macro-F1. In dB: how much more the last band falls off in resampled recordings than "
+        "in those made at the front end's rate.",
+        [] if targets else ["no forest can be trained with so few patients"],
+    )
+
+
+def _front_end_name(fields: Mapping[str, Any]) -> str:
+    band = f"{fields['f_min']:g} to {fields['f_max']:g} Hz"
+    return f"{fields['sample_rate']} Hz, {fields['n_mels']} mels, {band}, {fields['compression']}"
+
+
+def _scored(scores: Mapping[str, Any], targets: Mapping[str, Any]) -> list[str]:
+    return [cell for name in targets for cell in _cells(scores[name], *_SCORES)]
+
+
+_SCORES = ("balanced_accuracy", "macro_f1")
 
 
 def _paired(found: Mapping[str, Any], one: str, other: str) -> Sequence[str]:

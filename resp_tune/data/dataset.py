@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resp_tune.common.paths import user_path
-from resp_tune.common.text import join_names, one_line, plural
-from resp_tune.data import discovery, metadata
+from resp_tune.common.text import join_names, one_line, plural, shorten
+from resp_tune.data import discovery
+from resp_tune.data.annotations import Cycle, Note, join_notes, parse_cycles
 from resp_tune.data.audio_files import AudioError, Header, drop_duplicates, read_header
-from resp_tune.data.discovery import Layout
-from resp_tune.data.metadata import Cycle
+from resp_tune.data.discovery import Layout, Name
+from resp_tune.data.labels import Labels, read_labels
+from resp_tune.data.metadata import DIAGNOSES, Person
+from resp_tune.data.tables import read_text
 from resp_tune.errors import UserError
 
 if TYPE_CHECKING:  # importing this module should not wait for pandas
@@ -24,8 +27,9 @@ KNOWN_VALUES = {  # of ICBHI 2017; others are reported and kept
     "location": ("Tc", "Al", "Ar", "Pl", "Pr", "Ll", "Lr"),
     "mode": ("sc", "mc"),
     "device": ("AKGC417L", "LittC2SE", "Litt3200", "Meditron"),
-    "diagnosis": metadata.DIAGNOSES,
+    "diagnosis": DIAGNOSES,
 }
+_NAMED = 3  # problems that a refusal names
 
 
 @dataclass(frozen=True)
@@ -96,62 +100,68 @@ def load_dataset(path: str | Path) -> Dataset:
     headers, unreadable = _headers(layout.audio)
     paths, copies = drop_duplicates(headers)
     names = {path: name for path in paths if (name := discovery.parse_stem(path.stem))}
-    diagnoses = metadata.read_diagnoses(layout.diagnoses)
-    people = metadata.read_people(layout.demographics)
-    official = metadata.read_official(layout.official)
-    problems = [*layout.problems, *_odd_files(layout), *unreadable, *copies]
-    problems += [*diagnoses.problems, *people.problems, *official.problems]
-    splits: dict[Path, metadata.OfficialSplit] = {}
-    if layout.official:
-        splits, unmatched = metadata.match_official(names, official.values)
-        problems += unmatched
+    labels = read_labels(layout, names)
     annotations: dict[str, list[Path]] = {}
     for path in layout.annotations:
         annotations.setdefault(path.stem, []).append(path)
     recordings = []
+    notes: dict[str, Sequence[Note]] = {}
     for path, name in sorted(names.items(), key=lambda item: item[0].stem):
-        diagnosis = diagnoses.values.get(name.patient)
-        if diagnosis is None:
-            conflict = name.patient in diagnoses.conflicts
-            reason = "two different diagnoses" if conflict else "no diagnosis"
-            problems.append(f"'{path.name}' is left out: its patient {name.patient} has {reason}")
+        if name.patient not in labels.diagnoses:
             continue
-        header = headers[path]
         cycles: tuple[Cycle, ...] = ()
         if path.stem in annotations:
-            cycles, lines = _cycles(annotations[path.stem], path, header.seconds)
-            problems += lines
-        person = people.values.get(name.patient, metadata.Person(None, None))
-        recordings.append(
-            Recording(
-                stem=path.stem,
-                path=path,
-                patient=name.patient,
-                session=f"{name.patient}_{name.recording_index}",
-                location=name.location,
-                mode=name.mode,
-                device=name.device,
-                diagnosis=diagnosis,
-                age=person.age,
-                sex=person.sex,
-                official=splits.get(path),
-                sample_rate=header.sample_rate,
-                channels=header.channels,
-                samples=header.samples,
-                cycles=cycles,
+            cycles, notes[f"{path.stem}.txt"] = _cycles(
+                annotations[path.stem], path, headers[path].seconds
             )
-        )
+        recordings.append(_recording(path, name, headers[path], labels, cycles))
+    files = [*layout.problems, *_odd_files(layout), *unreadable, *copies]
+    problems = [*labels.problems, *files, *join_notes(notes)]
     if not recordings:
-        first = "; ".join(problems[:3])
-        raise UserError(
-            f"none of the {len(layout.audio)} recordings in '{root}' is usable: {first}"
-        )
+        raise refusal(f"none of the {len(layout.audio)} recordings in '{root}' is usable", problems)
     problems += _missing_partners(annotations, layout.audio, names)
     if layout.demographics:
         problems += _unknown_people(recordings)
     problems += [*_shared_patients(recordings), *_unusual_values(recordings)]
     shown = tuple(map(one_line, problems))
     return Dataset(root, tuple(recordings), shown, synthetic=bool(layout.synthetic))
+
+
+def refusal(message: str, problems: Sequence[str], *about: str) -> UserError:
+    """Return an error whose message names the first problems of the data, as their cause.
+
+    Problems that have a word of `about` are named first.
+    """
+    if not problems:
+        return UserError(message)
+    first = sorted(problems, key=lambda line: not any(word in line for word in about))[:_NAMED]
+    more = len(problems) - len(first)
+    rest = f"; {plural(more, 'more problem')}" if more else ""
+    found = f"{'; '.join(map(one_line, first))}{rest}"
+    return UserError(f"{message}. Found in the data: {found}", message)
+
+
+def _recording(
+    path: Path, name: Name, header: Header, labels: Labels, cycles: tuple[Cycle, ...]
+) -> Recording:
+    person = labels.people.get(name.patient, Person(None, None))
+    return Recording(
+        stem=path.stem,
+        path=path,
+        patient=name.patient,
+        session=f"{name.patient}_{name.recording_index}",
+        location=name.location,
+        mode=name.mode,
+        device=name.device,
+        diagnosis=labels.diagnoses[name.patient],
+        age=person.age,
+        sex=person.sex,
+        official=labels.official.get(path),
+        sample_rate=header.sample_rate,
+        channels=header.channels,
+        samples=header.samples,
+        cycles=cycles,
+    )
 
 
 def _folder(path: str | Path) -> Path:
@@ -189,9 +199,10 @@ def _check_layout(root: Path, layout: Layout) -> None:
         hint = "put the data set's table of diagnoses beside the audio folder"
         if above:
             hint = f"there is one in the folder above: give '{above.parent}'"
+        unread = f" ({line})" if (line := discovery.unread_tables(layout)) else ""
         raise UserError(
-            f"{len(layout.audio)} recordings in '{root}', but no "
-            f"{' or '.join(discovery.TABLES['diagnoses'])} there or below: {hint}"
+            f"{len(layout.audio)} recordings in '{root}', but no patient_diagnosis.csv or "
+            f"ICBHI_Challenge_diagnosis.txt there or below{unread}: {hint}"
         )
 
 
@@ -221,16 +232,15 @@ def _headers(audio: Sequence[Path]) -> tuple[dict[Path, Header], list[str]]:
 
 def _cycles(
     annotations: Sequence[Path], audio: Path, seconds: float
-) -> tuple[tuple[Cycle, ...], list[str]]:
+) -> tuple[tuple[Cycle, ...], Sequence[Note]]:
     """Read the cycles of a recording from the file beside it, else from the first elsewhere."""
     path = next((p for p in annotations if p.parent == audio.parent), annotations[0])
     try:
-        cycles, problems = metadata.parse_cycles(metadata.read_text(path), seconds)
+        return parse_cycles(read_text(path), seconds)
     except OSError as error:
-        return (), [f"'{path}' cannot be read: {error.strerror}"]
-    if not cycles and not problems:
-        return (), [f"{path.name} holds no cycles"]
-    return cycles, [f"{path.name} {problem}" for problem in problems]
+        return (), [
+            Note("annotations that cannot be read", "", f"cannot be read: {error.strerror}")
+        ]
 
 
 def _missing_partners(
@@ -270,9 +280,13 @@ def _shared_patients(recordings: Sequence[Recording]) -> Iterator[str]:
 def _unusual_values(recordings: Sequence[Recording]) -> Iterator[str]:
     for field, known in KNOWN_VALUES.items():
         effect = "no built-in task names it" if field == "diagnosis" else "kept as it is"
-        for value, number in sorted(Counter(getattr(r, field) for r in recordings).items()):
-            if value not in known:
-                yield (
-                    f"{field} '{value}' of {plural(number, 'recording')} is not one of ICBHI's "
-                    f"({', '.join(known)}); {effect}"
-                )
+        counts = sorted(Counter(getattr(r, field) for r in recordings).items())
+        unusual = [
+            f"'{shorten(value)}' of {plural(number, 'recording')}"
+            for value, number in counts
+            if value not in known
+        ]
+        if unusual:
+            yield (
+                f"{field} {join_names(unusual)}: not one of ICBHI's ({', '.join(known)}); {effect}"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -9,16 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from resp_tune.common.text import join_names
+
 MAX_DEPTH = 6
 AUDIO_SUFFIXES = (".wav", ".flac")
 OTHER_AUDIO_SUFFIXES = (".mp3", ".ogg", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".opus")
 SYNTHETIC_NAME = "SYNTHETIC.txt"
-TABLES = {  # names of the files of a field of `Layout`, in any case
-    "diagnoses": ("patient_diagnosis.csv", "ICBHI_Challenge_diagnosis.txt"),
-    "demographics": ("demographic_info.txt", "ICBHI_Challenge_demographic_information.txt"),
-    "official": ("ICBHI_challenge_train_test.txt",),
-    "synthetic": (SYNTHETIC_NAME,),
+TABLES = {  # names of the files of a field of `Layout`, in any case and with any of the suffixes
+    "diagnoses": ("patient_diagnosis", "ICBHI_Challenge_diagnosis"),
+    "demographics": ("demographic_info", "ICBHI_Challenge_demographic_information", "metadata"),
+    "official": ("ICBHI_challenge_train_test", "official_split"),
+    "folds": ("patient_list_foldwise",),
 }
+TABLE_SUFFIXES = (".csv", ".txt", ".tsv")
+OTHER_TABLE_SUFFIXES = (".xlsx", ".xls", ".ods")
 
 _STEM = re.compile(
     r"([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9-]+)", re.ASCII
@@ -39,8 +44,9 @@ class Name(NamedTuple):
 class Layout:
     """The files of a data set, each group sorted by depth, then path.
 
-    `annotations` are text files named like a recording; `odd` are audio files that cannot be
-    recordings, because of their format or name; `synthetic` holds the mark of a generated set.
+    `annotations` are text files named like a recording; `folds` are other programs' lists of folds;
+    `unread` are other tables and texts; `odd` are audio files that cannot be recordings, because of
+    their format or name; `synthetic` holds the mark of a generated set.
     """
 
     audio: list[Path] = field(default_factory=list)
@@ -48,6 +54,8 @@ class Layout:
     diagnoses: list[Path] = field(default_factory=list)
     demographics: list[Path] = field(default_factory=list)
     official: list[Path] = field(default_factory=list)
+    folds: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
     odd: list[Path] = field(default_factory=list)
     synthetic: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -77,18 +85,58 @@ def find_diagnoses(folder: Path) -> Path | None:
     return next((path for path in sorted(folder.glob("*")) if _kind(path) == "diagnoses"), None)
 
 
+def find_annotation(audio: Path) -> Path | None:
+    """Return the annotation file beside a recording: the same name with `.txt`, in any case."""
+    try:
+        beside = sorted(audio.parent.iterdir())
+    except OSError:
+        return None
+    suffixed = (path for path in beside if path.suffix.lower() == ".txt")
+    return next((path for path in suffixed if path.stem == audio.stem), None)
+
+
+def unread_tables(layout: Layout) -> str | None:
+    """Return a line that names the tables and texts which are not read, near misses first."""
+    hints = {path: hint for path in layout.unread if (hint := _hint(path.name))}
+    others = [path.name for path in layout.unread if path not in hints]
+    names = [*(f"{path.name} ({hint})" for path, hint in hints.items()), *others]
+    return f"not read: {join_names(names)}" if names else None
+
+
+def _hint(name: str) -> str | None:
+    """Return how to rename a file whose name is close to that of a table."""
+    suffixes = (*TABLE_SUFFIXES, *OTHER_TABLE_SUFFIXES)
+    stem = name.lower()
+    while stem.endswith(suffixes):
+        stem = stem[: stem.rindex(".")]
+    letters = re.sub(r"[^a-z]", "", stem)
+    known = {re.sub(r"[^a-z]", "", n.lower()): n for group in TABLES.values() for n in group}
+    near = difflib.get_close_matches(letters, known, n=1, cutoff=0.75)
+    parts = [k for k in known if len(letters) > 5 and (letters in k or k in letters)]
+    if not near and not parts:
+        return None
+    target = f"{known[(near or parts)[0]]}.csv"
+    saved = name.lower().endswith(OTHER_TABLE_SUFFIXES)
+    return f"to use it, {'save it as' if saved else 'rename it to'} {target}"
+
+
 def _kind(path: Path) -> str | None:
     """Return the field of `Layout` to which a file belongs."""
-    suffix = path.suffix.lower()
+    suffix, stem = path.suffix.lower(), path.stem.lower()
     named = parse_stem(path.stem) is not None
+    if path.name.lower() == SYNTHETIC_NAME.lower():
+        return "synthetic"
     for kind, names in TABLES.items():
-        if path.name.lower() in map(str.lower, names):
+        if suffix in TABLE_SUFFIXES and stem in map(str.lower, names):
             return kind
     if suffix in AUDIO_SUFFIXES:
         return "audio" if named else "odd"
     if suffix in OTHER_AUDIO_SUFFIXES:
         return "odd"
-    return "annotations" if suffix == ".txt" and named else None
+    if suffix == ".txt" and named:
+        return "annotations"
+    is_table = suffix in (*TABLE_SUFFIXES, *OTHER_TABLE_SUFFIXES)
+    return "unread" if is_table and stem not in ("readme", "license") else None
 
 
 def _files(root: Path, problems: list[str]) -> Iterator[Path]:

@@ -1,19 +1,31 @@
-"""The text files of a data set: diagnoses, demographics, official split and annotations."""
+"""The tables of a data set: diagnoses, people and the official split."""
 
 from __future__ import annotations
 
-import errno
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from resp_tune.common.text import join_names, plural, shorten
+from resp_tune.data.columns import (
+    Column,
+    Grid,
+    Keys,
+    check_same,
+    counts_rows,
+    find_header,
+    find_key,
+    find_value,
+    squeeze,
+    unclear,
+)
 from resp_tune.data.discovery import Name, parse_stem
+from resp_tune.data.header_words import AGE, COLUMNS, DIAGNOSIS, PATIENT, RECORDING, SEX, SPLIT
+from resp_tune.data.patients import plain_patient
+from resp_tune.data.tables import Row, TableError, drop_ragged, read_text, split_rows
 
 DIAGNOSES = (
     "Asthma",
@@ -25,16 +37,25 @@ DIAGNOSES = (
     "Pneumonia",
     "URTI",
 )
-# Seconds. The annotators' clock and the audio's length are rounded differently.
-END_TOLERANCE = 0.05
 OfficialSplit = Literal["train", "test"]
 T = TypeVar("T")
 
-_MAX_PROBLEMS = 5  # of one table; a file of another kind would otherwise be named line by line
-_MISSING = ("", "na", "n/a", "nan", "none", "null", "?")
+_MAX_PROBLEMS = 5  # of one table
+_MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "?", "-", "--", "n.a.", ".")
 _PATIENT = re.compile(r"[A-Za-z0-9]+", re.ASCII)
-_PATIENT_HEADERS = ("patient", "patientid", "patientnumber", "pid", "id", "subject", "subjectid")
-_DIAGNOSIS_HEADERS = ("diagnosis", "disease", "label", "class", "condition", "diagnose")
+_NUMBER = re.compile(r"\d+([.,]\d*)?|[.,]\d+", re.ASCII)
+_SEXES = {"f": "F", "female": "F", "woman": "F", "girl": "F", "w": "F", "weiblich": "F"} | {
+    "m": "M", "male": "M", "man": "M", "boy": "M", "männlich": "M"
+}  # fmt: skip
+_begins = re.compile(r"[A-Za-z]*[0-9]+(\.0+)?", re.ASCII).fullmatch  # as a patient's row does
+_AUDIO_SUFFIX = re.compile(r"\.(wav|flac|txt)$", re.IGNORECASE)
+
+
+class Cell(NamedTuple, Generic[T]):
+    """The value of a key, and where it is: `patient_diagnosis.csv line 3`."""
+
+    value: T
+    where: str
 
 
 @dataclass(frozen=True)
@@ -60,78 +81,79 @@ class Person:
         return f"{self.age} {self.sex}"
 
 
+Parse = Callable[[Row], tuple[str, T]]  # raises ValueError for a row that cannot be used
+
+
 def canonical_diagnosis(name: str) -> str:
     """Return one of the eight known diagnoses as ICBHI spells it, and others unchanged."""
     return next((known for known in DIAGNOSES if known.lower() == name.lower()), name)
 
 
-def read_text(path: Path) -> str:
-    """Read a text file in UTF-8 or UTF-16, with or without a byte order mark, else in Latin-1.
-
-    Raises `OSError`, also for a pipe or a device, which would block.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "it is not a file")
-    data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", errors="replace")
-    if b"\0" in data[:200]:
-        order = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
-        return data.decode(order, errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def read_diagnoses(paths: Sequence[Path]) -> Table[str]:
+def read_diagnoses(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table[str]:
     """Read the diagnosis of each patient from lines `101,URTI`.
 
-    The columns are separated by commas, tabs, semicolons or spaces; a header names them in any
-    order. The eight known diagnoses are spelled as in ICBHI, whatever their case; others are kept.
+    A header names the columns in any order; without one there are two columns. `patients` are those
+    of the recordings: their column needs no known name. The eight known diagnoses are spelled as in
+    ICBHI, whatever their case; others are kept.
     """
+    keys = Keys(patients, plain_patient)
 
-    def parse(fields: list[str], first: list[str]) -> tuple[str, str] | None:
-        header = _header(first)
-        if header and fields is first:
-            return None
-        patient_column, diagnosis_column = header or (0, 1)
-        if len(fields) <= max(patient_column, diagnosis_column):
-            raise _error(fields, "is not a patient and a diagnosis")
-        patient, diagnosis = _patient(fields[patient_column]), fields[diagnosis_column]
-        if not _PATIENT.fullmatch(patient):
-            raise _error(fields, "does not start with a patient")
-        if diagnosis.lower() in _MISSING:
-            raise ValueError(f"patient {patient} has no diagnosis")
-        return patient, canonical_diagnosis(diagnosis)
+    def columns(grid: Grid) -> Parse[str]:
+        patient, diagnosis = _pair(grid, PATIENT, DIAGNOSIS, keys)
+        check_same(grid, DIAGNOSIS, [diagnosis, *_rivals(grid, diagnosis)])
 
-    return _merge(paths, parse, "patient")
+        def parse(row: Row) -> tuple[str, str]:
+            who, what = _patient(row, patient), row.cells[diagnosis]
+            if what.lower() in _MISSING:
+                raise ValueError(f"patient {who} has no diagnosis")
+            return who, canonical_diagnosis(what)
 
+        return parse
 
-def read_people(paths: Sequence[Path]) -> Table[Person]:
-    """Read age and sex of each patient from lines `101 3 F NA 19 99`; NA is missing."""
-
-    def parse(fields: list[str], _first: list[str]) -> tuple[str, Person] | None:
-        patient = _patient(fields[0])
-        if _squeeze(patient) in _PATIENT_HEADERS:
-            return None
-        if len(fields) < 3 or not _PATIENT.fullmatch(patient):
-            raise _error(fields, "is not a patient, age and sex")
-        return patient, Person(_age(patient, fields[1]), _sex(patient, fields[2]))
-
-    return _merge(paths, parse, "patient")
+    return _merge(paths, columns, keys, (PATIENT, DIAGNOSIS))
 
 
-def read_official(paths: Sequence[Path]) -> Table[OfficialSplit]:
+def read_people(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table[Person]:
+    """Read age and sex of each patient by a header, else from lines `101 3 F NA 19 99`."""
+    keys = Keys(patients, plain_patient)
+    notes: list[str] = []
+
+    def columns(grid: Grid) -> Parse[Person]:
+        patient, age, sex = _people_columns(grid, keys)
+        if not grid.header and grid.width not in (3, 6):  # ICBHI's own has 6
+            notes.append(f"without a header: {grid.rows[0]} is taken as patient, age, sex, …")
+        if sex is not None and (letters := _other_sexes(grid.values(sex))):
+            notes.append(f"used without its sexes, {letters}: write F, M or NA")
+            sex = None
+
+        def parse(row: Row) -> tuple[str, Person]:
+            who = _patient(row, patient)
+            years = None if age is None else _age(who, row.cells[age])
+            return who, Person(years, None if sex is None else _sex(who, row.cells[sex]))
+
+        return parse
+
+    table = _merge(paths, columns, keys, (PATIENT, AGE, SEX))
+    names = join_names([path.name for path in paths])
+    return replace(table, problems=(*table.problems, *(f"{names} is {note}" for note in notes)))
+
+
+def read_official(paths: Sequence[Path], stems: Iterable[str] = ()) -> Table[OfficialSplit]:
     """Read the challenge's split from lines `<stem>` and `train` or `test`."""
+    keys = Keys(stems, _stem)
 
-    def parse(fields: list[str], _first: list[str]) -> tuple[str, OfficialSplit]:
-        split = fields[1].lower() if len(fields) == 2 else ""
-        if split == "train" or split == "test":
-            return fields[0].removesuffix(".wav"), "train" if split == "train" else "test"
-        raise _error(fields, "is not a recording and train/test")
+    def columns(grid: Grid) -> Parse[OfficialSplit]:
+        recording, split = _pair(grid, RECORDING, SPLIT, keys)
 
-    return _merge(paths, parse, "recording")
+        def parse(row: Row) -> tuple[str, OfficialSplit]:
+            name = row.cells[split].lower()
+            if name not in ("train", "training", "test", "testing"):
+                raise ValueError(f"{row} is not a recording and train or test")
+            return _stem(row.cells[recording]), "train" if name.startswith("train") else "test"
+
+        return parse
+
+    return _merge(paths, columns, keys, (RECORDING, SPLIT))
 
 
 def match_official(
@@ -174,82 +196,150 @@ def match_official(
 
 
 def _merge(
-    paths: Sequence[Path],
-    parse: Callable[[list[str], list[str]], tuple[str, T] | None],
-    key_name: str,
+    paths: Sequence[Path], columns: Callable[[Grid], Parse[T]], keys: Keys, known: Sequence[Column]
 ) -> Table[T]:
-    """Read tables as one; `parse` takes the fields of a row and of the first, None is a header."""
-    values: dict[str, T] = {}
+    """Read tables as one; `columns` returns what reads a row of a table."""
+    cells: dict[str, Cell[T]] = {}
     conflicts: set[str] = set()
     problems: list[str] = []
     for path in paths:
         try:
-            rows = _rows(read_text(path))
+            grid, skipped = _grid(read_text(path), keys, known)
+            parse = columns(grid)
         except OSError as error:
             problems.append(f"'{path}' cannot be read: {error.strerror}")
             continue
-        skipped: list[str] = []
-        for number, fields in rows:
+        except TableError as error:
+            problems.append(f"{path.name} is not used: {error}")
+            continue
+        for row in grid.rows:
+            where = f"{path.name} line {row.line}"
             try:
-                row = parse(fields, rows[0][1])
+                key, value = parse(row)
             except ValueError as error:
-                skipped.append(f"{path.name} line {number}: {error}; the line is left out")
+                skipped.append(f"line {row.line}: {error}; the line is left out")
                 continue
-            if row is None:
-                continue
-            key, value = row
-            if values.setdefault(key, value) != value and key not in conflicts:
+            first = cells.setdefault(key, Cell(value, where))
+            if first.value != value and key not in conflicts:
                 conflicts.add(key)
                 skipped.append(
-                    f"{path.name} line {number}: {key_name} {key} is '{value}' here and "
-                    f"'{values[key]}' above; neither is used"
+                    f"line {row.line}: {known[0].name} {key} is '{value}' here and "
+                    f"'{first.value}' in {first.where}; neither is used"
                 )
-        problems += skipped[:_MAX_PROBLEMS]
+        if keys and not any(cell in keys for row in grid.rows for cell in row.cells):
+            skipped.insert(0, f"names no {known[0].name} of the recordings: {grid.rows[0]}")
+        problems += [f"{path.name} {line}" for line in skipped[:_MAX_PROBLEMS]]
         if len(skipped) > _MAX_PROBLEMS:
             problems.append(f"{path.name}: {len(skipped) - _MAX_PROBLEMS} more lines like these")
-    kept = {key: value for key, value in values.items() if key not in conflicts}
+    kept = {key: cell.value for key, cell in cells.items() if key not in conflicts}
     return Table(kept, frozenset(conflicts), tuple(problems))
 
 
-def _rows(text: str) -> list[tuple[int, list[str]]]:
-    """Return the line number, from 1, and the stripped fields of each line that is not blank."""
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    # A decimal comma in one line does not make a table comma-separated: half the lines must agree.
-    separator = next((s for s in "\t,;" if sum(s in x for _, x in lines) * 2 >= len(lines)), None)
-    return [
-        (number, [field.strip().strip("\"'").strip() for field in line.split(separator)])
-        for number, line in lines
-    ]
+def _grid(text: str, keys: Keys, known: Sequence[Column]) -> tuple[Grid, list[str]]:
+    """Return a table whose rows have the same number of cells, and a line for rows left out."""
+    rows = split_rows(text, lambda cells: any(cell in keys for cell in cells))
+    at = find_header(rows, known, keys)
+    header = None if at is None else rows[at]
+    above = [] if at is None else rows[:at]
+    body = [row for row in rows[len(above) + (at is not None) :] if row.cells[0][:1] != "#"]
+    if not body:
+        raise TableError(f"it has no rows below its header {header}" if header else "it is empty")
+    kept, problems = drop_ragged(header, body, lambda cell: cell in keys or bool(_begins(cell)))
+    if not kept:
+        raise TableError(problems[0])
+    problems = [f"line {row.line} {row} is above the header" for row in above] + problems
+    if header is None:
+        return Grid(None, (), tuple(kept)), problems
+    header = header._replace(cells=header.cells[: len(kept[0].cells)])
+    names = tuple(map(squeeze, header.cells))
+    kept = [row for row in kept if tuple(map(squeeze, row.cells)) != names]
+    for row in kept:
+        words = [word for word in map(squeeze, row.cells) if any(c.knows(word) for c in known)]
+        if len(words) > 1:
+            raise TableError(f"line {row.line} is a second header: {row}")
+    if not kept:
+        raise TableError(f"it has no rows below its header {header}")
+    return Grid(header, names, tuple(kept)), problems
 
 
-def _header(fields: Sequence[str]) -> tuple[int, int] | None:
-    """Return the columns of patient and diagnosis if a first line holds names, not values."""
-    names = [_squeeze(field) for field in fields]
-    patient = next((i for i, name in enumerate(names) if name in _PATIENT_HEADERS), None)
-    diagnosis = next((i for i, name in enumerate(names) if name in _DIAGNOSIS_HEADERS), None)
-    if patient is None and diagnosis is None:
-        return None
-    if patient is None:
-        patient = 0 if diagnosis != 0 else 1
-    return patient, patient + 1 if diagnosis is None else diagnosis
+def _pair(grid: Grid, key: Column, value: Column, keys: Keys) -> tuple[int, int]:
+    """Return the columns of a table of a key and one value."""
+    if not grid.header and grid.width > 2:
+        raise unclear(grid, "no column is", key, value)
+    if not grid.header:
+        known = [i for i in (0, 1) if keys.fill(grid.values(i))]
+        return (1, 0) if known == [1] else (0, 1)
+    others = [column for column in COLUMNS if column is not key]
+    found, index = find_value(grid, value), find_key(grid, key, others, keys)
+    if found is None and grid.width == 2:
+        is_other = any(column.words.fullmatch(grid.names[1 - index]) for column in others)
+        found = None if is_other else 1 - index
+    if found is None:
+        raise unclear(grid, "no column is", value)
+    return index, found
 
 
-def _squeeze(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
+def _rivals(grid: Grid, diagnosis: int) -> list[int]:
+    """Return other columns that may be that of the diagnosis: by their name and by their values."""
+    rivals = []
+    for index, name in enumerate(grid.names):
+        if index != diagnosis and (DIAGNOSIS.knows(name) or "diagnos" in name or "disease" in name):
+            cells = [cell for cell in grid.values(index) if cell.lower() not in _MISSING]
+            known = sum(canonical_diagnosis(cell) in DIAGNOSES for cell in cells)
+            if cells and 2 * known > len(cells):
+                rivals.append(index)
+    return rivals
 
 
-def _patient(text: str) -> str:
-    """Return `101` for a spreadsheet's `101.0`, any other text unchanged."""
-    return re.sub(r"\.0+$", "", text)
+def _people_columns(grid: Grid, keys: Keys) -> tuple[int, int | None, int | None]:
+    """Return the columns of patient, age and sex; without a header those of ICBHI's own table."""
+    if not grid.header:
+        known = [i for i in range(grid.width) if keys.fill(grid.values(i))]
+        first = grid.rows[0].cells[0]
+        is_header = first not in keys and not any(c.isdigit() for c in first)
+        if grid.width < 3 or (known and 0 not in known) or is_header or not _in_icbhi_order(grid):
+            raise unclear(grid, "no column is", PATIENT, AGE, SEX)
+        return 0, 1, 2
+    age, sex = find_value(grid, AGE), find_value(grid, SEX)
+    if age is None and sex is None:
+        raise unclear(grid, "no column is", AGE, SEX)
+    return find_key(grid, PATIENT, COLUMNS[1:], keys), age, sex
+
+
+def _in_icbhi_order(grid: Grid) -> bool:
+    """Tell whether at least half of the second cells are ages, and of the third cells sexes."""
+    ages, sexes = ([c for c in grid.values(i) if c.lower() not in _MISSING] for i in (1, 2))
+    are_ages = 2 * sum(_NUMBER.fullmatch(cell) is not None for cell in ages) >= len(ages)
+    are_sexes = 2 * sum(cell.lower() in _SEXES for cell in sexes) >= max(len(sexes), 1)
+    return are_ages and are_sexes and not counts_rows(grid.values(1))
+
+
+def _other_sexes(cells: Sequence[str]) -> str | None:
+    """Return the letters of a column in which M or F has another meaning than male or female.
+
+    H and M are Spanish for man and woman, N and F Hungarian for woman and man.
+    """
+    letters = {cell.lower() for cell in cells} - set(_MISSING)
+    other = any({new, old} <= letters and kept not in letters for new, old, kept in ("hmf", "nfm"))
+    return join_names(sorted(letter.upper() for letter in letters)) if other else None
+
+
+def _patient(row: Row, column: int) -> str:
+    """Return `101` for a spreadsheet's `101.0`; raise `ValueError` for what is no patient."""
+    patient = re.sub(r"\.0+$", "", row.cells[column])
+    if not _PATIENT.fullmatch(patient):
+        raise ValueError(f"{row} does not name a patient")
+    return patient
+
+
+def _stem(name: str) -> str:
+    return _AUDIO_SUFFIX.sub("", name)
 
 
 def _age(patient: str, text: str) -> float | None:
     if text.lower() in _MISSING:
         return None
-    try:
-        age = float(text)
-    except ValueError:
-        age = math.nan
+    age = float(text.replace(",", ".")) if _NUMBER.fullmatch(text) else -1.0
     if not 0 <= age <= 130:
         raise ValueError(f"patient {patient}: age '{shorten(text)}' is not a number of years")
     return age
@@ -258,71 +348,7 @@ def _age(patient: str, text: str) -> float | None:
 def _sex(patient: str, text: str) -> str | None:
     if text.lower() in _MISSING:
         return None
-    sex = {"f": "F", "female": "F", "m": "M", "male": "M"}.get(text.lower())
+    sex = _SEXES.get(text.lower())
     if sex is None:
         raise ValueError(f"patient {patient}: sex '{shorten(text)}' is not F, M or NA")
     return sex
-
-
-def _error(fields: Sequence[str], reason: str) -> ValueError:
-    return ValueError(f"'{shorten(' '.join(fields))}' {reason}")
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """One breathing cycle: `start` and `end` in seconds from the recording's first sample."""
-
-    start: float
-    end: float
-    crackle: bool
-    wheeze: bool
-
-
-def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[str, ...]]:
-    """Parse an annotation file into cycles, sorted by start, and one line per problem.
-
-    Each line of the file is `start end crackle wheeze` (seconds, seconds, 0/1, 0/1), separated by
-    tabs or spaces; any other line is reported and left out. `seconds` is the length of the
-    recording: a cycle that starts after it is left out, one that ends after it is cut (and reported
-    if by more than `END_TOLERANCE`).
-    """
-    cycles: list[Cycle] = []
-    problems: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        cycle, length = _cycle(line), f"but the recording is {seconds:g} s long"
-        if isinstance(cycle, str):
-            shown = shorten(line.strip())
-            problems.append(f"line {number}, '{shown}': {cycle}; the line is left out")
-            continue
-        where = f"line {number}: the cycle"
-        if cycle.start >= seconds:
-            problems.append(f"{where} starts at {cycle.start:g} s, {length}; the line is left out")
-            continue
-        if cycle.end > seconds + END_TOLERANCE:
-            problems.append(f"{where} ends at {cycle.end:g} s, {length}; the cycle is cut there")
-        cycles.append(replace(cycle, end=min(cycle.end, seconds)))
-    cycles.sort(key=lambda cycle: (cycle.start, cycle.end))
-    overlaps = sum(later.start < earlier.end - END_TOLERANCE for earlier, later in pairwise(cycles))
-    if overlaps:
-        problems.append(f"{overlaps} of {len(cycles)} cycles start before the one before them ends")
-    return tuple(cycles), tuple(problems)
-
-
-def _cycle(line: str) -> Cycle | str:
-    """Parse a line into a cycle; return what is wrong with it if that fails."""
-    fields = line.split()
-    if len(fields) != 4:
-        return f"{len(fields)} fields instead of start, end, crackle, wheeze"
-    try:
-        start, end, crackle, wheeze = (float(field) for field in fields)
-    except ValueError:
-        return "start, end, crackle and wheeze must be numbers"
-    if not (math.isfinite(start) and math.isfinite(end)):
-        return "start and end must be finite"
-    if not 0 <= start < end:
-        return "start must be at least 0 and below end"
-    if crackle not in (0, 1) or wheeze not in (0, 1):
-        return "crackle and wheeze must be 0 or 1"
-    return Cycle(start, end, crackle == 1, wheeze == 1)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
 from resp_tune.common.text import amount, shorten
-from resp_tune.data.dataset import Dataset
+from resp_tune.data.dataset import Dataset, refusal
 from resp_tune.data.split import Fold, Split
 from resp_tune.data.split_spec import INNER_FOLDS, OUTER_FOLDS, SplitSpec
 from resp_tune.data.tasks import Clips, Task
@@ -41,23 +41,32 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
     """
     train, test, notes = _Rows.of(clips), None, list[str]()
     if spec.protocol == "recording":
-        return _by_recording(clips.task, train, spec)
+        return _by_recording(dataset, clips.task, train, spec)
     if spec.protocol == "official":
         train, test = _official(dataset, clips.task, train, spec.drop_shared_patients, notes)
     elif spec.protocol == "device":
         train, test = _by_device(dataset, train, spec.hold_out_device, notes)
     elif spec.protocol != "patient":
         raise ValueError(f"make_split lacks the protocol '{spec.protocol}'")
-    labels = _scorable_classes(clips.task, spec.protocol, train, test, notes)
+    labels, absent = _scorable_classes(clips.task, train, test)
+    if len(labels) < 2:
+        raise refusal(
+            f"task '{clips.task.name}' cannot be scored with protocol '{spec.protocol}' on this "
+            f"data, because fewer than two classes remain ({'; '.join(absent)}): choose another "
+            "task or protocol",
+            dataset.problems,
+        )
+    notes += absent
     train = train.at(np.isin(train.label, labels))
     test = test and test.at(np.isin(test.label, labels))
     classes = tuple(clips.task.classes[i] for i in labels)
     candidates = _candidates(train, test, spec.split_seed)
     chosen = next((c for c in candidates if c.has(labels)), None)
     if chosen is None:
-        raise UserError(
+        raise refusal(
             f"no split of '{dataset.root}' has all of {', '.join(classes)} in training, validation "
-            "and test: too few patients; try another split_seed, or a task with fewer classes"
+            "and test: too few patients; try another split_seed, or a task with fewer classes",
+            dataset.problems,
         )
     if chosen.state != spec.split_seed:
         notes.append(
@@ -137,10 +146,8 @@ def _group_folds(rows: _Rows, folds: int, state: int) -> Iterator[tuple[_Rows, _
             yield rows.at(np.isin(recording, one)), rows.at(np.isin(recording, other))
 
 
-def _scorable_classes(
-    task: Task, protocol: str, train: _Rows, test: _Rows | None, notes: list[str]
-) -> list[int]:
-    """Return the classes with enough patients for every split; name the others in `notes`."""
+def _scorable_classes(task: Task, train: _Rows, test: _Rows | None) -> tuple[list[int], list[str]]:
+    """Return the classes with enough patients for every split, and a line for the others."""
     needed = OUTER_FOLDS if test is None else INNER_FOLDS
     labels: list[int] = []
     dropped: dict[str, list[str]] = {}
@@ -156,25 +163,18 @@ def _scorable_classes(
         else:
             size = amount(int((train.label == label).sum()), task.unit, patients)
             dropped.setdefault(few, []).append(f"{name} ({size})")
-    reasons = [f"{', '.join(names)}: {reason}" for reason, names in dropped.items()]
-    if len(labels) < 2:
-        raise UserError(
-            f"task '{task.name}' cannot be scored with protocol '{protocol}' on this data, because "
-            f"fewer than two classes remain ({'; '.join(reasons)}): choose another task or protocol"
-        )
-    notes += reasons
-    return labels
+    return labels, [f"{', '.join(names)}: {reason}" for reason, names in dropped.items()]
 
 
-def _by_recording(task: Task, rows: _Rows, spec: SplitSpec) -> Split:
+def _by_recording(dataset: Dataset, task: Task, rows: _Rows, spec: SplitSpec) -> Split:
     stems = np.array(rows.stems(), dtype=np.str_)
     if len(stems) < OUTER_FOLDS:
-        raise UserError(f"{len(stems)} recordings cannot be divided 80/20: at least {OUTER_FOLDS}")
+        few = f"{len(stems)} recordings cannot be divided 80/20: at least {OUTER_FOLDS} are needed"
+        raise refusal(few, dataset.problems)
     labels = [label for label in range(len(task.classes)) if label in rows.label]
     if len(labels) < 2:
-        raise UserError(
-            f"task '{task.name}' cannot be scored: all recordings are {task.classes[labels[0]]}"
-        )
+        one = f"task '{task.name}' cannot be scored: all recordings are {task.classes[labels[0]]}"
+        raise refusal(one, dataset.problems)
     notes = [f"{n}: none in this data set" for i, n in enumerate(task.classes) if i not in labels]
     shuffled = np.random.default_rng(spec.split_seed).permutation(stems)
     folds = []
@@ -205,9 +205,12 @@ def _official(
     official = np.array([split_of[stem] or "" for stem in rows.stem.tolist()], dtype=np.str_)
     train, test = rows.at(official == "train"), rows.at(official == "test")
     if not len(train.stem) or not len(test.stem):
-        raise UserError(
+        raise refusal(
             f"'{dataset.root}' has no official split: ICBHI_challenge_train_test.txt must name "
-            "recordings of train and test; add it, or use the protocol patient"
+            "recordings of train and test; add it, or use the protocol patient",
+            dataset.problems,
+            "official",
+            "not read",
         )
     if unknown := [stem for stem in rows.stems() if split_of[stem] is None]:
         notes.append(f"{len(unknown)} recordings left out: not in the official split")
@@ -231,13 +234,16 @@ def _by_device(
     if device is None:
         raise UserError(f"protocol 'device' needs hold_out_device, one of {', '.join(devices)}")
     if device not in devices:
-        raise UserError(f"unknown device '{shorten(device)}': {nearest(device, devices)}")
+        unknown = f"unknown device '{shorten(device)}': {nearest(device, devices)}"
+        raise refusal(unknown, dataset.problems)
     if len(devices) == 1:
-        raise UserError(f"all recordings were made with {device}: nothing is left to train on")
+        only = f"all recordings were made with {device}: nothing is left to train on"
+        raise refusal(only, dataset.problems)
     held_out = np.array([device_of[stem] == device for stem in rows.stem.tolist()])
     test, others = rows.at(held_out), rows.at(~held_out)
     if not len(test.stem):
-        raise UserError(f"no recording of {device} belongs to the task: choose another device")
+        none = f"no recording of {device} belongs to the task: choose another device"
+        raise refusal(none, dataset.problems)
     shared = np.isin(others.patient, test.patient)
     if shared.any():
         size = amount(len(set(others.stem[shared])), "recording", len(set(others.patient[shared])))

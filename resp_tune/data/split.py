@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.common.text import join_names, plural
-from resp_tune.data.dataset import Dataset
+from resp_tune.data.dataset import Dataset, refusal
 from resp_tune.data.tasks import Clip, Clips
 from resp_tune.errors import UserError
 
@@ -97,9 +97,10 @@ class Split:
         """Count patients and sessions in more than one split; `UserError` for another data set."""
         known = {r.stem: r for r in dataset.recordings}
         if missing := sorted(self.stems - set(known)):
-            raise UserError(
+            raise refusal(
                 f"{len(missing)} recordings of the split are not in '{dataset.root}', e.g. "
-                f"{missing[0]}: give the data set that the split was made from"
+                f"{missing[0]}: give the data set that the split was made from",
+                dataset.problems,
             )
         patients: set[str] = set()
         sessions: set[str] = set()
@@ -146,10 +147,11 @@ def _repeated(groups: Iterable[set[str]]) -> set[str]:
     return {name for name, count in counts.items() if count > 1}
 
 
-def load_same_split(path: Path, now: Split, digest: str | None) -> Split:
-    """Return the split saved in `path`, which must equal `now`; else raise `UserError`.
+def load_same_split(path: Path, now: Split, digest: str | None, dataset: Dataset) -> Split:
+    """Return the split saved in `path`, which must equal `now`, the split of `dataset`.
 
     A damaged file is replaced by `now` if `digest`, from the study, is the digest of `now`.
+    Raises `UserError` if the splits differ.
     """
     try:
         saved = load_split(path)
@@ -158,9 +160,10 @@ def load_same_split(path: Path, now: Split, digest: str | None) -> Split:
             raise
         return now
     if saved.digest != now.digest:
-        raise UserError(
+        raise refusal(
             f"the split of this search ({path}) is not that of this data, task and protocol: "
-            f"{_difference(saved, now)}. Give the old options, or another name"
+            f"{_difference(saved, now)}. Give the old options, or another name",
+            dataset.problems if saved.stems != now.stems else (),
         )
     return saved
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resp_tune.common.text import amount, shorten
-from resp_tune.data.dataset import Dataset, Recording
+from resp_tune.data.dataset import Dataset, Recording, refusal
 from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.errors import UserError, nearest
 
@@ -131,8 +131,10 @@ def make_clips(task: Task, dataset: Dataset) -> Clips:
         needs = f"diagnoses among {', '.join(name for group in task.groups for name in group)}"
         if task.unit == "cycle":
             needs = "annotations (<recording>.txt beside each recording)"
-        raise UserError(
-            f"'{dataset.root}' has nothing for the task '{task.name}': it needs {needs}"
+        raise refusal(
+            f"'{dataset.root}' has nothing for the task '{task.name}': it needs {needs}",
+            dataset.problems,
+            *(("annotation", ".txt") if task.unit == "cycle" else ("diagnosis",)),
         )
     return Clips(task, tuple(clips), tuple(dropped))
 
@@ -141,9 +143,11 @@ def _check_diagnoses(task: Task, dataset: Dataset) -> None:
     """Check that each diagnosis of the task is one of ICBHI's or of the data set's own."""
     known = {*DIAGNOSES, *(recording.diagnosis for recording in dataset.recordings)}
     for name in sorted({name for group in task.groups for name in group} - known - {ANY_OTHER}):
-        raise UserError(
+        raise refusal(
             f"task '{task.name}': unknown diagnosis '{shorten(name)}', neither one of ICBHI's nor "
-            f"in '{dataset.root}': {nearest(name, known)}"
+            f"in '{dataset.root}': {nearest(name, known)}",
+            dataset.problems,
+            "diagnosis",
         )
 
 

@@ -9,6 +9,8 @@ within 0.02 dB and suppresses aliases by 100 dB; a mel bank that ends there sees
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from typing import Any
 import torch
 import torchaudio
 
-from resp_tune.config import Resampling
+from resp_tune.common.text import plural
+from resp_tune.config import FrontEnd, Resampling
 from resp_tune.data.audio_files import read_audio
+from resp_tune.data.dataset import Recording
 
 FLAT_TO = 0.95  # of half the lower rate, which `kaiser` keeps
 _KAISER = {
@@ -34,6 +38,32 @@ def load_waveform(
     samples, rate = read_audio(path)
     waveform = torch.from_numpy(samples[0].copy())
     return waveform if rate == sample_rate else resampler(rate, sample_rate, resampling)(waveform)
+
+
+def describe_uneven_bands(
+    recordings: Sequence[Recording], front_ends: Sequence[FrontEnd]
+) -> str | None:
+    """Return a line if some front end has bands that only a part of the recordings can fill.
+
+    Recordings made at the front end's rate hold everything up to half of it, resampled ones up to
+    `FLAT_TO` of that, and those of a lower rate less.
+    """
+    made_at = Counter(r.sample_rate for r in recordings)
+    lowest = min(made_at)
+    worst: tuple[float, float] | None = None  # the bank's end, and where all are alike
+    for front_end in front_ends:
+        alike = FLAT_TO * min(lowest, front_end.sample_rate) / 2
+        same = len(made_at) == 1 or lowest > front_end.sample_rate
+        if not same and front_end.f_max > alike:
+            worst = max(worst or (0.0, 0.0), (front_end.f_max, alike))
+    if worst is None:
+        return None
+    end, alike = worst
+    return (
+        f"{made_at[lowest]} of {plural(len(recordings), 'recording')} made at {lowest} Hz, the "
+        f"others at up to {max(made_at)} Hz: mel bands above {alike:g} Hz (here up to {end:g} Hz) "
+        f"show which, and so the stethoscope; end them with f_max: {alike:g}"
+    )
 
 
 @functools.lru_cache(maxsize=32)

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.common.text import one_line, plural
-from resp_tune.data.dataset import Dataset, Recording
+from resp_tune.data.dataset import Dataset, Recording, refusal
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
@@ -59,7 +59,7 @@ def load_baselines(datamodule: DataModule, jobs: int) -> dict[str, Any]:
 
 def load_baseline_scores(dataset: Dataset, clips: Clips, jobs: int | None = None) -> dict[str, Any]:
     """Return `no_audio_baselines` of the clips."""
-    return _cached(
+    return cached(
         f"{_key(dataset, clips)}.json", lambda: no_audio_baselines(clips, jobs=jobs), _read_scores
     )
 
@@ -72,14 +72,14 @@ def load_baseline_predictions(datamodule: DataModule) -> BaselinePredictions:
         by_columns = {name: rows.tolist() for name, rows in made.by_columns.items()}
         return {**asdict(made), "labels": made.labels.tolist(), "by_columns": by_columns}
 
-    return _cached(
+    return cached(
         f"{_key(datamodule.dataset, datamodule.clips, datamodule.split.digest)}.answers.json",
         predict,
         _read_predictions,
     )
 
 
-def _cached(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], Cached]) -> Cached:
+def cached(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], Cached]) -> Cached:
     """Return what `read` makes of the cache's file `name`, made again if it is unusable.
 
     A cache that cannot be written costs the next command the time to make it, nothing else.
@@ -134,11 +134,25 @@ def no_audio_baselines(clips: Clips, *, seeds: int = 5, jobs: int | None = None)
     """
     check_enough(clips)
     table = _metadata(clips.clips)
+    features = {name: _features(table, columns) for name, columns in COLUMNS.items()}
+    return {
+        "majority_accuracy": majority_accuracy(table["label"].to_numpy()),
+        **cross_validate(features, table, seeds=seeds, jobs=jobs),
+    }
+
+
+def cross_validate(
+    features: Mapping[str, Floats], table: pd.DataFrame, *, seeds: int, jobs: int | None
+) -> dict[str, dict[str, float]]:
+    """Return the `SCORES` of a forest on each of `features`, as `no_audio_baselines` does.
+
+    `features`: float64 `[rows, columns]` by name; `table`: `label`, `patient` and `weight` of each
+    row.
+    """
     labels = table["label"].to_numpy()
     # Small sets: there cannot be more folds than patients, nor than clips of the largest class.
     folds = min(FOLDS, table["patient"].nunique(), int(np.bincount(labels).max()))
     splits = [split for seed in range(seeds) for split in _splits(table, folds, seed)]
-    features = {name: _features(table, columns) for name, columns in COLUMNS.items()}
     # Processes, because a small tree is mostly Python: threads are slower than none.
     try:
         with parallel_config("loky", initializer=_end_with, initargs=(os.getpid(),)):
@@ -151,7 +165,7 @@ def no_audio_baselines(clips: Clips, *, seeds: int = 5, jobs: int | None = None)
             )
     finally:
         get_reusable_executor().shutdown()  # their memory would be kept for five minutes
-    scores: dict[str, Any] = {"majority_accuracy": majority_accuracy(labels)}
+    scores = {}
     for name in features:
         pooled = np.empty((seeds, len(labels)), dtype=np.int64)
         for seed, _, test in splits:
@@ -171,18 +185,20 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-def check_enough(clips: Clips) -> None:
+def check_enough(clips: Clips, problems: Sequence[str] = ()) -> None:
     """Raise `UserError` for fewer than two patients, or no class with two clips."""
     patients = {clip.recording.patient for clip in clips.clips}
     if len(patients) < 2:
-        raise UserError(
+        raise refusal(
             f"the task '{clips.task.name}' has the clips of {plural(len(patients), 'patient')} "
-            "here, but the no-audio baselines need at least two patients: give more recordings"
+            "here, but the no-audio baselines need at least two patients: give more recordings",
+            problems,
         )
     if max(Counter(clip.label for clip in clips.clips).values()) < 2:
-        raise UserError(
+        raise refusal(
             f"the task '{clips.task.name}' has one clip of each class here, but the no-audio "
-            "baselines need a class with at least two clips: give more recordings"
+            "baselines need a class with at least two clips: give more recordings",
+            problems,
         )
 
 
@@ -285,10 +301,16 @@ def _metadata(clips: Sequence[Clip]) -> pd.DataFrame:
     """Return a row a clip: label, patient, weight and what is known without audio."""
     names = ("patient", *COLUMNS["all"])
     rows = [(clip.label, *(getattr(clip.recording, name) for name in names)) for clip in clips]
-    table = pd.DataFrame(rows, columns=["label", *names])
-    # A patient with sixty recordings should not weigh sixty times as much as one with one.
-    table["weight"] = 1 / table.groupby("patient")["patient"].transform("size")
+    table = weigh_patients(pd.DataFrame(rows, columns=["label", *names]))
     return table.fillna({"age": _MISSING_AGE, "sex": "unknown"})
+
+
+def weigh_patients(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `table` with a column `weight`, which sums to 1 for each `patient`.
+
+    A patient with sixty recordings should not weigh sixty times as much as one with one.
+    """
+    return table.assign(weight=1 / table.groupby("patient")["patient"].transform("size"))
 
 
 def _features(table: pd.DataFrame, names: Iterable[str]) -> Floats:

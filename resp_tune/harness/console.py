@@ -14,6 +14,7 @@ from rich.markup import escape
 from resp_tune.cluster.connect import AUTO
 from resp_tune.common.text import amount, plural, short
 from resp_tune.data.split import Leaks
+from resp_tune.data.waveforms import describe_uneven_bands
 from resp_tune.harness.options import in_ray_job
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.space.search_space import SearchSpace
@@ -76,7 +77,8 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
         yield "cluster", f"{compute.cluster}{job}: {plural(len(compute.cluster.nodes), 'node')}"
     notes = [*_notes(spec.space, options.sampler), *tracking_notes(location.tracking_uri)]
     notes += [*dataset.problems, *datamodule.clips.dropped]
-    for note in filter(None, (*notes, *split.notes, split.leaks(dataset).line)):
+    bands = describe_uneven_bands(dataset.recordings, spec.data.front_ends)
+    for note in filter(None, (*notes, bands, *split.notes, split.leaks(dataset).line)):
         yield "note", note
 
 

@@ -19,7 +19,7 @@ from resp_tune.cluster.resources import (
 )
 from resp_tune.common.paths import cache_folder, user_path
 from resp_tune.config import FrontEnd
-from resp_tune.data.dataset import Dataset, load_dataset
+from resp_tune.data.dataset import Dataset, load_dataset, refusal
 from resp_tune.data.split import load_same_split
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.task_files import find_task
@@ -86,11 +86,12 @@ def validate(
         saved = folder / "split.json"
         if saved.exists():
             digest = None if study is None else study.user_attrs.get(SPLIT)
-            split = load_same_split(saved, datamodule.split, digest)
+            split = load_same_split(saved, datamodule.split, digest, dataset)
             datamodule = dataclasses.replace(datamodule, split=split)
-        check_enough(datamodule.clips)
+        check_enough(datamodule.clips, dataset.problems)
         if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
-            raise UserError("--metric icbhi_score needs normal cycles, and this data has too few")
+            few = "--metric icbhi_score needs normal cycles, and this data has too few"
+            raise refusal(few, dataset.problems, "annotation")
         sources = tuple(datamodule.audio_sources(datamodule.search_stems, machine.cpus))
         data = SearchData(datamodule, sources, front_ends)
         run_checks(dataclasses.replace(start, data=data))

@@ -18,7 +18,7 @@ from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_folder, cache_limit_bytes
 from resp_tune.config import FrontEnd, Resampling
 from resp_tune.data.audio_files import AudioError
-from resp_tune.data.dataset import Dataset
+from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
@@ -114,13 +114,18 @@ class DataModule:
 
     def audio_sources(self, stems: Sequence[str], workers: int) -> list[AudioSource]:
         """Return the recordings `stems` for the feature cache, each with a hash of its file."""
-        paths = {r.stem: r.path for r in self.dataset.recordings}
-        with ThreadPoolExecutor(workers) as pool:
-            digests = list(pool.map(_file_digest, (paths[s] for s in stems)))
-        return [
-            AudioSource(stem, digest, partial(load_unchanged, paths[stem], digest))
-            for stem, digest in zip(stems, digests, strict=True)
-        ]
+        by_stem = {r.stem: r for r in self.dataset.recordings}
+        return audio_sources([by_stem[stem] for stem in stems], workers)
+
+
+def audio_sources(recordings: Sequence[Recording], workers: int) -> list[AudioSource]:
+    """Return `recordings` for the feature cache, each with a hash of its file."""
+    with ThreadPoolExecutor(workers) as pool:
+        digests = list(pool.map(_file_digest, (r.path for r in recordings)))
+    return [
+        AudioSource(r.stem, digest, partial(load_unchanged, r.path, digest))
+        for r, digest in zip(recordings, digests, strict=True)
+    ]
 
 
 def make_datamodule(dataset: Dataset, task: Task, spec: SplitSpec) -> DataModule:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from resp_tune.data.annotations import Cycle
 from resp_tune.data.dataset import Dataset, Recording
-from resp_tune.data.metadata import Cycle
 
 
 def real_set() -> Path:

@@ -1,0 +1,174 @@
+"""Find the columns of a table: by the words of its header, and by the keys that are known."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from resp_tune.common.text import shorten
+from resp_tune.data.tables import Row, TableError
+
+_HEADER_WITHIN = 10  # rows: titles and remarks may be above it
+_INDEX = re.compile(r"(unnamed|index|row|rownumber|column)?\d*")
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds, and the squeezed words for it.
+
+    `name` and `examples` are for messages. `words` are clear; `vague` ones count only if no column
+    has a clear one.
+    """
+
+    name: str
+    examples: str
+    words: re.Pattern[str]
+    vague: frozenset[str] = frozenset()
+
+    def knows(self, word: str) -> bool:
+        """Tell whether a squeezed word of a header may name this column."""
+        return bool(self.words.fullmatch(word)) or word in self.vague
+
+
+class Keys:
+    """The keys that a table should have, such as the patients of the file names."""
+
+    def __init__(self, names: Iterable[str], plain: Callable[[str], str]) -> None:
+        """Compare `names` and cells as `plain` gives them."""
+        self._plain = plain
+        self._names = {plain(name) for name in names}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, cell: str) -> bool:
+        return self._plain(cell) in self._names
+
+    def fill(self, values: Sequence[str]) -> bool:
+        """Tell whether most values are keys, or most keys are among the values."""
+        found = {self._plain(value) for value in values} & self._names
+        rows = sum(value in self for value in values)
+        return 2 * rows > len(values) or 2 * len(found) > len(self._names) > 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table whose rows have the same number of cells; `names` are its header's, squeezed."""
+
+    header: Row | None
+    names: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def values(self, index: int) -> list[str]:
+        """Return the cells of a column."""
+        return [row.cells[index] for row in self.rows]
+
+    @property
+    def width(self) -> int:
+        """Return the number of columns."""
+        return len(self.rows[0].cells)
+
+
+def squeeze(word: str) -> str:
+    """Return `patientid` for `Patient ID`, `diagnostico` for `Diagnóstico`."""
+    plain = unicodedata.normalize("NFKD", word.casefold())
+    return "".join(c for c in plain if c.isalnum())
+
+
+def any_word(words: str) -> re.Pattern[str]:
+    """Return a pattern of words that are separated by spaces."""
+    return re.compile("|".join(squeeze(word) for word in words.split()))
+
+
+def find_header(rows: Sequence[Row], columns: Sequence[Column], keys: Keys) -> int | None:
+    """Return the index of the first row with a word for a column, if no known key is before it."""
+    for index, row in enumerate(rows[:_HEADER_WITHIN]):
+        if any(cell in keys for cell in row.cells):
+            return None
+        words = [squeeze(cell) for cell in row.cells]
+        if any(column.knows(word) for column in columns for word in words):
+            return index
+    return None
+
+
+def find_key(grid: Grid, key: Column, others: Sequence[Column], keys: Keys) -> int:
+    """Return the column of the keys, such as patients.
+
+    It is the one that the header names clearly; else the other of two columns if the header names
+    one of `others`; else the only one that holds the known keys. Raises `TableError` if there is
+    none, or several.
+    """
+    clear = [i for i, name in enumerate(grid.names) if key.words.fullmatch(name)]
+    if len(clear) == 1:
+        return clear[0]
+    named = [
+        i
+        for i, name in enumerate(grid.names)
+        if name not in key.vague and any(c.knows(name) for c in others)
+    ]
+    if not clear and grid.width == 2 and len(named) == 1:
+        return 1 - named[0]
+    free = clear or [i for i in range(grid.width) if i not in named]
+    known = [i for i in free if keys.fill(grid.values(i))]
+    if len(known) > 1:
+        known = [i for i in known if not _is_index(grid, i)] or known
+    vague = [i for i in free if grid.names and grid.names[i] in key.vague]
+    if len(known) == 1:
+        return known[0]
+    if not known and len(vague) == 1:
+        return vague[0]
+    several = len(known or clear) > 1
+    raise unclear(grid, "several columns may be" if several else "no column is", key)
+
+
+def counts_rows(values: Sequence[str]) -> bool:
+    """Tell whether values count three rows or more from 0 or 1."""
+    numbers = [str(i) for i in range(len(values) + 1)]
+    return len(values) > 2 and list(values) in (numbers[:-1], numbers[1:])
+
+
+def _is_index(grid: Grid, index: int) -> bool:
+    """Tell whether a column has no name of its own and counts the rows."""
+    unnamed = grid.names and _INDEX.fullmatch(grid.names[index])
+    return bool(unnamed) and counts_rows(grid.values(index))
+
+
+def find_value(grid: Grid, column: Column) -> int | None:
+    """Return the column that the header names, None if there is none.
+
+    Columns of the same name must not differ: else `TableError`.
+    """
+    for knows in (column.words.fullmatch, column.vague.__contains__):
+        found = [i for i, name in enumerate(grid.names) if knows(name)]
+        if len(found) > 1:
+            check_same(grid, column, found)
+        if found:
+            return found[0]
+    return None
+
+
+def check_same(grid: Grid, column: Column, indices: Sequence[int]) -> None:
+    """Raise `TableError` if columns that mean the same differ in a row."""
+    for row in grid.rows:
+        if len({row.cells[i].casefold() for i in indices}) > 1:
+            names = " and ".join(
+                f"'{shorten(grid.header.cells[i])}'" for i in indices if grid.header
+            )
+            raise TableError(
+                f"its columns {names} differ, e.g. in line {row.line}: rename all but that of the "
+                f"{column.name}"
+            )
+
+
+def unclear(grid: Grid, what: str, *columns: Column) -> TableError:
+    """Return the error for a table in which `what` ("no column is") that of `columns`."""
+    names = " or ".join(column.name for column in columns)
+    words = "; ".join(f"{column.name}: {column.examples}" for column in columns)
+    if grid.header:
+        return TableError(f"in its header {grid.header} {what} that of the {names} ({words})")
+    return TableError(
+        f"it has {grid.width} columns and no known header, but {grid.rows[0]}: name the columns "
+        f"({words})"
+    )
