@@ -36,7 +36,8 @@ promise. Keep the upper bound of `optuna` in pyproject.toml at the last version 
 2. mend resp_tune/study/optuna_internals.py, the only file that uses such parts: the base class of
    `SingleWriterStorage`, columns of tables in COLUMNS and the two INSERT statements beside it,
    sessions in `SingleWriterStorage.one_commit`, the key and method of CMA-ES in
-   `SafeCmaEsSampler`, ids in `reopen_trial` and `stored_trial`;
+   `SafeCmaEsSampler`, how samplers read trials in `ScoredStudy`, ids in `reopen_trial` and
+   `stored_trial`;
 3. raise the bound. Without step 2 searches still run if only the tables differ: Optuna's own
    storage is used then, with a warning.
 """
@@ -72,6 +73,7 @@ def test_the_private_parts_are_as_we_know_them(tmp_path: Path) -> None:
         (database, "remove_session"),
         (database, "check_trial_is_updatable"),
         (CmaEsSampler, "_restore_optimizer"),
+        (optuna.Study, "_get_trials"),
     ]
     for owner, name in known:
         assert hasattr(owner, name), f"{name}{WHAT_TO_DO}"

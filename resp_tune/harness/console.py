@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from resp_tune.cluster.connect import AUTO
 from resp_tune.common.text import amount, plural, short
 from resp_tune.data.split import Leaks
 from resp_tune.data.waveforms import describe_uneven_bands
-from resp_tune.harness.options import in_ray_job
+from resp_tune.harness.options import SearchOptions, in_ray_job
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.replicates import MAX_CANDIDATES
@@ -55,12 +56,13 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     )
     prefilled = "before the search" if spec.data.prefilled else "when a trial first needs it"
     front_ends = plural(len(spec.data.front_ends), "front end")
+    points = "" if space.size == math.inf else f"{plural(int(space.size), 'point')}; "
     yield (
         "space",
-        f"{options.space}: {', '.join(space.parameters)}; {front_ends}, filled {prefilled}",
+        f"{options.space}: {', '.join(space.parameters)}; {points}{front_ends}, filled {prefilled}",
     )
     unlimited = "trials until the time budget is spent"
-    budget = unlimited if options.budget is None else plural(options.budget, "trial")
+    budget = unlimited if spec.budget is None else plural(spec.budget, "trial")
     reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
     yield (
         "budget",
@@ -75,22 +77,29 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     if compute.cluster is not None:
         job = ", of this job" if in_ray_job() and options.ray_address == AUTO else ""
         yield "cluster", f"{compute.cluster}{job}: {plural(len(compute.cluster.nodes), 'node')}"
-    notes = [*_notes(spec.space, options.sampler), *tracking_notes(location.tracking_uri)]
+    notes = [*_notes(space, options), *tracking_notes(location.tracking_uri)]
     notes += [*dataset.problems, *datamodule.clips.dropped]
     bands = describe_uneven_bands(dataset.recordings, spec.data.front_ends)
     for note in filter(None, (*notes, bands, *split.notes, split.leaks(dataset).line)):
         yield "note", note
 
 
-def _notes(space: SearchSpace, sampler: str) -> Iterator[str]:
+def _notes(space: SearchSpace, options: SearchOptions) -> Iterator[str]:
+    sampler, wanted = options.sampler, options.budget
     preset, first = space.base.as_dict(), space.baseline().as_dict()
     moved = [f"{k} {preset[k]} → {first[k]}" for k in preset if preset[k] != first[k]]
     if moved:
         yield f"trial 0 is the preset, moved into the space: {'; '.join(moved)}"
     if names := unsupported_fields(sampler, space):
         yield (
-            f"{sampler} draws {', '.join(names)} at random: they are not numbers, or not in every "
-            "trial"
+            f"{sampler} cannot model {', '.join(names)}, which are not numbers or not in every "
+            "trial: TPE draws them, one at a time"
+        )
+    if space.size < (math.inf if wanted is None else wanted):
+        more = "" if wanted is None else f" instead of {plural(wanted, 'trial')}"
+        yield (
+            f"the space has only {plural(int(space.size), 'point')}: the search ends when each was "
+            f"tried once{more}; --replicates trains the best again"
         )
 
 

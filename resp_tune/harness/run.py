@@ -25,7 +25,7 @@ from resp_tune.harness.result_files import write_tables
 from resp_tune.harness.spec import Compute, SearchSpec, trial_identity
 from resp_tune.harness.stages import RayBackend, choose_trials_per_gpu, needs_trials, run_stages
 from resp_tune.study.replicates import replicates
-from resp_tune.study.samplers import make_sampler
+from resp_tune.study.samplers import make_sampler, resumed_sampler
 from resp_tune.study.study import (
     SECONDS,
     SPLIT,
@@ -37,7 +37,6 @@ from resp_tune.study.study import (
     study_in_one_line,
 )
 from resp_tune.training.fingerprint import recording_hashes, save_recording_hashes
-from resp_tune.training.seeds import mix_seed
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def run_search(
         trials = records(study, spec.space)
         past = [*trials, *replicates(study, trials)]
         _log_resumption(past)
-        if needs_trials(study, spec.options.budget):
+        if needs_trials(study, spec.budget):
             spec = choose_trials_per_gpu(spec)
         # Recordings, MLflow's database and Ray are slow for different reasons: all at once.
         with background_setup(spec, study, past, console, failures) as setup:
@@ -91,8 +90,7 @@ def _open_study(spec: SearchSpec) -> optuna.Study:
     study = open_study(path, location.name, options.metric, make_sampler(options.sampler, 0))
     bind_settings(study, trial_identity(options, spec.space, spec.data))
     trials = study.get_trials(deepcopy=False)
-    # With the same seed a sampler would suggest to a resumed search what it suggested at first.
-    study.sampler = make_sampler(options.sampler, mix_seed(options.seed, len(trials)) % 2**32)
+    study.sampler = resumed_sampler(options.sampler, options.seed, len(trials))
     if STUDY_ID not in study.user_attrs:
         study.set_user_attr(STUDY_ID, uuid.uuid4().hex)
     save_recording_hashes(location.folder, recording_hashes(datamodule, spec.data.sources))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,6 +153,17 @@ class SearchSpec:
     space: SearchSpace
     compute: Compute
     arguments: tuple[str, ...] = ()
+
+    @property
+    def budget(self) -> int | None:
+        """Return the total number of trials, at most one for each point of the space.
+
+        None if only a time budget limits them. A trial repeated with another seed would only raise
+        the best of the scores; replicates measure how much a score depends on the seed.
+        """
+        wanted = math.inf if self.options.budget is None else self.options.budget
+        smallest = min(wanted, self.space.size)
+        return None if smallest == math.inf else int(smallest)
 
     def with_compute(self, **changes: Any) -> SearchSpec:
         """Return the spec with some fields of `compute` replaced."""

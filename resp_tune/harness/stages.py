@@ -100,7 +100,7 @@ def run_stages(
 ) -> None:
     """Run the trials and replicates that the study still lacks; without any, start nothing."""
     stages = _Stages(spec, study, backend, console)
-    new_trials = needs_trials(study, spec.options.budget)
+    new_trials = needs_trials(study, spec.budget)
     if not new_trials and not stages.replicate_source().missing():
         return
     with backend.started():
@@ -196,9 +196,9 @@ class _Stages:
         options, space = self.spec.options, self.spec.space
         past = records(self.study, space)
         source = SamplerSource(
-            self.study, space, self._settings, budget=options.budget, deadline=deadline
+            self.study, space, self._settings, budget=self.spec.budget, deadline=deadline
         )
-        table = LiveTable(self.console, options, "trials", options.budget, past)
+        table = LiveTable(self.console, options, "trials", self.spec.budget, past)
         queue = TrialQueue(source, [*listeners, table])
         with table.live:
             self.backend.run(queue, context, options.scheduler, past)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -22,6 +24,7 @@ from pydantic import (
 
 from resp_tune.errors import UserError, nearest
 
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 Scalar = bool | int | float | str | None
 MAX_STEPS = 1e15  # fewer than floats can tell apart
 
@@ -57,9 +60,17 @@ class _Parameter(BaseModel):
         """Return the fields that `value` sets: its own, and those of its `with`."""
         return {name: value}
 
-    def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
-        """Return `value`, which must be in the space, as a parameter of the Optuna study."""
-        return {name: value}
+    def param_name(self, name: str) -> str:
+        """Return what the Optuna study calls the parameter of field `name`."""
+        return name
+
+    def param(self, value: Any) -> Any:
+        """Return `value`, which must be in the space, as the Optuna study stores it."""
+        return value
+
+    def value(self, param: Any) -> Any:
+        """Return the value of the field for a parameter of the Optuna study."""
+        return param
 
 
 class Range(_Parameter):
@@ -99,11 +110,26 @@ class FloatRange(Range):
 
     type: Literal["float"]
 
-    def suggest(self, trial: optuna.trial.Trial, name: str) -> float:
-        """Return a value for `name` from the study's sampler."""
-        # Some samplers return numpy's scalars, which JSON and the config do not accept.
+    @property
+    def distribution(self) -> FloatDistribution:
+        """The distribution in the Optuna study."""
         high = self.nearest(self.high)
-        return float(trial.suggest_float(name, self.low, high, step=self.step, log=self.log))
+        return FloatDistribution(self.low, high, step=self.step, log=self.log)
+
+    def value(self, param: float) -> float:
+        """Return the value of the field for a parameter of the Optuna study.
+
+        Samplers multiply steps as floats, and 6 · 0.15 is 0.8999999999999999: the same point would
+        have two values. Some return numpy's scalars, which JSON and the config do not accept.
+        """
+        return float(param if self.step is None else self.nearest(param))
+
+    @property
+    def count(self) -> float:
+        """The number of values, infinite without a step."""
+        if self.step is None:
+            return math.inf
+        return round((self.nearest(self.high) - self.low) / self.step) + 1
 
     def nearest(self, value: Any) -> float:
         """Return the value in the space that is nearest to `value`; of null, the highest."""
@@ -117,8 +143,10 @@ class FloatRange(Range):
 
     @property
     def values(self) -> Sequence[float]:
-        """The ends, in place of all values."""
-        return self.ends()
+        """All values, ascending; without a step only the ends."""
+        if self.step is None:
+            return self.ends()
+        return [self.nearest(self.low + i * self.step) for i in range(int(self.count))]
 
 
 class IntRange(Range):
@@ -134,10 +162,19 @@ class IntRange(Range):
         """All values, ascending."""
         return range(self.low, self.high + 1, self.step or 1)
 
-    def suggest(self, trial: optuna.trial.Trial, name: str) -> int:
-        """Return a value for `name` from the study's sampler."""
-        high, step = self.values[-1], self.values.step
-        return int(trial.suggest_int(name, self.low, high, step=step, log=self.log))
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return (self.high - self.low) // (self.step or 1) + 1
+
+    @property
+    def distribution(self) -> IntDistribution:
+        """The distribution in the Optuna study."""
+        return IntDistribution(self.low, self.values[-1], step=self.values.step, log=self.log)
+
+    def value(self, param: int) -> int:
+        """Return the value of the field for a parameter of the Optuna study."""
+        return int(param)
 
     def nearest(self, value: Any) -> int:
         """Return the value in the space that is nearest to `value`; of null, the highest."""
@@ -157,6 +194,11 @@ class ValueList(_Parameter):
             if len(beside) != count:
                 raise ValueError(f"with {field!r}: {len(beside)} values beside {count} in 'values'")
         return self
+
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return len(self.values)
 
     def fields(self, name: str, value: Any) -> dict[str, Any]:
         """Return the fields that `value` sets: its own, and those of its `with`."""
@@ -187,22 +229,30 @@ class Ordinal(ValueList):
         whole = all(isinstance(v, int) for v in self.values)
         return int(steps.pop()) if whole and len(steps) == 1 else None
 
-    def suggest(self, trial: optuna.trial.Trial, name: str) -> float:
-        """Return a value for `name` from the study's sampler."""
+    @property
+    def distribution(self) -> IntDistribution:
+        """The distribution in the Optuna study."""
         if (step := self._step) is not None:
-            low, high = int(self.values[0]), int(self.values[-1])
-            return int(trial.suggest_int(name, low, high, step=step))
-        return self.values[trial.suggest_int(f"{name}_index", 0, len(self.values) - 1)]
+            return IntDistribution(int(self.values[0]), int(self.values[-1]), step=step)
+        return IntDistribution(0, len(self.values) - 1)
 
     def nearest(self, value: Any) -> float:
         """Return the value in the space that is nearest to `value`; of null, the highest."""
         wanted = self.values[-1] if value is None else value
         return min(self.values, key=lambda v: abs(v - wanted))
 
-    def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
-        """Return `value`, which must be in the space, as a parameter of the Optuna study."""
+    def param_name(self, name: str) -> str:
+        """Return what the Optuna study calls the parameter of field `name`."""
+        return f"{name}_index" if self._step is None else name
+
+    def param(self, value: Any) -> Any:
+        """Return `value`, which must be in the space, as the Optuna study stores it."""
         index = self.values.index(value)
-        return {name: self.values[index]} if self._step is not None else {f"{name}_index": index}
+        return index if self._step is None else self.values[index]
+
+    def value(self, param: int) -> float:
+        """Return the value of the field for a parameter of the Optuna study."""
+        return self.values[param] if self._step is None else int(param)
 
 
 class Categorical(ValueList):
@@ -217,17 +267,18 @@ class Categorical(ValueList):
             raise ValueError("a value is given twice")
         return self
 
-    def suggest(self, trial: optuna.trial.Trial, name: str) -> Scalar:
-        """Return a value for `name` from the study's sampler."""
-        return trial.suggest_categorical(name, self.values)
+    @property
+    def distribution(self) -> CategoricalDistribution:
+        """The distribution in the Optuna study."""
+        return CategoricalDistribution(self.values)
 
     def nearest(self, value: Any) -> Scalar:
         """Return `value`, or the first value if it is not one of them."""
         return value if value in self.values else self.values[0]
 
-    def optuna_params(self, name: str, value: Any) -> dict[str, Any]:
-        """Return `value`, which must be in the space, as a parameter of the Optuna study."""
-        return {name: self.values[self.values.index(value)]}
+    def param(self, value: Any) -> Any:
+        """Return `value`, which must be in the space, as the Optuna study stores it."""
+        return self.values[self.values.index(value)]
 
 
 Parameter = FloatRange | IntRange | Ordinal | Categorical
@@ -236,6 +287,16 @@ _KEYS = {
     **dict.fromkeys(("float", "int"), ("low", "high", "log", "step", "when")),
     **dict.fromkeys(("ordinal", "categorical"), ("values", "when", "with")),
 }
+
+
+def suggest(trial: optuna.trial.Trial, name: str, distribution: Distribution) -> Any:
+    """Return a parameter of `trial` from the study's sampler."""
+    d = distribution
+    if isinstance(d, CategoricalDistribution):
+        return trial.suggest_categorical(name, d.choices)
+    if isinstance(d, FloatDistribution):
+        return trial.suggest_float(name, d.low, d.high, step=d.step, log=d.log)
+    return trial.suggest_int(name, d.low, d.high, step=d.step, log=d.log)
 
 
 def parse_parameter(field: str, value: Any) -> Parameter:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from resp_tune.common.yaml_files import read_yaml
 from resp_tune.config import FIELDS, FrontEnd, TrialConfig, preset
 from resp_tune.errors import UserError, nearest
 from resp_tune.space.parameters import (
+    Distribution,
     FloatRange,
     IntRange,
     Parameter,
@@ -23,6 +26,7 @@ from resp_tune.space.parameters import (
     Scalar,
     ValueList,
     parse_parameter,
+    suggest,
 )
 
 MAX_COMBINATIONS = 20_000  # that are checked one by one
@@ -56,7 +60,11 @@ class SearchSpace:
 
     def suggest_values(self, trial: optuna.trial.Trial) -> dict[str, Any]:
         """Return the fields of `suggest`'s config, not yet validated together."""
-        return self._values(lambda name, parameter: parameter.suggest(trial, name))
+        return self._values(
+            lambda name, parameter: parameter.value(
+                suggest(trial, parameter.param_name(name), parameter.distribution)
+            )
+        )
 
     def baseline(self) -> TrialConfig:
         """Return the base config, with each active parameter at the nearest value in the space."""
@@ -75,8 +83,79 @@ class SearchSpace:
         values, params = self.baseline().as_dict(), dict[str, Any]()
         for name, parameter in self.parameters.items():
             if parameter.active(values):
-                params |= parameter.optuna_params(name, values[name])
+                params[parameter.param_name(name)] = parameter.param(values[name])
         return params
+
+    def draw_params(self, draw: Callable[[str, Distribution], Any]) -> dict[str, Any]:
+        """Return the active parameters as Optuna stores them, each from `draw` by its name there.
+
+        Drawn values are rounded to the parameter's step.
+        """
+        params = dict[str, Any]()
+
+        def choose(name: str, parameter: Parameter) -> Any:
+            param_name, distribution = parameter.param_name(name), parameter.distribution
+            single = distribution.single()  # which not every sampler can draw from
+            value = (
+                parameter.nearest(None)
+                if single
+                else parameter.value(draw(param_name, distribution))
+            )
+            params[param_name] = parameter.param(value)
+            return value
+
+        self._values(choose)
+        return params
+
+    @cached_property
+    def distributions(self) -> dict[str, Distribution]:
+        """The distributions of all parameters in the Optuna study, also of conditional ones."""
+        return {p.param_name(name): p.distribution for name, p in self.parameters.items()}
+
+    @cached_property
+    def size(self) -> float:
+        """The number of points, which differ in an active parameter; infinite if any is real."""
+        if any(p.count == math.inf and not p.when for p in self.parameters.values()):
+            return math.inf
+        conditions = dict[str, list[Any]]()
+        for parameter in self.parameters.values():
+            for name, options in parameter.when.items():
+                conditions.setdefault(name, []).extend(options)
+
+        def count(config: dict[str, Any], names: Sequence[str]) -> float:
+            if not names:
+                return 1
+            (name, *rest), parameter = names, self.parameters[names[0]]
+            if not parameter.active(config):
+                return count(config, rest)
+            if name not in conditions:
+                return parameter.count * count(config, rest)
+            # Values that no condition names make no difference to the parameters that follow.
+            named = [v for v in parameter.values if v in conditions[name]]
+            others = next(([v] for v in parameter.values if v not in named), [])
+            total = sum(count(config | {name: value}, rest) for value in named)
+            for value in others:
+                total += (parameter.count - len(named)) * count(config | {name: value}, rest)
+            return total
+
+        return count(self.base.as_dict(), list(self.parameters))
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Yield the parameters of every point as Optuna stores them; `size` must be finite."""
+
+        def extend(
+            config: dict[str, Any], params: dict[str, Any], names: Sequence[str]
+        ) -> Iterator[dict[str, Any]]:
+            if not names:
+                yield params
+            elif not (parameter := self.parameters[names[0]]).active(config):
+                yield from extend(config, params, names[1:])
+            else:
+                for value in parameter.values:
+                    param = {parameter.param_name(names[0]): parameter.param(value)}
+                    yield from extend(config | {names[0]: value}, params | param, names[1:])
+
+        return extend(self.base.as_dict(), {}, list(self.parameters))
 
     def values(self, config: TrialConfig) -> dict[str, Any]:
         """Return the searched fields of `config`."""

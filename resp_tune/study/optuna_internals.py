@@ -25,6 +25,7 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from resp_tune.study.safe_cmaes import read_optimiser
+from resp_tune.study.scored_trials import scored_trials
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,31 @@ def stored_trial(trial: Trial) -> FrozenTrial:
 def silence_qmc_sampler() -> None:
     """Suppress the warnings of QMCSampler, which ignores `warn_independent_sampling`."""
     logging.getLogger("optuna.samplers._qmc").setLevel(logging.ERROR)
+
+
+class ScoredStudy(optuna.Study):
+    """A view of a study for its sampler, with the trials of `scored_trials`.
+
+    It writes to the study itself. Optuna has one of its own for its Hyperband pruner.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        vars(self).update(vars(study))
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> ScoredStudy:
+        """Return the view of `study`, which may be a view already."""
+        return study if isinstance(study, ScoredStudy) else cls(study)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        trials = super()._get_trials(deepcopy=deepcopy, use_cache=use_cache)
+        seen = scored_trials(trials, self.direction)
+        return [trial for trial in seen if states is None or trial.state in states]
 
 
 class SafeCmaEsSampler(CmaEsSampler):

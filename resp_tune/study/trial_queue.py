@@ -19,6 +19,7 @@ from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import Precision, TrialConfig
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_internals import one_commit, reopen_trial, stored_trial
+from resp_tune.study.space_sampler import SpaceSampler
 from resp_tune.study.study import TrialRecord, epochs_key, read_record, trial_seed
 from resp_tune.training.metrics import METRICS
 
@@ -174,6 +175,8 @@ class SamplerSource(ProposalSource):
     ) -> None:
         super().__init__(study, settings)
         self.space, self.budget, self.deadline = space, budget, deadline
+        if not isinstance(study.sampler, SpaceSampler):
+            study.sampler = SpaceSampler(study.sampler, space)
         trials = study.get_trials(deepcopy=False)
         self._interrupted = [t for t in trials if t.state == TrialState.RUNNING]
         self._handed_out = sum(t.state != TrialState.WAITING for t in trials)
