@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from resp_tune import __version__
 from resp_tune.cli import Parser, run
-from resp_tune.common.log import configure
+from resp_tune.common.log import configure, never_fail_to_encode
 from resp_tune.common.text import one_line
 from resp_tune.errors import nearest
 
@@ -30,6 +30,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def main() -> int:
     """Run the verb that is the first argument."""
+    never_fail_to_encode()
     configure()
     verb, *rest = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,8 +15,9 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from resp_tune import __version__
 from resp_tune.common.fault_points import read_environment
-from resp_tune.common.log import configure
+from resp_tune.common.log import configure, never_fail_to_encode
 from resp_tune.common.paths import describe_file_error, user_path
+from resp_tune.common.signal_handlers import interrupt_by_signals
 from resp_tune.common.text import one_line
 from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest
 
@@ -49,6 +49,12 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse like `parse_args`, with a hint for an unknown flag, and set the log level."""
         args, unknown = self.parse_known_args(argv)
+        try:
+            Path.cwd()
+        except OSError as error:
+            raise UserError(
+                f"the current folder cannot be used ({error.strerror}): cd to another one"
+            ) from error
         if unknown:
             word = unknown[0].split("=")[0]
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -114,9 +120,8 @@ def _reader(kinds: tuple[Any, ...], meta: Mapping[str, Any]) -> Callable[[str], 
 
 def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 failed, 2 wrong input, 130 interrupted."""
-    # A polite SIGTERM is a Ctrl-C, also before a command has anything to leave in order.
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_by_signals()
+    never_fail_to_encode()
     configure()
     try:
         read_environment()

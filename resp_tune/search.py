@@ -92,7 +92,10 @@ def main(
             spec = check_nodes(spec, console)
         if options.dry_run:
             return
+        from resp_tune.cluster.local_ray import give_ray_a_home
         from resp_tune.harness.failures import IncompleteError
+
+        give_ray_a_home()
         from resp_tune.harness.run import run_search
         from resp_tune.harness.signals import handle_interrupts
 

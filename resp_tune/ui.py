@@ -72,8 +72,6 @@ def _serve(uri: str, folder: Path | None, searches: Sequence[SearchEntry], args:
         )
     port = _choose_port(args.host, args.port)
     log.info(f"starting MLflow's pages of {redact(uri)} …")
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends the server as well
-        signal.signal(number, signal.default_int_handler)
     with _server(uri, folder, args.host, port) as process:
         _print(searches, f"http://{_address(args.host)}:{port}")
         log.info("Ctrl-C ends it")

@@ -48,6 +48,24 @@ def test_tools_find_nothing(tool: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_shell_scripts_have_unix_line_ends_in_every_clone() -> None:
+    """Also where git is set to turn line ends, as on Windows."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    files = [
+        name
+        for name in listed.stdout.splitlines()
+        if name.endswith(".sh")
+        or Path(name).name.startswith("Dockerfile")
+        or (ROOT / name).read_bytes().startswith(b"#!")
+    ]
+    assert {"scripts/search", "scripts/test", "scripts/ui", ".ci/run"} <= set(files)
+    command = ["git", "check-attr", "eol", "--", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if not line.endswith(": eol: lf")] == []
+
+
 def test_kubernetes_takes_every_object_and_kuberay_its_job(tmp_path: Path) -> None:
     for o in documents(text("rayjob.yaml")):
         if o["kind"] != "RayJob":

@@ -10,11 +10,13 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +25,12 @@ import psutil
 from resp_tune.cluster import ray_internals
 from resp_tune.cluster.ray_thread import run_in_thread
 from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, TrialResources, trial_capacity
-from resp_tune.errors import UserError
+from resp_tune.errors import UserError, named_in_errors
 
 log = logging.getLogger(__name__)
 
 LOCAL, AUTO = "local", "auto"
+VARIABLE = "RAY_ADDRESS"  # what `auto` means, if it is set
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job API in what it starts
 CONNECT_SECONDS = 5.0
 LIST_SECONDS = 15.0
@@ -79,18 +82,31 @@ def resolve_address(address: str) -> str:
     Opens no connection. Raises `UserError` if the address has another form, or there is no such
     cluster.
     """
-    resolved = address
-    if address == AUTO:
-        resolved = ray_internals.address_of_this_node() or ""
+    if address != AUTO:
+        return _check_form(address)
+    with variable_in_errors(address):
+        if (given := os.environ.get(VARIABLE)) and given not in (AUTO, LOCAL):
+            _check_form(given)
+        resolved = ray_internals.address_of_this_node()
         if not resolved:
             raise UserError(
                 "--address auto: this machine belongs to no Ray cluster that it knows of: give "
                 "HOST:PORT, or start one with 'ray start --head'"
             )
+        return _check_form(resolved)
+
+
+def variable_in_errors(address: str) -> AbstractContextManager[None]:
+    """Name `$RAY_ADDRESS` in the errors raised inside if it is what `--address auto` means."""
+    used = address == AUTO and os.environ.get(VARIABLE)
+    return named_in_errors(VARIABLE if used else None)
+
+
+def _check_form(resolved: str) -> str:
     host, colon, port = resolved.rpartition(":")
     if resolved.startswith("ray://"):
         raise UserError(
-            f"--address {address}: Ray Client is not supported: run the command on a node of the "
+            f"--address {resolved}: Ray Client is not supported: run the command on a node of the "
             "cluster with --address auto, or submit it with 'ray job submit'"
         )
     if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
@@ -266,6 +282,7 @@ def _own_address(address: str, nodes: Sequence[str]) -> str:
         raise UserError(
             f"--address {address}: this machine is none of that cluster's nodes "
             f"({', '.join(nodes[:4])}{', …' * (len(nodes) > 4)}): run the command on one of them, "
-            f"submit it with 'ray job submit', or add this machine: ray start --address={address}"
+            f"submit it with 'ray job submit', or add this machine: "
+            f"{shlex.join(['ray', 'start', f'--address={address}'])}"
         )
     return match

@@ -24,7 +24,7 @@ from resp_tune.cluster.limits import MIN_FREE, OBJECT_STORE, few_processes, rais
 from resp_tune.cluster.processes import kill, process_tree, with_argument
 from resp_tune.cluster.ray_thread import run_in_thread
 from resp_tune.cluster.resources import Machine
-from resp_tune.common.paths import folder_to_write, full_disk
+from resp_tune.common.paths import folder_to_write, full_disk, has_home
 from resp_tune.errors import RunError, UserError
 
 MAX_SOCKET_BYTES = 107  # of the path of a Unix socket
@@ -130,6 +130,15 @@ def ray_folder() -> Path:
     """
     parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
     return parent / f"resp_tune-{os.geteuid()}"
+
+
+def give_ray_a_home() -> None:
+    """Set `HOME` to `ray_folder()` if this user has no home folder; call it before importing Ray.
+
+    Ray and libraries that it imports expand `~`, and fail where that is impossible.
+    """
+    if not has_home():
+        os.environ["HOME"] = str(ray_folder())
 
 
 def check_ray_folder() -> None:

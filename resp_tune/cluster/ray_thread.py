@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 
 from resp_tune.cluster.processes import descendants, kill
+from resp_tune.common.signal_handlers import set_handler
 from resp_tune.errors import INTERRUPTED, leave_at_exit
 
 
@@ -62,7 +63,7 @@ def _wait_and_keep_handler(begun: Future[None]) -> None:
     """Wait for Ray, and undo that it installs a handler of SIGTERM which aborts the process."""
     handler = signal.getsignal(signal.SIGTERM)
     while not begun.done():
-        signal.signal(signal.SIGTERM, handler)
+        set_handler(signal.SIGTERM, handler)
         wait([begun], timeout=0.005)
-    signal.signal(signal.SIGTERM, handler)
+    set_handler(signal.SIGTERM, handler)
     begun.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 
@@ -24,6 +25,16 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
     @property
     def stream(self) -> object:
         return sys.stderr
+
+
+def never_fail_to_encode() -> None:
+    """Let stdout and stderr print `?` for characters that their encoding does not have.
+
+    As of a terminal that is not UTF-8, or of a file name that is not.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def configure(*, quiet: bool = False, verbose: bool = False) -> None:

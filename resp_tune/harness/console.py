@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -142,8 +143,8 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     for name, link in summary["mlflow"]["links"].items():
         yield f"{name}: {link}"
     if not summary["mlflow"]["tracking_uri"].startswith("http"):
-        arguments = f"{summary['name']} --storage {folder.parent}"
-        yield f"(links work while `bash scripts/ui {arguments}` runs)"
+        serve = ["bash", "scripts/ui", summary["name"], "--storage", str(folder.parent)]
+        yield f"(links work while `{shlex.join(serve)}` runs)"
     yield f"report: {folder / 'report.html'}"
 
 

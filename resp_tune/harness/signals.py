@@ -1,7 +1,8 @@
-"""Handle Ctrl-C and SIGTERM during a search: the first ends it in order, the second at once."""
+"""Handle interrupts of a search: the first ends it in order, the second at once."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from resp_tune.cluster.processes import descendants, kill
+from resp_tune.common.signal_handlers import INTERRUPTS, set_handler
 from resp_tune.errors import INTERRUPTED
 
 log = logging.getLogger(__name__)
@@ -18,10 +20,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def handle_interrupts(how_to_resume: str) -> Iterator[None]:
-    """Raise `KeyboardInterrupt` at the first SIGINT or SIGTERM; end at once at the second.
+    """Raise `KeyboardInterrupt` at the first SIGINT, SIGTERM or SIGHUP; end at once at the second.
 
     At once means that this process and its descendants are killed, as by a power cut, which a
-    search survives. A SIGINT that is ignored (`nohup … &`) stays ignored.
+    search survives. Signals that are ignored (`nohup … &`) stay ignored. In another thread than
+    the main one, no handler can be set, and signals do what they did before.
     """
     signals = 0
 
@@ -35,10 +38,10 @@ def handle_interrupts(how_to_resume: str) -> Iterator[None]:
         _write("stopping: this takes a few seconds; interrupt once more to stop at once")
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
+            set_handler(number, stop)
     try:
         yield
     except KeyboardInterrupt:
@@ -46,9 +49,15 @@ def handle_interrupts(how_to_resume: str) -> Iterator[None]:
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            set_handler(number, handler)
 
 
 def _write(line: str) -> None:
     # Not `print`: the signal may have come in the middle of one, which allows no second.
-    os.write(sys.stderr.fileno(), f"{line}\n".encode())
+    try:
+        os.write(sys.stderr.fileno(), f"{line}\n".encode())
+    except OSError as error:
+        if error.errno == errno.EIO:  # the terminal is gone: whatever else is printed would fail
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for number in (1, 2):
+                os.dup2(nowhere, number)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from resp_tune.cluster.connect import connect, resolve_address, wait_for_gpus
+from resp_tune.cluster.connect import connect, resolve_address, variable_in_errors, wait_for_gpus
 from resp_tune.cluster.resources import (
     LOGICAL_GPUS,
     THIS_MACHINE,
@@ -101,7 +101,8 @@ def validate(
             check_count(study, options.replicates)
     cluster, machines = None, [machine]
     if address and connection:
-        cluster = connection.enter_context(connect(address))
+        with variable_in_errors(options.ray_address):
+            cluster = connection.enter_context(connect(address))
         cluster = wait_for_gpus(cluster, options.gpus, options.wait_for_gpus)
         machines = list(cluster.machines)
     slots = allocate(machines, request, str(cluster or THIS_MACHINE))

@@ -26,6 +26,7 @@ from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from resp_tune.common.deadline import finishes_within
 from resp_tune.common.paths import cache_folder, user_path, write_atomically
+from resp_tune.common.proxies import proxy_hint
 from resp_tune.errors import UserError, leave_at_exit
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "az")
@@ -239,6 +240,12 @@ class ObjectPath:
         return " ".join(text.split())[:300]
 
 
+_NOT_REACHED = re.compile("no connection|status (407|5..)")  # which a proxy may be the reason of
+_HOSTS = {  # by the first letter of the scheme
+    "s": "https://s3.amazonaws.com",
+    "g": "https://storage.googleapis.com",
+    "a": "https://blob.core.windows.net",
+}
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 
 
@@ -246,20 +253,14 @@ _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 def _open(uri: str) -> ObjectStore:
     """Return the client of a bucket, below the URI's own folder."""
     parts = urlsplit(uri)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    options = {_RENAMED.get(k, k): value for k, value in query.items() if k not in _OBSOLETE}
+    options = _options(uri)
     login, _, host = parts.netloc.rpartition("@")
     common: dict[str, Any] = {
         "prefix": parts.path.strip("/") or None,
         "client_options": {**_TIMEOUTS, "allow_http": True},
         "retry_config": _RETRIES,
     }
-    endpoint = options.get("endpoint")
-    if endpoint and "://" not in endpoint:
-        endpoint = options["endpoint"] = f"{query.get('scheme', 'https')}://{endpoint}"
-    if parts.scheme == "s3":
-        variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-        endpoint = endpoint or next(filter(None, map(os.environ.get, variables)), None)
+    endpoint = _endpoint(uri)
     if endpoint and not re.fullmatch(
         r"https?://[\w.-]+(:\d+)?(/[\w./-]*)?|https?://\[[^]]+\](:\d+)?/?", endpoint
     ):
@@ -279,6 +280,23 @@ def _open(uri: str) -> ObjectStore:
     if login:  # abfs://container@account.dfs.core.windows.net/…
         options["account_name"] = host.partition(".")[0]
     return AzureStore(login or host, config=options, **common)  # type: ignore[arg-type]  # likewise
+
+
+def _options(uri: str) -> dict[str, str]:
+    """Return the options in the URI's query, by the names of obstore."""
+    query = dict(parse_qsl(urlsplit(uri).query, keep_blank_values=True))
+    options = {_RENAMED.get(k, k): value for k, value in query.items() if k not in _OBSOLETE}
+    if (endpoint := options.get("endpoint")) and "://" not in endpoint:
+        options["endpoint"] = f"{query.get('scheme', 'https')}://{endpoint}"
+    return options
+
+
+def _endpoint(uri: str) -> str | None:
+    """Return the address of the store if it is not the public one of its scheme."""
+    if (endpoint := _options(uri).get("endpoint")) or not uri.startswith("s3://"):
+        return endpoint
+    variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    return next(filter(None, map(os.environ.get, variables)), None)
 
 
 def _version(meta: Any) -> Version:
@@ -316,11 +334,14 @@ def check_store(flag: str, store: ObjectPath, *, write: bool = True) -> None:
     except StorageError as error:
         hints = (hint for key, hint in _HINTS.items() if key in str(error))
         hint = next(hints, "give another {flag}").format(flag=flag)
+        if _NOT_REACHED.search(str(error)):
+            hint = proxy_hint(_endpoint(store.uri) or _HOSTS[store.uri[0]]) or hint
         raise UserError(f"{flag} '{store}' cannot be used ({error}): {hint}") from None
     leave_at_exit(UserError.exit_code)  # the client may wait for a minute
+    hint = proxy_hint(_endpoint(store.uri) or _HOSTS[store.uri[0]])
     raise UserError(
-        f"{flag} '{store}' did not answer within {PROBE_SECONDS:g} s: check the network "
-        f"and the credentials, or give another {flag}"
+        f"{flag} '{store}' did not answer within {PROBE_SECONDS:g} s: "
+        f"{hint or f'check the network and the credentials, or give another {flag}'}"
     )
 
 
