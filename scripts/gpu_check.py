@@ -76,9 +76,10 @@ def compare(config: TrialConfig, data: TrainingData, device: torch.device) -> tu
         network = fold.network.eval()  # dropout and batch statistics differ between devices
         batch = make_batch(fold.clips[0], draws.to(where), config)
         output = network(batch)
-        nn.functional.cross_entropy(output, fold.device_labels[draws.clip.to(where)]).backward()
+        loss = nn.functional.cross_entropy(output, fold.device_labels[draws.clip.to(where)])
+        each = torch.autograd.grad(loss, list(network.parameters()))
         logits.append(output.detach().cpu())
-        gradients.append(torch.cat([p.grad.flatten().cpu() for p in network.parameters()]))
+        gradients.append(torch.cat([gradient.flatten().cpu() for gradient in each]))
     difference = torch.linalg.vector_norm(gradients[1] - gradients[0])
     return (
         float((logits[1] - logits[0]).abs().max()),
@@ -150,7 +151,7 @@ def busy_seconds(training: Training) -> float:
     """Return the seconds of an epoch that a CUDA device spends in kernels and copies."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         training.run_epoch()
-    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+    return float(sum(event.self_device_time_total for event in profiler.key_averages())) / 1e6
 
 
 def parse_args() -> argparse.Namespace:

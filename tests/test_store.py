@@ -24,6 +24,7 @@ from support.toy_stores import (
     SAME_SIZE,
     aged,
     check,
+    fill,
     limit_for,
     noise,
     one,
@@ -34,7 +35,7 @@ from resp_tune.config import preset
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features import cache, logmel
-from resp_tune.features.cache import AudioSource, cache_key, fill, open_cache
+from resp_tune.features.cache import AudioSource, cache_key, open_cache
 from resp_tune.features.logmel import SILENCE_DB
 
 

@@ -21,6 +21,7 @@ from support.toy_stores import (
     SAME_SIZE,
     aged,
     check,
+    fill,
     limit_for,
     noise,
     one,
@@ -29,7 +30,7 @@ from support.toy_stores import (
 
 from resp_tune.config import FrontEnd
 from resp_tune.features import cache
-from resp_tune.features.cache import fill, open_cache
+from resp_tune.features.cache import open_cache
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["resp_tune.features.cache"])

@@ -15,7 +15,7 @@ from support.toy_trials import CLIPS, caches, context, rows, run, trial
 
 from resp_tune.cluster.resources import LOGICAL_GPUS
 from resp_tune.features import cache
-from resp_tune.training.datamodule import FeatureCaches
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.metrics import compute_metrics
 
 

@@ -18,12 +18,13 @@ from resp_tune.cluster.node_calls import call_on_nodes
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.config import FrontEnd, Resampling
 from resp_tune.errors import RunError
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.compute_device import (
     ComputeDevice,
     common_compute_device,
     detect_compute_device,
 )
-from resp_tune.training.datamodule import FeatureCaches, load_unchanged
+from resp_tune.training.datamodule import load_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def fill_caches(
 
 def _fill(caches: FeatureCaches, front_ends: list[FrontEnd], workers: int) -> tuple[float, int]:
     begun = time.monotonic()
-    computed = caches.fill(front_ends, workers=workers).computed
+    computed = caches.fill(front_ends, workers=workers)
     return time.monotonic() - begun, len(computed)
 
 

@@ -14,8 +14,9 @@ import pandas as pd
 
 from resp_tune.common.choices import CYCLE_METRICS
 from resp_tune.evaluation.baselines import is_controlled
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.bootstrap import bootstrap, intervals
-from resp_tune.training.datamodule import DataModule, FeatureCaches, prediction_table
+from resp_tune.training.datamodule import DataModule, prediction_table
 from resp_tune.training.metrics import (
     METRICS,
     Labels,

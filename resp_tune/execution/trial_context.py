@@ -15,7 +15,8 @@ from resp_tune.config import TrialConfig
 from resp_tune.storage.object_store import ObjectPath, StorageError
 
 if TYPE_CHECKING:
-    from resp_tune.training.datamodule import FeatureCaches, FoldTables
+    from resp_tune.features.cache import FeatureCaches
+    from resp_tune.training.datamodule import FoldTables
     from resp_tune.training.loop import Training
 
 

@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from resp_tune.common.fault_points import fault_point
-from resp_tune.common.paths import full_disk_in_one_line
+from resp_tune.common.paths import cache_folder, full_disk_in_one_line
 from resp_tune.config import FrontEnd, Resampling
 from resp_tune.errors import RunError
 from resp_tune.features.logmel import Frames, log_mels, silence
@@ -49,14 +49,6 @@ class AudioSource:
     load: Callable[[int, Resampling], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class FillResult:
-    """The folder of each front end's cache, and the front ends that had to be computed."""
-
-    folders: dict[FrontEnd, Path]
-    computed: tuple[FrontEnd, ...]
-
-
 def cache_key(sources: Sequence[AudioSource], front_end: FrontEnd) -> str:
     """Return 24 hex digits that change with the recordings' bytes and order, and the front end."""
     content = [FORMAT, asdict(front_end), [[s.stem, s.digest] for s in sources]]
@@ -69,51 +61,71 @@ def expected_bytes(seconds: Iterable[float], front_end: FrontEnd) -> int:
     return (frames + 1) * front_end.n_mels * np.dtype(np.float16).itemsize
 
 
-def fill(
-    root: Path,
-    sources: Sequence[AudioSource],
-    front_ends: Sequence[FrontEnd],
-    *,
-    limit_bytes: int,
-    workers: int = 1,
-    progress: Progress | None = None,
-) -> FillResult:
-    """Compute the caches under `root` that are missing or damaged for `front_ends`.
+@dataclass(frozen=True)
+class FeatureCaches:
+    """The feature caches of some recordings, below `root` or in the cache folder of the machine.
 
-    Front ends that share an STFT are computed in one pass. Processes that need the same cache wait
-    for the one that computes it. Caches beyond `limit_bytes` are removed, least recently used
-    first, but none that a running process has filled or opened. `progress(done, total)` counts
-    recordings over all passes; if it raises, filling stops and leaves no partial cache.
+    Small enough to send to every trial: a process that needs a missing cache makes it, and others
+    that need the same one wait. `filled` are front ends whose caches are known to be complete.
+    Caches beyond `limit_bytes` are removed, least recently used first, but none that a running
+    process has filled or opened.
     """
-    folders = {f: root / cache_key(sources, f) for f in dict.fromkeys(front_ends)}
-    root.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as locks:
-        # Always lock in the same order, or two searches could wait for each other.
-        for folder in sorted(folders.values()):
-            locks.enter_context(FileLock(folder.with_suffix(".lock")))
-        missing = [f for f, folder in folders.items() if not _is_valid(folder)]
-        passes: dict[tuple[object, ...], list[FrontEnd]] = {}
-        for f in missing:
-            stft = (f.sample_rate, f.resampling, f.n_fft, f.hop_length)
-            passes.setdefault(stft, []).append(f)
-        done, total = itertools.count(1), len(passes) * len(sources)
 
-        def report() -> None:
-            if progress is not None:
-                progress(next(done), total)
+    root: Path | None
+    sources: tuple[AudioSource, ...]
+    limit_bytes: int
+    filled: frozenset[FrontEnd] = frozenset()
 
-        for group in passes.values():
-            _compute_pass(sources, {f: folders[f] for f in group}, workers, report)
-        for folder in folders.values():
-            os.utime(folder / "index.json")
-            _pin(folder)
-    _evict(root, limit_bytes, keep=set(folders.values()))
-    return FillResult(folders, tuple(missing))
+    def folder(self, front_end: FrontEnd) -> Path:
+        """Return the folder of one front end's cache."""
+        root = self.root or cache_folder() / "features"
+        return root / cache_key(self.sources, front_end)
+
+    def fill(
+        self, front_ends: Sequence[FrontEnd], *, workers: int = 1, progress: Progress | None = None
+    ) -> tuple[FrontEnd, ...]:
+        """Compute the caches of `front_ends` that are missing or damaged; return which these were.
+
+        Front ends that share an STFT are computed in one pass. `progress(done, total)` counts
+        recordings over all passes; if it raises, filling stops and leaves no partial cache.
+        """
+        folders = {f: self.folder(f) for f in dict.fromkeys(front_ends)}
+        root = next(iter(folders.values())).parent
+        root.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as locks:
+            # Always lock in the same order, or two searches could wait for each other.
+            for folder in sorted(folders.values()):
+                locks.enter_context(FileLock(folder.with_suffix(".lock")))
+            missing = tuple(f for f, folder in folders.items() if not _is_valid(folder))
+            passes: dict[tuple[object, ...], list[FrontEnd]] = {}
+            for f in missing:
+                stft = (f.sample_rate, f.resampling, f.n_fft, f.hop_length)
+                passes.setdefault(stft, []).append(f)
+            done, total = itertools.count(1), len(passes) * len(self.sources)
+
+            def report() -> None:
+                if progress is not None:
+                    progress(next(done), total)
+
+            for group in passes.values():
+                _compute_pass(self.sources, {f: folders[f] for f in group}, workers, report)
+            for folder in folders.values():
+                os.utime(folder / "index.json")
+                _pin(folder)
+        _evict(root, self.limit_bytes, keep=set(folders.values()))
+        return missing
+
+    def frames(self, front_end: FrontEnd, *, workers: int) -> Frames:
+        """Return the frames of one front end; a process checks and opens each cache once."""
+        folder = self.folder(front_end)
+        if front_end not in self.filled and folder not in _PINNED:
+            self.fill([front_end], workers=workers)
+        return open_cache(folder)
 
 
 @cache
 def open_cache(folder: Path) -> Frames:
-    """Memory-map a cache that `fill` made; all processes share one copy in memory.
+    """Memory-map a cache that is filled; all processes share one copy in memory.
 
     A process maps a cache once, however many trials it runs.
     """
@@ -129,7 +141,7 @@ def open_cache(folder: Path) -> Frames:
     return Frames(values, count.cumsum(0) - count, count, tuple(index["stems"]))
 
 
-_PINNED: dict[Path, IO[bytes]] = {}
+_PINNED: dict[Path, IO[bytes]] = {}  # that this process has filled or opened
 
 
 def _pin(folder: Path) -> None:

@@ -19,13 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.evaluation.baselines import load_baselines
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.failures import Failures
 from resp_tune.harness.spec import SearchData, SearchSpec
 from resp_tune.study.study import STUDY_ID, TrialRecord, best_of
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import ParentStatus, SearchRef
 from resp_tune.tracking.uri import root_cause
-from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.metrics import METRICS
 
 log = logging.getLogger(__name__)

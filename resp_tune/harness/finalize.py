@@ -25,6 +25,7 @@ from resp_tune.evaluation.score import (
     predict_validation_split,
     score_test_split,
 )
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.failures import Failures
 from resp_tune.harness.options import SearchOptions
@@ -46,7 +47,7 @@ from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact
-from resp_tune.training.datamodule import DataModule, FeatureCaches, make_feature_caches
+from resp_tune.training.datamodule import DataModule, make_feature_caches
 from resp_tune.training.fingerprint import (
     TEST_HASHES_FILE,
     changed_recordings,

@@ -12,11 +12,11 @@ import optuna
 import torch
 
 from resp_tune.errors import RunError
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.replicates import Candidate, candidates, eligible, replicates, select
 from resp_tune.study.study import TrialRecord, best_of
 from resp_tune.training.checkpoint import CHECKPOINT, resume, save_checkpoint
-from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.loop import Training
 from resp_tune.training.network import SoundNet
 

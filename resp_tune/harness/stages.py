@@ -28,6 +28,7 @@ from resp_tune.execution.searcher import RestartTrialsError
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
 from resp_tune.execution.tuner import run_trials
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.live_table import LiveTable
 from resp_tune.harness.lock import HELD_BY
@@ -37,7 +38,6 @@ from resp_tune.study.replicates import ReplicateSource, replicates
 from resp_tune.study.study import STUDY_ID, TrialRecord, records
 from resp_tune.study.trial_queue import Listener, SamplerSource, TrialQueue, TrialSettings
 from resp_tune.training.compute_device import resolve_precision
-from resp_tune.training.datamodule import FeatureCaches
 
 log = logging.getLogger(__name__)
 

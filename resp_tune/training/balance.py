@@ -45,15 +45,12 @@ def make_loss(config: TrialConfig, train: torch.Tensor, classes: int) -> Loss:
 def class_weights(balance: str, count: torch.Tensor) -> torch.Tensor | None:
     """Return the loss weight of each class from its number of clips, None if all are equal."""
     n = count.clamp(min=1)
-    if balance == "inverse":
-        weight = 1 / n
-    elif balance == "sqrt_inverse":
-        weight = n.rsqrt()
-    elif balance == "effective_number":
-        weight = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**n)
-    else:
-        return None
-    return weight * count.sum() / (weight * count).sum()
+    weight = {
+        "inverse": 1 / n,
+        "sqrt_inverse": n.rsqrt(),
+        "effective_number": (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**n),
+    }.get(balance)
+    return None if weight is None else weight * count.sum() / (weight * count).sum()
 
 
 def draw_clips(

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 MOMENTUM = 0.1  # torch's
@@ -22,14 +22,14 @@ class BatchNorm(nn.BatchNorm2d):
     merged: the mean of the means, and the mean of the variances plus the variance of the means.
     """
 
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-    num_batches_tracked: torch.Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, momentum=MOMENTUM)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise activations `[items, channels, height, width]`."""
         k = self._positions_a_row(input)
         if k == 1:
@@ -39,7 +39,7 @@ class BatchNorm(nn.BatchNorm2d):
         y = self._normalize(x, k)
         return y.view(items, height, width, channels).permute(0, 3, 1, 2)
 
-    def _positions_a_row(self, x: torch.Tensor) -> int:
+    def _positions_a_row(self, x: Tensor) -> int:
         """Return how many positions make a row: a power of 2 that divides their number."""
         plain = x.device.type != "cpu" or torch.compiler.is_compiling()
         if plain or not x.is_contiguous(memory_format=torch.channels_last):
@@ -47,14 +47,12 @@ class BatchNorm(nn.BatchNorm2d):
         most = max(1, COLUMNS // self.num_features)
         return math.gcd(x.numel() // self.num_features, 1 << (most.bit_length() - 1))
 
-    def _normalize(self, x: torch.Tensor, k: int) -> torch.Tensor:
+    def _normalize(self, x: Tensor, k: int) -> Tensor:
         if not self.training:
             mean, variance = self.running_mean.repeat(k), self.running_var.repeat(k)
             weight, bias = self.weight.repeat(k), self.bias.repeat(k)
             return nn.functional.batch_norm(x, mean, variance, weight, bias, eps=self.eps)
-        result: tuple[torch.Tensor, ...] = _NormalizeFunction.apply(
-            x, self.weight, self.bias, self.eps
-        )
+        result: tuple[Tensor, ...] = _NormalizeFunction.apply(x, self.weight, self.bias, self.eps)
         y, mean, variance = result
         rows = x.numel() // self.num_features
         self.num_batches_tracked.add_(1)
@@ -81,8 +79,8 @@ class _NormalizeFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         channels, columns = len(weight), x.shape[1]
         # With running statistics, which are thrown away, those of bfloat16 are float32.
         unused = weight.new_zeros(2, columns)
@@ -97,7 +95,7 @@ class _NormalizeFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
         dy, channels, rows = dy.contiguous(), len(weight), x.numel() // len(weight)
         k = x.shape[1] // channels
@@ -113,13 +111,7 @@ class _NormalizeFunction(torch.autograd.Function):
         return dx, d_weight, d_bias, None
 
 
-def _affine(
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-) -> torch.Tensor:
+def _affine(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return `(x - mean) / sqrt(variance) * weight + bias` of each channel, in one pass."""
     k = x.shape[1] // len(mean)
     mean, variance, weight, bias = (v.repeat(k) for v in (mean, variance, weight, bias))

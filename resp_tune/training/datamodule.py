@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from resp_tune.common.fault_points import fault_point
-from resp_tune.common.paths import cache_folder, cache_limit_bytes
+from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.config import FrontEnd, Resampling
 from resp_tune.data.audio_files import AudioError
 from resp_tune.data.dataset import Dataset, Recording
@@ -26,7 +26,7 @@ from resp_tune.data.tasks import Clips, Task, make_clips
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
-from resp_tune.features.cache import AudioSource, FillResult, Progress, cache_key, fill, open_cache
+from resp_tune.features.cache import AudioSource, FeatureCaches
 from resp_tune.features.logmel import Frames
 from resp_tune.training.loop import SplitTensors, TrainingData
 from resp_tune.training.metrics import Probabilities
@@ -132,49 +132,6 @@ def make_datamodule(dataset: Dataset, task: Task, spec: SplitSpec) -> DataModule
     """Return the clips of `task` in `dataset`, and their split."""
     clips = make_clips(task, dataset)
     return DataModule(dataset, clips, make_split(dataset, clips, spec))
-
-
-_OPENED: set[Path] = set()  # feature caches that this process has filled or checked
-
-
-@dataclass(frozen=True)
-class FeatureCaches:
-    """The feature caches of some recordings in this machine's cache folder.
-
-    Small enough to send to every trial: a process that needs a missing store makes it, and others
-    that need the same one wait. `filled` are front ends whose caches are known to be complete.
-    Without a `root` they are in the cache folder of the machine that uses them.
-    """
-
-    root: Path | None
-    sources: tuple[AudioSource, ...]
-    limit_bytes: int
-    filled: frozenset[FrontEnd] = frozenset()
-
-    @property
-    def _root(self) -> Path:
-        return self.root or cache_folder() / "features"
-
-    def fill(
-        self, front_ends: Sequence[FrontEnd], *, workers: int, progress: Progress | None = None
-    ) -> FillResult:
-        """Make the feature caches of `front_ends`, those that share an STFT in one pass."""
-        return fill(
-            self._root,
-            self.sources,
-            front_ends,
-            limit_bytes=self.limit_bytes,
-            workers=workers,
-            progress=progress,
-        )
-
-    def frames(self, front_end: FrontEnd, *, workers: int) -> Frames:
-        """Return the frames of one front end; a process checks and opens each store once."""
-        folder = self._root / cache_key(self.sources, front_end)
-        if front_end not in self.filled and folder not in _OPENED:
-            self.fill([front_end], workers=workers)
-        _OPENED.add(folder)
-        return open_cache(folder)
 
 
 def make_feature_caches(

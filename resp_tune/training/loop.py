@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,13 +120,13 @@ class Training:
         """Train and validate for an epoch; append the result to `history` and return it."""
         started = time.perf_counter()
         epoch = len(self.history) + 1
-        train_loss = _mean(fold.train(epoch) for fold in self.folds)
+        train_loss = float(np.mean([fold.train(epoch) for fold in self.folds]))
         # A network with infinite weights gives NaN probabilities, which no metric accepts.
         finite = math.isfinite(train_loss)
         metrics = [fold.validate(epoch) if finite else {} for fold in self.folds]
         # A tiny fold may lack what a metric needs.
         shared = [name for name in metrics[0] if all(name in m for m in metrics)]
-        means = {name: _mean(m[name] for m in metrics) for name in shared}
+        means = {name: float(np.mean([m[name] for m in metrics])) for name in shared}
         val_loss, seconds = means.get("log_loss", math.nan), time.perf_counter() - started
         result = EpochResult(epoch, train_loss, val_loss, means, self.folds[0].lr, seconds)
         self.history.append(result)
@@ -339,7 +339,3 @@ def batch_bounds(items: int, size: int) -> list[tuple[int, int]]:
     if len(starts) > 1 and items - starts[-1] <= max(1, size // 4):
         starts.pop()
     return list(zip(starts, [*starts[1:], items], strict=True))
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))

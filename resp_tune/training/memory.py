@@ -13,18 +13,11 @@ def keep_freed_memory() -> None:
     """Let malloc reuse the memory of the last batch instead of returning it to the system.
 
     By default glibc maps every large tensor again and the kernel clears each of its pages, at
-    every batch. Without glibc on Linux nothing changes.
+    every batch. Without glibc nothing changes.
     """
-    if not _is_linux():
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _is_linux() -> bool:
-    return sys.platform.startswith("linux")
 
 
 def release_memory() -> None:
@@ -34,8 +27,7 @@ def release_memory() -> None:
     batch may not fit into.
     """
     gc.collect()
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _is_linux() else None
-    if malloc_trim is not None:
+    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         malloc_trim(0)
     torch = sys.modules.get("torch")  # if not imported, nothing is on a GPU
     if torch is not None and torch.cuda.is_initialized():

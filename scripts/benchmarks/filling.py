@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from benchmarks.rounds import ratio, take_turns
 from benchmarks.workspace import CACHE_LIMIT_BYTES, Measurement, Workspace
 from resp_tune.config import FrontEnd
-from resp_tune.features.cache import fill
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.space.search_space import load_space
 
 ROWS = ("fill_all_over_one",)
@@ -21,12 +21,12 @@ def measure(workspace: Workspace) -> Measurement:
     all_front_ends = load_space("search_spaces/notebook.yaml").front_ends()
     front_end = workspace.config(epochs=1).front_end
     cpus = workspace.machine.cpus
-    sources = workspace.datamodule.audio_sources(workspace.datamodule.search_stems, cpus)
+    sources = tuple(workspace.datamodule.audio_sources(workspace.datamodule.search_stems, cpus))
 
     def seconds(front_ends: Sequence[FrontEnd]) -> dict[str, float]:
         root = workspace.folder / "fresh"
         started = time.perf_counter()
-        fill(root, sources, front_ends, limit_bytes=CACHE_LIMIT_BYTES, workers=cpus)
+        FeatureCaches(root, sources, CACHE_LIMIT_BYTES).fill(front_ends, workers=cpus)
         elapsed = time.perf_counter() - started
         shutil.rmtree(root)
         return {"seconds": elapsed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -53,9 +53,7 @@ class FusedTraining:
         """Return the logits `[networks, items, classes]` of `x` `[networks, items, …]`."""
 
         def forward_one(
-            parameters: Mapping[str, torch.Tensor],
-            buffers: Mapping[str, torch.Tensor],
-            x: torch.Tensor,
+            parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor], x: torch.Tensor
         ) -> torch.Tensor:
             logits: torch.Tensor = functional_call(self.network, (parameters, buffers), (x,))
             return logits
@@ -72,7 +70,7 @@ def _without_values(network: SoundNet) -> SoundNet:
     """
     plain = copy.deepcopy(network).to("meta").train()
     for block in plain.blocks:
-        if isinstance(block, nn.Sequential):
+        if isinstance(block, nn.Sequential) and isinstance(block[2], nn.BatchNorm2d):
             block[2] = nn.BatchNorm2d(block[2].num_features, device="meta")
     return plain
 

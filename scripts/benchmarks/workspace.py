@@ -18,7 +18,7 @@ from resp_tune.data.dataset import load_dataset
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
-from resp_tune.features.cache import fill
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.datamodule import DataModule, FoldTables
 
 log = logging.getLogger("resp_tune")
@@ -89,5 +89,6 @@ class Workspace:
         started = time.perf_counter()
         cpus = self.machine.cpus
         sources = self.datamodule.audio_sources(self.datamodule.search_stems, cpus)
-        filled = fill(root, sources, [front_end], limit_bytes=CACHE_LIMIT_BYTES, workers=cpus)
-        return filled.folders[front_end], time.perf_counter() - started
+        caches = FeatureCaches(root, tuple(sources), CACHE_LIMIT_BYTES)
+        caches.fill([front_end], workers=cpus)
+        return caches.folder(front_end), time.perf_counter() - started

@@ -14,6 +14,7 @@ import optuna
 from rich.console import Console
 
 from resp_tune.common.trial_key import TrialKey
+from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.background import BackgroundSetup
 from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.remote_sync import StorageSync
@@ -24,7 +25,6 @@ from resp_tune.harness.validate import validate
 from resp_tune.search import read_options
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import STUDY_ID, TrialRecord, open_study
-from resp_tune.training.datamodule import FeatureCaches
 from resp_tune.training.metrics import METRICS
 from support.inline import InlineBackend
 from support.mlflow_stores import with_mlflow_store

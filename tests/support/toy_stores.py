@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from resp_tune.config import FrontEnd
 from resp_tune.features import cache
-from resp_tune.features.cache import AudioSource, FillResult, fill
+from resp_tune.features.cache import AudioSource, FeatureCaches, Progress
 from resp_tune.features.logmel import SILENCE_DB, log_mels
 from support.front_ends import SMALL
 
@@ -40,11 +41,31 @@ def expected(n: int, front_end: FrontEnd) -> torch.Tensor:
     return torch.cat([*mels, silence])
 
 
-def one(root: Path, front_end: FrontEnd = SMALL, n: int = 4) -> FillResult:
+class Filled(NamedTuple):
+    folders: dict[FrontEnd, Path]
+    computed: tuple[FrontEnd, ...]
+
+
+def fill(
+    root: Path,
+    sources: Sequence[AudioSource],
+    front_ends: Sequence[FrontEnd],
+    *,
+    limit_bytes: int,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Filled:
+    """Fill the caches of `sources` below `root`; return their folders and those computed."""
+    caches = FeatureCaches(root, tuple(sources), limit_bytes)
+    computed = caches.fill(front_ends, workers=workers, progress=progress)
+    return Filled({f: caches.folder(f) for f in front_ends}, computed)
+
+
+def one(root: Path, front_end: FrontEnd = SMALL, n: int = 4) -> Filled:
     return fill(root, recordings(n), [front_end], limit_bytes=PLENTY)
 
 
-def check(filled: FillResult, front_end: FrontEnd = SMALL, n: int = 4) -> None:
+def check(filled: Filled, front_end: FrontEnd = SMALL, n: int = 4) -> None:
     """What is on disk is what was asked for, and nothing lies beside it."""
     folder = filled.folders[front_end]
     on_disk = torch.from_numpy(np.fromfile(folder / "frames.f16", dtype=np.float16))

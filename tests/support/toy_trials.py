@@ -12,8 +12,8 @@ import torch
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.execution.trainable import TrialTrainable
 from resp_tune.execution.trial_context import TrialArtifacts, TrialContext
-from resp_tune.features.cache import AudioSource
-from resp_tune.training.datamodule import ClipLabels, FeatureCaches, FoldTables
+from resp_tune.features.cache import AudioSource, FeatureCaches
+from resp_tune.training.datamodule import ClipLabels, FoldTables
 from support.toy import CLASSES, TONES, toy_config
 
 CLIPS = 30
