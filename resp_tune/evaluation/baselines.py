@@ -264,17 +264,14 @@ def patient_lookup(dataset: Dataset, clips: Clips, *, seeds: int = 20) -> dict[s
     by_seed = []
     for seed in range(seeds):
         split = make_split(dataset, clips, SplitSpec("recording", split_seed=seed))
-        train = split.select_clips(clips, split.folds[0].train)
-        held_out = split.select_clips(clips, split.folds[0].validation)
-        by_patient: dict[str, Counter[int]] = {}
-        for clip in train:
-            by_patient.setdefault(clip.recording.patient, Counter())[clip.label] += 1
-        everyone = Counter(clip.label for clip in train)
-        predicted = np.array(
-            [_commonest(by_patient.get(clip.recording.patient, everyone)) for clip in held_out]
+        fold = split.folds[0]
+        train, held_out = (
+            _metadata(split.select_clips(clips, stems)) for stems in (fold.train, fold.validation)
         )
-        labels = np.array([clip.label for clip in held_out])
-        by_seed.append(_scores(labels, predicted, ("accuracy", *SCORES)))
+        commonest = train.groupby("patient")["label"].agg(lambda labels: labels.mode()[0])
+        predicted = held_out["patient"].map(commonest).fillna(train["label"].mode()[0])
+        labels = held_out["label"].to_numpy()
+        by_seed.append(_scores(labels, predicted.to_numpy(np.int64), ("accuracy", *SCORES)))
     return _mean(by_seed)
 
 
@@ -351,7 +348,3 @@ def _scores(labels: Labels, predicted: Labels, names: Sequence[str] = SCORES) ->
 
 def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([one[key] for one in scores])) for key in scores[0]}
-
-
-def _commonest(labels: Counter[int]) -> int:
-    return min(labels, key=lambda label: (-labels[label], label))

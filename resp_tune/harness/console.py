@@ -19,6 +19,7 @@ from resp_tune.data.split import Leaks
 from resp_tune.data.waveforms import describe_uneven_bands
 from resp_tune.harness.options import SearchOptions, in_ray_job
 from resp_tune.harness.spec import SearchSpec
+from resp_tune.reporting.format import ranged, spread
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.replicates import MAX_CANDIDATES
 from resp_tune.study.samplers import unsupported_fields
@@ -119,8 +120,8 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     if (reruns := winner["replicates"]) is not None:
         yield (
             f"selected among {len(summary['candidates'])} by its bound over "
-            f"{len(reruns['scores'])} seeds: {metric} {_spread(reruns)}, bound "
-            f"{reruns['bound']:.3f}; its score in the search was {reruns['search_score']:.3f}"
+            f"{len(reruns['scores'])} seeds: {metric} {spread(reruns['mean'], reruns['sd'])}, "
+            f"bound {reruns['bound']:.3f}; its score in the search was {reruns['search_score']:.3f}"
         )
     yield f"validation: {_scores(winner['validation'], metric)}"
     yield from _describe_test(winner, metric)
@@ -162,7 +163,8 @@ def _describe_test(winner: dict[str, Any], metric: str) -> Iterator[str]:
         )
     if (seeds := test["by_seed"]) is not None:
         names = [name for name in dict.fromkeys((metric, *SHOWN_METRICS)) if name in seeds]
-        yield f"test, each seed alone: {', '.join(f'{n} {_spread(seeds[n])}' for n in names)}"
+        rows = (f"{n} {spread(seeds[n]['mean'], seeds[n]['sd'])}" for n in names)
+        yield f"test, each seed alone: {', '.join(rows)}"
 
 
 def _describe_differences(test: dict[str, Any] | None) -> Iterator[str]:
@@ -177,10 +179,6 @@ def _describe_differences(test: dict[str, Any] | None) -> Iterator[str]:
         )
 
 
-def _spread(row: dict[str, Any]) -> str:
-    return f"{row['mean']:.3f} ± {row['sd']:.3f}"
-
-
 def _difference(row: dict[str, Any]) -> str:
     interval = "" if row["interval"] is None else " [{:+.3f}, {:+.3f}]".format(*row["interval"])
     return f"{row['difference']:+.3f}{interval}"
@@ -189,10 +187,7 @@ def _difference(row: dict[str, Any]) -> str:
 def _scores(values: dict[str, Any], metric: str) -> str:
     names = dict.fromkeys((metric, *SHOWN_METRICS))
     spans = values.get("intervals", {})
-    return ", ".join(
-        f"{n} {values[n]:.3f}" + (f" [{spans[n][0]:.3f}, {spans[n][1]:.3f}]" if n in spans else "")
-        for n in names
-    )
+    return ", ".join(f"{n} {ranged(values[n], spans.get(n))}" for n in names)
 
 
 def _pair(row: dict[str, float]) -> str:

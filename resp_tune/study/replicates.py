@@ -34,6 +34,7 @@ MIN_REPLICATES = 2  # for a mean and its standard error
 # that are better by half a standard deviation would be dropped.
 MIN_REPLICATES_TO_DROP = 3
 _PREFIX = "resp_tune.replicate."
+_STORED = ("state", "score", "seconds", "error")  # beside what differs from the trial's config
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,13 @@ def replicates(study: optuna.Study, trials: Sequence[TrialRecord]) -> list[Trial
             reports.setdefault(key, {})[report[0]] = value
         else:
             values[key] = value
-    by_number = {t.number: t for t in trials}
-    return [
-        _read_replicate(by_number[key.number], key, value, reports.get(key, {}))
-        for key, value in sorted(values.items())
-    ]
+    by_number, found = {t.number: t for t in trials}, []
+    for key, value in sorted(values.items()):
+        trial, own = by_number[key.number], {name: value[name] for name in _STORED}
+        config = trial.config.replace({k: value[k] for k in ("seed", "micro_batch") if k in value})
+        epochs = read_epochs({**value, **reports.get(key, {})})
+        found.append(dataclasses.replace(trial, key=key, config=config, epochs=epochs, **own))
+    return found
 
 
 def _attributes(study: optuna.Study) -> dict[str, Any]:
@@ -151,35 +154,14 @@ def save_replicate(
     study: optuna.Study, replicate: TrialRecord, rows: Sequence[Mapping[str, float]] = ()
 ) -> None:
     """Store a replicate, and `rows`, those at the end of its epochs that are not stored yet."""
-    key = replicate.key
+    key, config = replicate.key, replicate.config
     name = f"{_PREFIX}{key.number}.{key.replicate}"
-    value = {
-        "seed": replicate.config.seed,
-        "micro_batch": replicate.config.micro_batch,
-        "state": replicate.state,
-        "score": replicate.score,
-        "seconds": replicate.seconds,
-        "error": replicate.error,
-    }
+    value = {"seed": config.seed, "micro_batch": config.micro_batch}
+    value |= {name: getattr(replicate, name) for name in _STORED}
     with one_commit(study):
         if rows:
             study.set_user_attr(f"{name}.{epochs_key(rows)}", rows)
         study.set_user_attr(name, value)
-
-
-def _read_replicate(
-    trial: TrialRecord, key: TrialKey, value: Mapping[str, Any], reports: Mapping[str, Any]
-) -> TrialRecord:
-    return dataclasses.replace(
-        trial,
-        key=key,
-        state=value["state"],
-        score=value["score"],
-        config=trial.config.replace({k: value[k] for k in ("seed", "micro_batch") if k in value}),
-        epochs=read_epochs({**value, **reports}),
-        seconds=value["seconds"],
-        error=value["error"],
-    )
 
 
 def candidates(
@@ -217,8 +199,7 @@ def eligible(ordered: Sequence[Candidate]) -> list[Candidate]:
 
 def select(ordered: Sequence[Candidate], count: int) -> Candidate | None:
     """Return the best of the eligible candidates that have all `count` replicates, if any."""
-    complete = [c for c in eligible(ordered) if len(c.runs) >= count and c.finished]
-    return next(iter(complete), None)
+    return next((c for c in eligible(ordered) if len(c.runs) >= count and c.finished), None)
 
 
 def _order(c: Candidate) -> tuple[bool, float, int]:
@@ -278,15 +259,14 @@ class ReplicateSource(ProposalSource):
         if not missing:
             return None
         key = missing[0]
-        run = dataclasses.replace(self._runs.get(key) or self._new(key), state=None)
+        if (run := self._runs.get(key)) is None:
+            trial = next(t for t in self.trials if t.number == key.number)
+            seed = replicate_seed(self.settings.seed, key.number, key.replicate)
+            config = trial.config.replace({"seed": seed})
+            run = TrialRecord(key, None, None, config, trial.values, [], 0.0, None)
+        run = dataclasses.replace(run, state=None)
         self.save(run)
         return run
-
-    def _new(self, key: TrialKey) -> TrialRecord:
-        trial = next(t for t in self.trials if t.number == key.number)
-        seed = replicate_seed(self.settings.seed, key.number, key.replicate)
-        config = trial.config.replace({"seed": seed})
-        return TrialRecord(key, None, None, config, trial.values, [], 0.0, None)
 
     def save(self, run: TrialRecord, rows: Rows = (), reason: str | None = None) -> None:
         """Store a replicate, and log what its end means for its trial."""
