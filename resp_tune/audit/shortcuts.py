@@ -68,7 +68,9 @@ def device_shortcut(dataset: Dataset) -> Shortcut | None:
     devices = _one_device(dataset, patients, rng)
     members = np.eye(len(classes))[[classes.index(diagnosis[p]) for p in patients]]
     members /= members.sum(0)  # each class weighs the same, as in a balanced accuracy
-    test = _permutation_test(lambda m: _best_guess(m, devices), members, rng, DEVICE_ALPHA)
+    test = _permutation_test(  # of the mean recall if a device predicts the class it has most of
+        lambda m: float((m.T @ devices).max(0).sum() / len(classes)), members, rng, DEVICE_ALPHA
+    )
     large = test["value"] - test["by_chance"] >= DEVICE_MARGIN
     found = large and test["p_value"] <= DEVICE_ALPHA
     warning = (
@@ -123,11 +125,6 @@ def _one_device(dataset: Dataset, patients: list[str], rng: np.random.Generator)
     commonest = (used + 0.5 * rng.random(used.shape)).argmax(1)
     one: Floats = np.eye(len(names))[commonest]
     return one
-
-
-def _best_guess(members: Floats, devices: Floats) -> float:
-    """Return the mean recall if each device predicts the class with the largest share of it."""
-    return float((members.T @ devices).max(0).sum() / members.shape[1])
 
 
 def _either_way(labels: Labels, ranks: Floats) -> float:

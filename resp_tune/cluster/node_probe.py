@@ -116,31 +116,24 @@ def versions() -> dict[str, str]:
     # A copy that is only on the path, as Ray ships working folders, has no metadata.
     spec = importlib.util.find_spec("resp_tune")
     if spec is not None and spec.submodule_search_locations:
-        folder = Path(next(iter(spec.submodule_search_locations)))
-        installed["source"] = _source_hash(folder)
+        folder, digest = Path(next(iter(spec.submodule_search_locations))), hashlib.sha256()
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+        installed["source"] = digest.hexdigest()[:12]
     return installed
 
 
 def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
     """Return how a node's `versions` differ from those `here`, or None if they are equal."""
-    differences = []
-    for name, own in here.items():
-        other = there.get(name, "missing")
-        if other == own:
-            continue
-        if name == "source":
-            if there.get("resp_tune") == here.get("resp_tune"):
-                differences.append("other code of resp_tune under the same version")
-        else:
-            differences.append(f"{name} {other} (here {own})")
+    differences = [
+        f"{name} {other} (here {own})"
+        for name, own in here.items()
+        if name != "source" and (other := there.get(name, "missing")) != own
+    ]
+    same_version = there.get("resp_tune") == here.get("resp_tune")
+    if same_version and "source" in here and there.get("source") != here["source"]:
+        differences.append("other code of resp_tune under the same version")
     return ", ".join(differences) or None
-
-
-def _source_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _try_object_store(uri: str, prefix: str, node_id: str) -> str | None:

@@ -95,9 +95,6 @@ class _Fault:
     action: str
     number: int | None  # None: every time
 
-    def is_due(self, of_all: int, of_subject: int) -> bool:
-        return self.number in (None, of_all if self.subject is None else of_subject)
-
 
 _SPEC = re.compile(
     r"(?P<point>[a-z-]+)(/(?P<subject>[\w/]+))?(:(?P<action>[a-z-]+))?(@(?P<number>[1-9]\d*|\*))?",
@@ -168,7 +165,8 @@ def _reach(faults: tuple[_Fault, ...], name: str, subject: str, number: int | No
         with _lock:
             _passes.update({(name, None), (name, subject)})
             counts = _passes[name, None], _passes[name, subject]
-    forced = [ACTIONS[fault.action]() for fault in here if fault.is_due(*counts)]
+    due = [f for f in here if f.number in (None, counts[f.subject is not None])]
+    forced = [ACTIONS[fault.action]() for fault in due]
     return any(forced)
 
 

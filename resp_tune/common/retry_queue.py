@@ -106,7 +106,9 @@ class RetryQueue:
                 if self.failure is None:
                     self._on_outage(error)
                 self._finish(entry, error)
-                self._rest(pause)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._skip_pause or self._closed, pause)
+                    self._skip_pause = False
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             if not skipped:
@@ -137,8 +139,3 @@ class RetryQueue:
                 elif all(waiting.name != entry.name for waiting in self._entries):
                     self._entries.append(entry)
             self._changed.notify_all()
-
-    def _rest(self, pause: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._skip_pause or self._closed, timeout=pause)
-            self._skip_pause = False

@@ -66,15 +66,9 @@ def load_baseline_scores(dataset: Dataset, clips: Clips, jobs: int | None = None
 
 def load_baseline_predictions(datamodule: DataModule) -> BaselinePredictions:
     """Return `predict_baselines` of the data module."""
-
-    def predict() -> dict[str, Any]:
-        made = predict_baselines(datamodule.clips, datamodule.split)
-        by_columns = {name: rows.tolist() for name, rows in made.by_columns.items()}
-        return {**asdict(made), "labels": made.labels.tolist(), "by_columns": by_columns}
-
     return cached(
         f"{_key(datamodule.dataset, datamodule.clips, datamodule.split.digest)}.answers.json",
-        predict,
+        lambda: asdict(predict_baselines(datamodule.clips, datamodule.split)),
         _read_predictions,
     )
 
@@ -90,16 +84,14 @@ def cached(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], 
     made = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(made).encode())
+        write_atomically(path, json.dumps(made, default=np.ndarray.tolist).encode())
     except (OSError, RunError) as error:
         log.warning(f"baselines could not be kept in the cache: {one_line(error)}")
     return read(made)
 
 
 def _read_scores(cached: Any) -> dict[str, Any]:
-    by_columns = {
-        name: {metric: float(cached[name][metric]) for metric in SCORES} for name in COLUMNS
-    }
+    by_columns = {name: {key: float(cached[name][key]) for key in SCORES} for name in COLUMNS}
     return {"majority_accuracy": float(cached["majority_accuracy"]), **by_columns}
 
 

@@ -44,13 +44,12 @@ class StorageSync:
         """Handle the opened study, beside the files that a resumed search is compared with."""
 
     def started(self, trial: TrialRecord) -> None:
-        """Handle the start of a trial."""
+        """Handle the start or the end of a trial."""
+
+    ended = started
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
         """Handle new epochs of a trial; its checkpoint has them too, so none are uploaded."""
-
-    def ended(self, trial: TrialRecord) -> None:
-        """Handle the end of a trial."""
 
     def record(self, step: str) -> None:
         """Store the study as it is now, before `step`; raise `RunError` if that fails."""
@@ -68,14 +67,11 @@ class RemoteSync(StorageSync):
         self.store, self.folder, self.lease = location.remote, location.folder, lease
         self.uploads = Uploader(
             self.store,
-            on_outage=self._outage,
+            on_outage=lambda error: log.warning(
+                f"the storage '{self.store}' cannot be written to ({one_line(error)}): the search "
+                "continues, and what is missing there is uploaded when it is back"
+            ),
             on_recovery=lambda _: log.info("the storage is back"),
-        )
-
-    def _outage(self, error: Exception) -> None:
-        log.warning(
-            f"the storage '{self.store}' cannot be written to ({one_line(error)}): the search "
-            "continues, and what is missing there is uploaded when it is back"
         )
 
     def opened(self, study: optuna.Study) -> None:

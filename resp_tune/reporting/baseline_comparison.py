@@ -91,14 +91,9 @@ def comparison_table(summary: Mapping[str, Any]) -> DotTable | None:
         ("Winner, validation split", number(winner, "validation", metric), "diamond", None),
         *((label, baseline(summary, k, metric), "dot", None) for k, label in BASELINES.items()),
     ]
+    tones = {"diamond": "ours", "dot": ""}
     lines = [
-        Line(
-            label,
-            (Mark(value, kind),),
-            (ranged(value, whisker),),
-            span=whisker,
-            tone="ours" if kind == "diamond" else "",
-        )
+        Line(label, (Mark(value, kind),), (ranged(value, whisker),), "", whisker, tones[kind])
         for label, value, kind, whisker in rows
         if value is not None
     ]
@@ -130,16 +125,10 @@ def forest_plot(summary: Mapping[str, Any]) -> DotTable | None:
     lines = []
     for p in paired_differences(summary):
         (words, shape), (low, high) = OUTCOMES[p.outcome], p.interval
-        lines.append(
-            Line(
-                BASELINES[p.key],
-                (Mark(p.difference, shape),),
-                (f"{signed(p.difference)} [{signed(low)}, {signed(high)}]", words),
-                f"{metric_name(p.metric)}: {figure(p.winner)} {MINUS} {figure(p.baseline)}",
-                p.interval,
-                p.outcome,
-            )
-        )
+        marks = (Mark(p.difference, shape),)
+        cells = (f"{signed(p.difference)} [{signed(low)}, {signed(high)}]", words)
+        note = f"{metric_name(p.metric)}: {figure(p.winner)} {MINUS} {figure(p.baseline)}"
+        lines.append(Line(BASELINES[p.key], marks, cells, note, p.interval, p.outcome))
     headers = ("winner minus", "difference", "with 95 % interval", "outcome")
     return dot_table(headers, lines, zero=True)
 

@@ -52,11 +52,9 @@ def confusion(results: Results) -> Confusion | None:
 
 
 def _confusion(split: str, rows: Sequence[Row], known: Sequence[Any]) -> Confusion:
-    seen = {row["label"] for row in rows} | {row["predicted"] for row in rows}
-    named = [str(c) for c in known]
-    classes = (*named, *sorted(seen - set(named)))
     count = Counter((row["label"], row["predicted"]) for row in rows)
     truths, answers = Counter(r["label"] for r in rows), Counter(r["predicted"] for r in rows)
+    classes = tuple(dict.fromkeys([*map(str, known), *sorted(truths | answers)]))
     devices = Counter(row.get("device", "") for row in rows)
     right = Counter(r.get("device", "") for r in rows if r["label"] == r["predicted"])
     return Confusion(
@@ -115,18 +113,13 @@ def class_table(rows: Sequence[ClassRow]) -> DotTable | None:
     return dot_table(headers, lines, limits=UNIT, legend=legend)
 
 
-def subgroup_metric(summary: Mapping[str, Any]) -> str:
-    """Return the metric that is comparable across groups with few classes."""
-    cycles = "icbhi_score" in mapping(summary, "winner", "test")
-    return "icbhi_score" if cycles else "balanced_accuracy"
-
-
 def subgroups(results: Results) -> DotTable | None:
     """Return a metric of the test split: of all clips, by patient, by device, of children."""
     summary, test = results.summary, mapping(results.summary, "winner", "test")
     if not (devices := mapping(test, "by_device")):
         return None
-    metric = subgroup_metric(summary)
+    # Comparable across groups with few classes.
+    metric = "icbhi_score" if "icbhi_score" in test else "balanced_accuracy"
     rows = class_rows(summary)
     whole = {
         **test,

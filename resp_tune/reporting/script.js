@@ -1,9 +1,27 @@
 "use strict";
 const plots = JSON.parse(document.getElementById("plots").textContent);
 
+const ink = "#1b2228", muted = "#59656f", line = "#dde2e6", clear = "rgba(0,0,0,0)";
+const axis = {
+  gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true,
+  title: { font: { size: 13, color: muted } },
+};
+const template = {
+  layout: {
+    xaxis: axis, yaxis: axis,
+    margin: { l: 56, r: 16, t: 24, b: 48 },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+    colorway: ["#1769aa", "#0b7a5c", "#8a3fa0", "#8a6a00", "#c0306a", "#3f6f8f", "#6b7680"],
+    paper_bgcolor: clear,
+    font: { family: "system-ui, sans-serif", size: 13, color: ink },
+    hoverlabel: { bgcolor: "white", font: { color: ink }, align: "left" },
+    hovermode: "closest",
+    modebar: { bgcolor: clear, color: muted, activecolor: ink },
+  },
+};
 for (const [id, { data, layout }] of Object.entries(plots)) {
   const element = document.getElementById("plot-" + id);
-  Plotly.newPlot(element, data, layout, {
+  Plotly.newPlot(element, data, { ...layout, template }, {
     displaylogo: false,
     displayModeBar: element.clientWidth > 500 ? "hover" : false,
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],

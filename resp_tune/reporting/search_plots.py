@@ -44,29 +44,7 @@ MOST_BEST, MOST = 100, 400  # finished trials, best first, and trials in all tha
 SLICES_A_ROW = 4
 ENOUGH, STABLE = 20, 50  # finished trials, for importances to be shown, and to be relied on
 
-INK, MUTED, LINE, ACCENT = "#1b2228", "#59656f", "#dde2e6", "#b4450b"
-BLUE = "#1769aa"
-_AXIS = {
-    "gridcolor": LINE,
-    "zerolinecolor": LINE,
-    "linecolor": LINE,
-    "automargin": True,
-    "title": {"font": {"size": 13, "color": MUTED}},
-}
-TEMPLATE = {
-    "layout": {
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
-        "margin": {"l": 56, "r": 16, "t": 24, "b": 48},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "colorway": [BLUE, "#0b7a5c", "#8a3fa0", "#8a6a00", "#c0306a", "#3f6f8f", "#6b7680"],
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        "hoverlabel": {"bgcolor": "white", "font": {"color": INK}, "align": "left"},
-        "hovermode": "closest",
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
-    }
-}
+ACCENT, BLUE = "#b4450b", "#1769aa"  # all else of the look is in `script.js`
 
 
 @dataclass(frozen=True)
@@ -312,15 +290,13 @@ def _slices(study: optuna.Study, score: str) -> list[Chart]:
 def _plain(
     figure: go.Figure, x: str | None = None, y: str | None = None, **layout: Any
 ) -> dict[str, Any]:
-    """Return `figure` in the page's layout as plain values; `x` and `y` are titles of its axes."""
-    layout = {"title": None, "plot_bgcolor": "rgba(0,0,0,0)", **layout}
+    """Return `figure` as plain values, without a template; `x` and `y` are titles of its axes."""
+    layout = {"title": None, "plot_bgcolor": "rgba(0,0,0,0)", "template": None, **layout}
     titles = {"xaxis": x, "yaxis": y}
-    layout |= {
-        axis: {"title": {"text": title}} for axis, title in titles.items() if title is not None
-    }
+    layout |= {axis: {"title": {"text": text}} for axis, text in titles.items() if text is not None}
     # A table that was edited by hand may have text for a number.
     if x in ("trial", "epoch") and max((v or 0 for t in figure.data for v in t.x), default=0) <= 10:
         layout["xaxis"]["dtick"] = 1  # no ticks between whole numbers
-    figure.update_layout(layout, template=TEMPLATE)
+    figure.update_layout(layout)
     plain: dict[str, Any] = json.loads(figure.to_json())
     return plain

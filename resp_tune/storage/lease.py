@@ -175,20 +175,15 @@ class Lease:
 
     def _write(self, record: LeaseRecord) -> bool:
         """Write `record` over `self._version`; return whether the store accepted it."""
-        version = self._put(record)
-        if version is None:
-            current, current_version = self._read()
-            if current is None:  # deleted by hand
-                self._version = None
-                version = self._put(record)
-            elif current.id == self._mine.id:  # an earlier write arrived, but its answer was lost
-                self._version = current_version
+        for _ in range(2):
+            content = json.dumps(asdict(record)).encode()
+            if (written := self.store.replace(content, LEASE, self._version)) is not None:
+                self._version, self._mine = written, record
+                return True
+            current, version = self._read()
+            if current is not None:  # ours if an earlier write arrived, and its answer was lost
+                if current.id != self._mine.id:
+                    return False
                 record = replace(record, beat=current.beat + 1)
-                version = self._put(record)
-        if version is None:
-            return False
-        self._version, self._mine = version, record
-        return True
-
-    def _put(self, record: LeaseRecord) -> Version | None:
-        return self.store.replace(json.dumps(asdict(record)).encode(), LEASE, self._version)
+            self._version = version  # None if the lease was deleted by hand
+        return False
