@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,10 +177,9 @@ def _try_recordings(sizes: dict[Path, int], digests: dict[Path, str]) -> str | N
 
 
 def _size(path: Path) -> int | None:
-    try:
+    with suppress(OSError):
         return path.stat().st_size
-    except OSError:
-        return None
+    return None
 
 
 def _try_server(server: tuple[str, int]) -> str | None:
@@ -233,10 +233,9 @@ def shows_content(file: Path, content: str, seconds: float | None = None) -> boo
 
 
 def _read(file: Path) -> str | None:
-    try:
+    with suppress(OSError):
         return file.read_text()
-    except OSError:
-        return None
+    return None
 
 
 def _this_node() -> str:

@@ -40,7 +40,12 @@ def run_in_thread(begin: Callable[[], object], end: Callable[[], None]) -> Itera
     thread = threading.Thread(target=body, name="ray", daemon=True)
     try:
         thread.start()
-        _wait_and_keep_handler(begun)
+        handler = signal.getsignal(signal.SIGTERM)
+        while not begun.done():  # Ray installs a handler of SIGTERM that aborts the process
+            set_handler(signal.SIGTERM, handler)
+            wait([begun], timeout=0.005)
+        set_handler(signal.SIGTERM, handler)
+        begun.result()
     except KeyboardInterrupt:
         # Ray would report, with tracebacks, that its start was interrupted. Its logger alone is
         # silenced: this program still tells how to resume.
@@ -57,13 +62,3 @@ def run_in_thread(begin: Callable[[], object], end: Callable[[], None]) -> Itera
     finally:
         over.set()
         thread.join()
-
-
-def _wait_and_keep_handler(begun: Future[None]) -> None:
-    """Wait for Ray, and undo that it installs a handler of SIGTERM which aborts the process."""
-    handler = signal.getsignal(signal.SIGTERM)
-    while not begun.done():
-        set_handler(signal.SIGTERM, handler)
-        wait([begun], timeout=0.005)
-    set_handler(signal.SIGTERM, handler)
-    begun.result()

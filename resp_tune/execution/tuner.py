@@ -90,9 +90,7 @@ def check_some_finished(trials: Sequence[TrialRecord]) -> None:
     """Raise `RunError` with the first trial's error if no trial has finished."""
     if any(t.state == "finished" for t in trials):
         return
-    failed = [t for t in trials if t.state == "failed"]
-    if failed:
-        first = failed[0]
+    if first := next((t for t in trials if t.state == "failed"), None):
         raise RunError(
             f"no trial finished; trial {first.number} failed with: {first.error} "
             f"(whole traceback: trials/{first.number}/error.txt)"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from resp_tune.common.choices import METRIC_MODES
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
-from resp_tune.reporting.format import MINUS, NAMES, figure, metric_name, ranged, signed, spread
+from resp_tune.reporting.format import MINUS, figure, metric_name, ranged, signed, spread
 from resp_tune.reporting.results import Results, interval, mapping, number, value_at
 
 BASELINES = {"device": "Device only", "all": "Device, location, age, sex"}
@@ -25,10 +26,6 @@ PUBLISHED = (
     ("CNN10", "cross entropy", 55.13, 1.56),
     ("CNN10", "hybrid, the best from scratch", 55.60, 1.13),
 )
-TERMS = {
-    "sensitivity": "abnormal cycles predicted correctly",
-    "specificity": "normal cycles predicted as normal",
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,8 @@ def metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     winner, objective = mapping(summary, "winner"), str(summary.get("metric"))
     validation, test = mapping(winner, "validation"), mapping(winner, "test")
-    keys = [k for k in dict.fromkeys([objective, *NAMES, *validation]) if k in {*validation, *test}]
+    order = dict.fromkeys([objective, *METRIC_MODES, *validation])
+    keys = [key for key in order if key in validation or key in test]
     return [
         {
             "name": metric_name(key),
@@ -192,16 +190,6 @@ def _paired_verdict(differences: list[PairedDifference]) -> str:
         f"{start} the sound has taught it more than {metadata} gives away is inconclusive: the "
         f"difference in {name} is {signed(hardest.difference)}, and its 95 % interval includes 0."
     )
-
-
-def score_terms(results: Results) -> list[tuple[str, str, str]]:
-    """Return sensitivity and specificity: name, value [interval], meaning."""
-    test = mapping(results.summary, "winner", "test")
-    return [
-        (name.capitalize(), ranged(value, interval(test, "intervals", name)), what)
-        for name, what in TERMS.items()
-        if (value := number(test, name)) is not None
-    ]
 
 
 def published_table(results: Results) -> DotTable | None:

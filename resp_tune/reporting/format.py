@@ -7,21 +7,11 @@ from collections.abc import Sequence
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
-NAMES = {
-    "icbhi_score": "ICBHI score",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "macro_f1": "macro-F1",
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-    "mcc": "MCC",
-    "auroc": "AUROC",
-    "log_loss": "log loss",
-}
+NAMES = {"icbhi_score": "ICBHI score", "macro_f1": "macro-F1", "mcc": "MCC", "auroc": "AUROC"}
 
 
 def metric_name(key: str) -> str:
-    """Return the name of a metric in prose."""
+    """Return the name of a metric in prose: one of `NAMES`, or the key with spaces."""
     return NAMES.get(key, key.replace("_", " "))
 
 

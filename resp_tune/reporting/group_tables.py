@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resp_tune.common.text import plural
+from resp_tune.common.text import amount
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import NONE, figure, metric_name, ranged
 from resp_tune.reporting.results import Results, Row, interval, items, mapping, number
@@ -145,8 +145,7 @@ def children(summary: Mapping[str, Any]) -> str:
     area, clips, patients = (number(found, key) for key in ("auroc", "clips", "patients"))
     if not clips or not patients:
         return ""
-    counts = f"{plural(int(clips), 'clip')} of {plural(int(patients), 'patient')}"
-    return f"AUROC {figure(area)} on {counts}"
+    return f"AUROC {figure(area)} on {amount(int(clips), 'clip', int(patients))}"
 
 
 def _subgroup(metric: str, label: str, note: str, fields: Any, tone: str) -> Iterator[Line]:

@@ -32,12 +32,7 @@ def render_page(package: str, template: str, scripts: Sequence[str] = (), **cont
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "figure": figure,
-        "percent": percent,
-        "short": shortened,
-        "signed": signed,
-    }
+    environment.filters.update(figure=figure, percent=percent, short=shortened, signed=signed)
     return environment.get_template(template).render(
         context,
         policy=_content_policy(scripts),

@@ -66,10 +66,10 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
     summary = results.summary
     metric, winner = str(summary.get("metric")), mapping(summary, "winner")
     data, provenance = mapping(summary, "data"), mapping(results.config, "provenance")
-    bundle = shlex.quote(str(folder / "winner"))
+    bundle, tracking = shlex.quote(str(folder / "winner")), mapping(summary, "mlflow")
+    links = [(LINK_TEXTS.get(k), v) for k, v in mapping(tracking, "links").items() if _is_web(v)]
     return {
         **_winner_context(results),
-        **_tracking_context(results),
         "summary": summary,
         "name": str(summary.get("name", folder.name)),
         "metric": metric_name(metric),
@@ -89,6 +89,10 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "repeat": provenance.get("command"),
         "predict": f"python -m resp_tune.predict --winner {bundle} FILE…",
         "classes": [str(c) for c in items(summary.get("classes") or results.config.get("classes"))],
+        "tracking": tracking,
+        "served": _is_web(tracking.get("tracking_uri")),
+        "run_links": _run_links(results),
+        "links": [(text, address) for text, address in links if text],
         "config": mapping(results.config, "trial_config"),
         "versions": mapping(summary, "versions"),
     }
@@ -112,7 +116,6 @@ def _winner_context(results: Results) -> dict[str, Any]:
         "verdict": baseline_comparison.verdict(summary),
         "majority": _majority(summary),
         "published": baseline_comparison.published_table(results),
-        "terms": baseline_comparison.score_terms(results),
         "candidates": candidates,
         "candidates_table": replicate_table.candidate_table(candidates, metric, winner),
         "candidates_text": replicate_table.explain_candidates(candidates, metric, winner),
@@ -122,18 +125,6 @@ def _winner_context(results: Results) -> dict[str, Any]:
         "class_table": group_tables.class_table(classes),
         "few": group_tables.FEW,
         "accesses": [r for r in items(summary, "test_readings") if isinstance(r, Mapping)],
-    }
-
-
-def _tracking_context(results: Results) -> dict[str, Any]:
-    """Return where the search is recorded in MLflow."""
-    tracking = mapping(results.summary, "mlflow")
-    links = mapping(tracking, "links")
-    return {
-        "tracking": tracking,
-        "served": _is_web(tracking.get("tracking_uri")),
-        "run_links": _run_links(results),
-        "links": [(LINK_TEXTS[k], v) for k, v in links.items() if k in LINK_TEXTS and _is_web(v)],
     }
 
 

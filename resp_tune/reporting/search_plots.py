@@ -163,9 +163,9 @@ def _values_by_epoch(epochs: Sequence[Row], column: str) -> dict[str, dict[int, 
 def _best_first(trials: Sequence[Row], metric: str) -> list[Row]:
     """Return the finished trials with a score, best first."""
     sign = 1 if METRIC_MODES.get(metric) == "min" else -1
-    scored = [(number(row["score"]), row) for row in trials if row["state"] == "finished"]
-    known = [(score, row) for score, row in scored if score is not None]
-    return [row for _, row in sorted(known, key=lambda pair: sign * pair[0])]
+    finished = (row for row in trials if row["state"] == "finished")
+    scored = [row for row in finished if number(row["score"]) is not None]
+    return sorted(scored, key=lambda row: sign * float(row["score"]))
 
 
 def _history(study: optuna.Study, rows: Sequence[Row], score: str) -> Chart:

@@ -39,13 +39,11 @@ _RETRIES: Any = {
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2)},
 }
 PROBE_SECONDS = 10.0
-_HINTS = {
+_HINTS = {  # by a pattern of the reason
     "NoSuchBucket": "create that bucket, or give another {flag}",
-    "AccessDenied": "set credentials that may read, write and delete there",
-    "InvalidAccessKeyId": "set AWS_ACCESS_KEY_ID to a key that the store knows",
-    "InvalidClientTokenId": "set AWS_ACCESS_KEY_ID to a key that the store knows",
+    "AccessDenied|status 403": "set credentials that may read, write and delete there",
+    "Invalid(AccessKey|ClientToken)Id": "set AWS_ACCESS_KEY_ID to a key that the store knows",
     "SignatureDoesNotMatch": "set AWS_SECRET_ACCESS_KEY to the secret of that key",
-    "status 403": "set credentials that may read, write and delete there",
     "Account must be specified": "set AZURE_STORAGE_ACCOUNT_NAME",
     "redirect": "set AWS_DEFAULT_REGION to the region of the bucket",
     "no connection": "start it, or give another {flag}",
@@ -332,7 +330,7 @@ def check_store(flag: str, store: ObjectPath, *, write: bool = True) -> None:
         if finishes_within(PROBE_SECONDS, lambda: _probe(store, write)):
             return
     except StorageError as error:
-        hints = (hint for key, hint in _HINTS.items() if key in str(error))
+        hints = (hint for key, hint in _HINTS.items() if re.search(key, str(error)))
         hint = next(hints, "give another {flag}").format(flag=flag)
         if _NOT_REACHED.search(str(error)):
             hint = proxy_hint(_endpoint(store.uri) or _HOSTS[store.uri[0]]) or hint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from resp_tune.common.retry_queue import SKIPPED, RetryQueue
 from resp_tune.common.text import shorten
@@ -13,17 +14,11 @@ from resp_tune.storage.object_store import ObjectPath
 class Uploader(RetryQueue):
     """Uploads files below `store`. A file that changed while it waited goes up once, as it is then.
 
-    `done` counts the files uploaded so far.
+    `done` counts the files uploaded so far; `callbacks` are those of `RetryQueue`.
     """
 
-    def __init__(
-        self,
-        store: ObjectPath,
-        *,
-        on_outage: Callable[[Exception], None] = lambda error: None,
-        on_recovery: Callable[[int], None] = lambda waiting: None,
-    ) -> None:
-        super().__init__("uploads", on_outage=on_outage, on_recovery=on_recovery)
+    def __init__(self, store: ObjectPath, **callbacks: Any) -> None:
+        super().__init__("uploads", **callbacks)
         self.store = store
 
     def add(self, name: str, content: Callable[[], bytes] | Path) -> None:

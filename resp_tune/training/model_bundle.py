@@ -126,7 +126,7 @@ def load_bundle(folder: str | Path) -> Bundle:
 def _classes(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError("classes is not a list of names")
-    if len(set(names)) != len(names) or len(names) < 2:
+    if not len(set(names)) == len(names) > 1:
         raise ValueError(f"{len(names)} classes, or some of one name")
     return tuple(names)
 
