@@ -28,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def random_clips(config: TrialConfig) -> ClipIndex:
     mels = [-90 + 80 * torch.rand(n, config.n_mels, generator=generator(n)) for n in (*LENGTHS, 30)]
-    frames = join_frames(mels, [f"r{n}" for n in range(len(mels))])
+    frames = join_frames(mels)
     first, count = frames.first.clone(), frames.count.clone()
     first[-1], count[-1] = first[-1] + 4, 21
     return ClipIndex(frames, first, count)
@@ -121,7 +121,7 @@ def test_the_frames_are_not_changed(normalise: str) -> None:
 
 def test_a_constant_clip_is_finite() -> None:
     config = toy_config()
-    frames = join_frames([torch.full((30, 16), SILENCE_DB)], ["silent"])
+    frames = join_frames([torch.full((30, 16), SILENCE_DB)])
     clips = ClipIndex(frames, frames.first, frames.count)
     assert (make_batch(clips, eval_params(clips.count, config), config) == 0).all()
 
@@ -234,7 +234,7 @@ def test_the_notebooks_batch(seconds: float) -> None:
     samples = int(seconds * config.sample_rate) // 512 * 512
     # Loudest in the middle: `top_db` counts from the loudest bin, which must not be at a seam.
     waveform = torch.hann_window(samples) * torch.randn(samples, generator=generator(2))
-    frames = join_frames(log_mels(waveform, [config.front_end]), ["noise"])
+    frames = join_frames(log_mels(waveform, [config.front_end]))
     clips = ClipIndex(frames, frames.first, frames.count)
     draws = augment_params(torch.zeros(4, dtype=torch.int64), frames.count, config, generator(1))
     batch = make_batch(clips, draws, config)

@@ -85,7 +85,7 @@ def test_both_loops_use_the_same_item(tmp_path: Path) -> None:
     assert (label, expected.shape) == (3, (2, 64, 1719))
     assert torch.equal(expected[0], expected[1])
     mels = log_mels(load_waveform(path, RATE, NOTEBOOK.resampling), [NOTEBOOK.front_end])
-    frames = join_frames(mels, ["r"])
+    frames = join_frames(mels)
     clips = ClipIndex(frames, frames.first, frames.count)
     item = make_batch(clips, eval_params(frames.count, NOTEBOOK), NOTEBOOK)[0, 0].T
     assert item.shape == expected[0].shape
@@ -118,7 +118,7 @@ def small_training(config: TrialConfig) -> Training:
     """Return a training on 20 clips of noise, with 10 for validation."""
     noise = torch.Generator().manual_seed(0)
     mels = [-50 + 10 * torch.randn(100, 16, generator=noise) for _ in range(30)]
-    frames = join_frames(mels, [str(n) for n in range(30)])
+    frames = join_frames(mels)
 
     def split(first: int, last: int) -> SplitTensors:
         clips = ClipIndex(frames, frames.first[first:last], frames.count[first:last])

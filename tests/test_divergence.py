@@ -17,7 +17,7 @@ def overwritten(side: SplitTensors, value: float, folds: list[TrainingData]) -> 
     frames = side.clips.frames
     values = frames.values.clone()
     values[side.clips.first] = value
-    changed = Frames(values, frames.first, frames.count, frames.stems)
+    changed = Frames(values, frames.first, frames.count)
 
     def over(old: SplitTensors) -> SplitTensors:
         return SplitTensors(ClipIndex(changed, old.clips.first, old.clips.count), old.labels)

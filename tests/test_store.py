@@ -71,7 +71,7 @@ def test_frames_of_several_front_ends_from_one_fill(
     for front_end in front_ends:
         check(filled, front_end)
         frames = open_cache(filled.folders[front_end])
-        assert frames.stems == ("r0", "r1", "r2", "r3")
+        assert len(frames.count) == 4
         assert (frames.values[frames.silence] == SILENCE_DB).all()
         for i in range(4):
             rows = frames.values[frames.first[i] :][: frames.count[i]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from resp_tune.audit.counts import counts, tables
@@ -44,11 +43,9 @@ def audit(dataset: Dataset, front_ends: Sequence[FrontEnd], workers: int) -> dic
     log.info("no-audio baselines: children on the Meditron")
     found["controlled"] = controlled(dataset)
     shortcuts = {"device": device_shortcut(dataset), "age": age_shortcut(dataset)}
-    found["shortcuts"] = {
-        name: None if shortcut is None else asdict(shortcut) for name, shortcut in shortcuts.items()
-    }
+    found["shortcuts"] = shortcuts
     found["front_end"] = front_end_giveaways(dataset, front_ends, workers)
-    warnings = [s.warning for s in shortcuts.values() if s and s.warning]
+    warnings = [s["warning"] for s in shortcuts.values() if s and s["found"]]
     found["warnings"] = [*warnings, *giveaway_warnings(found["front_end"])]
     return found
 

@@ -12,13 +12,17 @@ most `DEVICE_ALPHA` of the permutations reach it and it exceeds their mean by at
 Age: the area under the ROC curve of COPD against Healthy by age, one age a patient. Children and
 adults do have different illnesses, so only an area of at least `AGE_LEAST` is warned of, if at
 most `AGE_ALPHA` of the permutations are as far from 0.5.
+
+A result holds the name of the `measure`, its `value` on the data set, in 0…1, the mean of the
+permutations (`by_chance`), their quantile 1 − alpha (`limit`), the share of them that reaches
+`value` (`p_value`), the `classes`, the number of `patients`, whether a shortcut was `found`, and
+the `warning` of it, if so.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,26 +41,7 @@ AGE_LEAST = 0.95
 SICK, WELL = "COPD", "Healthy"
 
 
-@dataclass(frozen=True)
-class Shortcut:
-    """A test of one shortcut. `value` is its measure on the data set, in 0…1.
-
-    `by_chance` is the mean of the measure over the permutations, `limit` their quantile 1 − alpha,
-    `p_value` the share that reaches `value`.
-    """
-
-    measure: str
-    value: float
-    by_chance: float
-    limit: float
-    p_value: float
-    classes: tuple[str, ...]
-    patients: int
-    found: bool
-    warning: str | None
-
-
-def device_shortcut(dataset: Dataset) -> Shortcut | None:
+def device_shortcut(dataset: Dataset) -> dict[str, Any] | None:
     """Test whether the device predicts the diagnosis; None with too few patients."""
     diagnosis = {r.patient: r.diagnosis for r in dataset.recordings}
     sizes = Counter(diagnosis.values())
@@ -80,12 +65,17 @@ def device_shortcut(dataset: Dataset) -> Shortcut | None:
         f"{_small(test['p_value'])}): a model can score by hearing the stethoscope; compare it "
         "with the no-audio baselines"
     )
-    measure = "balanced accuracy of the best guess by device"
-    return Shortcut(measure, **test, classes=classes, patients=len(patients), found=found,
-                    warning=warning if found else None)  # fmt: skip
+    return {
+        "measure": "balanced accuracy of the best guess by device",
+        **test,
+        "classes": classes,
+        "patients": len(patients),
+        "found": found,
+        "warning": warning if found else None,
+    }
 
 
-def age_shortcut(dataset: Dataset) -> Shortcut | None:
+def age_shortcut(dataset: Dataset) -> dict[str, Any] | None:
     """Test whether age separates COPD from Healthy; None if either has no known age."""
     ages = {
         r.patient: (r.age, r.diagnosis)
@@ -105,9 +95,14 @@ def age_shortcut(dataset: Dataset) -> Shortcut | None:
         f"{sick} and {len(labels) - sick} patients (permutation p {_small(test['p_value'])}): a "
         "model can score by hearing how old a chest is"
     )
-    measure = f"AUROC of age, {SICK} against {WELL}"
-    return Shortcut(measure, **test, classes=(SICK, WELL), patients=len(labels), found=found,
-                    warning=warning if found else None)  # fmt: skip
+    return {
+        "measure": f"AUROC of age, {SICK} against {WELL}",
+        **test,
+        "classes": (SICK, WELL),
+        "patients": len(labels),
+        "found": found,
+        "warning": warning if found else None,
+    }
 
 
 def _one_device(dataset: Dataset, patients: list[str], rng: np.random.Generator) -> Floats:
@@ -138,7 +133,7 @@ def _either_way(labels: Labels, ranks: Floats) -> float:
 def _permutation_test(
     measure: Callable[[Any], float], rows: npt.NDArray[Any], rng: np.random.Generator, alpha: float
 ) -> dict[str, float]:
-    """Return the fields of `Shortcut` for `measure(rows)`; the data counts as one permutation."""
+    """Return the figures of `measure(rows)`, where the data counts as one permutation."""
     value = measure(rows)
     permuted = [measure(rng.permutation(rows)) for _ in range(PERMUTATIONS)]
     reached = sum(p >= value - 1e-12 for p in permuted)

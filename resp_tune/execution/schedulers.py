@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, takewhile
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
@@ -72,12 +73,9 @@ def make_scheduler(
     sign, better = (1.0, max) if mode == "max" else (-1.0, min)
     deciding = rungs(name, epochs)
     for trial in past:
-        best: float | None = None
-        for row in trial.epochs:
-            value = row.get(f"val_{metric}")
-            if value is None or not math.isfinite(value):
-                break
-            best = value if best is None else better(best, value)
+        values = (row.get(f"val_{metric}", math.nan) for row in trial.epochs)
+        best_so_far = accumulate(takewhile(math.isfinite, values), better)
+        for row, best in zip(trial.epochs, best_so_far, strict=False):
             if (epoch := int(row["epoch"])) in deciding:
                 record_asha_result(scheduler, _past_id(trial.key), epoch, sign * best)
     return scheduler

@@ -138,7 +138,7 @@ def open_cache(folder: Path) -> Frames:
         str(folder / "frames.f16"), shared=False, size=rows * n_mels, dtype=torch.float16
     ).view(rows, n_mels)
     count = torch.tensor(index["count"], dtype=torch.int64)
-    return Frames(values, count.cumsum(0) - count, count, tuple(index["stems"]))
+    return Frames(values, count.cumsum(0) - count, count)
 
 
 _PINNED: dict[Path, IO[bytes]] = {}  # that this process has filled or opened
@@ -179,9 +179,9 @@ def _compute_pass(
         pool = ThreadPoolExecutor(workers)
         # After an error, pending work is cancelled; `with pool` would complete it.
         stack.callback(pool.shutdown, cancel_futures=True)
-        for source, mels in zip(sources, pool.map(one, sources), strict=True):
+        for mels in pool.map(one, sources):
             for writer, values in zip(writers, mels, strict=True):
-                writer.append(source.stem, values)
+                writer.append(values)
             report()
         for writer in writers:
             writer.finish()
@@ -200,12 +200,10 @@ class _Writer:
         self.part.mkdir()
         stack.callback(shutil.rmtree, self.part, ignore_errors=True)
         self.file: IO[bytes] = stack.enter_context((self.part / "frames.f16").open("wb"))
-        self.stems: list[str] = []
         self.count: list[int] = []
         self.crc = self.rows = 0
 
-    def append(self, stem: str, values: np.ndarray) -> None:
-        self.stems.append(stem)
+    def append(self, values: np.ndarray) -> None:
         self.count.append(len(values))
         self._write(values)
         fault_point("cache-append")
@@ -217,7 +215,6 @@ class _Writer:
             "format": FORMAT,
             "front_end": asdict(self.front_end),
             "rows": self.rows,
-            "stems": self.stems,
             "count": self.count,
             "crc32": self.crc,
         }

@@ -25,13 +25,12 @@ class Frames:
     """The log-mel frames of many recordings, concatenated.
 
     `values`: float16 dB (or PCEN) `[rows, n_mels]`; the last row is silence, for padding.
-    `first`, `count`: int64 `[recordings]`, the rows of each recording; `stems`: its identifier.
+    `first`, `count`: int64 `[recordings]`, the rows of each recording.
     """
 
     values: torch.Tensor
     first: torch.Tensor
     count: torch.Tensor
-    stems: tuple[str, ...]
 
     @property
     def silence(self) -> int:
@@ -40,17 +39,15 @@ class Frames:
 
     def to(self, device: torch.device) -> Frames:
         """Return these frames on `device`; on the CPU they stay memory-mapped."""
-        return Frames(self.values.to(device), self.first, self.count, self.stems)
+        return Frames(self.values.to(device), self.first, self.count)
 
 
-def join_frames(
-    log_mels: Sequence[torch.Tensor], stems: Sequence[str], silence: float = SILENCE_DB
-) -> Frames:
+def join_frames(log_mels: Sequence[torch.Tensor], silence: float = SILENCE_DB) -> Frames:
     """Concatenate one `[frames, n_mels]` tensor per recording in memory."""
     count = torch.tensor([len(m) for m in log_mels], dtype=torch.int64)
     last = torch.full((1, log_mels[0].shape[1]), silence)
     values = torch.cat([*log_mels, last]).to(torch.float16)
-    return Frames(values, count.cumsum(0) - count, count, tuple(stems))
+    return Frames(values, count.cumsum(0) - count, count)
 
 
 def log_mels(waveform: torch.Tensor, front_ends: Sequence[FrontEnd]) -> list[torch.Tensor]:

@@ -150,19 +150,15 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if span is None:
         relation = "above" if value > best else "not above"
         return f"On the test split it is {relation} the best baseline without audio ({best:.3f})."
+    start, baselines = "The whole 95 % interval is", f"the best baseline without audio ({best:.3f})"
     if span[0] > best:
-        return (
-            f"The whole 95 % interval is above the best baseline without audio ({best:.3f}): "
-            "the model has learnt from the sound."
-        )
+        return f"{start} above {baselines}: the model has learnt from the sound."
     if span[1] < best:
-        return (
-            f"The whole 95 % interval is below the best baseline without audio ({best:.3f}): "
-            "the stethoscope and the patient's age predict more than this model does."
-        )
+        predict = "the stethoscope and the patient's age predict more than this model does"
+        return f"{start} below {baselines}: {predict}."
     return (
-        f"The 95 % interval includes the best baseline without audio ({best:.3f}): this test "
-        "split cannot show whether the model has learnt more than who was recorded with what."
+        f"The 95 % interval includes {baselines}: this test split cannot show whether the model "
+        "has learnt more than who was recorded with what."
     )
 
 

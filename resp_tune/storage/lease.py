@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from resp_tune.common.paths import write_atomically
+from resp_tune.common.text import shorten
 from resp_tune.errors import UserError
 from resp_tune.storage.object_store import ObjectPath, StorageError, Version
 
@@ -165,8 +166,7 @@ class Lease:
             return None, None
         try:
             values = json.loads(versioned.content)
-            # Printed on a terminal, and possibly foreign.
-            holder = "".join(c for c in str(values["holder"]) if c.isprintable())[:100]
+            holder = shorten(str(values["holder"]), 100)  # printed, and possibly foreign
             released = values.get("released") is True
             record = LeaseRecord(str(values["id"]), holder, int(values["beat"]), released)
         except (ValueError, TypeError, KeyError, AttributeError):

@@ -51,7 +51,7 @@ class Bundle:
         front_end = self.config.front_end
         with torch.inference_mode():
             mels = log_mels(waveform, [front_end])
-            frames = join_frames(mels, ["waveform"], silence(front_end))
+            frames = join_frames(mels, silence(front_end))
             start, end = torch.tensor(spans, dtype=torch.float64).clamp(max=1e9).T
             first = torch.zeros(len(spans), dtype=torch.int64)
             return self.predict_clips(cut_clips(frames, front_end, first, start, end))

@@ -41,7 +41,7 @@ def toy_frames(config: TrialConfig, labels: torch.Tensor, seed: int) -> Frames:
         tone = torch.sin(2 * torch.pi * TONES[label] * time)
         noise = torch.randn(samples, generator=generator)
         mels += log_mels(0.1 * tone + 0.05 * noise, [config.front_end])
-    return join_frames(mels, [f"r{i}" for i in range(len(mels))])
+    return join_frames(mels)
 
 
 def toy_side(config: TrialConfig, clips: int, seed: int) -> SplitTensors:
