@@ -27,7 +27,6 @@ def test_a_shipped_space(path: Path) -> None:
     space = load_space(str(path))
     assert space == load_space(f"search_spaces/{path.name}") == load_space(path.name)
     assert space.name == path.stem
-    assert space.description
     moved = {
         "cycles": {"clip_seconds": 8.0},  # no cycle needs the preset's 10 s
         "wide": {"f_max": 1900.0},

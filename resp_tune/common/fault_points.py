@@ -35,8 +35,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from resp_tune.errors import UserError, nearest
 
@@ -88,8 +88,7 @@ class PlantedError(Exception):
     """What the action `raise` raises."""
 
 
-@dataclass(frozen=True)
-class _Fault:
+class _Fault(NamedTuple):
     point: str
     subject: str | None
     action: str

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between attempts; each is twice the last one
 
@@ -14,8 +14,7 @@ Task = Callable[[], object]
 SKIPPED = object()  # what a task may return to say that it had nothing to do
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     name: str
     task: Task
     due: float  # by the monotonic clock

@@ -64,11 +64,14 @@ def benchmark_slots(
     one = allocate(machines, request, where)
     used = [m for m in machines if m.gpus and trial_capacity(one, [m])]
     gpus = request.gpus or sum(m.gpus for m in used)
-    most = _max_per_gpu(request, min(m.cpus / min(m.gpus, gpus) for m in used), gpus)
+    cpus_per_gpu = min(m.cpus / min(m.gpus, gpus) for m in used)
+    most = math.floor(cpus_per_gpu / (request.cpus_per_trial or 1.0))
+    if request.concurrency is not None:
+        most = min(most, math.ceil(request.concurrency / gpus))
     options = {
         count: allocate(machines, dataclasses.replace(request, trials_per_gpu=count), where)
         for count in COUNTS
-        if count <= most
+        if count <= max(1, most)
     }
     threads = {count: slots.threads for count, slots in options.items()}
     if isinstance(pool, Cluster):
@@ -94,17 +97,6 @@ def benchmark_slots(
             f"{rates or 'none fitted'})"
         )
     return options[min(choose(measured) for measured in results.values())]
-
-
-def _max_per_gpu(request: ResourceRequest, cpus: float, gpus: int) -> int:
-    """Return the most trials per GPU that --cpus-per-trial and --concurrency allow.
-
-    `cpus`: cores of a machine per GPU. `gpus`: GPUs that trials may use together.
-    """
-    fitting = math.floor(cpus / (request.cpus_per_trial or 1.0))
-    if request.concurrency is not None:
-        fitting = min(fitting, math.ceil(request.concurrency / gpus))
-    return max(1, fitting)
 
 
 def stand_in(config: TrialConfig, load: Workload) -> list[TrainingData]:

@@ -50,7 +50,6 @@ class SearchSpace:
     """
 
     name: str
-    description: str
     base: TrialConfig
     parameters: Mapping[str, Parameter]
 
@@ -164,8 +163,12 @@ class SearchSpace:
     def front_ends(self) -> tuple[FrontEnd, ...]:
         """Return all front ends of trials; raise `UserError` for an invalid combination."""
         for name, parameter in self.parameters.items():
-            if name in FRONT_END_FIELDS:
-                _check_countable(name, parameter)
+            many = isinstance(parameter, FloatRange) or len(parameter.values) > MAX_FRONT_ENDS
+            if name in FRONT_END_FIELDS and many:
+                raise UserError(
+                    f"{name}: type {parameter.type} has too many values, each of which has a cache "
+                    "on disk: use ordinal or categorical"
+                )
         front_ends = dict[FrontEnd, None]()
         for values in _combinations(self.base, self.parameters, FRONT_END_FIELDS, every=True):
             try:
@@ -212,7 +215,7 @@ def _find(name: str) -> Path:
 def _parse(name: str, content: Any) -> SearchSpace:
     if not isinstance(content, dict):
         raise UserError("must be a mapping with 'parameters'")
-    known = ("description", "preset", "fixed", "parameters")
+    known = ("description", "preset", "fixed", "parameters")  # a description is for people
     for key in content:
         if key not in known:
             raise UserError(f"unknown key {str(key)!r}: {nearest(str(key), known)}")
@@ -236,8 +239,7 @@ def _parse(name: str, content: Any) -> SearchSpace:
     _check_coupled(parsed, fixed)
     for field, parameter in parsed.items():
         _check_values(base, field, parameter)
-    description = " ".join(str(content.get("description", "")).split())
-    space = SearchSpace(name, description, base, _in_order(base, parsed))
+    space = SearchSpace(name, base, _in_order(base, parsed))
     _check_micro_batches(space)
     space.front_ends()
     return space
@@ -262,17 +264,6 @@ def _check_micro_batches(space: SearchSpace) -> None:
                 f"micro_batch {micro} is above batch_size {batch}, which a trial may have with it: "
                 f"keep all of one at or below all of the other, or apart: {APART}"
             )
-
-
-def _check_countable(field: str, parameter: Parameter) -> None:
-    """Raise `UserError` if a field of the front end has many values."""
-    if isinstance(parameter, FloatRange) or (
-        isinstance(parameter, IntRange) and len(parameter.values) > MAX_FRONT_ENDS
-    ):
-        raise UserError(
-            f"{field}: type {parameter.type} has too many values, each of which has a cache "
-            "on disk: use ordinal or categorical"
-        )
 
 
 def _check_searchable(where: str, field: str) -> None:

@@ -88,14 +88,9 @@ class DataModule:
 
     def folds(self) -> tuple[FoldTables, ...]:
         """Return the inner folds, over the feature cache of `search_stems`."""
-        stems = self.search_stems
+        labels, folds = partial(self.clip_labels, cached_stems=self.search_stems), self.split.folds
         return tuple(
-            FoldTables(
-                self.clip_labels(fold.train, stems),
-                self.clip_labels(fold.validation, stems),
-                self.split.classes,
-            )
-            for fold in self.split.folds
+            FoldTables(labels(f.train), labels(f.validation), self.split.classes) for f in folds
         )
 
     def clip_labels(self, stems: Iterable[str], cached_stems: Sequence[str]) -> ClipLabels:
