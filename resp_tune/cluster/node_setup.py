@@ -59,8 +59,7 @@ class RecordingServer:
         """Return the bytes that nodes have fetched so far."""
         import ray
 
-        sent: int = ray.get(self._actor.bytes_sent.remote())
-        return sent
+        return int(ray.get(self._actor.bytes_sent.remote()))
 
 
 class _RecordingActor:

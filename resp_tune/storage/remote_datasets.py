@@ -37,8 +37,13 @@ def fetch_dataset(uri: str) -> Path:
             local = {path.relative_to(folder).as_posix(): path.stat() for path in files}
             states = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in local.items()}
             changed = [name for name, state in objects.items() if states.get(name) != state]
+
+            def fetch(name: str) -> None:
+                if source.fetch(name, folder / name):
+                    os.utime(folder / name, ns=(objects[name][1],) * 2)
+
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(lambda n: _fetch(source, n, folder, objects[n][1]), changed))
+                list(pool.map(fetch, changed))
         except StorageError as error:
             raise UserError(f"--data '{source}' cannot be read: {error}") from None
         for name in states.keys() - objects.keys():
@@ -54,8 +59,3 @@ def _is_below(name: str) -> bool:
     """Return whether a relative name is that of a file below the folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def _fetch(source: ObjectPath, name: str, folder: Path, modified_ns: int) -> None:
-    if source.fetch(name, folder / name):
-        os.utime(folder / name, ns=(modified_ns, modified_ns))
