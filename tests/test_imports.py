@@ -22,6 +22,7 @@ OWNERS = {
     "optuna": {"space", "study", "execution", "harness", "reporting"},
     "mlflow": {"tracking"},
     "torch": {
+        "audit",
         "data",
         "features",
         "training",
