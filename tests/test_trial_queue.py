@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from support.trial_queues import SPACE, Diary, epochs_of, finish, next_of, queue_of, row, study_at
 
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.config import TrialConfig, preset
+from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.execution.searcher import StudySearcher
 from resp_tune.execution.trainable import TrialTrainable
@@ -37,7 +37,7 @@ def test_the_first_trial_is_the_baseline(tmp_path: Path) -> None:
     first, second = next_of(queue), next_of(queue)
     assert (first["key"], epochs_of(queue, first["key"])) == (TrialKey(0), 0)
     seeded = {"seed": trial_seed(5, 0), "epochs": 3}
-    assert first["config"] == preset("baseline").replace(seeded)
+    assert first["config"] == SPACE.baseline().replace(seeded)
     assert second["config"].replace({"seed": 0}) != first["config"].replace({"seed": 0})
     assert second["config"].seed == trial_seed(5, 1) != trial_seed(5, 0)
 
