@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
+from support.mlflow_stores import template
 
 from resp_tune.tracking import mlflow_internals
-from resp_tune.tracking.mlflow_internals import known_schemas
+from resp_tune.tracking.mlflow_internals import ADDRESSES, known_schemas
 
 
 def test_the_head_of_the_schema_is_mlflows_own() -> None:
@@ -23,6 +26,14 @@ def test_the_head_of_the_schema_is_mlflows_own() -> None:
     advice = "mend known_schemas(), or older stores are migrated at the first look"
     assert schemas is not None, f"the migration scripts cannot be read: {advice}"
     assert schemas.head == _get_latest_schema_revision(), f"another head is read: {advice}"  # type: ignore[no-untyped-call]
+
+
+def test_addresses_are_where_they_were_in_the_database() -> None:
+    advice = "mend ADDRESSES and replace_addresses(), or a store that was moved loses its models"
+    with closing(sqlite3.connect(template())) as database:
+        for table, column in {**ADDRESSES, "experiments": "artifact_location"}.items():
+            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            assert column in columns, f"{table} has no {column}: {advice}"
 
 
 def test_a_server_is_asked_by_mlflows_own_request() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.read_only import mounted_read_only
 from support.report_folders import FILES, HOSTILE, Page, change, judge, make
 
 from resp_tune import report
@@ -189,6 +190,21 @@ def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(report.main, ["first", "--storage", storage]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(folder / "report.html")
     assert (folder / "report.html").exists()
+
+
+def test_of_read_only_results_the_page_is_written_to_the_current_folder(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with mounted_read_only(folder):
+        report.main([folder.name, "--storage", str(folder.parent)])
+    assert capsys.readouterr().out.strip() == str(here / f"{folder.name}-report.html")
+    assert "</html>" in (here / f"{folder.name}-report.html").read_text()
 
 
 @pytest.mark.parametrize(
