@@ -53,7 +53,8 @@ def device_shortcut(dataset: Dataset) -> dict[str, Any] | None:
     devices = _one_device(dataset, patients, rng)
     members = np.eye(len(classes))[[classes.index(diagnosis[p]) for p in patients]]
     members /= members.sum(0)  # each class weighs the same, as in a balanced accuracy
-    test = _permutation_test(  # of the mean recall if a device predicts the class it has most of
+    # The mean recall if each device predicts the class with the largest share of it.
+    test = _permutation_test(
         lambda m: float((m.T @ devices).max(0).sum() / len(classes)), members, rng, DEVICE_ALPHA
     )
     large = test["value"] - test["by_chance"] >= DEVICE_MARGIN

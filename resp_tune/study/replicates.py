@@ -34,7 +34,7 @@ MIN_REPLICATES = 2  # for a mean and its standard error
 # that are better by half a standard deviation would be dropped.
 MIN_REPLICATES_TO_DROP = 3
 _PREFIX = "resp_tune.replicate."
-_STORED = ("state", "score", "seconds", "error")  # beside what differs from the trial's config
+_STORED = ("state", "score", "seconds", "error")  # of a replicate, besides config and epochs
 
 
 @dataclass(frozen=True)
