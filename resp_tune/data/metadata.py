@@ -120,7 +120,7 @@ def read_people(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table[Pe
 
     def columns(grid: Grid) -> Parse[Person]:
         patient, age, sex = _people_columns(grid, keys)
-        if not grid.header and grid.width not in (3, 6):  # ICBHI's own has 6
+        if not grid.header and not _is_icbhi(grid):
             notes.append(f"without a header: {grid.rows[0]} is taken as patient, age, sex, …")
         if sex is not None and (letters := _other_sexes(grid.values(sex))):
             notes.append(f"used without its sexes, {letters}: write F, M or NA")
@@ -244,7 +244,9 @@ def _grid(text: str, keys: Keys, known: Sequence[Column]) -> tuple[Grid, list[st
     body = [row for row in rows[len(above) + (at is not None) :] if row.cells[0][:1] != "#"]
     if not body:
         raise TableError(f"it has no rows below its header {header}" if header else "it is empty")
-    kept, problems = drop_ragged(header, body, lambda cell: cell in keys or bool(_begins(cell)))
+    kept, problems = drop_ragged(
+        header, body, lambda cell: cell.split(" ")[0] in keys or bool(_begins(cell))
+    )
     if not kept:
         raise TableError(problems[0])
     problems = [f"line {row.line} {row} is above the header" for row in above] + problems
@@ -297,7 +299,9 @@ def _people_columns(grid: Grid, keys: Keys) -> tuple[int, int | None, int | None
         known = [i for i in range(grid.width) if keys.fill(grid.values(i))]
         first = grid.rows[0].cells[0]
         is_header = first not in keys and not any(c.isdigit() for c in first)
-        if grid.width < 3 or (known and 0 not in known) or is_header or not _in_icbhi_order(grid):
+        # Row numbers may be the numbers of patients as well.
+        is_index = known and (0 not in known or (known != [0] and counts_rows(grid.values(0))))
+        if grid.width < 3 or is_header or is_index or not _in_icbhi_order(grid):
             raise unclear(grid, "no column is", PATIENT, AGE, SEX)
         return 0, 1, 2
     age, sex = find_value(grid, AGE), find_value(grid, SEX)
@@ -312,6 +316,12 @@ def _in_icbhi_order(grid: Grid) -> bool:
     are_ages = 2 * sum(_NUMBER.fullmatch(cell) is not None for cell in ages) >= len(ages)
     are_sexes = 2 * sum(cell.lower() in _SEXES for cell in sexes) >= max(len(sexes), 1)
     return are_ages and are_sexes and not counts_rows(grid.values(1))
+
+
+def _is_icbhi(grid: Grid) -> bool:
+    """Tell whether there is nothing after the sex, or three columns of numbers as in ICBHI's."""
+    further = [c for row in grid.rows for c in row.cells[3:] if c.lower() not in _MISSING]
+    return grid.width == 3 or (grid.width == 6 and all(map(_NUMBER.fullmatch, further)))
 
 
 def _other_sexes(cells: Sequence[str]) -> str | None:

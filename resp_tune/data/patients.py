@@ -35,20 +35,25 @@ def plain_patient(name: str) -> str:
 def match_patients(table: str, values: Mapping[str, T], patients: Collection[str]) -> Matched:
     """Match `patients` of the recordings with the keys of `values`, read from `table`.
 
-    A different spelling is matched only if it is one to one.
+    A different spelling is matched only if it is one to one. Patients that differ only in spelling
+    are matched only if the table has all of them, because it may have lost the difference.
     """
     theirs, ours = _by_spelling(values), _by_spelling(patients)
     names: dict[str, str] = {}
     conflicts: set[str] = set()
+    unclear: list[str] = []
     for plain, same in ours.items():
         listed = theirs.get(plain, [])
         if len(same) == 1 and len({values[key] for key in listed}) == 1:
             names[same[0]] = same[0] if same[0] in listed else listed[0]
         elif len(same) == 1 and listed:
             conflicts.update(same)
-        else:
-            names.update({name: name for name in same if name in values})
-    return Matched(names, frozenset(conflicts), tuple(_notes(table, names, conflicts, values)))
+        elif set(same) <= set(listed):
+            names.update({name: name for name in same})
+        elif listed:
+            unclear += same
+    problems = [*_unclear(table, unclear), *_notes(table, names, conflicts, values)]
+    return Matched(names, frozenset(conflicts), tuple(problems))
 
 
 def _by_spelling(names: Iterable[str]) -> dict[str, list[str]]:
@@ -56,6 +61,14 @@ def _by_spelling(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         groups.setdefault(plain_patient(name), []).append(name)
     return groups
+
+
+def _unclear(table: str, patients: Sequence[str]) -> Iterable[str]:
+    if patients:
+        yield (
+            f"patients {join_names(sorted(patients))} differ only in case or zeros, and {table} "
+            "does not have all of them: none is used"
+        )
 
 
 def _notes(

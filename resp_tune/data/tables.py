@@ -15,6 +15,7 @@ from resp_tune.common.text import join_names, shorten
 
 _SPACES = " "  # any run of spaces and tabs, as in ICBHI's own tables
 _SEPARATORS = ("\t", ";", ",", "|", _SPACES)
+_EMPTY_CELL = re.compile(r"(^|\t) *\t", re.MULTILINE)
 _HINT = re.compile(r"\ufeff?sep=([\t;,| ])\s*(?=\n|$)")  # the first line of some spreadsheets
 
 
@@ -61,7 +62,8 @@ def split_rows(text: str, is_good: Callable[[Sequence[str]], bool]) -> list[Row]
     a table of one column, and where quotation marks do not match.
     """
     text = re.sub(r"\r\n?", "\n", text)
-    separators: tuple[str, ...] = _SEPARATORS
+    # A run of tabs is not one separator: an empty cell may be between them.
+    separators: Sequence[str] = _SEPARATORS[:-1] if _EMPTY_CELL.search(text) else _SEPARATORS
     if hint := _HINT.match(text):
         separators, text = (hint[1],), text[hint.end() :]
     best: tuple[tuple[int, float], list[Row]] | None = None
@@ -82,10 +84,10 @@ def split_rows(text: str, is_good: Callable[[Sequence[str]], bool]) -> list[Row]
                 best = quality, rows
             if quality == (len(rows), 1.0):
                 break
+    if first_error and (best is None or (best[0][0] == 0 and best[0][1] < 1)):
+        raise first_error[1]
     if best:
         return best[1]
-    if first_error:
-        raise first_error[1]
     raise TableError("it has one column only" if text.strip() else "it is empty")
 
 
