@@ -77,6 +77,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; with `--out` the last line on stdout is the model's folder."""
     args = parser().parse(argv)
+    from resp_tune.data.dataset import refusal
     from resp_tune.data.waveforms import describe_uneven_bands
     from resp_tune.harness.preflight_checks import check_cache_folder
     from resp_tune.harness.validate import open_dataset
@@ -88,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = open_dataset(args.data)
     datamodule = make_datamodule(dataset, request.task, request.split_spec)
     if request.split_sha256 not in (None, datamodule.split.digest):
-        raise UserError(
+        raise refusal(
             f"--run {args.run}: the split of this data is not that of the trial: give the "
-            "--data of its search, and the same task, protocol and --split-seed"
+            "--data of its search, and the same task, protocol and --split-seed",
+            dataset.problems,
         )
     bands = describe_uneven_bands(dataset.recordings, [request.config.front_end])
     notes = (*dataset.problems, *datamodule.clips.dropped, bands, *datamodule.split.notes)

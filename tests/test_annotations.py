@@ -13,6 +13,7 @@ from support.small_sets import write_set
 from resp_tune.data.annotations import Cycle, join_notes, parse_cycles
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.discovery import find_annotation
+from resp_tune.predict import _read_cycles
 
 LINES = (("0.036", "0.579", "0", "0"), ("0.579", "2.45", "1", "0"), ("2.45", "3.9", "0", "1"))
 CYCLES = (
@@ -122,6 +123,17 @@ def test_the_annotation_beside_a_recording_is_found_by_any_case_of_its_suffix(
     assert find_annotation(tmp_path / "101.wav") == tmp_path / name
     assert find_annotation(tmp_path / "102.wav") is None
     assert find_annotation(tmp_path / "gone" / "101.wav") is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("suffix", [".txt", ".TXT"])
+def test_predict_reads_annotations_as_a_data_set_does(
+    tmp_path: Path, encoding: str, suffix: str
+) -> None:
+    text = "start;end;crackles;wheezes\n" + joined(";", decimal=",")
+    (tmp_path / f"a{suffix}").write_bytes(text.encode(encoding))
+    assert _read_cycles(tmp_path / "a.wav", 20.0) == [(c.start, c.end) for c in CYCLES]
+    assert _read_cycles(tmp_path / "b.wav", 20.0) == []
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

@@ -502,7 +502,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("generated")
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32))
 def test_no_table_gives_a_wrong_label_or_age(folder: Path, seed: int) -> None:
     check_tables(folder, seed)

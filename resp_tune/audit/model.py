@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from resp_tune.common.text import amount
-from resp_tune.data.dataset import Dataset
+from resp_tune.data.dataset import Dataset, refusal
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.task_files import task_from_classes
@@ -59,7 +59,7 @@ def rebuild_datamodule(bundle: Bundle, dataset: Dataset) -> DataModule:
     if split.digest != provenance["split_sha256"] or split.classes != bundle.classes:
         trained = provenance.get("data")
         of = f"its search had --data {trained}" if trained else "give the data set of its search"
-        raise UserError(f"'{dataset.root}': {OTHER_SPLIT}; {of}")
+        raise refusal(f"'{dataset.root}': {OTHER_SPLIT}; {of}", dataset.problems)
     return DataModule(dataset, clips, split)
 
 
