@@ -94,14 +94,14 @@ def _notes(space: SearchSpace, options: SearchOptions) -> Iterator[str]:
         yield f"trial 0 is the preset, moved into the space: {'; '.join(moved)}"
     if names := unsupported_fields(sampler, space):
         yield (
-            f"{sampler} cannot model {', '.join(names)}, which are not numbers or not in every "
-            "trial: TPE draws them, one at a time"
+            f"TPE draws {', '.join(names)}, each alone: {sampler} models no conditional parameters"
+            f"{' and no categorical ones' if sampler == 'cmaes' else ''}"
         )
     if space.size < (math.inf if wanted is None else wanted):
-        more = "" if wanted is None else f" instead of {plural(wanted, 'trial')}"
+        more = "" if wanted is None else f" ({wanted} trials were asked for)"
         yield (
-            f"the space has only {plural(int(space.size), 'point')}: the search ends when each was "
-            f"tried once{more}; --replicates trains the best again"
+            f"the search ends when each of the {plural(int(space.size), 'point')} of the space was "
+            f"tried once{more}; --replicates trains the best again with other seeds"
         )
 
 

@@ -53,8 +53,8 @@ class _Gp(_LearnsFromAll, GPSampler):
     """Optuna's GP sampler with one thread for each library.
 
     It makes thousands of small calls, in which the thread pools of numpy, SciPy and torch compete:
-    a suggestion took four times as long with two threads. Optuna limits torch's pool, and sets a
-    variable that the others only read when they are loaded.
+    on two cores a suggestion took three to six times the CPU time. Optuna sets a variable that is
+    not read after OpenBLAS has been loaded (`findings/optuna_gp_leaves_openblas_threads.sh`).
     """
 
     def sample_relative(
