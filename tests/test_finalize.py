@@ -25,6 +25,7 @@ from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.result_files import write_tables
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.study import READINGS, records
+from resp_tune.tracking.search_run import SearchRuns
 
 
 def finish(spec: SearchSpec) -> dict[str, Any]:
@@ -127,9 +128,11 @@ def test_a_failing_step_is_named_and_repeated_by_the_same_command(
         assert (folder / "report.html").exists() == ("report" not in fault)
         (folder / "report.html").unlink(missing_ok=True)
         access = summary["test_readings"]
+    monkeypatch.setattr(SearchRuns, "close", lambda *_: "3 entries could not be written")
     monkeypatch.setattr(StorageSync, "complete", lambda _: _raise(RunError("no store")))
     with pytest.raises(IncompleteError, match="no store; the results are in"):
         finish(spec)
+    assert "3 entries could not be written" in said
     monkeypatch.undo()
     summary = finish(spec)
     assert summary["mlflow"]["model"] == "resp_tune"

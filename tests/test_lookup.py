@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.mlflow_stores import with_mlflow_store
+from support.read_only import mounted_read_only
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
@@ -51,3 +52,5 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
         load_trial_run(uri, runs.parent_run_id)
     with pytest.raises(UserError, match="run id"):
         load_trial_run(uri, "f" * 32)
+    with mounted_read_only(tmp_path):
+        assert load_trial_run(uri, run_id) == found

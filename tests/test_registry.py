@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 import numpy as np
@@ -22,7 +25,7 @@ from support.read_only import mounted_read_only
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.moved_store import moved_to, readable
 from resp_tune.tracking.registry import (
     RegisteredModel,
@@ -305,6 +308,20 @@ def test_a_model_without_its_files_is_logged_again(
     assert fetched(moved) == (winner / "weights.safetensors").read_bytes()
     assert moved.register(winner).version == version
     assert not moved.old.exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/mine", "{new}/a_file/x"])
+def test_an_artifact_folder_that_cannot_be_written_is_named(
+    place: str, moved: Moved, tmp_path: Path
+) -> None:
+    (moved.new / "a_file").touch()
+    with closing(sqlite3.connect(moved.new / "mlflow.db")) as database, database:
+        location = f"file://{quote(place.format(new=moved.new))}"
+        database.execute("UPDATE experiments SET artifact_location = ?", (location,))
+    with pytest.raises(RunError, match=re.escape(place.format(new=moved.new).split("/x")[0])):
+        moved.register(make_bundle(tmp_path / "other", 8))
+    champion = moved.client().get_model_version_by_alias("resp_tune", "champion")
+    assert fetched(moved, f"models:/resp_tune/{champion.version}"), "it is still the old one"
 
 
 def test_another_model_of_a_moved_store_is_not_called_lost(moved: Moved) -> None:

@@ -115,5 +115,7 @@ def root_cause(error: BaseException, uri: str = "") -> str:
     while (cause := inner.__cause__ or inner.__context__) is not None:
         inner = cause
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    if isinstance(inner, OSError) and inner.filename is not None:
+        text = f"{text}: '{inner.filename}'"
     first_line = re.sub(r"^[A-Z_]+: ", "", text.strip().splitlines()[0])
     return scrub(first_line, uri)
