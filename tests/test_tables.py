@@ -76,7 +76,6 @@ def rows(template: str, separator: str = "\n") -> str:
         "Unnamed: 0,Participant,Disease\n" + rows("{n},{p},{d}"),
         "No,Case,Disease\n" + rows("{n},{p},{d}"),
         "id,code,diagnosis\n" + rows("{n},{p},{d}"),
-        "Code;Befund\n" + rows("{p};{d}"),
         "Diagnose;Alter;Patienten-Nr.\n" + rows("{d};4{n},5;{p}"),
         "Paciente;Diagnóstico;Edad\n" + rows("{p};{d};4{n},5"),
         "病人\t年龄\t诊断\n" + rows("{p}\t4{n}\t{d}"),
@@ -109,6 +108,20 @@ def test_a_table_is_read_without_a_word(tmp_path: Path, text: str) -> None:
 def test_a_quoted_cell_is_one_label(tmp_path: Path, cell: str, label: str) -> None:
     text = f"Patient,Diagnosis\n101,{cell}\n102,URTI\n103,Healthy\n"
     assert read(tmp_path, TRIO, text.encode()).diagnoses == {**ALL, "101": label}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Code;Befund\n" + rows("{p};{d}"), "line 1, 'Code, Befund', is taken as a header"),
+        ("Patient,Family history\n" + rows("{p},{d}"), "'Family history' is taken as the diagn"),
+    ],
+)
+def test_the_other_of_two_columns_is_taken_and_named(tmp_path: Path, text: str, words: str) -> None:
+    labels = read(tmp_path, TRIO, text.encode())
+    assert labels.diagnoses == ALL
+    (line,) = labels.problems
+    assert words in line
 
 
 # ---- what is left out or refused, and named
@@ -229,7 +242,7 @@ def test_a_table_of_people_that_is_not_clear_gives_no_age(
         ("Patient,Age,Sex\n101,3 years,F\n102,4,M\n103,5,F\n", None, "age '3 years' is not"),
         ("Patient,Age,Sex\n101,1e1,F\n102,4,M\n103,5,F\n", None, "age '1e1' is not"),
         ("Patient,Age,Sex\n101,1968,F\n102,4,M\n103,5,F\n", None, "age '1968' is not"),
-        ("101,72,F,40\n102,72,M,40\n103,72,F,40\n", (72.0, "F"), "without a header"),
+        ("101,72,F,40\n102,72,M,40\n103,72,F,40\n", (72.0, "F"), "no header"),
     ],
 )
 def test_no_age_is_taken_from_a_column_of_another_name(
@@ -481,7 +494,7 @@ def check_tables(folder: Path, seed: int) -> Labels:
             assert person is not None
             assert (person.age, person.sex) == (known_age, known_sex)
         elif person is not None:
-            told = any("without a header" in line for line in found.problems)
+            told = any("no header" in line for line in found.problems)
             assert person.age in (known_age, None) or told
             assert person.sex in (known_sex, None)
         else:

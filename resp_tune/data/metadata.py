@@ -97,9 +97,15 @@ def read_diagnoses(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table
     ICBHI, whatever their case; others are kept.
     """
     keys = Keys(patients, plain_patient)
+    notes: list[str] = []
 
     def columns(grid: Grid) -> Parse[str]:
         patient, diagnosis = _pair(grid, PATIENT, DIAGNOSIS, keys)
+        first = grid.header or grid.rows[0]
+        if grid.header and not DIAGNOSIS.knows(grid.names[diagnosis]):
+            notes.append(f"'{shorten(first.cells[diagnosis])}' is taken as the diagnosis")
+        elif not grid.header and _is_header(first.cells[patient], keys):
+            notes.append(f"line {first.line}, {first}, is taken as a header of patient, diagnosis")
         check_same(grid, DIAGNOSIS, [diagnosis, *_rivals(grid, diagnosis)])
 
         def parse(row: Row) -> tuple[str, str]:
@@ -110,7 +116,7 @@ def read_diagnoses(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table
 
         return parse
 
-    return _merge(paths, columns, keys, (PATIENT, DIAGNOSIS))
+    return _noted(_merge(paths, columns, keys, (PATIENT, DIAGNOSIS)), paths, notes)
 
 
 def read_people(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table[Person]:
@@ -121,9 +127,9 @@ def read_people(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table[Pe
     def columns(grid: Grid) -> Parse[Person]:
         patient, age, sex = _people_columns(grid, keys)
         if not grid.header and not _is_icbhi(grid):
-            notes.append(f"without a header: {grid.rows[0]} is taken as patient, age, sex, …")
+            notes.append(f"it has no header: {grid.rows[0]} is taken as patient, age, sex, …")
         if sex is not None and (letters := _other_sexes(grid.values(sex))):
-            notes.append(f"used without its sexes, {letters}: write F, M or NA")
+            notes.append(f"its sexes, {letters}, are not used: write F, M or NA")
             sex = None
 
         def parse(row: Row) -> tuple[str, Person]:
@@ -134,8 +140,7 @@ def read_people(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table[Pe
         return parse
 
     table = _merge(paths, columns, keys, (PATIENT, AGE, SEX))
-    names = join_names([path.name for path in paths])
-    return replace(table, problems=(*table.problems, *(f"{names} is {note}" for note in notes)))
+    return _noted(table, paths, notes)
 
 
 def read_official(paths: Sequence[Path], stems: Iterable[str] = ()) -> Table[OfficialSplit]:
@@ -264,6 +269,17 @@ def _grid(text: str, keys: Keys, known: Sequence[Column]) -> tuple[Grid, list[st
     return Grid(header, names, tuple(kept)), problems
 
 
+def _noted(table: Table[T], paths: Sequence[Path], notes: Sequence[str]) -> Table[T]:
+    """Return `table` with `notes` on what was read from `paths`."""
+    names = join_names([path.name for path in paths])
+    return replace(table, problems=(*table.problems, *(f"{names}: {note}" for note in notes)))
+
+
+def _is_header(cell: str, keys: Keys) -> bool:
+    """Tell whether the first cell of a column of patients is no patient but its unknown name."""
+    return bool(keys) and cell not in keys and not any(c.isdigit() for c in cell)
+
+
 def _pair(grid: Grid, key: Column, value: Column, keys: Keys) -> tuple[int, int]:
     """Return the columns of a table of a key and one value."""
     if not grid.header and grid.width > 2:
@@ -297,8 +313,7 @@ def _people_columns(grid: Grid, keys: Keys) -> tuple[int, int | None, int | None
     """Return the columns of patient, age and sex; without a header those of ICBHI's own table."""
     if not grid.header:
         known = [i for i in range(grid.width) if keys.fill(grid.values(i))]
-        first = grid.rows[0].cells[0]
-        is_header = first not in keys and not any(c.isdigit() for c in first)
+        is_header = _is_header(grid.rows[0].cells[0], keys)
         # Row numbers may be the numbers of patients as well.
         is_index = known and (0 not in known or (known != [0] and counts_rows(grid.values(0))))
         if grid.width < 3 or is_header or is_index or not _in_icbhi_order(grid):
