@@ -47,7 +47,7 @@ def parser() -> Parser:
         help="where models:/… is looked up (default: $MLFLOW_TRACKING_URI, else results/mlflow.db)",
     )
     p.add_argument(
-        "--json", action="store_true", help="print a list of {file, class, probabilities}"
+        "--json", action="store_true", help="print a list of {file, class, probabilities, warnings}"
     )
     return p
 
@@ -65,25 +65,35 @@ def main(argv: Sequence[str] | None = None) -> None:
             bad += 1
             log.error(f"{one_line(error)}")
     if not results:
-        raise UserError("none of the files could be read: give wav or FLAC recordings")
+        raise UserError(
+            "none of the files could be read and has sound: give wav or FLAC recordings"
+        )
     if args.json:
         print(json.dumps(results, indent=1))
     else:
         _print(results, bundle)
     if bad:
-        raise RunError(f"{bad} of {len(args.files)} files could not be read")
+        raise RunError(f"{bad} of {len(args.files)} files could not be predicted")
 
 
 def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
-    """Return `{file, class, probabilities{class: p}}`; raises `UserError` if it is not audio.
+    """Return `{file, class, probabilities{class: p}, warnings}`.
+
+    `warnings` describe defects of the file that do not prevent a prediction. Raises `UserError` if
+    the file is not audio, or is silent or clipped throughout.
 
     A winner of the task `cycles` predicts each breathing cycle listed in the `.txt` file of the
     same name: `cycles` holds `{start, end, class, probabilities}`, the file's own are their mean.
     """
-    from resp_tune.data.waveforms import load_waveform
+    from resp_tune.data.sounds.sound import read_sound
+    from resp_tune.data.waveforms import resample
 
     path = user_path(file)
-    waveform = load_waveform(path, bundle.config.sample_rate, bundle.config.resampling)
+    sound = read_sound(path)
+    waveform = resample(sound, bundle.config.sample_rate, bundle.config.resampling)
+    warnings = [str(remark) for remark in sound.remarks]
+    for warning in warnings:
+        log.warning(one_line(f"'{path}' {warning}"))
     cycles = []
     if bundle.details.get("task") == "cycles":
         cycles = _read_cycles(path, waveform.numel() / bundle.config.sample_rate)
@@ -94,7 +104,8 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
                 f"predicting in windows of {window}, which the winner was not trained on"
             )
     if not cycles:
-        return {"file": file, **_prediction(bundle, bundle.predict_waveform(waveform))}
+        whole = _prediction(bundle, bundle.predict_waveform(waveform))
+        return {"file": file, **whole, "warnings": warnings}
     each = bundle.predict_spans(waveform, cycles)
     return {
         "file": file,
@@ -103,6 +114,7 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
             {"start": start, "end": end, **_prediction(bundle, probabilities)}
             for (start, end), probabilities in zip(cycles, each, strict=True)
         ],
+        "warnings": warnings,
     }
 
 
@@ -136,10 +148,10 @@ def _print(results: list[dict[str, Any]], bundle: Bundle) -> None:
         log.info(
             "note: this winner was trained on SYNTHETIC sounds: it knows nothing about patients"
         )
-    width = max(len(r["file"]) for r in results)
+    width = max(len(one_line(r["file"])) for r in results)
     print("file".ljust(width), "class".ljust(16), *bundle.classes, sep="  ")
     for r in results:
-        _print_row(r["file"].ljust(width), r)
+        _print_row(one_line(r["file"]).ljust(width), r)
         for cycle in r.get("cycles", []):
             _print_row(f"  {cycle['start']:.2f}–{cycle['end']:.2f} s".ljust(width), cycle)
 

@@ -22,7 +22,7 @@ _USERS_OWN = (
     "RAY_ADDRESS",
 )
 # Folders of the cache that take 20 s of CPU to fill, and that all workers may fill together.
-_MADE_ONCE = ("baselines", "synthetic")
+_MADE_ONCE = ("baselines", "sounds", "synthetic")
 
 
 @pytest.fixture(scope="session", autouse=True)

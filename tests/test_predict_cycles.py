@@ -77,5 +77,5 @@ def test_without_annotations_it_says_what_it_does(
         breaths.with_suffix(".txt").write_text(annotations)
     (found,), err = predicted(capsys, str(breaths), "--winner", str(winner))
     assert "has no breathing cycles" in err
-    assert set(found) == {"file", "class", "probabilities"}
+    assert set(found) == {"file", "class", "probabilities", "warnings"}
     assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-4)

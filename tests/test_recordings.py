@@ -92,6 +92,11 @@ def test_real_defects_are_named(icbhi: Dataset) -> None:
     assert not icbhi.synthetic
 
 
+def test_no_two_real_patients_share_a_sound(icbhi: Dataset) -> None:
+    assert all(r.person == r.patient for r in icbhi.recordings)
+    assert not [line for line in icbhi.problems if "sound" in line or "silent" in line]
+
+
 def test_real_people(icbhi: Dataset) -> None:
     people = {r.patient: (r.age, r.sex) for r in icbhi.recordings}
     assert people["101"] == (3.0, "F")

@@ -84,7 +84,7 @@ def front_end_giveaways(
     patients is left out. `d` says how much more the last band falls off in resampled recordings.
     """
     sources = audio_sources(dataset.recordings, workers)
-    metadata = [[r.stem, r.patient, r.device, r.diagnosis, r.seconds] for r in dataset.recordings]
+    metadata = [[r.stem, r.person, r.device, r.diagnosis, r.seconds] for r in dataset.recordings]
     fields = [asdict(front_end) for front_end in front_ends]
     parts = [FORMAT, BANDS, TREES, metadata, [s.digest for s in sources], fields]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
@@ -201,7 +201,7 @@ def _target(dataset: Dataset, name: str) -> _Target | None:
 def _score(
     features: dict[str, Floats], dataset: Dataset, target: _Target
 ) -> dict[str, dict[str, float]]:
-    patients = [dataset.recordings[i].patient for i in target.rows]
+    patients = [dataset.recordings[i].person for i in target.rows]
     table = weigh_patients(pd.DataFrame({"label": target.labels, "patient": patients}))
     chosen = {name: values[target.rows] for name, values in features.items()}
     return cross_validate(chosen, table, seeds=SEEDS, jobs=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,10 +12,11 @@ from resp_tune.common.paths import user_path
 from resp_tune.common.text import join_names, one_line, plural, shorten
 from resp_tune.data import discovery
 from resp_tune.data.annotations import Cycle, Note, join_notes, parse_cycles
-from resp_tune.data.audio_files import AudioError, Header, drop_duplicates, read_header
 from resp_tune.data.discovery import Layout, Name
 from resp_tune.data.labels import Labels, read_labels
 from resp_tune.data.metadata import DIAGNOSES, Person
+from resp_tune.data.same_sound import drop_duplicates, resolve_copies
+from resp_tune.data.sounds.inspection import AudioFacts, inspect_recordings
 from resp_tune.data.tables import read_text
 from resp_tune.errors import UserError
 
@@ -36,6 +36,9 @@ _NAMED = 3  # problems that a refusal names
 class Recording:
     """One audio file with its labels; `stem` identifies it in splits, results and caches.
 
+    `person` is the patient, or all patients who have a sound in common: a split by patient keeps
+    them together.
+
     `sample_rate` is in Hz, `samples` counts one channel, `age` is in years. `device` is the
     stethoscope, `mode` is sc (one position after the other) or mc (several at once), `official` the
     challenge's split. `session` is patient and recording index: its files may hold the same
@@ -45,6 +48,7 @@ class Recording:
     stem: str
     path: Path
     patient: str
+    person: str
     session: str
     location: str
     mode: str
@@ -88,7 +92,7 @@ class Dataset:
 
 
 def load_dataset(path: str | Path) -> Dataset:
-    """Read the data set in `path` or in a folder below it; of the audio only the headers.
+    """Read the data set in `path` or in a folder below it, and check the sound of each recording.
 
     It needs recordings named `<patient>_<index>_<location>_<mode>_<device>` (wav or FLAC) and a
     table of diagnoses; annotations, demographics and the official split are optional.
@@ -97,8 +101,8 @@ def load_dataset(path: str | Path) -> Dataset:
     root = _folder(path)
     layout = discovery.find_layout(root)
     _check_layout(root, layout)
-    headers, unreadable = _headers(layout.audio)
-    paths, copies = drop_duplicates(headers)
+    inspection = inspect_recordings({path: path.stem.split("_")[0] for path in layout.audio})
+    paths, copies = drop_duplicates(inspection)
     names = {path: name for path in paths if (name := discovery.parse_stem(path.stem))}
     labels = read_labels(layout, names)
     annotations: dict[str, list[Path]] = {}
@@ -109,14 +113,14 @@ def load_dataset(path: str | Path) -> Dataset:
     for path, name in sorted(names.items(), key=lambda item: item[0].stem):
         if name.patient not in labels.diagnoses:
             continue
+        facts = inspection.files[path]
         cycles: tuple[Cycle, ...] = ()
         if path.stem in annotations:
-            cycles, notes[f"{path.stem}.txt"] = _cycles(
-                annotations[path.stem], path, headers[path].seconds
-            )
-        recordings.append(_recording(path, name, headers[path], labels, cycles))
-    files = [*layout.problems, *_odd_files(layout), *unreadable, *copies]
-    problems = [*labels.problems, *files, *join_notes(notes)]
+            cycles, notes[f"{path.stem}.txt"] = _cycles(annotations[path.stem], path, facts.seconds)
+        recordings.append(_recording(path, name, facts, labels, cycles))
+    recordings, same_sounds = resolve_copies(recordings, inspection)
+    files = [*layout.problems, *_odd_files(layout), *inspection.problems, *copies]
+    problems = [*labels.problems, *files, *same_sounds, *join_notes(notes)]
     if not recordings:
         raise refusal(f"none of the {len(layout.audio)} recordings in '{root}' is usable", problems)
     problems += _missing_partners(annotations, layout.audio, names)
@@ -142,13 +146,14 @@ def refusal(message: str, problems: Sequence[str], *about: str) -> UserError:
 
 
 def _recording(
-    path: Path, name: Name, header: Header, labels: Labels, cycles: tuple[Cycle, ...]
+    path: Path, name: Name, facts: AudioFacts, labels: Labels, cycles: tuple[Cycle, ...]
 ) -> Recording:
     person = labels.people.get(name.patient, Person(None, None))
     return Recording(
         stem=path.stem,
         path=path,
         patient=name.patient,
+        person=name.patient,
         session=f"{name.patient}_{name.recording_index}",
         location=name.location,
         mode=name.mode,
@@ -157,9 +162,9 @@ def _recording(
         age=person.age,
         sex=person.sex,
         official=labels.official.get(path),
-        sample_rate=header.sample_rate,
-        channels=header.channels,
-        samples=header.samples,
+        sample_rate=facts.sample_rate,
+        channels=facts.channels,
+        samples=facts.samples,
         cycles=cycles,
     )
 
@@ -213,23 +218,6 @@ def _odd_files(layout: Layout) -> Iterator[str]:
         yield f"'{path}' is left out: {'recordings are wav or FLAC' if is_other else name}"
 
 
-def _headers(audio: Sequence[Path]) -> tuple[dict[Path, Header], list[str]]:
-    """Return the headers of the readable files and a line per problem.
-
-    Read in threads, because network folders answer slowly.
-    """
-    headers, problems = {}, []
-    with ThreadPoolExecutor(8) as pool:
-        for path, future in [(path, pool.submit(read_header, path)) for path in audio]:
-            try:
-                headers[path] = future.result()
-                if problem := headers[path].problem:
-                    problems.append(problem)
-            except AudioError as error:
-                problems.append(f"{error}; it is left out")
-    return headers, problems
-
-
 def _cycles(
     annotations: Sequence[Path], audio: Path, seconds: float
 ) -> tuple[tuple[Cycle, ...], Sequence[Note]]:
@@ -269,7 +257,7 @@ def _shared_patients(recordings: Sequence[Recording]) -> Iterator[str]:
     """Report patients in both the training and the test split of the challenge."""
     train, test = ([r for r in recordings if r.official == name] for name in ("train", "test"))
     sessions = len({r.session for r in train} & {r.session for r in test})
-    if patients := sorted({r.patient for r in train} & {r.patient for r in test}):
+    if patients := sorted({r.person for r in train} & {r.person for r in test}):
         yield (
             f"{plural(len(patients), 'patient')} ({join_names(patients)}) and "
             f"{plural(sessions, 'session')} of theirs are in both training and test of the "

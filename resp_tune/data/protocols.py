@@ -80,7 +80,10 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
 
 @dataclass(frozen=True)
 class _Rows:
-    """One row per clip: the stem and patient of its recording, and its label."""
+    """One row per clip: the stem and person of its recording, and its label.
+
+    A person is a patient, or several who have a sound in common.
+    """
 
     stem: npt.NDArray[np.str_]
     patient: npt.NDArray[np.str_]
@@ -91,7 +94,7 @@ class _Rows:
         recordings = [clip.recording for clip in clips.clips]
         return cls(
             np.array([r.stem for r in recordings], dtype=np.str_),
-            np.array([r.patient for r in recordings], dtype=np.str_),
+            np.array([r.person for r in recordings], dtype=np.str_),
             np.array([clip.label for clip in clips.clips], dtype=np.int64),
         )
 

@@ -32,6 +32,7 @@ class Fold:
 class Leaks:
     """Numbers of patients and sessions in more than one split (training, validation, test).
 
+    Patients who have a sound in common count as one, which is in all splits that one of them is in.
     `recording_share` is the fraction of validation and test recordings whose patient is in
     training, averaged over the folds.
     """
@@ -107,11 +108,11 @@ class Split:
         shares = []
         for fold in self.folds:
             parts = (fold.train, fold.validation, self.test or ())
-            patients |= _repeated({known[s].patient for s in part} for part in parts)
+            patients |= _repeated({known[s].person for s in part} for part in parts)
             sessions |= _repeated({known[s].session for s in part} for part in parts)
-            trained = {known[s].patient for s in fold.train}
+            trained = {known[s].person for s in fold.train}
             held_out = [*fold.validation, *(self.test or ())]
-            shares.append(sum(known[s].patient in trained for s in held_out) / len(held_out))
+            shares.append(sum(known[s].person in trained for s in held_out) / len(held_out))
         return Leaks(len(patients), len(sessions), float(np.mean(shares)))
 
 

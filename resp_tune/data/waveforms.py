@@ -20,8 +20,8 @@ import torchaudio
 
 from resp_tune.common.text import plural
 from resp_tune.config import FrontEnd, Resampling
-from resp_tune.data.audio_files import read_audio
 from resp_tune.data.dataset import Recording
+from resp_tune.data.sounds.sound import Sound, read_sound
 
 FLAT_TO = 0.95  # of half the lower rate, which `kaiser` keeps
 _KAISER = {
@@ -34,9 +34,16 @@ _MAX_KERNEL = 1_000_000  # filters × their stride, in samples; 44.1 kHz → 4 k
 def load_waveform(
     path: str | Path, sample_rate: int, resampling: Resampling = "kaiser"
 ) -> torch.Tensor:
-    """Return the first channel at `sample_rate` Hz, float32 `[samples]`; may raise `AudioError`."""
-    samples, rate = read_audio(path)
-    waveform = torch.from_numpy(samples[0].copy())
+    """Return the sound of a file at `sample_rate` Hz, float32 `[samples]`; may raise `AudioError`.
+
+    `read_sound` says which channel that is.
+    """
+    return resample(read_sound(path), sample_rate, resampling)
+
+
+def resample(sound: Sound, sample_rate: int, resampling: Resampling) -> torch.Tensor:
+    """Return the samples of `sound` at `sample_rate` Hz, float32 `[samples]`."""
+    waveform, rate = torch.from_numpy(sound.samples), sound.sample_rate
     return waveform if rate == sample_rate else resampler(rate, sample_rate, resampling)(waveform)
 
 

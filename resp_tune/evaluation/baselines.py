@@ -106,7 +106,7 @@ def _read_predictions(cached: Any) -> BaselinePredictions:
 def _key(dataset: Dataset, clips: Clips, *more: str) -> str:
     """Return a hash of the forests' inputs, of `more`, and of how they are grown."""
     metadata = [
-        [r.stem, r.patient, r.location, r.device, r.diagnosis, r.age, r.sex]
+        [r.stem, r.person, r.location, r.device, r.diagnosis, r.age, r.sex]
         for r in dataset.recordings
     ]
     labels = [[c.recording.stem, c.label] for c in clips.clips]
@@ -179,7 +179,7 @@ def _end_with(parent: int) -> None:
 
 def check_enough(clips: Clips, problems: Sequence[str] = ()) -> None:
     """Raise `UserError` for fewer than two patients, or no class with two clips."""
-    patients = {clip.recording.patient for clip in clips.clips}
+    patients = {clip.recording.person for clip in clips.clips}
     if len(patients) < 2:
         raise refusal(
             f"the task '{clips.task.name}' has the clips of {plural(len(patients), 'patient')} "
@@ -288,9 +288,12 @@ def controlled_clips(dataset: Dataset) -> Clips:
 
 def _metadata(clips: Sequence[Clip]) -> pd.DataFrame:
     """Return a row a clip: label, patient, weight and what is known without audio."""
-    names = ("patient", *COLUMNS["all"])
-    rows = [(clip.label, *(getattr(clip.recording, name) for name in names)) for clip in clips]
-    table = weigh_patients(pd.DataFrame(rows, columns=["label", *names]))
+    names = COLUMNS["all"]
+    rows = [
+        (c.label, c.recording.person, *(getattr(c.recording, name) for name in names))
+        for c in clips
+    ]
+    table = weigh_patients(pd.DataFrame(rows, columns=["label", "patient", *names]))
     return table.fillna({"age": _MISSING_AGE, "sex": "unknown"})
 
 

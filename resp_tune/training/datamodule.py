@@ -17,9 +17,9 @@ import torch
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.config import FrontEnd, Resampling
-from resp_tune.data.audio_files import AudioError
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import make_split
+from resp_tune.data.sounds.audio_files import AudioError
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clips, Task, make_clips

@@ -60,6 +60,7 @@ def in_memory(settings: SynthSettings) -> Dataset:
                 stem=plan.stem,
                 path=Path("nowhere"),
                 patient=str(who.number),
+                person=str(who.number),
                 session=session,
                 location=plan.location,
                 mode=plan.mode,

@@ -70,6 +70,7 @@ def imagined(
                 stem=stem,
                 path=Path("nowhere") / f"{stem}.wav",
                 patient=patient,
+                person=patient,
                 session=f"{patient}_{index}",
                 location=location,
                 mode=mode,

@@ -1,0 +1,1 @@
+"""Decode recordings, find what is wrong with their sound, and find copies."""

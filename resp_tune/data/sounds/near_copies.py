@@ -1,0 +1,183 @@
+"""Find recordings of the same sound that differ in level, rate, codec, start or length.
+
+The envelopes of the log energy in twelve bands are compared at every lag. Slow movements (breaths)
+and what all bands have in common (clicks) are removed first: what is left are the random
+fluctuations of one recording, which no other recording shares.
+
+Measured on the 920 recordings of ICBHI 2017 (4 kHz, 20 s): of the pairs of different patients none
+correlates above 0.33, of their first five seconds none above 0.53, so that chance is about
+1.5 / √seconds. Forty altered copies correlate at least 0.94 at a tenth of the level, 0.87 when cut
+to a half, 1.00 at 44.1 kHz, 0.81 when shifted by half a frame, 0.59 as GSM 6.10, 0.62 as MP3 at
+8 kHz, and 0.65 with noise 20 dB below them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Envelope = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+
+MIN_CORRELATION, MIN_CORRELATION_SECONDS = 0.45, 1.5  # the latter by √seconds in common
+MIN_SECONDS = 3.0  # of sound that two recordings have in common
+MAX_COMPARED = 5000  # pieces; the number of pairs grows with its square
+_CANDIDATE = 0.35  # correlation of the coarse envelopes, from which a pair is compared exactly
+_WINDOW, _HOP = 0.256, 0.064  # seconds
+_EDGES = np.geomspace(60, 1500, 13)  # Hz
+_SMOOTHED = 15  # frames
+_FLOOR = 1e-3  # of the mean energy of a band; quieter is mostly the noise of the encoding
+_LIMIT = 3.0  # standard deviations, so that a single event does not decide
+_PIECE = 256  # coarse frames of two hops: 33 s; longer recordings are cut into overlapping pieces
+_ROWS = 16  # pieces that are compared at once with all others
+
+
+def envelope(samples: npt.NDArray[np.float32], sample_rate: int) -> Envelope:
+    """Return the normalised envelopes of a recording, float32 `[bands, frames]`, 15.6 frames/s."""
+    step = max(1, round(sample_rate / 4000))
+    if step > 1:  # a mean is low-pass enough for energies below 1500 Hz
+        samples = samples[: len(samples) // step * step].reshape(-1, step).mean(axis=1)
+    rate = sample_rate / step
+    length = round(_WINDOW * rate)
+    count = int((len(samples) - length) / (_HOP * rate)) + 1
+    if len(samples) < length or count < _SMOOTHED:
+        return np.zeros((len(_EDGES) - 1, 0), np.float32)
+    starts = np.round(np.arange(count) * _HOP * rate).astype(np.int64)
+    frames = np.lib.stride_tricks.sliding_window_view(samples, length)[starts]
+    spectrum = np.fft.rfft(frames * np.hanning(length).astype(np.float32), axis=1)
+    power = spectrum.real**2 + spectrum.imag**2
+    frequencies = np.fft.rfftfreq(length, 1 / rate)
+    inside = (frequencies[:, None] >= _EDGES[:-1]) & (frequencies[:, None] < _EDGES[1:])
+    bands = (power @ inside.astype(np.float32)).T.astype(np.float64)
+    energy = np.log(bands + _FLOOR * bands.mean(axis=1, keepdims=True) + 1e-12)
+    return _normalised(_normalised(_without_trend(energy), common=True)).astype(np.float32)
+
+
+def _without_trend(energy: Floats) -> Floats:
+    half = _SMOOTHED // 2
+    summed = np.cumsum(np.pad(energy, ((0, 0), (half + 1, half)), mode="edge"), axis=1)
+    trend = (summed[:, _SMOOTHED:] - summed[:, :-_SMOOTHED]) / _SMOOTHED
+    without: Floats = energy - trend
+    return without
+
+
+def _normalised(energy: Floats, *, common: bool = False) -> Floats:
+    """Scale each band to a deviation of 1 and limit it; with `common`, remove the bands' mean."""
+    deviation = energy.std(axis=1, keepdims=True)
+    scaled: Floats = np.where(deviation > 1e-6, energy / np.maximum(deviation, 1e-6), 0.0)
+    if common:
+        scaled -= scaled.mean(axis=0, keepdims=True)
+        return scaled
+    limited: Floats = np.clip(scaled, -_LIMIT, _LIMIT)
+    limited -= limited.mean(axis=1, keepdims=True)
+    return limited
+
+
+@dataclass(frozen=True)
+class NearCopies:
+    """Pairs of sounds with their correlation at the best lag, and why some were not compared."""
+
+    pairs: tuple[tuple[str, str, float], ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NearCopies:
+        """Return what `dataclasses.asdict` made, after JSON."""
+        pairs = tuple((str(a), str(b), float(found)) for a, b, found in values["pairs"])
+        return cls(pairs, tuple(map(str, values["notes"])))
+
+
+def find_near_copies(sounds: Mapping[str, Envelope], owners: Mapping[str, str]) -> NearCopies:
+    """Return the pairs of `sounds` of different owners that are the same sound, sorted.
+
+    Sounds shorter than `MIN_SECONDS` are not compared, and none if there are too many.
+    """
+    names = sorted(sounds)
+    numbers, parts = [], []
+    for number, name in enumerate(names):
+        for part in _pieces(sounds[name]):
+            numbers.append(number)
+            parts.append(part)
+    if len(parts) > MAX_COMPARED:
+        note = (
+            f"{len(names)} recordings are too many to be compared at every lag: copies with "
+            "another level, rate or codec are not looked for, equal ones are"
+        )
+        return NearCopies((), (note,))
+    owner = np.array([owners[names[number]] for number in numbers])
+    pairs = set()
+    for row, column in _candidates(parts, owner):
+        pairs.add((min(numbers[row], numbers[column]), max(numbers[row], numbers[column])))
+    found = []
+    for one, other in sorted(pairs):
+        value = copy_correlation(sounds[names[one]], sounds[names[other]])
+        if value is not None:
+            found.append((names[one], names[other], round(value, 3)))
+    return NearCopies(tuple(found))
+
+
+def _pieces(whole: Envelope) -> Iterator[Envelope]:
+    """Yield the pieces of a recording, smoothed to every second frame."""
+    if whole.shape[1] < MIN_SECONDS / _HOP:
+        return
+    padded = np.pad(whole, ((0, 0), (1, 1)), mode="edge")
+    weighted = padded[:, :-2] + 2 * whole + padded[:, 2:]
+    coarse = weighted[:, ::2] / np.float32(4)
+    for start in range(0, max(1, coarse.shape[1] - _PIECE // 2), _PIECE // 2):
+        yield coarse[:, start : start + _PIECE]
+
+
+def _candidates(
+    parts: Sequence[Envelope], owner: npt.NDArray[np.str_]
+) -> Iterator[tuple[int, int]]:
+    """Yield pairs of parts of different owners that correlate at some lag, by FFTs."""
+    import scipy.fft  # slow to import
+
+    if len(set(owner.tolist())) < 2:
+        return
+    # The correlation is circular, which adds noise but hides nothing: the exact one follows.
+    length = 1 << (max(part.shape[1] for part in parts) - 1).bit_length()
+    padded = np.stack([np.pad(p, ((0, 0), (0, length - p.shape[1]))) for p in parts])
+    spectra = np.ascontiguousarray(scipy.fft.rfft(padded, axis=2, workers=-1).transpose(2, 0, 1))
+    conjugate = np.ascontiguousarray(spectra.conj().transpose(0, 2, 1))
+    energy = np.square(padded).sum(axis=(1, 2))
+    for first in range(0, len(parts), _ROWS):
+        rows = slice(first, first + _ROWS)
+        products = np.matmul(spectra[:, rows], conjugate[:, :, first:])
+        by_lag = scipy.fft.irfft(products, length, axis=0, workers=-1)
+        scale = np.minimum(energy[rows, None], energy[None, first:])
+        similar = by_lag.max(axis=0) >= _CANDIDATE * np.maximum(scale, 1e-6)
+        similar &= owner[rows, None] != owner[None, first:]
+        for row, column in zip(*np.nonzero(similar), strict=True):
+            yield first + int(row), first + int(column)
+
+
+def copy_correlation(one: Envelope, other: Envelope) -> float | None:
+    """Return the correlation at the lag at which two recordings are copies, None if at none.
+
+    At each lag the frames in common are compared, which must be `MIN_SECONDS` and half of the
+    shorter recording. What chance does not reach is at least `MIN_CORRELATION`, and more for less
+    than 11 s in common.
+    """
+    length = 1 << (one.shape[1] + other.shape[1] - 1).bit_length()
+
+    def by_lag(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        product = np.fft.rfft(a, length) * np.fft.rfft(b, length).conj()
+        return np.fft.irfft(np.atleast_2d(product).sum(axis=0), length)
+
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    all_a, all_b = np.ones(a.shape[1]), np.ones(b.shape[1])
+    frames = np.rint(by_lag(all_a, all_b))
+    enough = frames >= max(MIN_SECONDS / _HOP - 1, min(a.shape[1], b.shape[1]) / 2)
+    if not enough.any():
+        return None
+    energies = by_lag(np.square(a).sum(axis=0), all_b) * by_lag(all_a, np.square(b).sum(axis=0))
+    found = by_lag(a, b)[enough] / np.sqrt(np.maximum(energies[enough], 1e-6))
+    by_chance = MIN_CORRELATION_SECONDS / np.sqrt(frames[enough] * _HOP)
+    best = np.argmax(found / np.maximum(MIN_CORRELATION, by_chance))
+    is_copy = found[best] >= max(MIN_CORRELATION, by_chance[best])
+    return min(1.0, float(found[best])) if is_copy else None

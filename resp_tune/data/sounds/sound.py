@@ -1,0 +1,136 @@
+"""Find the sound in a recording: which channel, at which scale, and whether there is any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from resp_tune.data.sounds.audio_files import Audio, AudioError, decode, read_content
+from resp_tune.data.sounds.remarks import Remark
+
+Samples = npt.NDArray[np.float32]
+
+MIN_SOUNDING = 0.05  # share of the time in which a channel has sound, below which it is silent
+_BLOCK_SECONDS = 0.1
+_MANY = 5  # blocks, of which a single one with sound holds a click
+_MAX_LEVELS = 4  # distinct values within a block of dithered silence
+_MIN_RANGE = 1e-6  # of the values within a block with sound; full scale is 2
+_CLIPPED_SAMPLES, _CLIPPED_BLOCKS = 0.2, 0.8  # in ICBHI 2017 at most 0.013 and 0.13
+_MIN_CLIPPED_RANGE = 32 / 32768  # below it, the extremes of quiet noise recur by themselves
+_FULL_SCALES = (2.0**15, 2.0**23, 2.0**31)  # of integer samples that were stored as floats
+_MIN_INTEGER_PEAK = 64.0  # larger than in any float recording that was scaled as one
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The samples of one channel, float32 `[samples]`; Hz; and remarks for the user.
+
+    `channel` counts from 0; `channels` is the number of channels in the file.
+    """
+
+    samples: Samples
+    sample_rate: int
+    channel: int
+    channels: int
+    remarks: tuple[Remark, ...]
+
+
+def read_sound(path: str | Path) -> Sound:
+    """Return the sound of a file; raise `AudioError` if it cannot be read, is silent or clipped."""
+    return find_sound(path, read_content(path))
+
+
+def find_sound(path: str | Path, content: bytes) -> Sound:
+    """Return the sound in the content of the file `path`, which is only named in errors.
+
+    The first channel is used, unless it is silent or clipped throughout and another is not, or it
+    is silent for at least a tenth of the time in which another has sound. Floats with the values
+    of 16, 24 or 32 bit integers are scaled to −1…1.
+    Raises `AudioError` if no channel has sound that could carry a label.
+    """
+    audio = decode(path, content)
+    samples, remarks = _scaled(path, audio)
+    channels = [_Channel.measure(one, audio) for one in samples]
+    chosen = _choose(channels)
+    if (reason := channels[chosen].defect) is not None:
+        several = f" in each of its {len(channels)} channels" if len(channels) > 1 else ""
+        raise AudioError(path, f"{reason}{several}")
+    if chosen:
+        first = channels[0].defect or f"is silent for {1 - channels[0].sounding:.0%} of its length"
+        remarks.append(Remark("channel", f"channel {chosen + 1}; channel 1 {first}"))
+    one = np.ascontiguousarray(samples[chosen])
+    return Sound(one, audio.sample_rate, chosen, len(channels), (*audio.remarks, *remarks))
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """The share of 0.1 s blocks in which a channel has sound, and why it cannot be used."""
+
+    sounding: float
+    defect: str | None
+
+    @classmethod
+    def measure(cls, samples: Samples, audio: Audio) -> _Channel:
+        length = min(len(samples), max(16, round(_BLOCK_SECONDS * audio.sample_rate)))
+        blocks = samples[: len(samples) // length * length].reshape(-1, length)
+        lowest, highest = blocks.min(axis=1), blocks.max(axis=1)
+        has_sound = _have_sound(blocks, highest - lowest, audio.subtype)
+        sounding, alone = float(has_sound.mean()), has_sound.sum() <= 1 and len(blocks) >= _MANY
+        low, high = float(lowest.min()), float(highest.max())
+        if low == high:
+            return cls(0.0, "is silent: all its samples have one value")
+        if sounding < MIN_SOUNDING or alone:
+            seconds = len(samples) / audio.sample_rate
+            heard = f"{sounding * seconds:.2g} of its {seconds:.3g} s have sound"
+            return cls(sounding, f"is silent: {heard}")
+        if _is_clipped(blocks, low, high):
+            return cls(sounding, "is clipped throughout: most of its waveform is cut off")
+        return cls(sounding, None)
+
+
+def _have_sound(
+    blocks: Samples, ranges: npt.NDArray[np.float32], subtype: str
+) -> npt.NDArray[np.bool_]:
+    """Return which blocks hold more than the few levels of a dithered constant."""
+    step = 1 / 128 if subtype in ("PCM_U8", "PCM_S8") else 1 / 32768
+    has_sound = ranges > _MAX_LEVELS * step
+    quiet = np.flatnonzero(~has_sound & (ranges > _MIN_RANGE))
+    levels = 1 + np.count_nonzero(np.diff(np.sort(blocks[quiet], axis=1), axis=1), axis=1)
+    has_sound[quiet] = levels > _MAX_LEVELS
+    return has_sound
+
+
+def _is_clipped(blocks: Samples, low: float, high: float) -> bool:
+    """Tell whether many samples in nearly all blocks are at the lowest or highest value."""
+    if high - low < _MIN_CLIPPED_RANGE:
+        return False
+    margin = 1e-4 * (high - low)
+    at_limit = (blocks >= high - margin) | (blocks <= low + margin)
+    if at_limit.mean() < _CLIPPED_SAMPLES:
+        return False
+    return float(at_limit.any(axis=1).mean()) >= _CLIPPED_BLOCKS
+
+
+def _choose(channels: list[_Channel]) -> int:
+    def usable_time(index: int) -> float:
+        return 0.0 if channels[index].defect else channels[index].sounding
+
+    best = max(range(len(channels)), key=usable_time)  # the first of equals
+    return best if 0.9 * usable_time(best) >= usable_time(0) and usable_time(best) > 0 else 0
+
+
+def _scaled(path: str | Path, audio: Audio) -> tuple[Samples, list[Remark]]:
+    """Return the samples within about −1…1, and a remark if they were not."""
+    samples = audio.samples
+    peak = float(np.abs(samples).max())
+    if peak <= 1 or audio.subtype not in ("FLOAT", "DOUBLE"):
+        return samples, []
+    if peak < _MIN_INTEGER_PEAK and not np.array_equal(samples, np.rint(samples)):
+        return samples, [Remark("above 1", f"peak {peak:.3g}")]
+    full = next((scale for scale in _FULL_SCALES if peak <= scale), None)
+    if full is None:
+        raise AudioError(path, f"holds values of up to {peak:.3g}, on no known scale")
+    return samples / np.float32(full), [Remark("integers", f"peak {peak:.6g}")]
