@@ -26,7 +26,7 @@ from support.read_only import mounted_read_only
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError, UserError
-from resp_tune.tracking.moved_store import moved_to, readable
+from resp_tune.tracking.moved_store import local_folder, moved_to, readable
 from resp_tune.tracking.registry import (
     RegisteredModel,
     fetch_bundle,
@@ -336,6 +336,28 @@ def test_no_access_is_recorded_in_a_read_only_store(moved: Moved) -> None:
     access = {"time": "now", "winner_number": 0, "weights_sha256": "ab"}
     with mounted_read_only(moved.new), pytest.raises(UserError, match="read-only, so it does not"):
         record_test_access("models:/resp_tune/1", moved.uri, access)
+
+
+@pytest.mark.parametrize(
+    ("address", "folder"),
+    [
+        ("file:///a%20b/mlartifacts", "/a b/mlartifacts"),
+        ("file:/a/b", "/a/b"),
+        ("file://localhost/a/b", "/a/b"),
+        ("/a%20b:c/d", "/a%20b:c/d"),
+        ("mlruns/0", "mlruns/0"),
+        ("mlflow-artifacts:/1/models", None),
+        ("mlflow-artifacts://host/1", None),
+        ("file://host/share", None),
+        ("s3://bucket/a", None),
+        ("wasbs://container@account/a", None),
+        ("dbfs:/a", None),
+    ],
+)
+def test_a_folder_on_this_machine_is_told_from_other_addresses(
+    address: str, folder: str | None
+) -> None:
+    assert local_folder(address) == (None if folder is None else Path(folder))
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ _LOCATION = f"SELECT artifact_location FROM experiments WHERE name = '{EXPERIMEN
 
 def local_folder(address: str) -> Path | None:
     """Return the folder that an artifact address names on this machine, None for another kind."""
-    if "://" not in address and not address.startswith("file:"):
-        return Path(address)
     parts = urlsplit(address)
+    if not parts.scheme:
+        return Path(address)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         return None
     return Path(unquote(parts.path))
