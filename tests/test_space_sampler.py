@@ -17,6 +17,7 @@ from resp_tune.common.trial_key import TrialKey
 from resp_tune.harness.console import describe_plan
 from resp_tune.harness.run import _open_study
 from resp_tune.space.search_space import SearchSpace
+from resp_tune.study.optuna_internals import one_commit
 from resp_tune.study.samplers import SAMPLERS, make_sampler, resumed_sampler
 from resp_tune.study.space_sampler import SpaceSampler
 from resp_tune.study.study import open_study, records
@@ -174,6 +175,13 @@ def run(queue: TrialQueue, trials: int) -> None:
         queue.end(key, "failed" if key.number % 4 == 0 else "finished")
 
 
+def ask_and_fail(study: optuna.Study, space: SearchSpace) -> None:
+    """Draw a trial that is not stored, as if the driver were killed before the commit."""
+    with one_commit(study):
+        space.suggest(study.ask())
+        raise InterruptedError
+
+
 def test_a_resumed_qmc_search_continues_its_sequence(tmp_path: Path) -> None:
     """Also with parameters under conditions, and where the first trial fails."""
     space = conditional_space(tmp_path)
@@ -183,6 +191,8 @@ def test_a_resumed_qmc_search_continues_its_sequence(tmp_path: Path) -> None:
     run(queue_over(open_at(whole, "qmc"), space, 8), 8)
     first = queue_over(open_at(parts, "qmc"), space, 8)
     run(first, 3)
+    with pytest.raises(InterruptedError):
+        ask_and_fail(first.source.study, space)
     first.next_trial()  # handed out, and the driver is killed
     run(queue_over(open_at(parts, "qmc"), space, 8), 5)
     expected, found = (open_at(f, "qmc").trials for f in (whole, parts))
