@@ -318,7 +318,7 @@ def test_a_file_of_another_kind_is_not_named_line_by_line(tmp_path: Path) -> Non
         "ICBHI_Challenge_diagnosis.txt is not used: it has one column only",
     )
     (root / "ICBHI_Challenge_diagnosis.txt").write_text("a sentence\n" * 1000)
-    _problem(load_dataset(root), "names no patient of the recordings")
+    _problem(load_dataset(root), "names no patient of this data set")
     (root / "ICBHI_Challenge_diagnosis.txt").write_text("101-1,COPD\n" * 1000)
     dataset = load_dataset(root)
     assert len(dataset.problems) == 6

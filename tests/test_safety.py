@@ -197,7 +197,7 @@ def test_tables_lead_to_no_file_outside(tmp_path: Path) -> None:
     ]
     rows = "".join(f"{name},URTI\n" for name in outside)
     table = data / "patient_diagnosis.csv"
-    table.write_text(table.read_text() + rows)
+    table.write_text(f"{table.read_text()}\n{rows}")
     sides = "".join(f"{name}\ttrain\n" for name in outside)
     (data / "ICBHI_challenge_train_test.txt").write_text(sides)
     told = subprocess.run(

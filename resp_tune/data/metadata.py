@@ -232,7 +232,7 @@ def _merge(
                     f"'{first.value}' in {first.where}; neither is used"
                 )
         if keys and not any(cell in keys for row in grid.rows for cell in row.cells):
-            skipped.insert(0, f"names no {known[0].name} of the recordings: {grid.rows[0]}")
+            skipped.insert(0, f"names no {known[0].name} of this data set: {grid.rows[0]}")
         problems += [f"{path.name} {line}" for line in skipped[:_MAX_PROBLEMS]]
         if len(skipped) > _MAX_PROBLEMS:
             problems.append(f"{path.name}: {len(skipped) - _MAX_PROBLEMS} more lines like these")
