@@ -139,7 +139,7 @@ def test_predict_reads_annotations_as_a_data_set_does(
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32))
 def test_no_dialect_gives_a_wrong_cycle(seed: int) -> None:
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311  # no secret
     times = sorted(rng.sample(range(1, 9000), 8))
     true = [
         (a / 1000, b / 1000, rng.random() < 0.5, rng.random() < 0.5)
