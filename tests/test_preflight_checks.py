@@ -103,6 +103,7 @@ CASES: dict[str, list[tuple[Callable[[Broken], object], str]]] = {
         (lambda b: b.variable("RESP_TUNE_CACHE", "/proc/x"), "RESP_TUNE_CACHE '/proc/x': '/proc'"),
         (lambda b: b.file("cache/features"), "is a file, not a folder: set RESP_TUNE_CACHE to"),
         (lambda b: b.file("cache/baselines"), "is a file, not a folder: set RESP_TUNE_CACHE to"),
+        (lambda b: b.file("cache/sounds"), "is a file, not a folder: set RESP_TUNE_CACHE to"),
         (
             lambda b: b.function(fcntl, "flock", OSError(38, "Function not implemented")),
             "cannot be locked (Function not implemented): set RESP_TUNE_CACHE to",
@@ -206,9 +207,12 @@ def test_each_need_is_tried_before_the_start(
     spoil, said = CASES[name][number]
     spoil(broken)
     argv = ["--data", str(data), "--gpus", "0", "--name", "first", *broken.arguments]
-    code, error = check(search.main, argv, place)  # and nothing is written
+    code, error = check(search.main, argv, place / "here")  # and nothing is written
     assert (code, said in error) == (2, True), error
 
 
 def test_a_sound_machine_passes(place: Path, data: Path) -> None:
-    assert check(search.main, ["--data", str(data), "--gpus", "0", "--dry-run"], place)[0] == 0
+    assert (
+        check(search.main, ["--data", str(data), "--gpus", "0", "--dry-run"], place / "here")[0]
+        == 0
+    )

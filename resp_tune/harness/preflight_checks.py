@@ -114,7 +114,7 @@ def check_cache_folder() -> None:
     """Raise `UserError` if feature caches and baselines cannot be written."""
     flag = "RESP_TUNE_CACHE" if os.environ.get("RESP_TUNE_CACHE") else "the cache folder"
     root = cache_folder()
-    for folder in (root, root / "features", root / "baselines"):
+    for folder in (root, *(root / name for name in ("features", "baselines", "sounds"))):
         folder_to_write(flag, str(folder), CACHE_ELSEWHERE)
     check_flock(flag, root / "features", CACHE_ELSEWHERE)
 
