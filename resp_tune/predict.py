@@ -65,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bad += 1
             log.error(f"{one_line(error)}")
     if not results:
-        raise UserError(
-            "none of the files could be read and has sound: give wav or FLAC recordings"
-        )
+        raise UserError("no file could be predicted: give wav or FLAC recordings with sound")
     if args.json:
         print(json.dumps(results, indent=1))
     else:

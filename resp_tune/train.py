@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from resp_tune.cli import Parser, add_fields, integer, read_mapping, run
 from resp_tune.common.paths import folder_to_write
+from resp_tune.common.text import one_line
 from resp_tune.config import TrialConfig, preset
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import RunError, UserError
@@ -219,7 +220,7 @@ def _save(folder: Path, training: Training, datamodule: DataModule, split_spec: 
     from resp_tune.harness.result_files import model_details, write_csv
     from resp_tune.training.model_bundle import save_bundle
 
-    name, validation = datamodule.dataset.root.name, training.history[-1].metrics
+    name, validation = one_line(datamodule.dataset.root.name), training.history[-1].metrics
     details = model_details(datamodule, split_spec, name, {"validation": validation})
     save_bundle(folder, training.config, datamodule.split.classes, training.networks(), details)
     write_csv(folder / "epochs.csv", pd.DataFrame([e.row() for e in training.history]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import struct
 from collections.abc import Callable
@@ -13,10 +14,15 @@ import pytest
 import soundfile
 from support.small_sets import write_set
 
+from resp_tune import predict
+from resp_tune.cli import run
+from resp_tune.config import TrialConfig
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.sounds.audio_files import AudioError
 from resp_tune.data.sounds.container_repair import repair_container
 from resp_tune.data.sounds.sound import find_sound, read_sound
+from resp_tune.training.loop import build_network
+from resp_tune.training.model_bundle import save_bundle
 
 RATE = 8000
 NOISE = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)
@@ -240,3 +246,31 @@ def test_a_folder_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
     root = write_set(tmp_path / "plain", dict.fromkeys(STEMS, "COPD"))
     root = root.rename(tmp_path / "donn\udce9es")
     assert len(load_dataset(root).recordings) == len(STEMS)
+
+
+def test_predict_names_silence_and_answers_for_the_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TrialConfig().replace({"clip_seconds": 1.0, "n_mels": 16, "width": 4})
+    save_bundle(tmp_path / "w", config, ("COPD", "Healthy"), [build_network(config, 2)], {})
+    folder = tmp_path / "donn\udce9es"
+    folder.mkdir()
+    contents = {
+        "silent": encoded(SILENCE), "clipped": encoded(np.clip(99 * NOISE, -1, 1)),
+        "pointer": b"version https://git-lfs", "gsm": encoded(NOISE, subtype="GSM610"),
+        "right": encoded(np.stack([SILENCE, NOISE], axis=1)),
+    }  # fmt: skip
+    for name, content in contents.items():
+        (folder / f"{name}.wav").write_bytes(content)
+    files = [str(folder / f"{name}.wav") for name in contents]
+    assert run(predict.main, [*files, "--winner", str(tmp_path / "w"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    rows = {Path(row["file"]).stem: row for row in json.loads(out)}
+    assert rows.keys() == {"gsm", "right"}
+    assert rows["gsm"]["warnings"] == []
+    assert "another channel is used" in rows["right"]["warnings"][0]
+    for words in ("silent.wav' is silent", "clipped.wav' is clipped", "is a git-lfs pointer"):
+        assert sum(words in line for line in err.splitlines()) == 1
+    assert run(predict.main, [*files, "--winner", str(tmp_path / "w")]) == 1
+    assert run(predict.main, [files[0], "--winner", str(tmp_path / "w")]) == 2
+    assert "no file could be predicted" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from resp_tune.audit.counts import counts, tables
 from resp_tune.audit.front_end import front_end_giveaways, giveaway_warnings
 from resp_tune.audit.leaks import defects, protocol_leaks
 from resp_tune.audit.shortcuts import age_shortcut, device_shortcut
+from resp_tune.common.text import one_line
 from resp_tune.config import FrontEnd
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
@@ -29,7 +30,7 @@ def audit(dataset: Dataset, front_ends: Sequence[FrontEnd], workers: int) -> dic
     and scores are in 0…1. What this data set does not allow is None, beside a `reason`.
     """
     found: dict[str, Any] = {
-        "data": {"name": dataset.root.name, "synthetic": dataset.synthetic},
+        "data": {"name": one_line(dataset.root.name), "synthetic": dataset.synthetic},
         "counts": counts(dataset),
         "defects": defects(dataset),
         "tables": tables(dataset),

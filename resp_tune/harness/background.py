@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
+from resp_tune.common.text import one_line
 from resp_tune.evaluation.baselines import load_baselines
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.failures import Failures
@@ -163,7 +164,7 @@ def _open_tracking(
             **options.recorded(),
             "space": spec.space.name,
             "split_sha256": datamodule.split.digest,
-            "data": datamodule.dataset.root,
+            "data": one_line(datamodule.dataset.root),
             "synthetic": datamodule.dataset.synthetic,
         },
         columns=list(spec.space.parameters),

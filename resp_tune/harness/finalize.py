@@ -16,6 +16,7 @@ import pandas as pd
 
 from resp_tune.common.choices import COMPARED_RUNS, STATES
 from resp_tune.common.fault_points import fault_point
+from resp_tune.common.text import one_line
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import RunError
 from resp_tune.evaluation.compare import baseline_differences
@@ -255,7 +256,8 @@ def command(arguments: Sequence[str], data: str | None) -> str:
     shown = [redact(argument) for argument in arguments]
     if data is None and (folder := os.environ.get("RESP_TUNE_DATA")):
         shown += ["--data", folder]
-    return shlex.join(["python", "-m", "resp_tune.search", *shown])
+    # A path that is not UTF-8 cannot be written into a report.
+    return shlex.join(["python", "-m", "resp_tune.search", *map(one_line, shown)])
 
 
 def _hash_test_split(datamodule: DataModule, folder: Path, cpus: int) -> FeatureCaches:

@@ -13,6 +13,7 @@ from typing import Any
 from resp_tune.cluster.connect import Cluster
 from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, ResourceRequest, TrialResources
 from resp_tune.common.paths import cache_folder
+from resp_tune.common.text import one_line
 from resp_tune.config import FrontEnd
 from resp_tune.data.tasks import TASKS, Task
 from resp_tune.execution.trial_context import TrialArtifacts
@@ -90,7 +91,7 @@ class SearchData:
         """Return the name of the data set in result files, without this machine's path."""
         root = self.datamodule.dataset.root.absolute()
         built_in = root.is_relative_to(cache_folder() / "synthetic")
-        return "built-in synthetic set" if built_in else root.name
+        return "built-in synthetic set" if built_in else one_line(root.name)
 
 
 @dataclass(frozen=True)
