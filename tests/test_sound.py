@@ -132,6 +132,11 @@ def test_what_is_silent_is_no_recording(kind: str, subtype: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_shorter_than_a_breath_is_no_recording() -> None:
+    with pytest.raises(AudioError, match=r"is 0\.05 s long; at least 0\.1 s"):
+        find_sound("a.wav", encoded(NOISE[:400]))
+
+
 @pytest.mark.parametrize("gain", [10, 50, 1000])
 def test_what_is_clipped_throughout_is_no_recording(gain: float) -> None:
     clipped = np.clip(gain * NOISE, -1, 1) * 0.5

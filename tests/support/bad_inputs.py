@@ -20,7 +20,7 @@ class HangsError(BaseException):
 
 
 LONGEST = 60  # seconds, beyond which an input hangs; a busy machine is ten times slower
-NOTICES = ("note:", "data:")  # what may stand beside the error
+NOTICES = ("note:", "data:", "warning:")  # what may stand beside the error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.common.text import join_names, plural
-from resp_tune.data.sounds.audio_files import MIN_SECONDS, AudioError, read_content
+from resp_tune.data.sounds.audio_files import AudioError, read_content
 from resp_tune.data.sounds.near_copies import Envelope, NearCopies, envelope, find_near_copies
 from resp_tune.data.sounds.remarks import Remark, remark_lines
 from resp_tune.data.sounds.sound import find_sound
@@ -123,9 +123,6 @@ def _read(digest: str, path: Path) -> tuple[AudioFacts | str, Envelope | None]:
         sound = find_sound(path, content)
     except AudioError as error:
         return error.defect, None
-    seconds = len(sound.samples) / sound.sample_rate
-    if seconds < MIN_SECONDS:
-        return f"is {seconds:.3g} s long; at least {MIN_SECONDS:g} s", None
     samples = sound.samples + 0.0  # makes -0 and 0 the same bytes
     facts = AudioFacts(
         _sha256(samples.tobytes()), sound.sample_rate, sound.channels, len(samples), sound.remarks

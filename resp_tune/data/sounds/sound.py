@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from resp_tune.data.sounds.audio_files import Audio, AudioError, decode, read_content
+from resp_tune.data.sounds.audio_files import MIN_SECONDS, Audio, AudioError, decode, read_content
 from resp_tune.data.sounds.remarks import Remark
 
 Samples = npt.NDArray[np.float32]
@@ -49,9 +49,13 @@ def find_sound(path: str | Path, content: bytes) -> Sound:
     The first channel is used, unless it is silent or clipped throughout and another is not, or it
     is silent for at least a tenth of the time in which another has sound. Floats with the values
     of 16, 24 or 32 bit integers are scaled to −1…1.
-    Raises `AudioError` if no channel has sound that could carry a label.
+    Raises `AudioError` if it is shorter than 0.1 s, or no channel has sound that could carry a
+    label.
     """
     audio = decode(path, content)
+    seconds = audio.samples.shape[1] / audio.sample_rate
+    if seconds < MIN_SECONDS:
+        raise AudioError(path, f"is {seconds:.3g} s long; at least {MIN_SECONDS:g} s")
     samples, remarks = _scaled(path, audio)
     channels = [_Channel.measure(one, audio) for one in samples]
     chosen = _choose(channels)
