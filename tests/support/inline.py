@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
@@ -91,22 +92,27 @@ def start_inline(
     env: dict[str, str] | None = None,
     out: Path | None = None,
     err: Path | None = None,
+    prepare: Callable[[], None] = use_inline_backend,
 ) -> WarmProcess:
     """Start a search in a fork."""
     give_mlflow_store(["--storage", str(storage), *args], env or {})
     return WarmProcess(
         "search", ["--storage", str(storage), *args], env=env, out=str(out or os.devnull),
-        err=str(err or os.devnull), prepare=use_inline_backend,
+        err=str(err or os.devnull), prepare=prepare,
     )  # fmt: skip
 
 
 def search_inline(
-    storage: Path, *args: str, env: dict[str, str] | None = None, timeout: float = 200
+    storage: Path,
+    *args: str,
+    env: dict[str, str] | None = None,
+    timeout: float = 200,
+    prepare: Callable[[], None] = use_inline_backend,
 ) -> Outcome:
     """Run a search in a fork to its end."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        running = start_inline(storage, *args, env=env, out=out, err=err)
+        running = start_inline(storage, *args, env=env, out=out, err=err, prepare=prepare)
         try:
             code = running.wait(timeout)
         finally:
