@@ -50,7 +50,7 @@ COPIES: dict[str, tuple[np.ndarray, int]] = {
     "polarity": (-SOUND, RATE),
     "rate": (at_rate(SOUND, 44_100), 44_100),
     "shift": (SOUND[128:], RATE),
-    "first third": (SOUND[: 4 * RATE], RATE),
+    "first half": (SOUND[: 6 * RATE], RATE),
     "middle half": (SOUND[3 * RATE : 9 * RATE], RATE),
     "MP3": (through(at_rate(SOUND, 8000), 8000, "MP3", "MPEG_LAYER_III"), 8000),
     "Vorbis": (through(at_rate(SOUND, 8000), 8000, "OGG", "VORBIS"), 8000),

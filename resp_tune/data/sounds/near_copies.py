@@ -6,7 +6,8 @@ fluctuations of one recording, which no other recording shares.
 
 Measured on the 920 recordings of ICBHI 2017 (4 kHz, 20 s): of the pairs of different patients none
 correlates above 0.33, of their first five seconds none above 0.53, so that chance is about
-1.5 / √seconds. Forty altered copies correlate at least 0.94 at a tenth of the level, 0.87 when cut
+1.5 / √seconds; of synthetic recordings, which repeat themselves, some correlate 0.68 over 6 s and
+0.48 over 20 s. Forty altered copies correlate at least 0.94 at a tenth of the level, 0.87 when cut
 to a half, 1.00 at 44.1 kHz, 0.81 when shifted by half a frame, 0.59 as GSM 6.10, 0.62 as MP3 at
 8 kHz, and 0.65 with noise 20 dB below them.
 """
@@ -23,7 +24,7 @@ import numpy.typing as npt
 Envelope = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 
-MIN_CORRELATION, MIN_CORRELATION_SECONDS = 0.45, 1.5  # the latter by √seconds in common
+MIN_CORRELATION, MIN_CORRELATION_SECONDS = 0.55, 2.0  # the latter by √seconds in common
 MIN_SECONDS = 3.0  # of sound that two recordings have in common
 MAX_COMPARED = 5000  # pieces; the number of pairs grows with its square
 _CANDIDATE = 0.35  # correlation of the coarse envelopes, from which a pair is compared exactly
@@ -161,7 +162,7 @@ def copy_correlation(one: Envelope, other: Envelope) -> float | None:
 
     At each lag the frames in common are compared, which must be `MIN_SECONDS` and half of the
     shorter recording. What chance does not reach is at least `MIN_CORRELATION`, and more for less
-    than 11 s in common.
+    than 13 s in common.
     """
     length = 1 << (one.shape[1] + other.shape[1] - 1).bit_length()
 
