@@ -82,7 +82,7 @@ def test_the_result_is_kept_and_damaged_files_are_made_again(tmp_path: Path) -> 
         again = front_end_giveaways(dataset, DEFAULT[:1], 1)
         assert again["front_ends"] == first["front_ends"]
     changed = dataset.recordings[0].path
-    soundfile.write(changed, np.zeros(4000), 4000)
+    soundfile.write(changed, np.random.default_rng(99).normal(0, 0.1, 4000), 4000)
     front_end_giveaways(dataset, DEFAULT[:1], 1)
     assert len(list(kept.parent.glob("*.front_end.json"))) == 2
 

@@ -65,7 +65,10 @@ def test_many_mel_banks_share_one_stft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_field_of_the_config_reaches_the_frames() -> None:
-    """A new field of the front end needs a value here: it must differ, and be used."""
+    """A new field of the front end needs a value here: it must differ, and be used.
+
+    But for `resampling`, which was used before there is a waveform.
+    """
     other = TrialConfig(
         sample_rate=8000,
         n_fft=512,
@@ -76,7 +79,9 @@ def test_every_field_of_the_config_reaches_the_frames() -> None:
         normalise="pcen",
     )
     (frames,) = log_mels(breath(4000), [SMALL])
-    for name, value in dataclasses.asdict(other.front_end).items():
+    fields = dataclasses.asdict(other.front_end)
+    del fields["resampling"]
+    for name, value in fields.items():
         (changed,) = log_mels(breath(4000), [dataclasses.replace(SMALL, **{name: value})])
         assert not torch.equal(changed, frames), name
 
