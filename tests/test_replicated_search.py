@@ -12,6 +12,8 @@ import pytest
 from support.inline import search_inline
 from support.searches import Outcome, study, summary
 
+from resp_tune.data.synthetic.settings import SynthSettings
+from resp_tune.data.synthetic.write import make_synthetic
 from resp_tune.training.model_bundle import load_bundle
 
 ARGS = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--gpus", "0", "--trials", "2")
@@ -25,8 +27,16 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(storage: Path) -> Outcome:
-    outcome = search_inline(storage, *ARGS)
+def args(storage: Path) -> tuple[str, ...]:
+    """The arguments of a search of a small set: half of its time would go into the baselines."""
+    data = storage.parent / "data"
+    make_synthetic(data, SynthSettings(40, 5.0, 0, "none"))
+    return (*ARGS, "--data", str(data))
+
+
+@pytest.fixture(scope="module")
+def finished(storage: Path, args: tuple[str, ...]) -> Outcome:
+    outcome = search_inline(storage, *args)
     assert outcome.code == 0, outcome.err
     assert "Traceback" not in outcome.err
     return outcome
@@ -108,14 +118,14 @@ def test_mlflow_tells_replicates_from_trials(finished: Outcome, storage: Path) -
 
 
 def test_the_same_command_repeats_nothing_and_repairs_a_checkpoint(
-    finished: Outcome, storage: Path
+    finished: Outcome, storage: Path, args: tuple[str, ...]
 ) -> None:
     folder, before = storage / "twice", replicates(storage)
     told = summary(storage, "twice")
     winner = told["winner"]["number"]
     path = folder / "trials" / str(winner) / "replicates" / "1" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    outcome = search_inline(storage, *ARGS)
+    outcome = search_inline(storage, *args)
     assert outcome.code == 0, outcome.err
     assert f"trial {winner}/1 is trained again" in outcome.err
     assert replicates(storage).equals(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -40,6 +41,24 @@ def test_a_search_says_how_to_resume(number: int, said: list[str]) -> None:
 
     assert run(body) == INTERRUPTED
     assert "rerun the same command to resume" in said
+
+
+def test_an_interrupted_query_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """SQLAlchemy logs an error with a traceback where it cannot close the cursor of a query."""
+    pool = logging.getLogger("sqlalchemy.pool.impl.QueuePool")
+
+    def body(_: object) -> None:
+        with handle_interrupts("rerun the same command to resume"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                pool.error("Error closing cursor")
+
+    assert run(body) == INTERRUPTED
+    pool.error("a real error")
+    assert [record.getMessage() for record in caplog.records if record.name == pool.name] == [
+        "a real error"
+    ]
 
 
 def test_a_terminal_that_is_ignored_stays_so() -> None:

@@ -339,6 +339,7 @@ def test_a_holder_that_is_taken_over_notices(prefix_path: ObjectPath, tmp_path: 
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_of_two_simultaneous_starts_one_holds_the_lease(
     prefix_path: ObjectPath, tmp_path: Path
 ) -> None:

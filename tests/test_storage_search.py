@@ -211,7 +211,7 @@ def test_away_at_the_end_is_a_line_and_the_same_command_sends_it(
         try:
             with pytest.raises(RunError, match="must be recorded there before the test set"):
                 sync.record("the test set is evaluated")
-            with pytest.raises(RunError, match="to upload the rest"):
+            with pytest.raises(RunError, match="so not every file of the search is there"):
                 sync.complete()
         finally:
             store.wire.mend()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,3 +57,11 @@ def test_a_file_name_tells_the_file() -> None:
 def test_folders_are_small() -> None:
     counts = Counter(path.parent.relative_to(ROOT) for path in FILES)
     assert {str(folder): n for folder, n in counts.items() if n > MAX_FILES} == {}
+
+
+def test_the_distribution_has_every_package() -> None:
+    """A package that pyproject.toml does not list is missing in the wheel."""
+    settings = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {".".join(path.relative_to(ROOT.parent).parts[:-1])
+             for path in ROOT.rglob("__init__.py")}  # fmt: skip
+    assert set(settings["packages"]) == {*found, "resp_tune.search_spaces"}

@@ -241,6 +241,7 @@ def test_a_number_given_to_other_parameters_gets_another_run(uri: str, tmp_path:
     assert [(m.step, m.value) for m in history] == [(1, 0.1)]
 
 
+@pytest.mark.slow
 def test_an_outage_loses_nothing_and_delays_nobody(said: list[str], tmp_path: Path) -> None:
     port = free_port()
     with mlflow_server(tmp_path, port) as address:

@@ -27,6 +27,9 @@ def handle_interrupts(how_to_resume: str) -> Iterator[None]:
     the main one, no handler can be set, and signals do what they did before.
     """
     signals = 0
+    # It logs a query that the signal interrupts, with a traceback.
+    sqlalchemy = logging.getLogger("sqlalchemy.pool")
+    level = sqlalchemy.level
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal signals
@@ -35,6 +38,7 @@ def handle_interrupts(how_to_resume: str) -> Iterator[None]:
             _write(f"stopped at once; {how_to_resume}")
             kill(descendants())
             os._exit(INTERRUPTED)
+        sqlalchemy.setLevel(logging.CRITICAL)
         _write("stopping: this takes a few seconds; interrupt once more to stop at once")
         raise KeyboardInterrupt
 
@@ -48,6 +52,7 @@ def handle_interrupts(how_to_resume: str) -> Iterator[None]:
         log.info(how_to_resume)
         raise
     finally:
+        sqlalchemy.setLevel(level)
         for number, handler in before.items():
             set_handler(number, handler)
 
