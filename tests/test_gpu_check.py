@@ -49,7 +49,7 @@ def test_runs_without_a_gpu_and_with_torch_alone() -> None:
     assert "GPU is busy" not in done.stdout  # printed for a GPU only
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compile_flag_compiles_the_network() -> None:
     args = ("--recordings", "10", "--epochs", "1", "--packed", "0", "--fused", "0", "--compile")
