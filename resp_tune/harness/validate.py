@@ -107,12 +107,16 @@ def validate(
         machines = list(cluster.machines)
     slots = allocate(machines, request, str(cluster or THIS_MACHINE))
     compute = Compute(machine, request, slots, cluster)
+    _warn_of_passwords(arguments)
+    return SearchSpec(options, location, data, space, compute, tuple(arguments))
+
+
+def _warn_of_passwords(arguments: Sequence[str]) -> None:
     if any(redact(text) != text for text in arguments):
         log.warning(
             "the password in these arguments is visible in this machine's list of processes while "
             "the search runs; in $MLFLOW_TRACKING_URI it is not"
         )
-    return SearchSpec(options, location, data, space, compute, tuple(arguments))
 
 
 def _load_space(name: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
