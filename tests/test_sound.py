@@ -78,7 +78,8 @@ def test_mp3_without_a_tag_is_read_whole(mode: str) -> None:
     assert tagged == content
     at = max(content.find(b"Xing"), content.find(b"Info"))
     untagged = content[content.index(content[:2], at) :]  # without its first frame
-    for start in (b"", b"ID3\3\0\0\0\0\0\x0a" + bytes(10)):
+    tags = b"ID3\3\0\0\0\0\0\x0a" + bytes(10)
+    for start in (b"", tags, 2 * tags):
         samples = find_sound("a.mp3", start + untagged).samples
         assert abs(len(samples) - len(louder)) < 2000
 
@@ -102,6 +103,18 @@ def test_wav_with_an_unfinished_header_is_read_to_its_end(riff: int, data: int) 
 def test_tags_and_padding_after_the_sound_are_no_sound(tail: bytes) -> None:
     sound = find_sound("a.wav", encoded(NOISE) + tail)
     assert (len(sound.samples), sound.remarks) == (len(NOISE), ())
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype"),
+    [("WAV", "PCM_16"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("W64", "PCM_16"), ("RF64", "PCM_16"),
+     ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")],
+)  # fmt: skip
+def test_what_is_cut_off_is_used_and_named(container: str, subtype: str) -> None:
+    content = encoded(np.tile(NOISE, 4), container, subtype)
+    sound = find_sound("a.wav", content[: len(content) // 2])
+    assert RATE < len(sound.samples) < 5 * RATE
+    assert [remark.kind for remark in sound.remarks] == ["cut off"]
 
 
 def clicks() -> np.ndarray:
@@ -150,6 +163,7 @@ def half(samples: np.ndarray, *, first: bool) -> np.ndarray:
     return cut
 
 
+OPEN_INPUT = np.random.default_rng(2).normal(0, 2 / 32768, len(NOISE)).astype(np.float32)
 CHANNELS: dict[str, tuple[list[np.ndarray], int]] = {
     "all have sound": ([NOISE, -NOISE], 0),
     "first is dead": ([SILENCE, NOISE], 1),
@@ -157,6 +171,7 @@ CHANNELS: dict[str, tuple[list[np.ndarray], int]] = {
     "first is half dead": ([half(NOISE, first=True), NOISE], 1),
     "each is half dead": ([half(NOISE, first=True), half(NOISE, first=False)], 0),
     "first is clipped": ([np.clip(50 * NOISE, -1, 1), NOISE], 1),
+    "first is an open input": ([OPEN_INPUT, NOISE], 1),
     "second is dead": ([NOISE, SILENCE], 0),
     "quiet but whole": ([NOISE / 300, NOISE], 0),
 }

@@ -21,6 +21,10 @@ MIN_RATE, MAX_RATE = 100, 768_000  # Hz
 _MAX_SAMPLES_PER_BYTE = 8192  # FLAC's largest blocks of silence hold some 5000 per byte
 _BLOCK = 1 << 20  # samples per channel that are decoded at once where the length is unknown
 _GIT_LFS = b"version https://git-lfs"
+# In libsndfile's log of a wav, AIFF, AU, W64 or RF64 that is cut off.
+_SHORTER = re.compile(
+    r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE
+)
 
 
 class AudioError(UserError):
@@ -87,7 +91,7 @@ def decode(path: str | Path, content: bytes) -> Audio:
             _check_claims(path, file, len(content))
             samples = _read_all(path, file)
             rate, subtype = int(file.samplerate), str(file.subtype)
-            if cut := _cut_off(file.extra_info):
+            if cut := _cut_off(file, len(samples)):
                 remarks.append(Remark("cut off", cut))
     except AudioError:
         raise
@@ -143,10 +147,13 @@ def _check_claims(path: str | Path, file: _Sequential, size: int) -> None:
         raise AudioError(path, f"claims {frames} samples, more than a file of its size can hold")
 
 
-def _cut_off(libsndfile_log: str) -> str | None:
-    """Describe a wav that ends too early, which libsndfile reads as a shorter one and only logs."""
-    pattern = r"^\s*data\s*: (\d+) \(should be (\d+)\)"
-    match = re.search(pattern, libsndfile_log, re.MULTILINE)
+def _cut_off(file: _Sequential, samples: int) -> str | None:
+    """Describe a file that ends too early, which libsndfile reads as a shorter one and only logs."""
+    if file.format == "MP3" and samples < file.frames - file.samplerate * MIN_SECONDS:
+        return f"{samples} of {file.frames} announced samples"  # by its Xing tag
+    if "lacks an end-of-stream bit" in file.extra_info:  # Ogg
+        return "its end is missing"
+    match = _SHORTER.search(file.extra_info)
     if match is None:
         return None
     announced, present = int(match[1]), int(match[2])

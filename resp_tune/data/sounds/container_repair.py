@@ -85,9 +85,9 @@ def _mp3_frame(head: bytes) -> _Mp3Frame | None:
 def _tag_mp3(content: bytes) -> bytes:
     """Put a frame with a Xing tag, which holds the number of frames, before an MP3 without one."""
     start = 0
-    if content[:3] == b"ID3" and len(content) > 10:
-        a, b, c, d = content[6:10]
-        start = 10 + (a << 21 | b << 14 | c << 7 | d)
+    while content[start : start + 3] == b"ID3" and len(content) > start + 10:
+        a, b, c, d = content[start + 6 : start + 10]
+        start += 10 + (a << 21 | b << 14 | c << 7 | d)
     head = content[start : start + 4]
     first = _mp3_frame(head)
     if first is None:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-FORMAT = 2  # changes with what is found in a file
+FORMAT = 3  # changes with what is found in a file
 _ANNOUNCED = 200e6  # bytes, from which reading takes seconds
 
 

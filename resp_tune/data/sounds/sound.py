@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from resp_tune.data.sounds.remarks import Remark
 
 Samples = npt.NDArray[np.float32]
 
+MIN_LEVEL, MAX_OPEN = 0.01, 2e-4  # an input to which nothing is connected: 40 dB below another
 MIN_SOUNDING = 0.05  # share of the time in which a channel has sound, below which it is silent
 _BLOCK_SECONDS = 0.1
 _MANY = 5  # blocks, of which a single one with sound holds a click
@@ -46,8 +48,10 @@ def read_sound(path: str | Path) -> Sound:
 def find_sound(path: str | Path, content: bytes) -> Sound:
     """Return the sound in the content of the file `path`, which is only named in errors.
 
-    The first channel is used, unless it is silent or clipped throughout and another is not, or it
-    is silent for at least a tenth of the time in which another has sound. Floats with the values
+    The first channel is used, unless it is silent or clipped throughout and another is not, it is
+    silent for at least a tenth of the time in which another has sound, or it holds the noise of an
+    input to which nothing is connected: 74 dB below full scale, 40 dB below another. Floats with
+    the values
     of 16, 24 or 32 bit integers are scaled to −1…1.
     Raises `AudioError` if it is shorter than 0.1 s, or no channel has sound that could carry a
     label.
@@ -63,7 +67,7 @@ def find_sound(path: str | Path, content: bytes) -> Sound:
         several = f" in each of its {len(channels)} channels" if len(channels) > 1 else ""
         raise AudioError(path, f"{reason}{several}")
     if chosen:
-        first = channels[0].defect or f"is silent for {1 - channels[0].sounding:.0%} of its length"
+        first = channels[0].describe(channels[chosen])
         remarks.append(Remark("channel", f"channel {chosen + 1}; channel 1 {first}"))
     one = np.ascontiguousarray(samples[chosen])
     return Sound(one, audio.sample_rate, chosen, len(channels), (*audio.remarks, *remarks))
@@ -71,10 +75,24 @@ def find_sound(path: str | Path, content: bytes) -> Sound:
 
 @dataclass(frozen=True)
 class _Channel:
-    """The share of 0.1 s blocks in which a channel has sound, and why it cannot be used."""
+    """The share of 0.1 s blocks in which a channel has sound, and why it cannot be used.
+
+    `level` is the standard deviation of its samples.
+    """
 
     sounding: float
+    level: float
     defect: str | None
+
+    def describe(self, better: _Channel) -> str:
+        """Return why another channel is used instead."""
+        if self.defect is None and self.is_open(better.level):
+            return f"is {20 * math.log10(better.level / self.level):.0f} dB below it"
+        return self.defect or f"is silent for {1 - self.sounding:.0%} of its length"
+
+    def is_open(self, loudest: float) -> bool:
+        """Tell whether it holds the noise of an input to which nothing is connected."""
+        return self.level < min(MIN_LEVEL * loudest, MAX_OPEN)
 
     @classmethod
     def measure(cls, samples: Samples, audio: Audio) -> _Channel:
@@ -83,16 +101,16 @@ class _Channel:
         lowest, highest = blocks.min(axis=1), blocks.max(axis=1)
         has_sound = _have_sound(blocks, highest - lowest, audio.subtype)
         sounding, alone = float(has_sound.mean()), has_sound.sum() <= 1 and len(blocks) >= _MANY
-        low, high = float(lowest.min()), float(highest.max())
+        low, high, level = float(lowest.min()), float(highest.max()), float(blocks.std())
         if low == high:
-            return cls(0.0, "is silent: all its samples have one value")
+            return cls(0.0, 0.0, "is silent: all its samples have one value")
         if sounding < MIN_SOUNDING or alone:
             seconds = len(samples) / audio.sample_rate
             heard = f"{sounding * seconds:.2g} of its {seconds:.3g} s have sound"
-            return cls(sounding, f"is silent: {heard}")
+            return cls(sounding, level, f"is silent: {heard}")
         if _is_clipped(blocks, low, high):
-            return cls(sounding, "is clipped throughout: most of its waveform is cut off")
-        return cls(sounding, None)
+            return cls(sounding, level, "is clipped throughout: most of its waveform is cut off")
+        return cls(sounding, level, None)
 
 
 def _have_sound(
@@ -119,8 +137,11 @@ def _is_clipped(blocks: Samples, low: float, high: float) -> bool:
 
 
 def _choose(channels: list[_Channel]) -> int:
+    loudest = max((c.level for c in channels if c.defect is None), default=0.0)
+
     def usable_time(index: int) -> float:
-        return 0.0 if channels[index].defect else channels[index].sounding
+        channel = channels[index]
+        return 0.0 if channel.defect or channel.is_open(loudest) else channel.sounding
 
     best = max(range(len(channels)), key=usable_time)  # the first of equals
     return best if 0.9 * usable_time(best) >= usable_time(0) and usable_time(best) > 0 else 0
