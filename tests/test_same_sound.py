@@ -137,6 +137,18 @@ def test_copies_of_one_patient_are_named_and_kept(tmp_path: Path) -> None:
     assert "1 recording of the same sound as another of the same patient" in line
 
 
+def test_different_cycles_of_one_sound_are_left_out(tmp_path: Path) -> None:
+    sounds = {stem(101): SOUND, stem(102): SOUND, stem(103): SOUND, stem(104): lungs(3)}
+    root = written(tmp_path, sounds, dict.fromkeys(("101", "102", "103", "104"), "COPD"))
+    for name, crackle in ((stem(101), 0), (stem(102), 1), (stem(104), 1)):
+        (root / "audio_and_txt_files" / f"{name}.txt").write_text(f"0.5\t2.5\t{crackle}\t0\n")
+    (root / "audio_and_txt_files" / f"{stem(103)}.txt").unlink(missing_ok=True)
+    dataset = load_dataset(root)
+    assert [len(r.cycles) for r in dataset.recordings] == [0, 0, 0, 1]
+    (line,) = (line for line in dataset.problems if "annotated differently" in line)
+    assert line.startswith("the cycles of 2 recordings left out")
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Twelve patients of two recordings and classes; three pairs of patients share a sound."""

@@ -91,17 +91,20 @@ class Dataset:
         return pd.DataFrame(rows).drop(columns="cycles")
 
 
-def load_dataset(path: str | Path) -> Dataset:
+def load_dataset(path: str | Path, *, keep: bool = True) -> Dataset:
     """Read the data set in `path` or in a folder below it, and check the sound of each recording.
 
     It needs recordings named `<patient>_<index>_<location>_<mode>_<device>` (wav or FLAC) and a
-    table of diagnoses; annotations, demographics and the official split are optional.
+    table of diagnoses; annotations, demographics and the official split are optional. What is
+    found in the sounds is kept in the cache folder, unless `keep` is False.
     Raises `UserError` if there is no such folder or no usable recording in it.
     """
     root = _folder(path)
     layout = discovery.find_layout(root)
     _check_layout(root, layout)
-    inspection = inspect_recordings({path: path.stem.split("_")[0] for path in layout.audio})
+    inspection = inspect_recordings(
+        {path: path.stem.split("_")[0] for path in layout.audio}, keep=keep
+    )
     paths, copies = drop_duplicates(inspection)
     names = {path: name for path in paths if (name := discovery.parse_stem(path.stem))}
     labels = read_labels(layout, names)

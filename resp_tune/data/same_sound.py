@@ -37,8 +37,10 @@ def resolve_copies(
     """Return the recordings that can be split without a leak, and a line for each kind of copy.
 
     Patients who share a sound become one `person`, and sessions that do so one `session`. If their
-    diagnoses differ, all recordings of that sound are left out, as no one knows which is right.
+    diagnoses differ, all recordings of that sound are left out, as no one knows which is right, and
+    so are the cycles of one sound with several annotations.
     """
+    recordings, lines = _drop_doubtful_cycles(recordings, inspection)
     pairs = list(_pairs(recordings, inspection))
     groups = _connected((a.stem, b.stem) for a, b, _ in pairs)
     diagnoses: dict[str, set[str]] = {}
@@ -54,7 +56,29 @@ def resolve_copies(
         for r in recordings
         if r.stem not in doubtful
     ]
-    return kept, list(_lines(pairs, doubtful))
+    return kept, [*_lines(pairs, doubtful), *lines]
+
+
+def _drop_doubtful_cycles(
+    recordings: Sequence[Recording], inspection: Inspection
+) -> tuple[list[Recording], list[str]]:
+    """Remove the cycles of equal sounds that are annotated differently, and name these."""
+    annotations: dict[str, set[object]] = {}
+    for r in recordings:
+        if r.cycles:
+            annotations.setdefault(inspection.files[r.path].sound, set()).add(r.cycles)
+    doubtful = {
+        r.stem
+        for r in recordings
+        if r.cycles and len(annotations[inspection.files[r.path].sound]) > 1
+    }
+    if not doubtful:
+        return list(recordings), []
+    line = (
+        f"the cycles of {plural(len(doubtful), 'recording')} left out: the same sound is annotated "
+        f"differently: {join_names(sorted(doubtful))}; keep the right annotation"
+    )
+    return [replace(r, cycles=()) if r.stem in doubtful else r for r in recordings], [line]
 
 
 def _pairs(recordings: Sequence[Recording], inspection: Inspection) -> Iterator[SameSound]:

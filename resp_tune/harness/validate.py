@@ -76,7 +76,7 @@ def validate(
     location, store = _locate(options)
     start = Start(location, store, machine, private_ray=not address)
     run_checks(start)
-    dataset = open_dataset(options.data)
+    dataset = open_dataset(options.data, keep=not options.dry_run)
     with search_state(location.remote, location.folder) as folder:
         path = folder / "study.db"
         study = read_study(path, location.name) if path.exists() else None
@@ -147,11 +147,14 @@ def _locate(options: SearchOptions) -> tuple[SearchLocation, ObjectPath | None]:
     return SearchLocation(name, storage / name, store and store / name, uri), store
 
 
-def open_dataset(path: str | None) -> Dataset:
-    """Return the data set of `--data`, of `$RESP_TUNE_DATA`, or the default synthetic one."""
+def open_dataset(path: str | None, *, keep: bool = True) -> Dataset:
+    """Return the data set of `--data`, of `$RESP_TUNE_DATA`, or the default synthetic one.
+
+    `keep`: what is found in its sounds is kept in the cache folder.
+    """
     from_variable = path is None and os.environ.get("RESP_TUNE_DATA")
     with named_in_errors("RESP_TUNE_DATA" if from_variable else None):
-        return load_dataset(_data_folder(path))
+        return load_dataset(_data_folder(path), keep=keep)
 
 
 def _data_folder(path: str | None) -> Path:

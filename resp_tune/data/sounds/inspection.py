@@ -63,8 +63,11 @@ class Inspection:
     problems: tuple[str, ...]
 
 
-def inspect_recordings(patients: Mapping[Path, str]) -> Inspection:
-    """Read the files in `patients`, which names the patient of each, and compare their sounds."""
+def inspect_recordings(patients: Mapping[Path, str], *, keep: bool = True) -> Inspection:
+    """Read the files in `patients`, which names the patient of each, and compare their sounds.
+
+    Without `keep`, nothing is written to the cache folder.
+    """
     digests = _in_threads(8, _digest, patients)  # many, because network folders answer slowly
     path_of: dict[str, Path] = {}
     for path, digest in digests.items():
@@ -75,9 +78,11 @@ def inspect_recordings(patients: Mapping[Path, str]) -> Inspection:
     found = _load(cached)
     if found is None or found.files.keys() != path_of.keys():
         found = _inspect(path_of, patients)
-        with suppress(OSError, RespTuneError):  # a folder that cannot be written costs time only
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(cached, json.dumps(asdict(found)).encode())
+        # A folder that cannot be written costs time only.
+        with suppress(OSError, RespTuneError):
+            if keep:
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(cached, json.dumps(asdict(found)).encode())
     files: dict[Path, AudioFacts] = {}
     errors: list[AudioError] = []
     for path, digest in digests.items():
