@@ -148,7 +148,7 @@ def _check_claims(path: str | Path, file: _Sequential, size: int) -> None:
 
 
 def _cut_off(file: _Sequential, samples: int) -> str | None:
-    """Describe a file that ends too early, which libsndfile reads as a shorter one and only logs."""
+    """Describe a file that ends too early, which libsndfile reads as a shorter one and logs."""
     if file.format == "MP3" and samples < file.frames - file.samplerate * MIN_SECONDS:
         return f"{samples} of {file.frames} announced samples"  # by its Xing tag
     if "lacks an end-of-stream bit" in file.extra_info:  # Ogg
