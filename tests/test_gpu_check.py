@@ -63,6 +63,7 @@ def test_compile_flag_compiles_the_network() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_wrong_results_of_the_device_fail() -> None:
     change_second_network = """
 from resp_tune.training import loop

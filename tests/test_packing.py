@@ -44,9 +44,9 @@ def test_the_stand_in_has_the_size_of_the_real_thing() -> None:
 
 
 def test_two_at_once_are_measured() -> None:
-    rates = measure_all(toy_config(epochs=1), SMALL, "cpu", {1: 2, 2: 1}, 2)
-    assert list(rates) == [1, 2]
-    assert all(rate > 0 for rate in rates.values())
+    rates = measure_all(toy_config(epochs=1), SMALL, "cpu", {2: 1}, 2)
+    assert list(rates) == [2]
+    assert rates[2] > 0
 
 
 def test_without_memory_for_so_many_nothing_is_measured() -> None:

@@ -417,14 +417,14 @@ runs.close("FINISHED")
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        for name in ("one", "two", "three")
+        for name in ("one", "two")
     ]
     for process in started:
         output, _ = process.communicate(timeout=120)
         assert (process.returncode, output) == (0, b"")
     assert list((tmp_path / "elsewhere").iterdir()) == []
     searches = list_searches(uri)
-    assert {entry.search.name for entry in searches} == {"one", "two", "three"}
+    assert {entry.search.name for entry in searches} == {"one", "two"}
     assert len({search.experiment_id for search in searches}) == 1
     location = MlflowClient(uri).get_experiment(searches[0].experiment_id).artifact_location
     assert location == f"file://{storage}/mlartifacts"
