@@ -68,7 +68,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "size", "message"), CASES)
+@pytest.mark.parametrize(
+    ("place", "size", "message"),
+    [pytest.param(*c, marks=[pytest.mark.thorough] * ("MLflow" in c[2])) for c in CASES],
+)
 def test_a_full_disk(
     place: str, size: str, message: str, data: Path, disk: Path, tmp_path: Path
 ) -> None:
