@@ -137,6 +137,14 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         # The reader of our stdout (`| head`) has gone; Python's exit would flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ImportError as error:
+        if "failed to map segment" not in str(error):
+            raise
+        log.error(
+            f"a process may have too little memory to load its libraries ({one_line(error)}): raise "
+            "the limit on its address space (ulimit -v)"
+        )
+        return UserError.exit_code
     except OSError as error:
         message = describe_file_error(error)
         if message is None:

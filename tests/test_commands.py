@@ -126,3 +126,17 @@ def test_the_program_itself(
     assert __main__.main() == code
     printed = capsys.readouterr()
     assert text in (printed.out if code == 0 else printed.err)
+
+
+def test_too_little_address_space_for_a_library_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def body(_: object) -> None:
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    assert run(body) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "libtorch_cpu.so" in line
+    assert "ulimit -v" in line
+    with pytest.raises(ImportError, match="another cause"):
+        run(lambda _: (_ for _ in ()).throw(ImportError("another cause")))

@@ -85,6 +85,11 @@ def long_folder(broken: Broken) -> None:
     broken.variable("RAY_TMPDIR", broken.place / ("long_" * 14))
 
 
+def broken_link(broken: Broken, name: str) -> None:
+    (broken.place / name).parent.mkdir(parents=True, exist_ok=True)
+    (broken.place / name).symlink_to("nowhere/at/all")
+
+
 def another_users_files(broken: Broken) -> None:
     broken.file("here/results/first/summary.json")
     broken.patch.setattr(os, "access", lambda *_: False)
@@ -111,11 +116,16 @@ CASES: dict[str, list[tuple[Callable[[Broken], object], str]]] = {
     ],
     "storage": [
         (lambda b: b.argument("--storage", "/proc/x"), "--storage '/proc/x': '/proc' may not be"),
+        (
+            lambda b: broken_link(b, "here/results"),
+            "results' is a broken link: give another folder",
+        ),
         (lambda b: b.argument("--storage", "50%"), "folder with ?, # or % in its path: give"),
         (lambda b: b.argument("--storage", "why?"), "give another folder, or --tracking-uri"),
     ],
     "search folder": [
         (lambda b: b.file("here/results/first"), "--name 'first' clashes with"),
+        (lambda b: broken_link(b, "here/results/first"), "first' is a broken link: give another"),
         (another_users_files, "first/summary.json' may not be written: give another name"),
     ],
     "databases": [
@@ -138,6 +148,7 @@ CASES: dict[str, list[tuple[Callable[[Broken], object], str]]] = {
     ],
     "Ray's folder": [
         (lambda b: b.variable("RAY_TMPDIR", "/proc/x"), "RAY_TMPDIR '/proc/x': '/proc' may not"),
+        (lambda b: b.variable("RAY_TMPDIR", __file__), "is a file, not a folder: set RAY_TMPDIR"),
         (long_folder, "bytes too long for the paths of Ray's sockets"),
     ],
     "Ray's login": [

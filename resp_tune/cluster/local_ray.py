@@ -149,8 +149,9 @@ def check_ray_folder() -> None:
     folder = ray_folder()
     variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     remedy = "set RAY_TMPDIR to a folder of your own"
+    folder_to_write(variable, str(folder.parent), remedy)
     check_private(folder)
-    folder_to_write(variable, str(folder if folder.exists() else folder.parent), remedy)
+    folder_to_write(variable, str(folder), remedy)
     longest = str(folder / "ray" / ray_internals.LONGEST_SOCKET)
     if (excess := len(os.fsencode(longest)) - MAX_SOCKET_BYTES) > 0:
         raise UserError(

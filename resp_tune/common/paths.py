@@ -45,9 +45,10 @@ def folder_to_write(flag: str, given: str, instead: str = "give another folder")
     folder = place = user_path(given).absolute()
     try:
         str(folder).encode()
-        place = next(p for p in (folder, *folder.parents) if p.exists())
+        place = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
         if not place.is_dir():
-            raise UserError(f"{flag} '{given}': '{place}' is a file, not a folder: {instead}")
+            kind = "a file, not a folder" if place.exists() else "a broken link"
+            raise UserError(f"{flag} '{given}': '{place}' is {kind}: {instead}")
         with tempfile.TemporaryDirectory(prefix=".resp_tune_", dir=place):
             return folder
     except UnicodeEncodeError as error:

@@ -6,6 +6,7 @@ which the older version cannot open it. So the schema's revision is read first, 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sqlite3
@@ -212,7 +213,7 @@ def _probe_sqlite(uri: str, file: Path) -> None:
         raise UserError(f"tracking URI '{uri}': a path with ?, # or % does not fit in a URI")
     if file.is_dir():
         raise UserError(f"tracking URI '{uri}' is a folder: add a file name such as /mlflow.db")
-    folder = next(parent for parent in file.parents if parent.exists())
+    folder = next(parent for parent in file.parents if os.path.lexists(parent))
     try:  # permissions do not bind every user, and not every file system heeds them
         with tempfile.TemporaryDirectory(prefix=".resp_tune_", dir=folder):
             pass
