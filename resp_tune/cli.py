@@ -141,7 +141,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         if "failed to map segment" not in str(error):
             raise
         log.error(
-            f"a process may have too little memory to load its libraries ({one_line(error)}): raise "
+            f"this process may have too little memory for its libraries ({one_line(error)}): raise "
             "the limit on its address space (ulimit -v)"
         )
         return UserError.exit_code
