@@ -77,6 +77,8 @@ def test_further_columns_are_ignored_and_noted(more: tuple[str, ...]) -> None:
         ("onset;offset;c;w\n" + joined(";"), "header 'onset, offset, c, w'"),
         ("start\tend\tcrackle\tcrackles\n" + joined("\t"), "does not name"),
         ("x\n", "one column"),
+        ("0\t1500\t0\t0\n1500\t3200\t1\t0\n", "times reach 3200, but the recording is 20 s"),
+        ("36\t1579\t0\t1\n", "write seconds"),
         (joined("\t") + "start\tend\twheeze\tcrackle\n" + joined("\t"), "line 4 is a header"),
         ('0.1,"0.5,0,1\n', "quotation mark"),
     ],
@@ -94,6 +96,34 @@ def test_a_line_with_another_number_of_cells_is_named_and_not_used() -> None:
     assert [cycle.start for cycle in parse_cycles(text, 20.0)[0]] == [0.1, 0.9]
     (line,) = notes(text)
     assert "lines 2, 4 have not 4 cells" in line
+
+
+def test_a_cycle_with_two_labels_is_named_and_not_used() -> None:
+    text = "0.1\t0.5\t0\t1\n0.1\t0.5\t1\t0\n0.5\t0.9\t0\t0\n"
+    assert parse_cycles(text, 20.0)[0] == (Cycle(0.5, 0.9, False, False),)
+    (line,) = notes(text)
+    assert line.startswith("2 times in 1 annotation: another line has the same cycle with other")
+
+
+def test_no_line_of_the_same_length_is_no_error() -> None:
+    text = "0.0\t0.0\t0.0\n\t0.0\n"
+    assert parse_cycles(text, 20.0)[0] == ()
+    assert "rest of line 1" in notes(text)[0]
+
+
+def test_of_two_different_annotations_elsewhere_none_is_used(tmp_path: Path) -> None:
+    root = write_set(tmp_path, {"101_1b1_Al_sc_Meditron": "COPD"})
+    for name, label in (("v1", "0\t1"), ("v2", "1\t0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "101_1b1_Al_sc_Meditron.txt").write_text(f"0.0\t0.7\t{label}\n")
+    dataset = load_dataset(root)
+    assert [cycle.end for cycle in dataset.recordings[0].cycles] == [0.5, 1.0]  # those beside it
+    assert dataset.problems == ()
+    (tmp_path / "audio_and_txt_files" / "101_1b1_Al_sc_Meditron.txt").unlink()
+    dataset = load_dataset(root)
+    (line,) = dataset.problems
+    assert dataset.recordings[0].cycles == ()
+    assert f"differs in '{tmp_path / 'v1'}' and '{tmp_path / 'v2'}'" in line
 
 
 def test_the_same_problem_of_many_files_is_one_note(tmp_path: Path) -> None:

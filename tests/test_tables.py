@@ -66,6 +66,9 @@ def rows(template: str, separator: str = "\n") -> str:
         rows("{p},{d}", "\r"),
         rows("{p},{d},"),
         rows("{p}.0,\u00a0{d} "),
+        "Patient;Diagnose\n" + rows("{p},0;{d}"),
+        rows("{p}\u200b,\u200e{d}\u2060"),
+        "HASTA NO;TANI;YAŞ\n" + rows("{p};{d};4{n}"),
         rows("{p} {d}"),
         rows("{p}\t{d}"),
         "sep=;\n" + rows("{p};{d}"),
@@ -159,6 +162,8 @@ def test_a_row_that_is_not_clear_is_named_and_not_used(
         ("Patient,Age\n" + rows("{p},4{n}"), "'Patient, Age' no column is that of the diagnosis"),
         ("File,Diagnosis,Ward\n" + rows("x{n},{d},A"), "no column is that of the patient"),
         ("Code,Number,Diagnosis\n" + rows("{p},{p},{d}"), "several columns may be"),
+        ("Patient,,Diagnosis\nNo,Code,\n" + rows("10{n},{p},{d}"), "several columns may be"),
+        ("version https://git-lfs.github.com/spec/v1\nsize 1\n", "a git-lfs pointer: run git lfs"),
         ("Patient,Diagnosis 1,Diagnosis 2\n" + rows("{p},{d},"), "'Patient, Diagnosis 1, Diag"),
         ("Patient,Diagnosis,Final diagnosis\n" + rows("{p},{d},Asthma"), "'Final diagnosis' diff"),
         ("Patient,Disease,Diagnosis\n" + rows("{p},Asthma,{d}"), "columns 'Disease' and 'Diagn"),
@@ -198,6 +203,8 @@ def test_a_table_that_is_not_clear_is_refused(tmp_path: Path, text: str, words: 
         ",Subject,gender,Age (years),BMI\n0,101,w,3,20\n1,102,m,0.75,20\n2,103,-,?,20\n",
         'Patient,Age,Sex\n101,3,F\n102,"0,75",M\n103,NA,NA\n',
         "Alter;Geschlecht;Patient\n3;weiblich;101\n0,75;männlich;102\n;;103\n",
+        "Patient;Alter (Jahre);Geschlecht\n101;3;w\n102;0,75;m\n103;;\n",
+        "Patient,Age [y],Sex,Unit\n101,3,F,years\n102,.75,M,Y\n103,,,\n",
         "Row,Code,Age,Sex,Weight\n1,101,3,F,60\n2,102,0.75,M,60\n3,103,NA,NA,60\n",
     ],
 )
@@ -236,8 +243,12 @@ def test_a_table_of_people_that_is_not_clear_gives_no_age(
 @pytest.mark.parametrize(
     ("text", "people", "words"),
     [
-        ("Patient,Months,Sex\n101,36,F\n102,48,M\n103,60,F\n", (None, "F"), None),
+        ("Patient,Months,Sex\n101,36,F\n102,48,M\n103,60,F\n", (None, "F"), "that of the age"),
+        ("Patient,Age,Age unit,Sex\n101,6,m,F\n102,4,y,M\n", (None, "F"), "some are in 'm'"),
+        ("Patient,Age,In,Sex\n101,6,years,F\n102,4,weeks,M\n", (None, "F"), "in 'weeks'"),
         ("Paciente,Edad,Sexo\n101,3,H\n102,4,M\n103,5,M\n", (3.0, None), "H, M"),
+        ("Paciente,Edad,Sexo\n101,3,M\n102,4,V\n103,5,M\n", (3.0, None), "M, V"),
+        ("Patient,Age,Sex\n101,3,kobieta\n102,4,2\n", (3.0, None), "2, KOBIETA"),
         ("Patient,Age,Sex\n101,40,5,F\n102,4,M\n103,5,F\n", None, "line 2 has 4 cells"),
         ("Patient,Age,Sex\n101,3 years,F\n102,4,M\n103,5,F\n", None, "age '3 years' is not"),
         ("Patient,Age,Sex\n101,1e1,F\n102,4,M\n103,5,F\n", None, "age '1e1' is not"),
@@ -251,6 +262,17 @@ def test_no_age_is_taken_from_a_column_of_another_name(
     labels = read(tmp_path, TRIO, rows("{p},{d}").encode(), text.encode())
     assert labels.people.get("101") == (None if people is None else Person(*people))
     assert [line for line in labels.problems if words and words in line] or not words
+
+
+def test_ages_in_the_table_of_diagnoses_are_read(tmp_path: Path) -> None:
+    text = "Patient,Age,Sex,Diagnosis\n101,3,F,COPD\n102,90+,M,URTI\n103,,M,Healthy\n"
+    write_set(tmp_path, {f"{p}_1b1_Al_sc_Meditron": d for p, d in ALL.items()})
+    (tmp_path / "patient_diagnosis.csv").write_text(text)
+    dataset = load_dataset(tmp_path)
+    assert [(r.diagnosis, r.age, r.sex) for r in dataset.recordings] == [
+        ("COPD", 3.0, "F"), ("URTI", None, None), ("Healthy", None, "M")
+    ]  # fmt: skip
+    assert dataset.problems == ("no age of 1 patient: 103", "no age and sex of 1 patient: 102")
 
 
 # ---- patients that are written differently
@@ -295,6 +317,32 @@ def test_a_near_miss_of_other_letters_is_named_and_not_used(tmp_path: Path, pref
     )
 
 
+def test_row_numbers_that_are_patients_too_are_not_their_column(tmp_path: Path) -> None:
+    patients = ("1", "2", "3", "4")
+    text = ",Patient,Diagnosis\n0,3,COPD\n1,1,URTI\n2,4,Flu\n3,2,Healthy\nTotal,Total,Total\n"
+    people = b"1,64,F,3\n2,62,M,1,COPD\n3,60,M,4\n4,61,F,2\n"
+    labels = read(tmp_path, patients, text.encode(), people)
+    assert labels.diagnoses == {"1": "URTI", "2": "Healthy", "3": "COPD", "4": "Flu"}
+    assert labels.people == {}
+    assert [line for line in labels.problems if "no known header, but '1, 64, F, 3'" in line]
+
+
+def test_a_thousand_is_not_taken_for_one(tmp_path: Path) -> None:
+    labels = read(tmp_path, ("1", "2"), b"Patient;Diagnosis\n1.000;COPD\n2;URTI\n")
+    assert labels.diagnoses == {"2": "URTI"}
+    assert "line 2: '1.000, COPD' does not name a patient" in labels.problems[1]
+
+
+def test_tables_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    write_set(tmp_path, {f"{p}_1b1_Al_sc_Meditron": d for p, d in ALL.items()})
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "patient_diagnosis.csv").write_text("101,URTI\n")
+    conflict = f"'COPD' in {tmp_path.name}/patient_diagnosis.csv line 1"
+    (line,) = (line for line in load_dataset(tmp_path).problems if "neither" in line)
+    assert line.startswith("old/patient_diagnosis.csv line 1: patient 101")
+    assert conflict in line
+
+
 def test_patients_of_a_table_without_recordings_are_one_line(tmp_path: Path) -> None:
     others = "".join(f"{n},COPD\n" for n in range(300, 320))
     labels = read(tmp_path, TRIO, (rows("{p},{d}") + others).encode())
@@ -331,6 +379,7 @@ def test_the_layout_of_other_codes_is_read(tmp_path: Path, name: str) -> None:
     "text",
     [
         "File name,Set\n{a}.wav,Train\n{b}.WAV,TEST\n",
+        "audio/{a}.wav\ttrain\nC:\\data\\{b}.wav\ttest\n",
         ",Split,Recording\n0,training,{a}\n1,testing,{b}\n",
         "test;{b}\ntrain;{a}\n",
     ],
@@ -351,6 +400,8 @@ def test_the_official_split_is_read_by_its_header_or_its_values(tmp_path: Path, 
         ("patient_diagnosis.csv.txt", "to use it, rename it to patient_diagnosis.csv"),
         ("patient_diagnoses.csv", "to use it, rename it to patient_diagnosis.csv"),
         ("Patient Diagnosis.xlsx", "to use it, save it as patient_diagnosis.csv"),
+        ("patient_diagnosis", "to use it, rename it to patient_diagnosis.csv"),
+        ("patient_diagnosis.json", "to use it, save it as patient_diagnosis.csv"),
         ("diagnosis.tsv", "to use it, rename it to patient_diagnosis.csv"),
         ("labels.csv", None),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,6 +16,8 @@ from resp_tune.data.tables import Row, TableError, drop_ragged, split_rows
 
 # Seconds. The annotators' clock and the audio's length are rounded differently.
 END_TOLERANCE = 0.05
+
+_FAR = 10  # recording lengths: times beyond are not seconds
 
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _COLUMNS = (
@@ -53,7 +56,8 @@ def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[No
     tabs, semicolons, commas or spaces, with decimal points or commas; further columns are ignored.
     A header names the columns in any order. Any other line is noted and left out. `seconds` is the
     length of the recording: a cycle that starts after it is left out, one that ends after it is cut
-    (and noted if by more than `END_TOLERANCE`).
+    (and noted if by more than `END_TOLERANCE`). A cycle with different labels is left out. A file
+    of which at least half of the cycles end after `_FAR` times the length is not in seconds.
     """
     empty = Note("annotations without cycles", "", "holds no cycles")
     if not text.strip("\ufeff \t\r\n"):
@@ -63,9 +67,18 @@ def parse_cycles(text: str, seconds: float) -> tuple[tuple[Cycle, ...], tuple[No
         rows, columns, notes = _columns(split_rows(text, _is_line))
     except TableError as error:
         return (), (Note("annotations that are not used", "", f"is not used: {error}"),)
+    labelled = {row.line: _cycle(row, columns) for row in rows}
+    read = [cycle for cycle in labelled.values() if isinstance(cycle, Cycle)]
+    if read and 2 * sum(cycle.end > _FAR * seconds for cycle in read) >= len(read):
+        last = max(cycle.end for cycle in read)
+        far = f"is not used: its times reach {last:g}, but the recording is {seconds:g} s long: "
+        return (), (Note("annotations not in seconds", "", f"{far}write seconds of it"),)
+    different = Counter((cycle.start, cycle.end) for cycle in set(read))
     for row in rows:
-        cycle = _cycle(row, columns)
+        cycle = labelled[row.line]
         where, length = f"line {row.line}, {row}", f"but the recording is {seconds:g} s long"
+        if isinstance(cycle, Cycle) and different[cycle.start, cycle.end] > 1:
+            cycle = "another line has the same cycle with other labels"
         if isinstance(cycle, str):
             notes.append(Note(cycle, where, f"{cycle}; the line is left out"))
         elif cycle.start >= seconds:
@@ -118,6 +131,8 @@ def _columns(rows: list[Row]) -> tuple[list[Row], tuple[int, ...], list[Note]]:
     if any(_NUMBER.fullmatch(cell) for cell in rows[0].cells):
         kept, ragged = drop_ragged(None, rows)
         notes = [Note("lines with more or fewer cells than the others", "", x) for x in ragged]
+        if not kept:
+            return [], (0, 1, 2, 3), notes
         width = len(kept[0].cells)
         if width < 4:
             raise TableError(f"it has {width} columns instead of start, end, crackle, wheeze")

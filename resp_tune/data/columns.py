@@ -101,8 +101,10 @@ def find_key(grid: Grid, key: Column, others: Sequence[Column], keys: Keys) -> i
     none, or several.
     """
     clear = [i for i, name in enumerate(grid.names) if key.words.fullmatch(name)]
-    if len(clear) == 1:
+    unnamed = [i for i, name in enumerate(grid.names) if not name and not _is_index(grid, i)]
+    if len(clear) == 1 and not any(keys.fill(grid.values(i)) for i in unnamed):
         return clear[0]
+    clear += unnamed if clear else []  # a header may be merged over several columns
     named = [
         i
         for i, name in enumerate(grid.names)
@@ -124,9 +126,13 @@ def find_key(grid: Grid, key: Column, others: Sequence[Column], keys: Keys) -> i
 
 
 def counts_rows(values: Sequence[str]) -> bool:
-    """Tell whether values count three rows or more from 0 or 1."""
-    numbers = [str(i) for i in range(len(values) + 1)]
-    return len(values) > 2 and list(values) in (numbers[:-1], numbers[1:])
+    """Tell whether values count three rows or more from 0 or 1.
+
+    One row may have been left out, and one may be a total.
+    """
+    numbers = [int(value) for value in values if re.fullmatch("[0-9]{1,9}", value)]
+    rising = numbers == sorted(set(numbers))
+    return rising and len(numbers) > max(2, len(values) - 2) and numbers[-1] <= len(values) + 1
 
 
 def _is_index(grid: Grid, index: int) -> bool:

@@ -127,7 +127,7 @@ def load_dataset(path: str | Path, *, keep: bool = True) -> Dataset:
     if not recordings:
         raise refusal(f"none of the {len(layout.audio)} recordings in '{root}' is usable", problems)
     problems += _missing_partners(annotations, layout.audio, names)
-    if layout.demographics:
+    if layout.demographics or labels.people:
         problems += _unknown_people(recordings)
     problems += [*_shared_patients(recordings), *_unusual_values(recordings)]
     shown = tuple(map(one_line, problems))
@@ -208,6 +208,9 @@ def _check_layout(root: Path, layout: Layout) -> None:
         if above:
             hint = f"there is one in the folder above: give '{above.parent}'"
         unread = f" ({line})" if (line := discovery.unread_tables(layout)) else ""
+        if layout.demographics:
+            name = layout.demographics[0].name
+            hint = f"{hint}; if {name} has them, copy it to patient_diagnosis.csv"
         raise UserError(
             f"{len(layout.audio)} recordings in '{root}', but no patient_diagnosis.csv or "
             f"ICBHI_Challenge_diagnosis.txt there or below{unread}: {hint}"
@@ -215,23 +218,33 @@ def _check_layout(root: Path, layout: Layout) -> None:
 
 
 def _odd_files(layout: Layout) -> Iterator[str]:
-    for path in layout.odd:
-        is_other = path.suffix.lower() in discovery.OTHER_AUDIO_SUFFIXES
-        name = "its name is not <patient>_<index>_<location>_<mode>_<device>"
-        yield f"'{path}' is left out: {'recordings are wav or FLAC' if is_other else name}"
+    """Report audio files of other formats, and of other names."""
+    name = "its name is not <patient>_<index>_<location>_<mode>_<device>"
+    for suffixes, reason in (
+        (discovery.OTHER_AUDIO_SUFFIXES, "recordings are wav or FLAC"),
+        (discovery.AUDIO_SUFFIXES, name),
+    ):
+        if paths := [path for path in layout.odd if path.suffix.lower() in suffixes]:
+            many = f"{plural(len(paths), 'audio file')} left out, e.g. " if len(paths) > 1 else ""
+            yield f"{many}'{paths[0]}'{'' if many else ' is left out'}: {reason}"
 
 
 def _cycles(
     annotations: Sequence[Path], audio: Path, seconds: float
 ) -> tuple[tuple[Cycle, ...], Sequence[Note]]:
-    """Read the cycles of a recording from the file beside it, else from the first elsewhere."""
-    path = next((p for p in annotations if p.parent == audio.parent), annotations[0])
+    """Read the cycles of a recording from the file beside it, else from the only one elsewhere."""
+    beside = [path for path in annotations if path.parent == audio.parent]
     try:
-        return parse_cycles(read_text(path), seconds)
+        texts = {path: read_text(path) for path in beside or annotations}
     except OSError as error:
         return (), [
             Note("annotations that cannot be read", "", f"cannot be read: {error.strerror}")
         ]
+    if len(set(texts.values())) > 1:
+        folders = " and ".join(f"'{path.parent}'" for path in list(texts)[:2])
+        differ = f"differs in {folders}: keep one, or put it beside the recording"
+        return (), [Note("annotations that differ from others of the same name", "", differ)]
+    return parse_cycles(next(iter(texts.values())), seconds)
 
 
 def _missing_partners(

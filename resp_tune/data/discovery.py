@@ -14,7 +14,10 @@ from resp_tune.common.text import join_names
 
 MAX_DEPTH = 6
 AUDIO_SUFFIXES = (".wav", ".flac")
-OTHER_AUDIO_SUFFIXES = (".mp3", ".ogg", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".opus")
+OTHER_AUDIO_SUFFIXES = (
+    ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".aifc", ".wma",
+    ".wave", ".w64", ".au", ".caf", ".amr", ".3gp", ".webm",
+)  # fmt: skip
 SYNTHETIC_NAME = "SYNTHETIC.txt"
 TABLES = {  # names of the files of a field of `Layout`, in any case and with any of the suffixes
     "diagnoses": ("patient_diagnosis", "ICBHI_Challenge_diagnosis"),
@@ -23,7 +26,7 @@ TABLES = {  # names of the files of a field of `Layout`, in any case and with an
     "folds": ("patient_list_foldwise",),
 }
 TABLE_SUFFIXES = (".csv", ".txt", ".tsv")
-OTHER_TABLE_SUFFIXES = (".xlsx", ".xls", ".ods")
+OTHER_TABLE_SUFFIXES = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 
 _STEM = re.compile(
     r"([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9]+)_([A-Za-z0-9-]+)", re.ASCII
@@ -116,8 +119,8 @@ def _hint(name: str) -> str | None:
     if not near and not parts:
         return None
     target = f"{known[(near or parts)[0]]}.csv"
-    saved = name.lower().endswith(OTHER_TABLE_SUFFIXES)
-    return f"to use it, {'save it as' if saved else 'rename it to'} {target}"
+    is_text = Path(name).suffix.lower() in ("", *TABLE_SUFFIXES)
+    return f"to use it, {'rename it to' if is_text else 'save it as'} {target}"
 
 
 def _kind(path: Path) -> str | None:
@@ -136,7 +139,8 @@ def _kind(path: Path) -> str | None:
     if suffix == ".txt" and named:
         return "annotations"
     is_table = suffix in (*TABLE_SUFFIXES, *OTHER_TABLE_SUFFIXES)
-    return "unread" if is_table and stem not in ("readme", "license") else None
+    is_unread = stem not in ("readme", "license") and (is_table or _hint(path.name))
+    return "unread" if is_unread else None
 
 
 def _files(root: Path, problems: list[str]) -> Iterator[Path]:

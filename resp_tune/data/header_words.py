@@ -27,16 +27,16 @@ DIAGNOSIS = Column(
     "diagnosis, disease, label, class, condition",
     any_word(
         "diagnosis diagnoses diagnose diagnosen diagnostic diagnóstico diagnosi diagnoza disease "
-        "diseases dx enfermedad maladie krankheit malattia doença tanı 诊断 診断 진단 диагноз"
+        "diseases dx enfermedad maladie krankheit malattia doença tanı tani 诊断 診断 진단 диагноз"
     ),
     frozenset(("label", "labels", "class", "condition", "pathology")),
 )
 AGE = Column(
     "age",
     "age, age (years)",
-    any_word(
-        "age ageyears ageyear ageyrs ageyr ageinyears edad "
-        "alter età idade âge yaş 年齢 年龄 возраст"
+    re.compile(
+        "(age|edad|alter|eta|idade|yas|年齢|年龄|возраст)"
+        "((in)?(y|yo|yrs?|years?|jahren?|anos|anni|ans|yıl|岁))?"
     ),
 )
 SEX = Column(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,8 +46,10 @@ def read_labels(layout: Layout, names: Mapping[Path, Name]) -> Labels:
     table = read_diagnoses(layout.diagnoses, patients)
     diagnoses, matched, conflicts = _of_patients(layout.diagnoses, table, patients)
     left_out = _left_out(names, diagnoses, table, conflicts)
-    listed = read_people(layout.demographics, patients)
+    listed = read_people(layout.demographics or layout.diagnoses, patients)
     people, spelled, _ = _of_patients(layout.demographics, listed, patients)
+    if not layout.demographics:  # ages may be beside the diagnoses, or nowhere
+        listed, spelled = replace(listed, problems=()), ()
     official = read_official(layout.official, stems)
     problems = [*left_out, *table.problems, *matched]
     problems += [*official.problems, *listed.problems, *spelled]

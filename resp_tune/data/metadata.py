@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from resp_tune.common.text import join_names, plural, shorten
@@ -24,7 +24,7 @@ from resp_tune.data.columns import (
 )
 from resp_tune.data.discovery import Name, parse_stem
 from resp_tune.data.header_words import AGE, COLUMNS, DIAGNOSIS, PATIENT, RECORDING, SEX, SPLIT
-from resp_tune.data.patients import plain_patient
+from resp_tune.data.patients import DECIMALS, plain_patient
 from resp_tune.data.tables import Row, TableError, drop_ragged, read_text, split_rows
 
 DIAGNOSES = (
@@ -47,7 +47,11 @@ _NUMBER = re.compile(r"\d+([.,]\d*)?|[.,]\d+", re.ASCII)
 _SEXES = {"f": "F", "female": "F", "woman": "F", "girl": "F", "w": "F", "weiblich": "F"} | {
     "m": "M", "male": "M", "man": "M", "boy": "M", "männlich": "M"
 }  # fmt: skip
-_begins = re.compile(r"[A-Za-z]*[0-9]+(\.0+)?", re.ASCII).fullmatch  # as a patient's row does
+_UNIT = re.compile(  # of an age
+    r"(y|yrs?|years?|a|años?|ans?|j|jahre?|m|mos?|months?|monate?|mes|meses|mois|"
+    r"w|wks?|weeks?|wochen?|d|days?|tage?)\.?"
+)
+_begins = re.compile(r"[A-Za-z]*[0-9]+([.,]00?)?", re.ASCII).fullmatch  # as a patient's row does
 _AUDIO_SUFFIX = re.compile(r"\.(wav|flac|txt)$", re.IGNORECASE)
 
 
@@ -128,8 +132,14 @@ def read_people(paths: Sequence[Path], patients: Iterable[str] = ()) -> Table[Pe
         patient, age, sex = _people_columns(grid, keys)
         if not grid.header and not _is_icbhi(grid):
             notes.append(f"it has no header: {grid.rows[0]} is taken as patient, age, sex, …")
-        if sex is not None and (letters := _other_sexes(grid.values(sex))):
-            notes.append(f"its sexes, {letters}, are not used: write F, M or NA")
+        if grid.header:
+            absent = [c for c, index in ((AGE, age), (SEX, sex)) if index is None]
+            notes.extend(str(unclear(grid, "no column is", column)) for column in absent)
+        if age is not None and (unit := _other_unit(grid, (age, sex))):
+            notes.append(f"its ages are not used: some are in '{unit}', write them in years")
+            age = None
+        if sex is not None and (values := _other_sexes(grid.values(sex))):
+            notes.append(f"its sexes, {values}, are not used: write F, M or NA")
             sex = None
 
         def parse(row: Row) -> tuple[str, Person]:
@@ -207,7 +217,9 @@ def _merge(
     cells: dict[str, Cell[T]] = {}
     conflicts: set[str] = set()
     problems: list[str] = []
+    alike = Counter(path.name for path in paths)
     for path in paths:
+        name = path.name if alike[path.name] == 1 else f"{path.parent.name}/{path.name}"
         try:
             grid, skipped = _grid(read_text(path), keys, known)
             parse = columns(grid)
@@ -215,10 +227,10 @@ def _merge(
             problems.append(f"'{path}' cannot be read: {error.strerror}")
             continue
         except TableError as error:
-            problems.append(f"{path.name} is not used: {error}")
+            problems.append(f"{name} is not used: {error}")
             continue
         for row in grid.rows:
-            where = f"{path.name} line {row.line}"
+            where = f"{name} line {row.line}"
             try:
                 key, value = parse(row)
             except ValueError as error:
@@ -233,9 +245,9 @@ def _merge(
                 )
         if keys and not any(cell in keys for row in grid.rows for cell in row.cells):
             skipped.insert(0, f"names no {known[0].name} of this data set: {grid.rows[0]}")
-        problems += [f"{path.name} {line}" for line in skipped[:_MAX_PROBLEMS]]
+        problems += [f"{name} {line}" for line in skipped[:_MAX_PROBLEMS]]
         if len(skipped) > _MAX_PROBLEMS:
-            problems.append(f"{path.name}: {len(skipped) - _MAX_PROBLEMS} more lines like these")
+            problems.append(f"{name}: {len(skipped) - _MAX_PROBLEMS} more lines like these")
     kept = {key: cell.value for key, cell in cells.items() if key not in conflicts}
     return Table(kept, frozenset(conflicts), tuple(problems))
 
@@ -339,26 +351,41 @@ def _is_icbhi(grid: Grid) -> bool:
     return grid.width == 3 or (grid.width == 6 and all(map(_NUMBER.fullmatch, further)))
 
 
-def _other_sexes(cells: Sequence[str]) -> str | None:
-    """Return the letters of a column in which M or F has another meaning than male or female.
+def _other_unit(grid: Grid, others: Sequence[int | None]) -> str | None:
+    """Return the first unit that is not years in a column of the units of ages."""
+    for index, name in enumerate(grid.names):
+        units = [cell.lower() for cell in grid.values(index) if cell.lower() not in _MISSING]
+        named = "unit" in name or "einheit" in name or any(len(unit) > 2 for unit in units)
+        if index not in others and named and all(map(_UNIT.fullmatch, units)):
+            return next((shorten(unit) for unit in units if unit[0] not in "yja"), None)
+    return None
 
-    H and M are Spanish for man and woman, N and F Hungarian for woman and man.
+
+def _other_sexes(cells: Sequence[str]) -> str | None:
+    """Return the values of a column in which M or F may not mean male and female.
+
+    M is the woman in Spanish (H or V and M), F the man in Hungarian (N and F). D, O, U and X are
+    neither in every language.
     """
-    letters = {cell.lower() for cell in cells} - set(_MISSING)
-    other = any({new, old} <= letters and kept not in letters for new, old, kept in ("hmf", "nfm"))
-    return join_names(sorted(letter.upper() for letter in letters)) if other else None
+    values = {cell.lower() for cell in cells} - set(_MISSING)
+    sexes = {_SEXES.get(value) for value in values}
+    letters = {value for value in values - set("doux") if len(value) == 1 and value not in _SEXES}
+    if {"F", "M"} <= sexes or not (letters or sexes == {None}):
+        return None
+    return join_names(sorted(shorten(value).upper() for value in values))
 
 
 def _patient(row: Row, column: int) -> str:
     """Return `101` for a spreadsheet's `101.0`; raise `ValueError` for what is no patient."""
-    patient = re.sub(r"\.0+$", "", row.cells[column])
+    patient = DECIMALS.sub("", row.cells[column])
     if not _PATIENT.fullmatch(patient):
         raise ValueError(f"{row} does not name a patient")
     return patient
 
 
 def _stem(name: str) -> str:
-    return _AUDIO_SUFFIX.sub("", name)
+    """Return the name of a file without its folders, of any system, and suffix."""
+    return _AUDIO_SUFFIX.sub("", PureWindowsPath(name).name)
 
 
 def _age(patient: str, text: str) -> float | None:

@@ -11,6 +11,8 @@ from resp_tune.common.text import join_names, plural
 
 T = TypeVar("T")
 
+DECIMALS = re.compile(r"(?<=\d)[.,]00?$")  # of spreadsheets; `1.000` may be a thousand
+
 
 @dataclass(frozen=True)
 class Matched:
@@ -28,7 +30,7 @@ class Matched:
 
 def plain_patient(name: str) -> str:
     """Return a patient without what spreadsheets and people change: case, leading zeros, `.0`."""
-    name = re.sub(r"\.0+$", "", name.casefold())
+    name = DECIMALS.sub("", name.casefold())
     return re.sub(r"(?<!\d)0+(?=\d)", "", name)
 
 

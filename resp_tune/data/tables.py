@@ -16,6 +16,7 @@ from resp_tune.common.text import join_names, shorten
 _SPACES = " "  # any run of spaces and tabs, as in ICBHI's own tables
 _SEPARATORS = ("\t", ";", ",", "|", _SPACES)
 _EMPTY_CELL = re.compile(r"(^|\t) *\t", re.MULTILINE)
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # marks that copied text brings
 _HINT = re.compile(r"\ufeff?sep=([\t;,| ])\s*(?=\n|$)")  # the first line of some spreadsheets
 
 
@@ -59,8 +60,10 @@ def split_rows(text: str, is_good: Callable[[Sequence[str]], bool]) -> list[Row]
     `is_good` recognises the cells of a row, for example by a known patient. Of separators that are
     equal in this, the one that gives most rows the same number of cells is used, and of these the
     first of tab, semicolon, comma, bar and spaces. Empty rows are left out. Raises `TableError` for
-    a table of one column, and where quotation marks do not match.
+    a table of one column, a git-lfs pointer, and where quotation marks do not match.
     """
+    if text.startswith("version https://git-lfs"):
+        raise TableError("it is a git-lfs pointer: run git lfs pull")
     text = re.sub(r"\r\n?", "\n", text)
     # A run of tabs is not one separator: an empty cell may be between them.
     separators: Sequence[str] = _SEPARATORS[:-1] if _EMPTY_CELL.search(text) else _SEPARATORS
@@ -112,8 +115,8 @@ def _parse(text: str, separator: str) -> Iterator[Row]:
 
 
 def _clean(cell: str) -> str:
-    """Return a cell without spaces and single quotes around it, and on one line."""
-    cell = " ".join(cell.strip("\ufeff").split())
+    """Return a cell without invisible marks, spaces and single quotes around it, on one line."""
+    cell = " ".join(_INVISIBLE.sub("", cell).split())
     if len(cell) > 1 and cell[0] == cell[-1] == "'":
         cell = cell[1:-1].strip()
     return cell
