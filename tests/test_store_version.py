@@ -96,6 +96,32 @@ def test_a_postgresql_of_another_version_is_refused_too() -> None:
     check_version(database.uri)  # MLflow's own error says that nothing answers
 
 
+@pytest.mark.skipif(why_none() is not None, reason=str(why_none()))
+def test_a_user_of_postgresql_needs_the_right_to_each_write() -> None:
+    with postgres(free_port()) as database:
+        connect(database.uri)
+        engine = sqlalchemy.create_engine(database.uri, isolation_level="AUTOCOMMIT")
+        uri = database.uri.replace(f"tests:{PASSWORD}", "reader:secret")
+
+        def run_sql(*statements: str) -> None:
+            with engine.begin() as connection:
+                for statement in statements:
+                    connection.execute(sqlalchemy.text(statement))
+
+        run_sql("CREATE ROLE reader LOGIN PASSWORD 'secret'")
+        tables = "ALL TABLES IN SCHEMA public"
+        for grant in (f"SELECT ON {tables}", f"INSERT, UPDATE ON {tables}"):
+            run_sql(f"GRANT {grant} TO reader")
+            with pytest.raises(UserError, match="lets this user read and not write"):
+                probe(uri)
+        run_sql("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO reader")
+        probe(uri)
+        run_sql("REVOKE INSERT ON metrics FROM reader")
+        with pytest.raises(UserError, match="lets this user read and not write"):
+            probe(uri)
+        engine.dispose()
+
+
 def test_the_version_is_that_of_the_installed_mlflow() -> None:
     schemas = known_schemas()
     assert schemas is not None

@@ -49,8 +49,15 @@ _STAGE = f"SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = '
 _MAY_WRITE = """
 SELECT current_setting('transaction_read_only') = 'off' AND CASE
     WHEN to_regclass('runs') IS NULL THEN has_schema_privilege(current_schema(), 'CREATE')
-    ELSE has_table_privilege('runs', 'INSERT') AND has_table_privilege('runs', 'UPDATE') END
+    ELSE (SELECT bool_and(has_table_privilege(t, 'INSERT') AND has_table_privilege(t, 'UPDATE'))
+        FROM unnest(ARRAY['runs', 'params', 'metrics', 'latest_metrics', 'tags']) AS t) END
 """
+# Whether this user may make an experiment, whose number comes from a sequence.
+_MAY_NUMBER = f"""
+SELECT EXISTS (SELECT 1 FROM experiments WHERE name = '{EXPERIMENT}')
+    OR has_table_privilege('experiments', 'INSERT') AND coalesce(has_sequence_privilege(
+        pg_get_serial_sequence('experiments', 'experiment_id'), 'USAGE'), true)
+"""  # noqa: S608  # no input
 _SUPPORTED = "http://, https://, postgresql:// or sqlite:///"
 
 
@@ -201,7 +208,8 @@ def _probe_postgres(uri: str, write: bool) -> None:
             "start it, or give another --tracking-uri"
         ) from None
     check_version(uri)
-    if write and not all(allowed for (allowed,) in query_postgres(uri, _MAY_WRITE)):
+    rights = [row for query in (_MAY_WRITE, _MAY_NUMBER) for row in query_postgres(uri, query)]
+    if write and not all(allowed for (allowed,) in rights):
         raise UserError(
             f"the database '{redact(uri)}' lets this user read and not write: ask for the right, "
             "or give another --tracking-uri"
