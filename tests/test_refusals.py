@@ -106,3 +106,17 @@ def test_lost_patients_are_counted_with_the_near_misses_of_the_table(tmp_path: P
         "patients 101, 102, 103 and 5 more have no diagnosis; the table has P101, P102, P103 and 5 "
         "more"
     ) in str(error.value)
+
+
+def test_what_leaves_recordings_out_is_named_before_its_consequences(tmp_path: Path) -> None:
+    stems = {f"{100 + n}_1b1_Al_sc_Meditron": ("Normal", "COPD")[n % 2] for n in range(12)}
+    root = write_set(tmp_path, stems)
+    (root / "demographic_info.txt").write_text("101 40 F NA 70 170\n102 x F NA 70 170\n")
+    for stem in list(stems)[1::2]:
+        audio = root / "audio_and_txt_files" / f"{stem}.wav"
+        audio.rename(audio.with_suffix(".mp3"))
+    with pytest.raises(UserError) as error:
+        split(load_dataset(root), "healthy-sick", "patient")
+    causes = str(error.value).partition("Found in the data: ")[2].split("; ")
+    assert causes[0].startswith("6 audio files left out, e.g. ")
+    assert causes[1].startswith("diagnosis 'Normal' of 6 recordings")

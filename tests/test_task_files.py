@@ -121,6 +121,7 @@ def test_a_diagnosis_is_icbhis_or_the_data_sets(tmp_path: Path) -> None:
         ("name: a\nname: b\n" + CLASSES, "'name' is given twice"),
         ("name: a\nclasses: &x {one: [*x], two: [COPD]}\n", "a list or mapping is not a text"),
         ("name: !!python/name:os.system\n" + CLASSES, "is not YAML"),
+        ("name: a\nclasses:\n\tone: [COPD]\n", "; write spaces"),
         ("# " + "long" * 1000, "has over 3000 bytes"),
         ("name: 2020-13-45\n", "cannot be read"),
         ("[" * 2500, "cannot be read"),
@@ -134,6 +135,16 @@ def test_a_faulty_file_is_refused_in_one_line(tmp_path: Path, content: str, said
     assert said in str(caught.value)
     assert str(caught.value).startswith(f"task '{path}'")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_be_in_utf_16_and_not_in_latin_1(tmp_path: Path) -> None:
+    path, text = tmp_path / "task.yaml", "name: a\nclasses: {gesünder: [Healthy], krank: [COPD]}\n"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        assert load_task(str(path)).classes == ("gesünder", "krank")
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="use UTF-8"):
+        load_task(str(path))
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ def read_yaml(name: str, path: Path, max_bytes: int = MAX_BYTES) -> Any:
     try:
         if path.stat().st_size > max_bytes:
             raise UserError(f"{name}: has over {max_bytes} bytes: use fewer words")
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()  # in UTF-8 or, with a byte order mark, UTF-16
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", YAMLWarning)  # of style
-            return YAML(typ="safe", pure=True).load(text)  # the C parser knows only YAML 1.1
+            return YAML(typ="safe", pure=True).load(content)  # the C parser knows only YAML 1.1
     except DuplicateKeyError as error:
         key = re.search(r'duplicate key "(.*?)" with value', str(error), re.DOTALL)
         shown = shorten(key[1]) if key else "a key"
@@ -51,5 +51,10 @@ def _line(error: MarkedYAMLError) -> str:
 
 
 def _cause(error: object) -> str:
-    hint = '; write "*" in quotes' if "alias" in str(error) else ""
-    return shorten(" ".join(str(error).split()), 200) + hint
+    text = " ".join(str(error).split())
+    hints = {
+        "alias": '; write "*" in quotes',
+        "'\\t'": "; write spaces",
+        ' byte in "': "; use UTF-8",
+    }
+    return shorten(text, 200) + "".join(hint for word, hint in hints.items() if word in text)

@@ -30,6 +30,7 @@ KNOWN_VALUES = {  # of ICBHI 2017; others are reported and kept
     "diagnosis": DIAGNOSES,
 }
 _NAMED = 3  # problems that a refusal names
+_CAUSES = ("left out, ", "left out: ", "it is left out", "is not used: ", "diagnosis '")
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,13 @@ def load_dataset(path: str | Path, *, keep: bool = True) -> Dataset:
 def refusal(message: str, problems: Sequence[str], *about: str) -> UserError:
     """Return an error whose message names the first problems of the data, as their cause.
 
-    Problems that have a word of `about` are named first.
+    Problems that have a word of `about` are named first, by default those that leave recordings or
+    diagnoses out.
     """
     if not problems:
         return UserError(message)
-    first = sorted(problems, key=lambda line: not any(word in line for word in about))[:_NAMED]
+    words = about or _CAUSES
+    first = sorted(problems, key=lambda line: not any(word in line for word in words))[:_NAMED]
     more = len(problems) - len(first)
     rest = f"; {plural(more, 'more problem')}" if more else ""
     found = f"{'; '.join(map(one_line, first))}{rest}"

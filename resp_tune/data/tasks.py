@@ -134,7 +134,7 @@ def make_clips(task: Task, dataset: Dataset) -> Clips:
         raise refusal(
             f"'{dataset.root}' has nothing for the task '{task.name}': it needs {needs}",
             dataset.problems,
-            *(("annotation", ".txt") if task.unit == "cycle" else ("diagnosis",)),
+            *(("annotation", ".txt") if task.unit == "cycle" else ()),
         )
     return Clips(task, tuple(clips), tuple(dropped))
 
