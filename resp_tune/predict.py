@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.cli import Parser, run
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import one_line
+from resp_tune.data.sounds.remarks import Remark, remark_lines
 from resp_tune.errors import RunError, UserError
 from resp_tune.evaluation.open_winner import CHAMPION, open_winner
 
@@ -57,13 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse(argv)
     bundle = open_winner(args.winner, args.tracking_uri)
     results: list[dict[str, Any]] = []
+    remarks: dict[Path, tuple[Remark, ...]] = {}
     bad = 0
     for file in args.files:
         try:
-            results.append(predict_file(bundle, file))
+            results.append(predict_file(bundle, file, remarks))
         except UserError as error:
             bad += 1
             log.error(f"{one_line(error)}")
+    for line in remark_lines(remarks):
+        log.warning(one_line(line))
     if not results:
         raise UserError("no file could be predicted: give wav or FLAC recordings with sound")
     if args.json:
@@ -74,11 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise RunError(f"{bad} of {len(args.files)} files could not be predicted")
 
 
-def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
+def predict_file(
+    bundle: Bundle, file: str, remarks: dict[Path, tuple[Remark, ...]]
+) -> dict[str, Any]:
     """Return `{file, class, probabilities{class: p}, warnings}`.
 
-    `warnings` describe defects of the file that do not prevent a prediction. Raises `UserError` if
-    the file is not audio, or is silent or clipped throughout.
+    `warnings` describe defects of the file that do not prevent a prediction; they are added to
+    `remarks` as well. Raises `UserError` if the file is not audio, or is silent or clipped
+    throughout.
 
     A winner of the task `cycles` predicts each breathing cycle listed in the `.txt` file of the
     same name: `cycles` holds `{start, end, class, probabilities}`, the file's own are their mean.
@@ -89,9 +96,8 @@ def predict_file(bundle: Bundle, file: str) -> dict[str, Any]:
     path = user_path(file)
     sound = read_sound(path)
     waveform = resample(sound, bundle.config.sample_rate, bundle.config.resampling)
+    remarks[path] = sound.remarks
     warnings = [str(remark) for remark in sound.remarks]
-    for warning in warnings:
-        log.warning(one_line(f"'{path}' {warning}"))
     cycles = []
     if bundle.details.get("task") == "cycles":
         cycles = _read_cycles(path, waveform.numel() / bundle.config.sample_rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -418,6 +419,21 @@ def test_no_data_set(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_dataset(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_opened_is_named_as_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, given = write_set(tmp_path, PAIR), os.scandir
+
+    def scandir(path: Path) -> object:
+        if path != root:
+            raise PermissionError(13, "Permission denied")
+        return given(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"^no recordings in .*cannot be opened: Permission"):
+        load_dataset(root)
 
 
 def test_recordings_without_diagnoses(tmp_path: Path) -> None:

@@ -292,5 +292,11 @@ def test_predict_names_silence_and_answers_for_the_other_files(
     for words in ("silent.wav' is silent", "clipped.wav' is clipped", "is a git-lfs pointer"):
         assert sum(words in line for line in err.splitlines()) == 1
     assert run(predict.main, [*files, "--winner", str(tmp_path / "w")]) == 1
+    (folder / "too.wav").write_bytes(contents["right"])
+    both = [str(folder / "right.wav"), str(folder / "too.wav")]
+    capsys.readouterr()
+    assert run(predict.main, [*both, "--winner", str(tmp_path / "w")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: 2 recordings have too little sound on their first channel")
     assert run(predict.main, [files[0], "--winner", str(tmp_path / "w")]) == 2
     assert "no file could be predicted" in capsys.readouterr().err

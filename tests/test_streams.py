@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,3 +95,14 @@ def test_a_refusal(arguments: list[str], encoding: str, monkeypatch: pytest.Monk
     err = terminal.shown()[1]
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_no_file_takes_the_place_of_a_closed_stream(closed: tuple[int, ...]) -> None:
+    """What a C library prints would then be written into it."""
+    code = (
+        f"import os\nfor number in {closed}: os.close(number)\n"
+        "from resp_tune.common.log import fill_closed_streams\n"
+        "fill_closed_streams()\nos._exit(os.open(os.devnull, os.O_RDONLY))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 
 
@@ -27,6 +28,16 @@ class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generi
         return sys.stderr
 
 
+def fill_closed_streams() -> None:
+    """Open the null device as stdin, stdout or stderr where the shell has closed it (`2>&-`).
+
+    A file that gets such a number, such as a database, would hold what C libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
 def never_fail_to_encode() -> None:
     """Let stdout and stderr print `?` for characters that their encoding does not have.
 
@@ -44,3 +55,5 @@ def configure(*, quiet: bool = False, verbose: bool = False) -> None:
         logger.addHandler(_StderrHandler())
     logger.propagate = False  # libraries add handlers to the root logger
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    # Optuna imports it and we draw nothing with it; it warns of a home folder that is read-only.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -200,10 +200,11 @@ def _check_layout(root: Path, layout: Layout) -> None:
     if not layout.audio:
         number = len(layout.odd)
         odd = f"; {number} other audio files, e.g. {layout.odd[0].name}" if number else ""
-        raise UserError(
+        raise refusal(
             f"no recordings in '{root}' or up to {discovery.MAX_DEPTH} folders below it: "
             f"looked for <patient>_<index>_<location>_<mode>_<device>.wav or .flac{odd}; give the "
-            "folder of the unpacked ICBHI 2017 set, or make one with python -m resp_tune.synth DIR"
+            "folder of the unpacked ICBHI 2017 set, or make one with python -m resp_tune.synth DIR",
+            layout.problems,
         )
     if not layout.diagnoses:
         above = discovery.find_diagnoses(root.resolve().parent)
@@ -214,9 +215,10 @@ def _check_layout(root: Path, layout: Layout) -> None:
         if layout.demographics:
             name = layout.demographics[0].name
             hint = f"{hint}; if {name} has them, copy it to patient_diagnosis.csv"
-        raise UserError(
+        raise refusal(
             f"{len(layout.audio)} recordings in '{root}', but no patient_diagnosis.csv or "
-            f"ICBHI_Challenge_diagnosis.txt there or below{unread}: {hint}"
+            f"ICBHI_Challenge_diagnosis.txt there or below{unread}: {hint}",
+            layout.problems,
         )
 
 
