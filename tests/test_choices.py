@@ -7,9 +7,9 @@ import sys
 
 from resp_tune.common import choices
 from resp_tune.data.tasks import TASKS
-from resp_tune.execution.schedulers import make_scheduler
 from resp_tune.reporting.format import NAMES
 from resp_tune.study.samplers import SAMPLERS
+from resp_tune.study.schedulers import FOLD_RULES, Steps, make_schedulers
 from resp_tune.tracking.tags import STATUS
 from resp_tune.training.metrics import CYCLE_CLASSES
 
@@ -30,8 +30,13 @@ def test_samplers() -> None:
 
 
 def test_schedulers() -> None:
-    made = [make_scheduler(n, epochs=9, metric="macro_f1", past=()) for n in choices.SCHEDULERS]
-    assert len({type(scheduler) for scheduler in made}) == len(choices.SCHEDULERS)
+    made = [
+        tuple(type(rule) for rule in make_schedulers(scheduler, fold_rule, "mcc", Steps(9, 2), ()))
+        for scheduler in choices.SCHEDULERS
+        for fold_rule in choices.FOLD_RULES
+    ]
+    assert len(set(made)) == len(choices.SCHEDULERS) * len(choices.FOLD_RULES)
+    assert tuple(FOLD_RULES) == choices.FOLD_RULES
 
 
 def test_states() -> None:

@@ -102,6 +102,22 @@ def test_killed_at(moment: str, data: Path, tmp_path: Path) -> None:
         assert summary(storage, "often")["test_readings"] == accesses
 
 
+def test_killed_in_the_second_fold(data: Path, tmp_path: Path) -> None:
+    """The first fold is not trained again, and the epochs of the second one are counted on."""
+    args = (*ARGS, "--data", str(data), "--folds", "2", "--trials", "2")
+    env = {VARIABLE: "epoch-done/0@3,checkpoint-due:force@*"}
+    outcome = search_inline(tmp_path / "r", *args, env=env)
+    assert outcome.code == -signal.SIGKILL, outcome.err
+    again = {VARIABLE: "epoch:note@*", FOLDER: str(tmp_path / "again")}
+    (tmp_path / "again").mkdir()
+    outcome = search_inline(tmp_path / "r", *args, env=again)
+    assert outcome.code == 0, outcome.err
+    repeated = [int(line[3]) for line in passes(tmp_path / "again") if line[2] == "0"]
+    assert repeated == [4]
+    check_counted_once(tmp_path / "r", "often", 2, 2 * EPOCHS)
+    survived("SIGKILL of the driver in a trial's second fold")
+
+
 def test_one_search_killed_again_and_again(data: Path, tmp_path: Path) -> None:
     """Each command gets further than where the one before it was killed."""
     storage = tmp_path / "results"

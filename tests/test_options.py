@@ -21,6 +21,7 @@ FREE = {
     "time_budget",
     "trial_timeout",
     "scheduler",
+    "fold_rule",
     "sampler",
     "replicates",
     "gpus",
@@ -44,8 +45,8 @@ def test_an_option_is_part_of_a_trials_identity_or_named_here(
 
     class Options:
         def __getattr__(self, name: str) -> Any:
-            used.add(name)
-            return getattr(SearchOptions(), name)
+            used.add({"order": "fold_order"}.get(name, name))
+            return getattr(SearchOptions(folds=2), name)
 
     datamodule = SimpleNamespace(clips=SimpleNamespace(task=TASKS["diagnosis"]))
     data = SimpleNamespace(datamodule=datamodule, sources=(), is_resampled=False)

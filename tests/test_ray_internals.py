@@ -18,7 +18,6 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from resp_tune.cluster import ray_internals
-from resp_tune.execution.schedulers import make_scheduler
 
 
 def test_options_of_init() -> None:
@@ -73,15 +72,6 @@ def test_a_worker_ended_by_the_memory_monitor_is_a_lost_worker(
     manager._actor_task_failed(tracked_actor_task=None, exception=OSError("other"))
     assert [type(error) for error in received] == [RayActorError, OSError]
     assert str(received[0]) == "OutOfMemoryError: low"
-
-
-def test_the_rungs_of_asha() -> None:
-    """Without them a search that is continued compares its trials with none of the earlier ones."""
-    scheduler: Any = make_scheduler("asha", epochs=30, metric="macro_f1", past=[])
-    ray_internals.record_asha_result(scheduler, "past-0", 11, 0.5)
-    rungs = {epoch: dict(scores) for epoch, scores in ray_internals.asha_rungs(scheduler)}
-    assert rungs[11] == {"past-0": 0.5}
-    assert sum(map(len, rungs.values())) == 1
 
 
 def test_what_the_searcher_reads_of_a_trial() -> None:

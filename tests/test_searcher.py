@@ -178,7 +178,7 @@ def test_a_trial_stops_at_its_next_report_when_its_queue_says_so(
     searcher.suggest("a")
     stopper = StudyStopper(searcher)
     assert not stopper("a", result(1))
-    monkeypatch.setattr(queue.source, "stop_reason", lambda _: "time budget")
+    monkeypatch.setattr(queue.source, "stop_reason", lambda *_: "time budget")
     assert stopper("a", result(1))
     assert not stopper("unknown", result(1))
     assert not stopper.stop_all(), "each ends at its own report, with its epochs kept"

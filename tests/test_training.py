@@ -19,6 +19,7 @@ from torch import nn
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
+from resp_tune.study.schedulers import Steps
 from resp_tune.training.loop import (
     EpochResult,
     SplitTensors,
@@ -87,6 +88,47 @@ def test_same_seed_same_bits_in_another_process() -> None:
         check=True,
     )
     assert found == {done.stdout}
+
+
+@pytest.mark.parametrize("values", [{}, {"ema": 0.9, "augment_validation": True}])
+def test_folds_in_sequence_give_the_networks_of_folds_together(values: dict[str, Any]) -> None:
+    config = toy_config(**values)
+    folds = toy_folds(config, 3)
+    together, sequence = trained(config, folds), Training(config, folds, order="sequence")
+    assert (together.epochs, sequence.epochs) == (3, 9)
+    results = [sequence.run_epoch() for _ in range(9)]
+    assert sequence.done
+    assert [r.epoch for r in results] == list(range(1, 10))
+    assert [r.fold for r in results] == [0] * 3 + [1] * 3 + [2] * 3
+    for one, other in zip(together.networks(), sequence.networks(), strict=True):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+    last = together.history[-1].metrics
+    assert results[-1].metrics == pytest.approx(last)
+    assert together.history[-1].fold is None
+    for a, b in zip(together.predict_validation(), sequence.predict_validation(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Each fold alone has the score that the means add up from.
+    rows, steps = [r.row() for r in results], Steps(3, folds=3)
+    alone = [
+        all_metrics(fold.validation.labels.numpy(), p, fold.classes)["macro_f1"]
+        for fold, p in zip(folds, sequence.predict_validation(), strict=True)
+    ]
+    assert steps.fold_scores(rows, "macro_f1") == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 8])
+def test_folds_in_sequence_resume_in_the_middle_of_a_fold(stop: int) -> None:
+    config = toy_config()
+    folds = toy_folds(config, 3)
+    whole, first, second = (Training(config, folds, order="sequence") for _ in range(3))
+    for training, epochs in ((whole, 9), (first, stop)):
+        for _ in range(epochs):
+            training.run_epoch()
+    second.load_state(first.state())
+    while not second.done:
+        second.run_epoch()
+    assert fingerprint(second) == fingerprint(whole)
 
 
 def test_another_seed_is_another_training() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 # Options of `ray.init`.
@@ -105,14 +104,3 @@ def reload_authentication() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-
-
-def asha_rungs(scheduler: Any) -> list[tuple[int, dict[str, float]]]:
-    """Return the rungs of an ASHA scheduler with one bracket: epoch, and score by trial id."""
-    rungs: list[tuple[int, dict[str, float]]] = scheduler._brackets[0]._rungs
-    return rungs
-
-
-def record_asha_result(scheduler: Any, trial_id: str, epoch: int, score: float) -> None:
-    """Enter a result of an earlier run on the rungs of an ASHA scheduler with one bracket."""
-    scheduler._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), epoch, score)

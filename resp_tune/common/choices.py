@@ -14,6 +14,9 @@ TASKS = ("diagnosis", "diagnosis-8", "healthy-sick", "chronic", "copd", "cycles"
 TASK_FILES = (".yaml", ".yml")  # suffixes of a file that defines a task
 PROTOCOLS = ("patient", "official", "recording", "device")
 SCHEDULERS = ("asha", "none")
+FoldOrder = Literal["sequence", "together"]
+FOLD_ORDERS: tuple[FoldOrder, ...] = get_args(FoldOrder)
+FOLD_RULES = ("forgiving", "none")  # between folds that are trained in sequence
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
 
 # Which direction is better. The last two are reported only: a constant answer has one of them at 1.

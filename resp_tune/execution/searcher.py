@@ -46,6 +46,7 @@ class StudySearcher(Searcher):
         self.queue, self.capacity = queue, capacity
         self.keys: dict[str, TrialKey] = {}  # of the running trials, by Ray's id
         self.worker_losses: dict[str, int] = {}
+        self.stop_reasons: dict[TrialKey, str] = {}  # of trials that Ray is told to stop
         self.fatal_error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ class StudySearcher(Searcher):
         elif result["epoch"] == self.queue.epochs:
             self.queue.end(key, "finished")
         else:
-            self.queue.end(key, "pruned", self.queue.source.stop_reason(key) or "scheduler")
+            self.queue.end(key, "pruned", self.stop_reasons.pop(key, None))
 
     def config_after_loss(
         self, trial_id: str, losses: int, error: str, *, node_lost: bool = False
@@ -163,7 +164,12 @@ class StudyStopper(tune.Stopper):
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return whether a trial must stop."""
         key = self.searcher.keys.get(trial_id)
-        return key is not None and self.searcher.queue.source.stop_reason(key) is not None
+        if key is None:
+            return False
+        reason = self.searcher.queue.stop_reason(key, result["epochs"])
+        if reason is not None:
+            self.searcher.stop_reasons[key] = reason
+        return reason is not None
 
     def stop_all(self) -> bool:
         """Return whether the search has failed; otherwise trials stop at their own reports."""

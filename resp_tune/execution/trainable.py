@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,9 @@ from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.watchdog import TrialWatchdog
 from resp_tune.storage.uploader import Uploader
 from resp_tune.training.memory import is_out_of_memory, keep_freed_memory, release_memory
-from resp_tune.training.metrics import METRICS
 
 if TYPE_CHECKING:
-    from resp_tune.training.loop import EpochResult, Training
+    from resp_tune.training.loop import Training
 
 REPORT_SECONDS = 1.0  # at most one report in this time, or short epochs would flood the driver
 CHECKPOINT_SECONDS = 8.0  # what a killed trial may have to repeat, where epochs are shorter
@@ -39,12 +38,11 @@ class TrialTimeoutError(Exception):
 class TrialTrainable(tune.Trainable):
     """Run the epochs of one trial after another, in a worker process.
 
-    A result holds `epoch`, `epochs` (the rows since the last result of this attempt), `best_so_far`
-    (what rungs compare), `diverged`, `error`, `micro_batch` (if memory was short), and a `message`
-    for the terminal. An exception of the training ends the trial with `error` and leaves the worker
-    usable; only a dead worker is Ray's to retry. What is not the trial's fault and would hit the
-    next one too (a full disk, a changed recording) is a `fatal_error`: the search must stop, and
-    the trial has not ended.
+    A result holds `epoch`, `epochs` (the rows since the last result of this attempt), `diverged`,
+    `error`, `micro_batch` (if memory was short), and a `message` for the terminal. An exception of
+    the training ends the trial with `error` and leaves the worker usable; only a dead worker is
+    Ray's to retry. What is not the trial's fault and would hit the next one too (a full disk, a
+    changed recording) is a `fatal_error`: the search must stop, and the trial has not ended.
 
     Ray's own checkpoints are not used: a trial is found again by its number, whatever became of the
     Ray session that started it. Ray would ask for one only when its scheduler pauses a trial.
@@ -174,7 +172,6 @@ class TrialTrainable(tune.Trainable):
         return {
             "epoch": len(history),
             "epochs": unreported,
-            "best_so_far": best_so_far(history, self.context.metric),
             "diverged": diverged,
             "error": error,
             "fatal_error": fatal_error,
@@ -243,11 +240,3 @@ def _unwritable_is_fatal(folder: Path) -> Iterator[None]:
 def _is_fatal(cause: Exception) -> bool:
     """Return whether the next trial would fail in the same way, so that the search must stop."""
     return isinstance(cause, RespTuneError) or full_disk(cause)
-
-
-def best_so_far(history: Sequence[EpochResult], metric: str) -> float:
-    """Return the best value of `metric` yet; its worst finite value before the first epoch."""
-    worst, mode = METRICS[metric].worst, METRICS[metric].mode
-    values = [e.metrics.get(metric, worst) for e in history if e.finite]
-    best = max if mode == "max" else min
-    return best(values, default=worst)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.resources import LOGICAL_GPUS
+from resp_tune.common.choices import FoldOrder
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.storage.object_store import ObjectPath, StorageError
@@ -33,7 +34,7 @@ class TrialArtifacts:
         return self.folder if self.remote is None else self.remote.local_copy
 
     def fetch_newer_checkpoint(
-        self, run_folder: Path | str, config: TrialConfig, study: str | None
+        self, run_folder: Path | str, training: Training, study: str | None
     ) -> str | None:
         """Replace the local checkpoint of a run by the remote one if that has more epochs.
 
@@ -44,8 +45,8 @@ class TrialArtifacts:
             return None
         from resp_tune.training.checkpoint import CHECKPOINT, epochs_in
 
-        path = self.local_folder / run_folder / CHECKPOINT
-        if (local_epochs := epochs_in(path, config, study)) == config.epochs:
+        path, config = self.local_folder / run_folder / CHECKPOINT, training.config
+        if (local_epochs := epochs_in(path, config, study)) == training.epochs:
             return None
         fetched = path.with_name(f".{CHECKPOINT}.fetched.part")
         try:
@@ -63,7 +64,7 @@ class TrialArtifacts:
 class TrialContext:
     """What all trials of a search share; sent to the workers once, by Ray's object store.
 
-    `rungs` are the epochs after which the scheduler needs a report, `gpus` the share of one trial,
+    `rungs` are the steps after which a scheduler needs a report, `gpus` the share of one trial,
     `timeout` the seconds of one attempt at a trial, `study` the study's id. `requirements` are
     set on a cluster, whose nodes may join at any time.
     """
@@ -78,6 +79,7 @@ class TrialContext:
     timeout: float | None = None
     study: str | None = None
     requirements: NodeRequirements | None = None
+    fold_order: FoldOrder = "together"
 
     def start_training(self, config: TrialConfig) -> Training:
         """Return a new training of `config`, after setting this process's threads and device."""
@@ -88,7 +90,7 @@ class TrialContext:
         torch.set_num_threads(self.threads)
         frames = self.caches.frames(config.front_end, workers=self.threads)
         folds = [fold.tensors(frames, config.front_end) for fold in self.folds]
-        return Training(config, folds, self.device())
+        return Training(config, folds, self.device(), self.fold_order)
 
     def resume_training(self, config: TrialConfig, key: TrialKey) -> tuple[Training, str | None]:
         """Return the training as the checkpoint of run `key` left it, or a new one.
@@ -97,9 +99,9 @@ class TrialContext:
         """
         from resp_tune.training.checkpoint import CHECKPOINT, resume
 
-        outage = self.artifacts.fetch_newer_checkpoint(key.folder, config, self.study)
-        path = self.artifacts.local_folder / key.folder / CHECKPOINT
         training = self.start_training(config)
+        outage = self.artifacts.fetch_newer_checkpoint(key.folder, training, self.study)
+        path = self.artifacts.local_folder / key.folder / CHECKPOINT
         if damage := resume(training, path, self.study):
             return training, f"'{path}' {damage}: the trial restarts from its first epoch"
         if outage:

@@ -12,7 +12,6 @@ from ray import tune
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.paths import full_disk_in_one_line
 from resp_tune.errors import RunError
-from resp_tune.execution.schedulers import make_scheduler
 from resp_tune.execution.searcher import (
     WORKER_RETRIES,
     StudySearcher,
@@ -31,15 +30,12 @@ def run_trials(
     queue: TrialQueue,
     context: TrialContext,
     slots: TrialResources,
-    scheduler: str = "none",
-    past: Sequence[TrialRecord] = (),
     *,
     capacity: Callable[[], int] | None = None,
     trainable: type[tune.Trainable] = TrialTrainable,
 ) -> None:
-    """Run trials until the queue is empty; its study records them.
+    """Run trials until the queue is empty; its study records them, and its rules stop them.
 
-    `scheduler`, by its name, continues with the rungs that the trials in `past` had reached.
     `capacity` returns how many may run at once on a cluster, where that changes; otherwise `slots`
     holds the number. `trainable` runs a trial; benchmarks pass one that only pretends to train.
 
@@ -62,9 +58,6 @@ def run_trials(
             with_context,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=make_scheduler(
-                    scheduler, epochs=queue.epochs, metric=context.metric, past=past
-                ),
                 num_samples=-1,
                 # Without it Ray asks for one trial at a time; the searcher keeps to the capacity.
                 max_concurrent_trials=UNLIMITED if capacity else slots.concurrency,

@@ -66,9 +66,14 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     unlimited = "trials until the time budget is spent"
     budget = unlimited if spec.budget is None else plural(spec.budget, "trial")
     reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
+    folds = ""
+    if options.in_sequence:
+        folds = f" on each of {options.folds} folds in sequence ({options.rule_between_folds})"
+    elif options.folds > 1:
+        folds = f" on {options.folds} folds together"
     yield (
         "budget",
-        f"{budget} of {plural(options.epochs, 'epoch')}, {options.sampler} and "
+        f"{budget} of {plural(options.epochs, 'epoch')}{folds}, {options.sampler} and "
         f"{options.scheduler}, {compute.slots}{reruns if options.replicates > 1 else ''}",
     )
     yield "metric", f"{options.metric} on the validation split"

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from resp_tune.common.choices import METRICS, SAMPLERS, SCHEDULERS, TASK_FILES, TASKS
+from resp_tune.common.choices import (
+    FOLD_ORDERS,
+    FOLD_RULES,
+    METRICS,
+    SAMPLERS,
+    SCHEDULERS,
+    TASK_FILES,
+    TASKS,
+    FoldOrder,
+)
 from resp_tune.config import setting
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.errors import UserError, choose_from
@@ -78,6 +87,18 @@ class SearchOptions(SplitSpec):
         duration=True,
     )
     scheduler: str = _trials("asha", ", ".join(SCHEDULERS), choices=SCHEDULERS)
+    fold_order: str | None = _trials(
+        None,
+        "with --folds: sequence trains a trial's folds one after the other and may stop it between "
+        "them; together trains an epoch of each in turn (default: sequence)",
+        choices=FOLD_ORDERS,
+    )
+    fold_rule: str | None = _trials(
+        None,
+        "when a trial stops between folds: forgiving: its mean is worse than the incumbent's worst "
+        "fold; none: never (default: forgiving; none with --scheduler none)",
+        choices=FOLD_RULES,
+    )
     sampler: str = _trials("tpe", ", ".join(SAMPLERS), choices=SAMPLERS)
     replicates: int = _trials(
         1,
@@ -128,9 +149,11 @@ class SearchOptions(SplitSpec):
         for field in dataclasses.fields(SearchOptions):
             name, value = field.name, getattr(self, field.name)
             known, is_task = field.metadata.get("choices"), name == "task"
-            if known and value not in known and not (is_task and value.endswith(TASK_FILES)):
+            is_file = is_task and value.endswith(TASK_FILES)
+            if known and value not in (None, *known) and not is_file:
                 file = " (or a .yaml file that groups diagnoses)" * is_task
-                raise UserError(f"unknown --{name} '{value}': {choose_from(value, known)}{file}")
+                flag = name.replace("_", "-")
+                raise UserError(f"unknown --{flag} '{value}': {choose_from(value, known)}{file}")
         if self.name is not None:
             check_search_name(self.name)
         if self.metric == "icbhi_score" and self.task != "cycles":
@@ -145,6 +168,26 @@ class SearchOptions(SplitSpec):
         """Return the total number of trials; None if only a time budget limits them."""
         unlimited = self.trials is None and self.time_budget is None
         return DEFAULT_TRIALS if unlimited else self.trials
+
+    @property
+    def order(self) -> FoldOrder:
+        """Return the order in which a trial's folds are trained."""
+        return "together" if self.fold_order == "together" else "sequence"
+
+    @property
+    def in_sequence(self) -> bool:
+        """Return whether a trial has several folds, which are trained one after the other."""
+        return self.folds > 1 and self.order == "sequence"
+
+    @property
+    def total_epochs(self) -> int:
+        """Return the epochs of a trial, counted over all folds if these are in sequence."""
+        return self.epochs * (self.folds if self.in_sequence else 1)
+
+    @property
+    def rule_between_folds(self) -> str:
+        """Return the name of the rule that stops trials between folds."""
+        return self.fold_rule or ("none" if self.scheduler == "none" else "forgiving")
 
     @property
     def ray_address(self) -> str:
@@ -166,4 +209,5 @@ class SearchOptions(SplitSpec):
     def recorded(self) -> dict[str, Any]:
         """Return the options that MLflow records as parameters of the search."""
         names = ("metric", "epochs", "seed", "scheduler", "sampler", "replicates")
-        return self.split_spec.as_dict() | {name: getattr(self, name) for name in names}
+        folds = {"fold_order": self.order} if self.folds > 1 else {}
+        return self.split_spec.as_dict() | {name: getattr(self, name) for name in names} | folds

@@ -94,13 +94,14 @@ def load_networks(
     """
     artifacts, compute, networks = spec.location.trials, spec.compute, list[SoundNet]()
     for run in runs:
-        if reason := artifacts.fetch_newer_checkpoint(run.key.folder, run.config, study_id):
-            log.info(f"the checkpoint of trial {run.key.label} cannot be fetched ({reason})")
         path = artifacts.local_folder / run.key.folder / CHECKPOINT
         front_end = run.config.front_end
         frames = caches.frames(front_end, workers=compute.machine.cpus)
         folds = [fold.tensors(frames, front_end) for fold in spec.data.datamodule.folds()]
-        training = Training(run.config, folds, compute.driver_device_type)
+        device, order = compute.driver_device_type, spec.options.order
+        training = Training(run.config, folds, device, order)
+        if reason := artifacts.fetch_newer_checkpoint(run.key.folder, training, study_id):
+            log.info(f"the checkpoint of trial {run.key.label} cannot be fetched ({reason})")
         damage = resume(training, path, study_id)
         if not training.done:
             problem = damage or "is missing or too old"

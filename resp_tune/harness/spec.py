@@ -21,7 +21,7 @@ from resp_tune.features.cache import AudioSource
 from resp_tune.harness.options import SearchOptions
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.storage.object_store import ObjectPath
-from resp_tune.study.study import RECORDINGS
+from resp_tune.study.study import FOLD_ORDER, RECORDINGS
 from resp_tune.tracking.load_trial import DEVICE, THREADS
 from resp_tune.training.compute_device import ComputeDevice, detect_compute_device
 from resp_tune.training.datamodule import DataModule
@@ -181,11 +181,13 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
     if not data.is_resampled:
         fixed.pop("field resampling", None)  # it would refuse to resume older searches for nothing
     ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
+    order = {FOLD_ORDER: options.order} if options.folds > 1 else {}
     return {
         **task_identity(data.datamodule.clips.task),
         "protocol": options.protocol,
         "metric": options.metric,
         "folds": options.folds,
+        **order,
         "split seed": options.split_seed,
         "epochs": options.epochs,
         "seed": options.seed,

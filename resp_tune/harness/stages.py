@@ -23,7 +23,6 @@ from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
-from resp_tune.execution.schedulers import rungs
 from resp_tune.execution.searcher import RestartTrialsError
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
@@ -35,7 +34,8 @@ from resp_tune.harness.lock import HELD_BY
 from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.spec import Compute, SearchData, SearchSpec
 from resp_tune.study.replicates import ReplicateSource, replicates
-from resp_tune.study.study import STUDY_ID, TrialRecord, records
+from resp_tune.study.schedulers import decision_steps
+from resp_tune.study.study import STUDY_ID, records
 from resp_tune.study.trial_queue import Listener, SamplerSource, TrialQueue, TrialSettings
 from resp_tune.training.compute_device import resolve_precision
 
@@ -60,14 +60,12 @@ class RayBackend:
         here = self.compute.cluster is None
         check_baseline(context, self.compute.slots, config, folder, here=here)
 
-    def run(
-        self, queue: TrialQueue, context: TrialContext, scheduler: str, past: Sequence[TrialRecord]
-    ) -> None:
+    def run(self, queue: TrialQueue, context: TrialContext) -> None:
         """Run trials until the queue is empty, as `run_trials` does."""
         slots, capacity = self.compute.slots, None
         if self.compute.cluster is not None:
             capacity = cluster_capacity(slots, self.compute.max_concurrent)
-        run_trials(queue, context, slots, scheduler, past, capacity=capacity)
+        run_trials(queue, context, slots, capacity=capacity)
 
 
 def choose_trials_per_gpu(spec: SearchSpec) -> SearchSpec:
@@ -83,7 +81,7 @@ def choose_trials_per_gpu(spec: SearchSpec) -> SearchSpec:
         train=len(fold.train.label),
         validation=len(fold.validation.label),
         classes=len(fold.classes),
-        folds=spec.options.folds,
+        folds=1 if spec.options.in_sequence else spec.options.folds,
     )
     config = resolve_precision(spec.space.baseline(), compute.device)
     pool = compute.cluster or compute.machine
@@ -153,12 +151,19 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
         artifacts=location.trials,
         study=study.user_attrs[STUDY_ID],
         metric=options.metric,
-        rungs=rungs(options.scheduler, options.epochs),
+        rungs=decision_steps(options.scheduler, _trial_settings(spec).steps),
+        fold_order=options.order,
         threads=slots.threads,
         gpus=slots.gpus,
         timeout=options.trial_timeout,
         requirements=NodeRequirements.of_driver(shared_file) if on_cluster else None,
     )
+
+
+def _trial_settings(spec: SearchSpec) -> TrialSettings:
+    options, precision = spec.options, spec.compute.device.precision
+    how = (options.metric, options.epochs, options.seed, precision)
+    return TrialSettings(*how, options.folds, options.order)
 
 
 def _run_until_complete(stage: Callable[[], None]) -> None:
@@ -182,12 +187,7 @@ class _Stages:
     def replicate_source(self) -> ReplicateSource:
         """Return what proposes the replicates that are missing."""
         trials, count = records(self.study, self.spec.space), self.spec.options.replicates
-        return ReplicateSource(self.study, trials, self._settings, count)
-
-    @property
-    def _settings(self) -> TrialSettings:
-        options, precision = self.spec.options, self.spec.compute.device.precision
-        return TrialSettings(options.metric, options.epochs, options.seed, precision)
+        return ReplicateSource(self.study, trials, _trial_settings(self.spec), count)
 
     def run_trials(
         self, context: TrialContext, listeners: Sequence[Listener], deadline: float | None
@@ -196,12 +196,18 @@ class _Stages:
         options, space = self.spec.options, self.spec.space
         past = records(self.study, space)
         source = SamplerSource(
-            self.study, space, self._settings, budget=self.spec.budget, deadline=deadline
+            self.study,
+            space,
+            _trial_settings(self.spec),
+            budget=self.spec.budget,
+            deadline=deadline,
+            scheduler=options.scheduler,
+            fold_rule=options.rule_between_folds,
         )
         table = LiveTable(self.console, options, "trials", self.spec.budget, past)
         queue = TrialQueue(source, [*listeners, table])
         with table.live:
-            self.backend.run(queue, context, options.scheduler, past)
+            self.backend.run(queue, context)
 
     def run_replicates(self, context: TrialContext, listeners: Sequence[Listener]) -> None:
         """Run what is missing of the replicates; the time budget does not limit them.
@@ -218,4 +224,4 @@ class _Stages:
         # Replicates are not compared before their end, so they need no reports at rungs.
         context = dataclasses.replace(context, rungs=())
         with table.live:
-            self.backend.run(queue, context, "none", ())
+            self.backend.run(queue, context)

@@ -41,7 +41,7 @@ from resp_tune.space.search_space import APART, SearchSpace, load_space
 from resp_tune.storage.object_store import ObjectPath, is_uri
 from resp_tune.storage.remote_datasets import fetch_dataset
 from resp_tune.study.replicates import check_count
-from resp_tune.study.study import SPLIT, check_settings, read_study
+from resp_tune.study.study import SPLIT, check_settings, fold_order, read_study
 from resp_tune.tracking.uri import redact, resolve_uri
 from resp_tune.training.datamodule import make_datamodule
 from resp_tune.training.fingerprint import changed_recordings, recording_hashes
@@ -82,6 +82,8 @@ def validate(
         study = read_study(path, location.name) if path.exists() else None
         if study is not None:  # before the splits, which differ too, but cannot tell why
             check_settings(study, task_identity(task))
+            if options.fold_order is None:
+                options = dataclasses.replace(options, fold_order=fold_order(study))
         datamodule = make_datamodule(dataset, task, options.split_spec)
         saved = folder / "split.json"
         if saved.exists():

@@ -21,8 +21,8 @@ import optuna
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.study.optuna_internals import one_commit
-from resp_tune.study.study import TrialRecord, epochs_key, ranked, read_epochs
-from resp_tune.study.trial_queue import ProposalSource, Rows, TrialSettings
+from resp_tune.study.study import Rows, TrialRecord, epochs_key, ranked, read_epochs
+from resp_tune.study.trial_queue import ProposalSource, TrialSettings
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
@@ -248,7 +248,7 @@ class ReplicateSource(ProposalSource):
         ended = {k for k, r in self._runs.items() if r.state not in (None, "pruned")}
         return [key for key in keys if key not in running and key not in ended]
 
-    def stop_reason(self, key: TrialKey) -> str | None:
+    def stop_reason(self, key: TrialKey, rows: Rows = ()) -> str | None:
         """Return why a running replicate must stop at its next report, or None."""
         able = any(c.trial.number == key.number for c in eligible(self.candidates()))
         return None if able else "dropped"

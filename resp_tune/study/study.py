@@ -32,6 +32,7 @@ from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
 # Attributes of the study itself.
+FOLD_ORDER = "fold order"  # a setting
 RECORDINGS = "recordings"  # the setting that is a hash of the recordings
 SETTINGS = "resp_tune.settings"  # what defines a trial
 SPLIT = "resp_tune.split_sha256"  # digest of the split
@@ -42,7 +43,11 @@ DRIVERS = "resp_tune.drivers"  # ids of the drivers on an object store, in order
 
 # Longer than any lock that another program should hold, shorter than a user waits.
 LOCKED_SECONDS = 120
+FOLDS_RUN = "folds_run"  # in a trial's config: the folds that it was trained on
 _RESTORE = "restore it from a copy, or move the search's folder away to start over"
+
+
+Rows = Sequence[Mapping[str, float]]  # one an epoch
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,11 @@ def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
     check_settings(study, settings)
 
 
+def fold_order(study: optuna.Study) -> str:
+    """Return the order of folds of a study; all were trained together before there was another."""
+    return str(study.user_attrs.get(SETTINGS, {}).get(FOLD_ORDER, "together"))
+
+
 def check_settings(
     study: optuna.Study, settings: Mapping[str, Any], recordings: str | None = None
 ) -> None:
@@ -180,10 +190,10 @@ def check_settings(
 
     `recordings`: a description of the changed recordings, if known.
     """
-    # A field that was added after the search began had one value.
+    # A field or an option that was added after the search began had one value.
     defaults = {name: spec.default for name, spec in FIELDS.items()}
     newer = {f"field {name}": value for name, value in {**defaults, **BEFORE_ADDED}.items()}
-    known = {**newer, **study.user_attrs.get(SETTINGS, settings)}
+    known = {**newer, FOLD_ORDER: "together", **study.user_attrs.get(SETTINGS, settings)}
     differing = [key for key, value in settings.items() if known.get(key) != value]
     changed = [
         f"{key} was {known.get(key)!r}, now {settings[key]!r}"
@@ -208,10 +218,15 @@ def trial_seed(search_seed: int, number: int) -> int:
 def records(study: optuna.Study, space: SearchSpace) -> list[TrialRecord]:
     """Return every trial that was handed out, by number."""
     return [
-        read_record(trial, space, TrialConfig.from_saved(trial.user_attrs["config"]))
+        read_record(trial, space, TrialConfig.from_saved(saved_config(trial)))
         for trial in study.get_trials(deepcopy=False)
         if "config" in trial.user_attrs
     ]
+
+
+def saved_config(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the fields of a trial's config in the study; none before it was handed out."""
+    return {k: v for k, v in trial.user_attrs.get("config", {}).items() if k != FOLDS_RUN}
 
 
 def read_record(trial: FrozenTrial, space: SearchSpace, config: TrialConfig) -> TrialRecord:

@@ -6,26 +6,34 @@ import dataclasses
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
 from optuna.trial import TrialState
 
-from resp_tune.common.choices import State
+from resp_tune.common.choices import FoldOrder, State
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import Precision, TrialConfig
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_internals import one_commit, reopen_trial, stored_trial
+from resp_tune.study.schedulers import Steps, make_schedulers
 from resp_tune.study.space_sampler import SpaceSampler
-from resp_tune.study.study import TrialRecord, epochs_key, read_record, trial_seed
+from resp_tune.study.study import (
+    FOLDS_RUN,
+    Rows,
+    TrialRecord,
+    epochs_key,
+    read_record,
+    records,
+    saved_config,
+    trial_seed,
+)
 from resp_tune.training.metrics import METRICS
 
 MAX_INITIAL_FAILURES = 3
-
-Rows = Sequence[Mapping[str, float]]  # one an epoch
 
 
 class Listener(Protocol):
@@ -43,12 +51,27 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """The settings that all runs of a search share. `precision`: the one that `auto` stands for."""
+    """The settings that all runs of a search share. `precision`: the one that `auto` stands for.
+
+    `epochs` are those of a fold.
+    """
 
     metric: str
     epochs: int
     seed: int
     precision: Precision = "auto"
+    folds: int = 1
+    fold_order: FoldOrder = "sequence"
+
+    @property
+    def steps(self) -> Steps:
+        """Return the steps of a run."""
+        return Steps(self.epochs, self.folds if self.fold_order == "sequence" else 1)
+
+    def folds_run(self, rows: Rows) -> int:
+        """Return on how many folds a run with the epochs `rows` was trained, if not to the end."""
+        started = -(-len(rows) // self.epochs)
+        return started if self.fold_order == "sequence" else self.folds * started
 
 
 class ProposalSource(ABC):
@@ -62,8 +85,8 @@ class ProposalSource(ABC):
         """Return the next run, stored as running, or None while there is none."""
 
     @abstractmethod
-    def stop_reason(self, key: TrialKey) -> str | None:
-        """Return why a running run must stop at its next report, or None."""
+    def stop_reason(self, key: TrialKey, rows: Rows = ()) -> str | None:
+        """Return why a running run with the epochs `rows` must stop, or None."""
 
     @abstractmethod
     def save(self, run: TrialRecord, rows: Rows = (), reason: str | None = None) -> None:
@@ -90,8 +113,8 @@ class TrialQueue:
 
     @property
     def epochs(self) -> int:
-        """The epochs of a whole run."""
-        return self.source.settings.epochs
+        """The epochs of a whole run, on all its folds."""
+        return self.source.settings.steps.total
 
     def config(self, key: TrialKey) -> TrialConfig:
         """Return the current config of a running run."""
@@ -122,7 +145,7 @@ class TrialQueue:
         """
         fault_point("trial-advances", str(key.folder))
         run = self._running[key]
-        rows = [row for row in rows if row["epoch"] > len(run.epochs)]
+        rows = self._new(key, rows)
         if micro_batch not in (None, run.config.micro_batch):
             config = run.config.replace({"micro_batch": micro_batch})
             run = dataclasses.replace(run, config=config)
@@ -134,6 +157,16 @@ class TrialQueue:
         if rows:
             for listener in self.listeners:
                 listener.advanced(run, rows)
+
+    def stop_reason(self, key: TrialKey, rows: Sequence[dict[str, float]]) -> str | None:
+        """Return why a running run must stop after the new epochs `rows`, or None."""
+        known = self._running[key].epochs
+        return self.source.stop_reason(key, [*known, *self._new(key, rows)])
+
+    def _new(self, key: TrialKey, rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+        """Return the epochs in `rows` that are not known yet."""
+        known = len(self._running[key].epochs)
+        return [row for row in rows if row["epoch"] > known]
 
     def end(self, key: TrialKey, state: State, reason: str | None = None) -> None:
         """Record the end of a running run. `reason`: its error, or what stopped it."""
@@ -161,7 +194,7 @@ class SamplerSource(ProposalSource):
 
     Trials that an earlier driver left running come first, with the same number and parameters;
     then the sampler suggests new ones until there are `budget` trials or `deadline`, a value of
-    `time.monotonic`, has passed.
+    `time.monotonic`, has passed. `scheduler` stops trials within a fold, `fold_rule` between folds.
     """
 
     def __init__(
@@ -172,6 +205,8 @@ class SamplerSource(ProposalSource):
         *,
         budget: int | None,
         deadline: float | None = None,
+        scheduler: str = "none",
+        fold_rule: str = "none",
     ) -> None:
         super().__init__(study, settings)
         self.space, self.budget, self.deadline = space, budget, deadline
@@ -182,13 +217,21 @@ class SamplerSource(ProposalSource):
         self._handed_out = sum(t.state != TrialState.WAITING for t in trials)
         self._ends: list[State] = []
         self._trials: dict[TrialKey, optuna.trial.Trial] = {}  # the running ones
+        self._schedulers = make_schedulers(
+            scheduler, fold_rule, settings.metric, settings.steps, records(study, space)
+        )
         if not trials:
             study.enqueue_trial(space.baseline_params())
 
-    def stop_reason(self, key: TrialKey | None = None) -> str | None:
-        """Return "time budget" once the deadline has passed."""
-        over = self.deadline is not None and time.monotonic() > self.deadline
-        return "time budget" if over else None
+    def stop_reason(self, key: TrialKey, rows: Rows = ()) -> str | None:
+        """Return "time budget" once the deadline has passed, else what a scheduler decides."""
+        if self._is_late():
+            return "time budget"
+        reasons = [scheduler.stop_reason(key, rows) for scheduler in self._schedulers]
+        return next(filter(None, reasons), None)
+
+    def _is_late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def propose(self, running: Collection[TrialKey]) -> TrialRecord | None:
         """Return the next trial, stored as running, or None once the budget is spent."""
@@ -203,7 +246,7 @@ class SamplerSource(ProposalSource):
             fault_point("trial-asked")
             config = self._config(trial)
             trial.set_user_attr("seed", config.seed)
-            trial.set_user_attr("config", config.as_dict())
+            trial.set_user_attr("config", config.as_dict() | {FOLDS_RUN: 0})
         run = read_record(stored_trial(trial), self.space, config)
         self._trials[run.key] = trial
         return run
@@ -215,17 +258,18 @@ class SamplerSource(ProposalSource):
             values["precision"] = self.settings.precision
         # An interrupted trial keeps the config it began with: the precision of the machine it was
         # on, and a micro-batch that it had to halve.
-        return self.space.base.replace(values | stored_trial(trial).user_attrs.get("config", {}))
+        return self.space.base.replace(values | saved_config(stored_trial(trial)))
 
     def _is_over(self) -> bool:
         """Return whether the budget or the time is spent, or all trials fail, as the next would."""
         spent = self.budget is not None and self._handed_out >= self.budget
         failing = set(self._ends) == {"failed"} and len(self._ends) >= MAX_INITIAL_FAILURES
-        return spent or failing or self.stop_reason() is not None
+        return spent or failing or self._is_late()
 
     def save(self, run: TrialRecord, rows: Rows = (), reason: str | None = None) -> None:
         """Store a trial whose config, epochs or state have changed; tell the sampler its scores."""
-        trial, config = self._trials[run.key], run.config.as_dict()
+        trial = self._trials[run.key]
+        config = run.config.as_dict() | {FOLDS_RUN: self.settings.folds_run(run.epochs)}
         with one_commit(self.study):
             if stored_trial(trial).user_attrs["config"] != config:
                 trial.set_user_attr("config", config)
@@ -239,6 +283,8 @@ class SamplerSource(ProposalSource):
         if run.state is not None:
             self._ends.append(run.state)
             del self._trials[run.key]
+            for scheduler in self._schedulers:
+                scheduler.add(run)
 
     def _end(self, trial: optuna.trial.Trial, run: TrialRecord, reason: str | None) -> None:
         trial.set_user_attr("seconds", run.seconds)

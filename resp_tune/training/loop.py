@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from resp_tune.common.choices import FoldOrder
 from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import AugmentParams, augment_params, eval_params
@@ -46,9 +47,11 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Losses and metrics of one epoch, means over the inner folds.
+    """Losses and metrics of one epoch.
 
-    `epoch` counts from 1; `seconds` is the time for training and validation.
+    `epoch` counts from 1, over all folds if these are trained in sequence; `fold` is then the one
+    that was trained, from 0. Metrics are means over the folds until then. `seconds` is the time for
+    training and validation.
     """
 
     epoch: int
@@ -57,6 +60,7 @@ class EpochResult:
     metrics: dict[str, float]
     lr: float
     seconds: float
+    fold: int | None = None
 
     @property
     def finite(self) -> bool:
@@ -67,15 +71,23 @@ class EpochResult:
         """Return a flat row, with the column names of MLflow and `epochs.csv`."""
         first = {"epoch": self.epoch, "train_loss": self.train_loss, "val_loss": self.val_loss}
         metrics = {f"val_{name}": value for name, value in self.metrics.items()}
-        return {**first, **metrics, "lr": self.lr, "seconds": self.seconds}
+        fold = {} if self.fold is None else {"fold": self.fold}
+        return {**first, **metrics, "lr": self.lr, "seconds": self.seconds, **fold}
 
     @classmethod
     def from_row(cls, row: Mapping[str, float]) -> EpochResult:
         """Return the result that `row()` has described."""
-        others = {"epoch", "train_loss", "val_loss", "lr", "seconds"}
+        others = {"epoch", "train_loss", "val_loss", "lr", "seconds", "fold"}
         metrics = {k.removeprefix("val_"): v for k, v in row.items() if k not in others}
-        losses = (row["train_loss"], row["val_loss"])
-        return cls(int(row["epoch"]), *losses, metrics, row["lr"], row["seconds"])
+        losses, fold = (row["train_loss"], row["val_loss"]), row.get("fold")
+        return cls(
+            int(row["epoch"]),
+            *losses,
+            metrics,
+            row["lr"],
+            row["seconds"],
+            None if fold is None else int(fold),
+        )
 
 
 def fit(
@@ -93,14 +105,19 @@ def fit(
 class Training:
     """Training that can stop after any epoch and resume from `state()`, with the same bits.
 
-    All folds advance together, so that each epoch's metrics are means over all of them, which a
-    scheduler can compare.
+    With the `order` `together` an epoch is one of every fold; with `sequence` a fold is trained to
+    its end before the next one. The networks at the end are the same, to the last bit.
     """
 
     def __init__(
-        self, config: TrialConfig, folds: Sequence[TrainingData], device: str | torch.device = "cpu"
+        self,
+        config: TrialConfig,
+        folds: Sequence[TrainingData],
+        device: str | torch.device = "cpu",
+        order: FoldOrder = "together",
     ) -> None:
         self.config = config
+        self.in_sequence = order == "sequence" and len(folds) > 1
         self.history: list[EpochResult] = []
         shared = folds[0].train.clips.frames
         splits = [split for data in folds for split in (data.train, data.validation)]
@@ -114,21 +131,43 @@ class Training:
         """Return True after the last epoch, and after one whose loss is not finite."""
         if not self.history:
             return False
-        return len(self.history) == self.config.epochs or not self.history[-1].finite
+        return len(self.history) == self.epochs or not self.history[-1].finite
+
+    @property
+    def epochs(self) -> int:
+        """Return the number of epochs of the whole training."""
+        return self.config.epochs * (len(self.folds) if self.in_sequence else 1)
 
     def run_epoch(self) -> EpochResult:
         """Train and validate for an epoch; append the result to `history` and return it."""
         started = time.perf_counter()
-        epoch = len(self.history) + 1
-        train_loss = float(np.mean([fold.train(epoch) for fold in self.folds]))
+        folds, epoch, earlier = self.folds, len(self.history) + 1, 0
+        if self.in_sequence:
+            earlier, epoch = divmod(len(self.history), self.config.epochs)
+            folds, epoch = self.folds[earlier : earlier + 1], epoch + 1
+        train_loss = float(np.mean([fold.train(epoch) for fold in folds]))
         # A network with infinite weights gives NaN probabilities, which no metric accepts.
         finite = math.isfinite(train_loss)
-        metrics = [fold.validate(epoch) if finite else {} for fold in self.folds]
+        metrics = [fold.validate(epoch) if finite else {} for fold in folds]
         # A tiny fold may lack what a metric needs.
         shared = [name for name in metrics[0] if all(name in m for m in metrics)]
         means = {name: float(np.mean([m[name] for m in metrics])) for name in shared}
-        val_loss, seconds = means.get("log_loss", math.nan), time.perf_counter() - started
-        result = EpochResult(epoch, train_loss, val_loss, means, self.folds[0].lr, seconds)
+        if earlier:
+            before = self.history[earlier * self.config.epochs - 1].metrics
+            means = {
+                name: (before[name] * earlier + value) / (earlier + 1)
+                for name, value in means.items()
+                if name in before
+            }
+        result = EpochResult(
+            len(self.history) + 1,
+            train_loss,
+            means.get("log_loss", math.nan),
+            means,
+            folds[0].lr,
+            time.perf_counter() - started,
+            earlier if self.in_sequence else None,
+        )
         self.history.append(result)
         return result
 
@@ -138,8 +177,12 @@ class Training:
             fold.try_one_batch()
 
     def predict_validation(self) -> list[npt.NDArray[np.float32]]:
-        """Return the probabilities of each fold's network for its own validation split."""
-        return [fold.predict_validation(len(self.history)) for fold in self.folds]
+        """Return the probabilities of each fold's network for its own validation split.
+
+        The training must be done if folds are trained in sequence.
+        """
+        epochs = self.config.epochs if self.in_sequence else len(self.history)
+        return [fold.predict_validation(epochs) for fold in self.folds]
 
     def networks(self) -> list[SoundNet]:
         """Return the trained networks, one a fold, ready to predict."""

@@ -65,7 +65,6 @@ class Instant(tune.Trainable):
             "number": self.number,
             "epoch": self.epoch,
             "epochs": [row],
-            "best_so_far": score,
             "diverged": False,
             "error": None,
             "micro_batch": None,

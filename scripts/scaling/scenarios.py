@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from resp_tune.execution.schedulers import grace_period
 from resp_tune.execution.trainable import CHECKPOINT_SECONDS, REPORT_SECONDS
+from resp_tune.study.schedulers import grace_period
 from scaling.driver_loop import LoopCosts
 from scaling.measurements import Measurements
 from scaling.simulation import Outcome, Workload, saturation, simulate

@@ -31,7 +31,7 @@ from support.warm import WarmProcess
 class InlineBackend(RayBackend):
     """Drives the searcher as Ray Tune does; trials that would run at once take turns.
 
-    The scheduler is not asked, as with `--scheduler none`. `trainable`: what runs a trial.
+    `trainable`: what runs a trial.
     """
 
     trainable: type[tune.Trainable] = TrialTrainable
@@ -42,7 +42,7 @@ class InlineBackend(RayBackend):
     def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
         check_baseline(context, self.compute.slots, config, folder)
 
-    def run(self, queue: TrialQueue, context: TrialContext, *scheduler: Any) -> None:
+    def run(self, queue: TrialQueue, context: TrialContext) -> None:
         searcher = StudySearcher(queue, lambda: self.compute.slots.concurrency)
         stop = StudyStopper(searcher)
         idle: list[Any] = []

@@ -62,7 +62,6 @@ class InstantTrial:
         return {
             "epoch": self.epoch,
             "epochs": [{**row, "seconds": 0.1}],
-            "best_so_far": score,
             "diverged": end == "nan",
             "error": end if end != "nan" else None,
             "fatal_error": None,

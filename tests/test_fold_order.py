@@ -1,0 +1,128 @@
+"""Folds one after the other: scores, epochs and files know of them, and a restart as well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from support.audits import few_trees
+from support.instant import search_here, small_spec, small_study
+from support.trial_queues import SPACE, next_of, row, study_at
+
+from resp_tune.errors import UserError
+from resp_tune.harness.spec import SearchSpec, trial_identity
+from resp_tune.search import read_options
+from resp_tune.study.study import FOLD_ORDER, SETTINGS, bind_settings, records
+from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings
+from resp_tune.training.model_bundle import load_bundle
+
+
+def finish(spec: SearchSpec) -> dict[str, Any]:
+    with few_trees():
+        return json.loads(search_here(spec).read_bytes())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("order", ["sequence", "together"])
+def test_a_search_on_three_folds(order: str, tmp_path: Path) -> None:
+    flags = ("--folds", "3", "--fold-order", order, "--trials", "2", "--replicates", "2")
+    spec = small_spec(tmp_path, *flags)
+    summary = finish(spec)
+    steps = 9 if order == "sequence" else 3
+    assert summary["trials"]["finished"] == 2
+    trials = small_study(spec).get_trials()
+    for trial in trials:
+        assert sorted(trial.intermediate_values) == list(range(1, steps + 1))
+        assert trial.user_attrs["config"]["folds_run"] == 3
+        assert trial.value == pytest.approx(trial.intermediate_values[steps])
+    table = pd.read_csv(spec.location.folder / "trials.csv")
+    assert list(table["epochs"]) == [steps] * 2
+    epochs = pd.read_csv(spec.location.folder / "epochs.csv")
+    if order == "sequence":
+        assert list(epochs[epochs["number"] == 0]["fold"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    else:
+        assert "fold" not in epochs
+    replicates = pd.read_csv(spec.location.folder / "replicates.csv")
+    assert list(replicates["epochs"]) == [steps] * len(replicates)
+    bundle = load_bundle(spec.location.folder / "winner")
+    assert len(bundle.networks) == 2 * 3, "two seeds on each fold"
+    client = MlflowClient(spec.location.tracking_uri)
+    history = client.get_metric_history(table["mlflow_run_id"][0], "val_macro_f1")
+    assert sorted(m.step for m in history) == list(range(1, steps + 1))
+    rerun = finish(small_spec(tmp_path, *flags[:2], *flags[4:]))  # the order is the study's
+    assert rerun["winner"] == summary["winner"]
+
+
+def test_both_orders_score_a_trial_alike(tmp_path: Path) -> None:
+    scores = []
+    for order in ("sequence", "together"):
+        flags = ("--folds", "2", "--fold-order", order, "--trials", "1", "--name", order)
+        spec = small_spec(tmp_path, *flags)
+        finish(spec)
+        (trial,) = records(small_study(spec), spec.space)
+        scores.append(trial.validation)
+    assert scores[0] == pytest.approx(scores[1])
+
+
+def test_a_study_of_an_earlier_release_keeps_its_order(tmp_path: Path) -> None:
+    spec = small_spec(tmp_path, "--folds", "2")
+    assert spec.options.order == "sequence"
+    identity = trial_identity(spec.options, spec.space, spec.data)
+    assert identity.pop(FOLD_ORDER) == "sequence"
+    bind_settings(small_study(spec), identity | {})
+    study = small_study(spec)
+    study.set_user_attr(SETTINGS, identity)  # as release 0.1 wrote it
+    assert small_spec(tmp_path, "--folds", "2").options.order == "together"
+    with pytest.raises(UserError, match="fold order was 'together', now 'sequence'"):
+        small_spec(tmp_path, "--folds", "2", "--fold-order", "sequence")
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UserError, match="unknown --fold-order 'serial': "):
+        read_options(["--fold-order", "serial"])
+    with pytest.raises(UserError, match="unknown --fold-rule 'strict': "):
+        read_options(["--fold-rule", "strict"])
+
+
+# Between folds
+
+
+SETTINGS_OF_TWO = TrialSettings("macro_f1", epochs=2, seed=5, folds=2)
+
+
+def queue(folder: Path) -> TrialQueue:
+    rules = {"scheduler": "none", "fold_rule": "forgiving"}
+    source = SamplerSource(study_at(folder), SPACE, SETTINGS_OF_TWO, budget=9, **rules)  # type: ignore[arg-type]  # names
+    return TrialQueue(source)
+
+
+def train(trials: TrialQueue, *means: float) -> str | None:
+    """Report the means of a trial's steps until a rule stops it; return the reason."""
+    key, reason = next_of(trials)["key"], None
+    for step, mean in enumerate(means, 1):
+        if reason := trials.stop_reason(key, [row(step, mean)]):
+            trials.advance(key, [row(step, mean)])
+            trials.end(key, "pruned", reason)
+            return reason
+        trials.advance(key, [row(step, mean)])
+    trials.end(key, "finished")
+    return None
+
+
+def test_a_fold_is_started_only_if_the_trial_may_still_win(tmp_path: Path) -> None:
+    trials = queue(tmp_path)
+    assert train(trials, 0.1, 0.6, 0.6, 0.5) is None  # folds: .6 and .4
+    assert train(trials, 0.9, 0.3) == "fold 1"
+    trials = queue(tmp_path)  # after a restart
+    assert train(trials, 0.1, 0.39) == "fold 1"
+    assert train(trials, 0.1, 0.41, 0.4, 0.41) is None
+    stored = study_at(tmp_path).get_trials()
+    states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.COMPLETE]
+    assert [t.state for t in stored] == states
+    assert [t.user_attrs["config"]["folds_run"] for t in stored] == [2, 1, 1, 2]
+    assert [t.user_attrs.get("stopped") for t in stored] == [None, "fold 1", "fold 1", None]
+    assert len(records(study_at(tmp_path), SPACE)) == 4, "the configs can be read"
