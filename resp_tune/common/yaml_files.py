@@ -26,10 +26,10 @@ def read_yaml(name: str, path: Path, max_bytes: int = MAX_BYTES) -> Any:
     try:
         if path.stat().st_size > max_bytes:
             raise UserError(f"{name}: has over {max_bytes} bytes: use fewer words")
-        content = path.read_bytes()  # in UTF-8 or, with a byte order mark, UTF-16
+        text = path.read_text(encoding="utf-8")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", YAMLWarning)  # of style
-            return YAML(typ="safe", pure=True).load(content)  # the C parser knows only YAML 1.1
+            return YAML(typ="safe", pure=True).load(text)  # the C parser knows only YAML 1.1
     except DuplicateKeyError as error:
         key = re.search(r'duplicate key "(.*?)" with value', str(error), re.DOTALL)
         shown = shorten(key[1]) if key else "a key"
@@ -52,9 +52,6 @@ def _line(error: MarkedYAMLError) -> str:
 
 def _cause(error: object) -> str:
     text = " ".join(str(error).split())
-    hints = {
-        "alias": '; write "*" in quotes',
-        "'\\t'": "; write spaces",
-        ' byte in "': "; use UTF-8",
-    }
-    return shorten(text, 200) + "".join(hint for word, hint in hints.items() if word in text)
+    hints = {"alias": 'write "*" in quotes', "'\\t'": "write spaces", "codec": "save it as UTF-8"}
+    found = [f"; {hint}" for word, hint in hints.items() if word in text]
+    return shorten(text, 200) + "".join(found)
