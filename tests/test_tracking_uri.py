@@ -19,6 +19,7 @@ import pytest
 from support.ports import free_port
 
 from resp_tune.errors import UserError
+from resp_tune.tracking.registry import fetch_bundle
 from resp_tune.tracking.store_probe import check_there, probe
 from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.ui_links import search_links
@@ -83,9 +84,12 @@ def web_server(
         (500, "500"),
     ],
 )
-def test_probe_refuses_what_answers_wrongly(status: int, words: str) -> None:
-    with web_server(status, b"<html>") as address, pytest.raises(UserError, match=words):
-        probe(address)
+def test_probe_refuses_what_answers_wrongly(status: int, words: str, tmp_path: Path) -> None:
+    with web_server(status, b"<html>") as address:
+        with pytest.raises(UserError, match=words):
+            probe(address)
+        with pytest.raises(UserError, match=words):  # so do other commands
+            fetch_bundle("models:/resp_tune@champion", address, tmp_path)
 
 
 EXPERIMENT = {"experiment_id": "7", "name": "resp_tune", "lifecycle_stage": "active"}

@@ -24,7 +24,7 @@ from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
 from resp_tune.tracking.model_files import BUNDLE, bundle_sizes, fetch_files, holds
 from resp_tune.tracking.moved_store import is_writable, readable
-from resp_tune.tracking.store_probe import check_there
+from resp_tune.tracking.store_probe import check_there, probe
 from resp_tune.tracking.tags import Tag
 from resp_tune.tracking.uri import redact, root_cause, sqlite_file
 
@@ -221,6 +221,7 @@ def fetch_bundle(model_uri: str, tracking_uri: str, into: Path) -> Path:
         readable(tracking_uri) as opened,
         tempfile.TemporaryDirectory(prefix="resp_tune-fetch-") as scratch,
     ):
+        probe(opened, write=False)
         client = connect(opened)
         try:
             if match["alias"]:
