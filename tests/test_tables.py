@@ -79,6 +79,8 @@ def rows(template: str, separator: str = "\n") -> str:
         "Unnamed: 0,Participant,Disease\n" + rows("{n},{p},{d}"),
         "No,Case,Disease\n" + rows("{n},{p},{d}"),
         "id,code,diagnosis\n" + rows("{n},{p},{d}"),
+        "Name,Diagnosis\n" + rows("{p},{d}"),
+        "No,Name,Diagnosis\n" + rows("{n},{p},{d}"),
         "Diagnose;Alter;Patienten-Nr.\n" + rows("{d};4{n},5;{p}"),
         "Paciente;Diagnóstico;Edad\n" + rows("{p};{d};4{n},5"),
         "病人\t年龄\t诊断\n" + rows("{p}\t4{n}\t{d}"),
@@ -162,6 +164,7 @@ def test_a_row_that_is_not_clear_is_named_and_not_used(
         ("Patient,Age\n" + rows("{p},4{n}"), "'Patient, Age' no column is that of the diagnosis"),
         ("File,Diagnosis,Ward\n" + rows("x{n},{d},A"), "no column is that of the patient"),
         ("Code,Number,Diagnosis\n" + rows("{p},{p},{d}"), "several columns may be"),
+        ("Patient,Diagnosis\n" + rows("#{p},{d}"), "rows begin with #, as comments do: '#101"),
         ("Patient,,Diagnosis\nNo,Code,\n" + rows("10{n},{p},{d}"), "several columns may be"),
         ("version https://git-lfs.github.com/spec/v1\nsize 1\n", "a git-lfs pointer: run git lfs"),
         ("Patient,Diagnosis 1,Diagnosis 2\n" + rows("{p},{d},"), "'Patient, Diagnosis 1, Diag"),
@@ -325,6 +328,22 @@ def test_row_numbers_that_are_patients_too_are_not_their_column(tmp_path: Path) 
     assert labels.diagnoses == {"1": "URTI", "2": "Healthy", "3": "COPD", "4": "Flu"}
     assert labels.people == {}
     assert [line for line in labels.problems if "no known header, but '1, 64, F, 3'" in line]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",Diagnosis\n0,COPD\n1,URTI\n2,Flu\n",
+        ",Diagnosis\n1,COPD\n2,URTI\n3,Flu\n",
+        "No,Diagnosis\n0,COPD\n1,URTI\n2,Flu\n",
+        "No,Name,Diagnosis\n1,3,COPD\n2,2,URTI\n3,1,Flu\n",
+        "0,COPD\n1,URTI\n2,Flu\n",
+    ],
+)
+def test_row_numbers_are_not_taken_for_patients(tmp_path: Path, text: str) -> None:
+    labels = read(tmp_path, ("1", "2", "3"), text.encode())
+    assert labels.diagnoses == {}
+    assert labels.problems[1].startswith("patient_diagnosis.csv is not used: i")
 
 
 def test_a_thousand_is_not_taken_for_one(tmp_path: Path) -> None:

@@ -111,7 +111,10 @@ def find_key(grid: Grid, key: Column, others: Sequence[Column], keys: Keys) -> i
         if name not in key.vague and any(c.knows(name) for c in others)
     ]
     if not clear and grid.width == 2 and len(named) == 1:
-        return 1 - named[0]
+        other = 1 - named[0]
+        if _is_index(grid, other) or counts_from_0(grid.values(other), keys):
+            raise unclear(grid, "no column is", key)
+        return other
     free = clear or [i for i in range(grid.width) if i not in named]
     known = [i for i in free if keys.fill(grid.values(i))]
     if len(known) > 1:
@@ -133,6 +136,11 @@ def counts_rows(values: Sequence[str]) -> bool:
     numbers = [int(value) for value in values if re.fullmatch("[0-9]{1,9}", value)]
     rising = numbers == sorted(set(numbers))
     return rising and len(numbers) > max(2, len(values) - 2) and numbers[-1] <= len(values) + 1
+
+
+def counts_from_0(values: Sequence[str], keys: Keys) -> bool:
+    """Tell whether values count the rows from 0, which is no key."""
+    return counts_rows(values) and values[0] == "0" and "0" not in keys
 
 
 def _is_index(grid: Grid, index: int) -> bool:

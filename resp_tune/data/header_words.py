@@ -19,7 +19,18 @@ PATIENT = Column(
         unicodedata.normalize("NFKD", f"(id|no|nr|num|numero|cod|code)?({_PERSONS}){_IDS}|pid")
     ),
     frozenset(
-        ("id", "ids", "case", "cases", "caseid", "caseno", "casenumber", "person", "personid")
+        (
+            "id",
+            "ids",
+            "case",
+            "cases",
+            "caseid",
+            "caseno",
+            "casenumber",
+            "person",
+            "personid",
+            "name",
+        )
     ),
 )
 DIAGNOSIS = Column(

@@ -15,6 +15,7 @@ from resp_tune.data.columns import (
     Grid,
     Keys,
     check_same,
+    counts_from_0,
     counts_rows,
     find_header,
     find_key,
@@ -258,7 +259,10 @@ def _grid(text: str, keys: Keys, known: Sequence[Column]) -> tuple[Grid, list[st
     at = find_header(rows, known, keys)
     header = None if at is None else rows[at]
     above = [] if at is None else rows[:at]
-    body = [row for row in rows[len(above) + (at is not None) :] if row.cells[0][:1] != "#"]
+    below = rows[len(above) + (at is not None) :]
+    body = [row for row in below if row.cells[0][:1] != "#"]
+    if below and not body:
+        raise TableError(f"all its rows begin with #, as comments do: {below[0]}")
     if not body:
         raise TableError(f"it has no rows below its header {header}" if header else "it is empty")
     kept, problems = drop_ragged(
@@ -294,7 +298,7 @@ def _is_header(cell: str, keys: Keys) -> bool:
 
 def _pair(grid: Grid, key: Column, value: Column, keys: Keys) -> tuple[int, int]:
     """Return the columns of a table of a key and one value."""
-    if not grid.header and grid.width > 2:
+    if not grid.header and (grid.width > 2 or counts_from_0(grid.values(0), keys)):
         raise unclear(grid, "no column is", key, value)
     if not grid.header:
         known = [i for i in (0, 1) if keys.fill(grid.values(i))]
