@@ -26,7 +26,7 @@ from resp_tune.harness.options import SearchOptions
 
 if TYPE_CHECKING:
     from resp_tune.data.tasks import Task
-    from resp_tune.training.datamodule import DataModule
+    from resp_tune.training.datamodule import DataModule, FoldTables
     from resp_tune.training.loop import Training
 
 log = logging.getLogger("resp_tune.train")
@@ -101,8 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info(f"note: {note}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the training, not after it
-    training = _train(request, datamodule)
-    _print_result(training, datamodule)
+    folds = datamodule.folds()
+    if request.own_folds is not None:
+        folds = datamodule.reshuffle().folds_of(request.own_folds)
+    training = _train(request, datamodule, folds)
+    _print_result(training, datamodule, folds)
     if out is not None:
         print(_save(out, training, datamodule, request.split_spec))
 
@@ -112,7 +115,8 @@ class TrainRequest:
     """What to train, and on which split.
 
     `threads`: of torch, None for all cores. `split_sha256` is the digest of the split that a
-    repeated trial had; `on_cpu` tells that it was trained on the CPU.
+    repeated trial had; `on_cpu` tells that it was trained on the CPU; `own_folds` is its number if
+    it had inner folds of its own.
     """
 
     config: TrialConfig
@@ -121,6 +125,7 @@ class TrainRequest:
     threads: int | None
     split_sha256: str | None = None
     on_cpu: bool = False
+    own_folds: int | None = None
 
 
 def read_arguments(args: Namespace) -> TrainRequest:
@@ -150,7 +155,7 @@ def read_arguments(args: Namespace) -> TrainRequest:
         config, split_spec = TrialConfig.from_saved(trial.config), trial.split_spec
         task = task_from_classes(trial.task, trial.task_classes)
         threads = threads or trial.threads
-        repeated = {"split_sha256": trial.split_sha256, "on_cpu": trial.on_cpu}
+        repeated = {name: getattr(trial, name) for name in ("split_sha256", "on_cpu", "own_folds")}
     if args.task is not None:
         task = find_task(args.task)
     overrides = {k: getattr(args, k) for k in ("seed", "epochs") if getattr(args, k) is not None}
@@ -166,7 +171,7 @@ def _empty_folder(path: str) -> Path:
     return folder
 
 
-def _train(request: TrainRequest, datamodule: DataModule) -> Training:
+def _train(request: TrainRequest, datamodule: DataModule, folds: Sequence[FoldTables]) -> Training:
     import torch
 
     from resp_tune.cluster.resources import this_machine
@@ -186,7 +191,7 @@ def _train(request: TrainRequest, datamodule: DataModule) -> Training:
     keep_freed_memory()
     config = resolve_precision(config, detect_compute_device(device))
     log.info(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
-    training = Training(config, [f.tensors(frames, front_end) for f in datamodule.folds()], device)
+    training = Training(config, [f.tensors(frames, front_end) for f in folds], device)
     print("epoch", *COLUMNS, "seconds", sep="\t")
     while not training.done:
         epoch = training.run_epoch()
@@ -198,11 +203,11 @@ def _train(request: TrainRequest, datamodule: DataModule) -> Training:
     return training
 
 
-def _print_result(training: Training, datamodule: DataModule) -> None:
+def _print_result(training: Training, datamodule: DataModule, folds: Sequence[FoldTables]) -> None:
     from resp_tune.training.metrics import majority_accuracy
 
     last = training.history[-1].metrics
-    rates = [majority_accuracy(f.validation.label) for f in datamodule.folds()]
+    rates = [majority_accuracy(f.validation.label) for f in folds]
     print(
         f"validation after epoch {len(training.history)}: accuracy {last['accuracy']:.4f}, "
         f"majority rate {sum(rates) / len(rates):.4f}, balanced accuracy "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 from support.audits import few_trees
 from support.instant import search_here, small_spec, small_study
+from support.searches import command
 from support.trial_queues import SPACE, next_of, row, study_at
 
 from resp_tune.errors import UserError
@@ -19,6 +22,7 @@ from resp_tune.harness.spec import SearchSpec, trial_identity
 from resp_tune.search import read_options
 from resp_tune.study.study import FOLD_ORDER, SETTINGS, bind_settings, records
 from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings
+from resp_tune.training.datamodule import FoldTables
 from resp_tune.training.model_bundle import load_bundle
 
 
@@ -86,6 +90,68 @@ def test_unknown_names_are_refused() -> None:
         read_options(["--fold-order", "serial"])
     with pytest.raises(UserError, match="unknown --fold-rule 'strict': "):
         read_options(["--fold-rule", "strict"])
+
+
+# Folds of a trial's own
+
+
+def test_each_trial_has_folds_of_its_own_and_replicates_common_ones(tmp_path: Path) -> None:
+    flags = ("--folds", "2", "--reshuffle", "--replicates", "2", "--trials", "3")
+    spec = small_spec(tmp_path, *flags)
+    summary = finish(spec)
+    folder, datamodule = spec.location.folder, spec.data.datamodule
+    own = [datamodule.reshuffle().folds_of(number) for number in range(3)]
+    for number, folds in enumerate(own):
+        runs = folder / "trials" / str(number)
+        assert validated(runs) == stems(folds)
+        for index in (1, 2):
+            assert validated(runs / f"replicates/{index}") == stems(datamodule.folds())
+        for fold in folds:
+            train, validation = set(fold.train.patient), set(fold.validation.patient)
+            assert not train & validation
+            assert {*fold.train.stem, *fold.validation.stem} == set(datamodule.search_stems)
+    assert stems(own[0]) != stems(own[1]) != stems(own[2])
+    other = small_spec(tmp_path, *flags[:2], "--name", "other").data.datamodule
+    assert datamodule.split == other.split
+    assert summary["winner"]["test"] is not None
+    run_id = pd.read_csv(folder / "trials.csv")["mlflow_run_id"][1]
+    with pytest.raises(UserError, match="reshuffle was True, now False"):
+        small_spec(tmp_path, "--folds", "2", "--replicates", "2")
+    arguments = ("--run", run_id, "--data", str(tmp_path / "data"))
+    repeated = command("train", *arguments, "--tracking-uri", spec.location.tracking_uri)
+    assert repeated.code == 0, repeated.err
+    score = small_study(spec).get_trials()[1].value
+    assert f"macro_f1 {score:.4f}" in repeated.out
+
+
+def validated(folder: Path) -> list[str]:
+    """Return the recordings that a run was validated on, in the order of its folds."""
+    return list(pd.read_csv(folder / "predictions.csv", dtype=str)["recording"])
+
+
+def stems(folds: Sequence[FoldTables]) -> list[str]:
+    return [stem for fold in folds for stem in fold.validation.stem.tolist()]
+
+
+def test_own_folds_differ_by_trial_and_by_split_seed(tmp_path: Path) -> None:
+    datamodule = small_spec(tmp_path).data.datamodule
+    draw = datamodule.reshuffle()
+    drawn = [stems(draw.folds_of(n)) for n in range(20)]
+    assert drawn == [stems(draw.folds_of(n)) for n in range(20)]
+    assert len(set(map(tuple, drawn))) > 10
+    other = replace(draw, split_seed=1)
+    assert [stems(other.folds_of(n)) for n in range(20)] != drawn
+    for n in range(20):
+        (fold,) = draw.folds_of(n)
+        for split in (fold.train, fold.validation):
+            assert set(split.label) == set(range(len(draw.classes)))
+
+
+def test_reshuffling_needs_a_fair_comparison() -> None:
+    with pytest.raises(UserError, match="give --replicates 2 or more with it"):
+        read_options(["--reshuffle"])
+    with pytest.raises(UserError, match="--protocol recording does not"):
+        read_options(["--reshuffle", "--replicates", "2", "--protocol", "recording"])
 
 
 # Between folds

@@ -46,7 +46,7 @@ def test_an_option_is_part_of_a_trials_identity_or_named_here(
     class Options:
         def __getattr__(self, name: str) -> Any:
             used.add({"order": "fold_order"}.get(name, name))
-            return getattr(SearchOptions(folds=2), name)
+            return getattr(SearchOptions(folds=2, reshuffle=True, replicates=2), name)
 
     datamodule = SimpleNamespace(clips=SimpleNamespace(task=TASKS["diagnosis"]))
     data = SimpleNamespace(datamodule=datamodule, sources=(), is_resampled=False)

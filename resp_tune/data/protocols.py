@@ -39,7 +39,7 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
     next of a fixed sequence of random states is tried.
     Raises `UserError` for a pair of task and protocol, or a data set, that cannot be scored.
     """
-    train, test, notes = _Rows.of(clips), None, list[str]()
+    train, test, notes = Rows.of(clips), None, list[str]()
     if spec.protocol == "recording":
         return _by_recording(dataset, clips.task, train, spec)
     if spec.protocol == "official":
@@ -78,8 +78,24 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
     return Split(spec.protocol, task, spec.split_seed, folds, stems, classes, tuple(notes))
 
 
+def reshuffled_folds(rows: Rows, folds: int, split_seed: int, trial: int) -> tuple[Fold, ...]:
+    """Divide the clips that a search may use as trial number `trial` alone does.
+
+    The folds are drawn like those of the protocol `patient`, from `split_seed` and the trial's
+    number (reshuffled resampling, Nagler et al., NeurIPS 2024). If no random state of a fixed
+    sequence has every label in every split, the last one is used.
+    """
+    labels = sorted(set(rows.label.tolist()))
+    states = np.random.SeedSequence([split_seed, trial]).generate_state(_RANDOM_STATES)
+    for state in states.tolist():
+        drawn = list(_group_folds(rows, INNER_FOLDS, state))[:folds]
+        if all(part.has(labels) for part in itertools.chain(*drawn)):
+            break
+    return tuple(Fold(a.stems(), b.stems()) for a, b in drawn)
+
+
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """One row per clip: the stem and person of its recording, and its label.
 
     A person is a patient, or several who have a sound in common.
@@ -90,7 +106,8 @@ class _Rows:
     label: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, clips: Clips) -> _Rows:
+    def of(cls, clips: Clips) -> Rows:
+        """Return the rows of `clips`."""
         recordings = [clip.recording for clip in clips.clips]
         return cls(
             np.array([r.stem for r in recordings], dtype=np.str_),
@@ -98,17 +115,20 @@ class _Rows:
             np.array([clip.label for clip in clips.clips], dtype=np.int64),
         )
 
-    def at(self, which: npt.NDArray[Any]) -> _Rows:
+    def at(self, which: npt.NDArray[Any]) -> Rows:
         """Return the rows of a mask or of indices."""
-        return _Rows(self.stem[which], self.patient[which], self.label[which])
+        return Rows(self.stem[which], self.patient[which], self.label[which])
 
     def patients(self, label: int) -> int:
+        """Return the number of persons with a clip of this label."""
         return len(set(self.patient[self.label == label]))
 
     def has(self, labels: Sequence[int]) -> bool:
+        """Return whether every one of `labels` occurs."""
         return set(labels) <= set(self.label.tolist())
 
     def stems(self) -> tuple[str, ...]:
+        """Return the recordings, sorted."""
         return tuple(sorted(set(self.stem.tolist())))
 
 
@@ -117,15 +137,15 @@ class _Candidate:
     """The test split and the pairs of training and validation split of one random state."""
 
     state: int
-    test: _Rows
-    folds: list[tuple[_Rows, _Rows]]
+    test: Rows
+    folds: list[tuple[Rows, Rows]]
 
     def has(self, labels: Sequence[int]) -> bool:
         """Tell whether every split has all of `labels`."""
         return all(rows.has(labels) for rows in (self.test, *itertools.chain(*self.folds)))
 
 
-def _candidates(train: _Rows, test: _Rows | None, split_seed: int) -> Iterator[_Candidate]:
+def _candidates(train: Rows, test: Rows | None, split_seed: int) -> Iterator[_Candidate]:
     """Yield candidates for the seed itself, then for a fixed sequence of states from it.
 
     A given `test` is kept.
@@ -136,7 +156,7 @@ def _candidates(train: _Rows, test: _Rows | None, split_seed: int) -> Iterator[_
         yield _Candidate(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
 
 
-def _group_folds(rows: _Rows, folds: int, state: int) -> Iterator[tuple[_Rows, _Rows]]:
+def _group_folds(rows: Rows, folds: int, state: int) -> Iterator[tuple[Rows, Rows]]:
     stems, first, recording = np.unique(rows.stem, return_index=True, return_inverse=True)
     labels = np.array([np.bincount(rows.label[recording == i]).argmax() for i in range(len(stems))])
     if np.bincount(labels).max() < folds:
@@ -149,7 +169,7 @@ def _group_folds(rows: _Rows, folds: int, state: int) -> Iterator[tuple[_Rows, _
             yield rows.at(np.isin(recording, one)), rows.at(np.isin(recording, other))
 
 
-def _scorable_classes(task: Task, train: _Rows, test: _Rows | None) -> tuple[list[int], list[str]]:
+def _scorable_classes(task: Task, train: Rows, test: Rows | None) -> tuple[list[int], list[str]]:
     """Return the classes with enough patients for every split, and a line for the others."""
     needed = OUTER_FOLDS if test is None else INNER_FOLDS
     labels: list[int] = []
@@ -169,7 +189,7 @@ def _scorable_classes(task: Task, train: _Rows, test: _Rows | None) -> tuple[lis
     return labels, [f"{', '.join(names)}: {reason}" for reason, names in dropped.items()]
 
 
-def _by_recording(dataset: Dataset, task: Task, rows: _Rows, spec: SplitSpec) -> Split:
+def _by_recording(dataset: Dataset, task: Task, rows: Rows, spec: SplitSpec) -> Split:
     stems = np.array(rows.stems(), dtype=np.str_)
     if len(stems) < OUTER_FOLDS:
         few = f"{len(stems)} recordings cannot be divided 80/20: at least {OUTER_FOLDS} are needed"
@@ -196,8 +216,8 @@ def _by_recording(dataset: Dataset, task: Task, rows: _Rows, spec: SplitSpec) ->
 
 
 def _official(
-    dataset: Dataset, task: Task, rows: _Rows, drop_shared: bool, notes: list[str]
-) -> tuple[_Rows, _Rows]:
+    dataset: Dataset, task: Task, rows: Rows, drop_shared: bool, notes: list[str]
+) -> tuple[Rows, Rows]:
     if task.name != "cycles":
         raise UserError(
             "protocol 'official' divides breathing cycles, and cannot score the task "
@@ -230,8 +250,8 @@ def _official(
 
 
 def _by_device(
-    dataset: Dataset, rows: _Rows, device: str | None, notes: list[str]
-) -> tuple[_Rows, _Rows]:
+    dataset: Dataset, rows: Rows, device: str | None, notes: list[str]
+) -> tuple[Rows, Rows]:
     device_of = {r.stem: r.device for r in dataset.recordings}
     devices = sorted(set(device_of.values()))
     if device is None:

@@ -120,7 +120,7 @@ class TrialTrainable(tune.Trainable):
         """
         if self.training is None:
             return False
-        largest = max(len(fold.train.label) for fold in self.context.folds)
+        largest = max(len(fold.train.label) for fold in self.context.folds_of(self.key))
         size = half_batch(self.trial_config, largest)
         if size is None:
             return False
@@ -194,7 +194,7 @@ class TrialTrainable(tune.Trainable):
 
         from resp_tune.training.datamodule import prediction_table
 
-        folds = zip(self.context.folds, training.predict_validation(), strict=True)
+        folds = zip(self.context.folds_of(self.key), training.predict_validation(), strict=True)
         table = pd.concat(
             [prediction_table("validation", f.validation, f.classes, p) for f, p in folds],
             ignore_index=True,

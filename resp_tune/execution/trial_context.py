@@ -17,7 +17,7 @@ from resp_tune.storage.object_store import ObjectPath, StorageError
 
 if TYPE_CHECKING:
     from resp_tune.features.cache import FeatureCaches
-    from resp_tune.training.datamodule import FoldTables
+    from resp_tune.training.datamodule import FoldTables, Reshuffle
     from resp_tune.training.loop import Training
 
 
@@ -80,16 +80,27 @@ class TrialContext:
     study: str | None = None
     requirements: NodeRequirements | None = None
     fold_order: FoldOrder = "together"
+    reshuffle: Reshuffle | None = None
 
-    def start_training(self, config: TrialConfig) -> Training:
-        """Return a new training of `config`, after setting this process's threads and device."""
+    def folds_of(self, key: TrialKey) -> Sequence[FoldTables]:
+        """Return the folds of a run: with `reshuffle` each trial, but no replicate, has its own."""
+        if self.reshuffle is None or key.replicate:
+            return self.folds
+        return self.reshuffle.folds_of(key.number)
+
+    def start_training(self, config: TrialConfig, key: TrialKey | None = None) -> Training:
+        """Return a new training of `config`, after setting this process's threads and device.
+
+        It is on the folds of run `key`, by default on the common ones.
+        """
         import torch
 
         from resp_tune.training.loop import Training
 
         torch.set_num_threads(self.threads)
         frames = self.caches.frames(config.front_end, workers=self.threads)
-        folds = [fold.tensors(frames, config.front_end) for fold in self.folds]
+        tables = self.folds if key is None else self.folds_of(key)
+        folds = [fold.tensors(frames, config.front_end) for fold in tables]
         return Training(config, folds, self.device(), self.fold_order)
 
     def resume_training(self, config: TrialConfig, key: TrialKey) -> tuple[Training, str | None]:
@@ -99,7 +110,7 @@ class TrialContext:
         """
         from resp_tune.training.checkpoint import CHECKPOINT, resume
 
-        training = self.start_training(config)
+        training = self.start_training(config, key)
         outage = self.artifacts.fetch_newer_checkpoint(key.folder, training, self.study)
         path = self.artifacts.local_folder / key.folder / CHECKPOINT
         if damage := resume(training, path, self.study):

@@ -99,6 +99,11 @@ class SearchOptions(SplitSpec):
         "fold; none: never (default: forgiving; none with --scheduler none)",
         choices=FOLD_RULES,
     )
+    reshuffle: bool = _trials(
+        False,
+        "divide the patients into training and validation split anew for each trial; the winner is "
+        "selected by --replicates, whose splits are common",
+    )
     sampler: str = _trials("tpe", ", ".join(SAMPLERS), choices=SAMPLERS)
     replicates: int = _trials(
         1,
@@ -158,6 +163,15 @@ class SearchOptions(SplitSpec):
             check_search_name(self.name)
         if self.metric == "icbhi_score" and self.task != "cycles":
             raise UserError("--metric icbhi_score needs --task cycles")
+        if self.reshuffle and self.replicates == 1:
+            raise UserError(
+                "--reshuffle scores each trial on other patients, so these scores cannot select a "
+                "winner: give --replicates 2 or more with it"
+            )
+        if self.reshuffle and self.protocol == "recording":
+            raise UserError(
+                "--reshuffle divides patients, and --protocol recording does not: leave one out"
+            )
         if self.wait_for_gpus is not None and (self.ray_address == "local" or not self.gpus):
             raise UserError("--wait-for-gpus needs a cluster: give --address and --gpus N with it")
         if is_uri(self.storage):
@@ -209,5 +223,7 @@ class SearchOptions(SplitSpec):
     def recorded(self) -> dict[str, Any]:
         """Return the options that MLflow records as parameters of the search."""
         names = ("metric", "epochs", "seed", "scheduler", "sampler", "replicates")
-        folds = {"fold_order": self.order} if self.folds > 1 else {}
+        folds: dict[str, Any] = {"fold_order": self.order} if self.folds > 1 else {}
+        if self.reshuffle:
+            folds["reshuffle"] = True
         return self.split_spec.as_dict() | {name: getattr(self, name) for name in names} | folds

@@ -21,7 +21,7 @@ from resp_tune.features.cache import AudioSource
 from resp_tune.harness.options import SearchOptions
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.storage.object_store import ObjectPath
-from resp_tune.study.study import FOLD_ORDER, RECORDINGS
+from resp_tune.study.study import FOLD_ORDER, RECORDINGS, RESHUFFLE
 from resp_tune.tracking.load_trial import DEVICE, THREADS
 from resp_tune.training.compute_device import ComputeDevice, detect_compute_device
 from resp_tune.training.datamodule import DataModule
@@ -188,6 +188,7 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
         "metric": options.metric,
         "folds": options.folds,
         **order,
+        RESHUFFLE: options.reshuffle,
         "split seed": options.split_seed,
         "epochs": options.epochs,
         "seed": options.seed,

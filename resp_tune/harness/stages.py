@@ -153,6 +153,7 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
         metric=options.metric,
         rungs=decision_steps(options.scheduler, _trial_settings(spec).steps),
         fold_order=options.order,
+        reshuffle=spec.data.datamodule.reshuffle() if options.reshuffle else None,
         threads=slots.threads,
         gpus=slots.gpus,
         timeout=options.trial_timeout,

@@ -24,7 +24,8 @@ class TrialRun:
     """What a run records of its trial: config, task, split and the conditions of training.
 
     `task_classes` holds the diagnoses by class, None if the run has none or they are unreadable.
-    With `on_cpu` a GPU cannot repeat the score to the last bit.
+    With `on_cpu` a GPU cannot repeat the score to the last bit. `own_folds` is the number of a
+    trial that had inner folds of its own (`--reshuffle`), else None.
     """
 
     config: dict[str, Any]
@@ -34,6 +35,7 @@ class TrialRun:
     split_sha256: str
     threads: int
     on_cpu: bool
+    own_folds: int | None = None
 
 
 def load_trial_run(uri: str, run_id: str) -> TrialRun:
@@ -57,6 +59,7 @@ def load_trial_run(uri: str, run_id: str) -> TrialRun:
                 "run id from trials.csv, and the --tracking-uri of the search if it had one"
             ) from None
     params, tags = parent.data.params, run.data.tags
+    reshuffled = params.get("reshuffle") == "True"
     config = {name: _value(text) for name, text in run.data.params.items()}
     if Tag.MICRO_BATCH in tags:
         config["micro_batch"] = _value(tags[Tag.MICRO_BATCH])
@@ -68,6 +71,7 @@ def load_trial_run(uri: str, run_id: str) -> TrialRun:
         split_sha256=params["split_sha256"],
         threads=int(tags.get(THREADS, "1")),
         on_cpu=tags.get(DEVICE, "").startswith("cpu"),
+        own_folds=int(tags[Tag.NUMBER]) if reshuffled and tags[Tag.KIND] == "trial" else None,
     )
 
 

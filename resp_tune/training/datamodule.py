@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.config import FrontEnd, Resampling
 from resp_tune.data.dataset import Dataset, Recording
-from resp_tune.data.protocols import make_split
+from resp_tune.data.protocols import Rows, make_split, reshuffled_folds
 from resp_tune.data.sounds.audio_files import AudioError
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
@@ -51,6 +51,11 @@ class ClipLabels:
     patient: npt.NDArray[np.str_]
     device: npt.NDArray[np.str_]
 
+    def of(self, stems: Collection[str]) -> ClipLabels:
+        """Return the clips of the recordings `stems`."""
+        own = np.isin(self.stem, list(stems))
+        return ClipLabels(*(getattr(self, field.name)[own] for field in fields(ClipLabels)))
+
     def tensors(self, frames: Frames, front_end: FrontEnd) -> SplitTensors:
         """Return the clips as rows of `frames`; a clip has at least one frame."""
         index, start, end = map(torch.from_numpy, (self.cache_index, self.start, self.end))
@@ -73,6 +78,28 @@ class FoldTables:
 
 
 @dataclass(frozen=True)
+class Reshuffle:
+    """Draws the inner folds of each trial from all clips that a search may use, `[clips]`.
+
+    `persons` are those of `clips`; `folds` is the number of folds.
+    """
+
+    clips: ClipLabels
+    persons: npt.NDArray[np.str_]
+    classes: tuple[str, ...]
+    folds: int
+    split_seed: int
+
+    def folds_of(self, trial: int) -> tuple[FoldTables, ...]:
+        """Return the folds of trial number `trial`, the same each time."""
+        rows = Rows(self.clips.stem, self.persons, self.clips.label)
+        return tuple(
+            FoldTables(self.clips.of(f.train), self.clips.of(f.validation), self.classes)
+            for f in reshuffled_folds(rows, self.folds, self.split_seed, trial)
+        )
+
+
+@dataclass(frozen=True)
 class DataModule:
     """A data set, the clips of a task and their split."""
 
@@ -92,6 +119,14 @@ class DataModule:
         return tuple(
             FoldTables(labels(f.train), labels(f.validation), self.split.classes) for f in folds
         )
+
+    def reshuffle(self) -> Reshuffle:
+        """Return what draws the inner folds of each trial."""
+        clips = self.clip_labels(self.search_stems, self.search_stems)
+        person_of = {r.stem: r.person for r in self.dataset.recordings}
+        persons = np.array([person_of[stem] for stem in clips.stem.tolist()], dtype=np.str_)
+        split = self.split
+        return Reshuffle(clips, persons, split.classes, len(split.folds), split.split_seed)
 
     def clip_labels(self, stems: Iterable[str], cached_stems: Sequence[str]) -> ClipLabels:
         """Return the clips of recordings `stems`, over a feature cache of `cached_stems`."""
