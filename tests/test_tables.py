@@ -267,6 +267,14 @@ def test_no_age_is_taken_from_a_column_of_another_name(
     assert [line for line in labels.problems if words and words in line] or not words
 
 
+def test_an_empty_cell_contradicts_no_other_row(tmp_path: Path) -> None:
+    text = "Patient,Age,Sex\n101,3,\n101,,F\n102,4,M\n102,5,M\n103,,\n103,6,M\n103,6,\n"
+    labels = read(tmp_path, TRIO, rows("{p},{d}").encode(), text.encode())
+    assert labels.people == {"101": Person(3.0, "F"), "103": Person(6.0, "M")}
+    (line,) = labels.problems
+    assert "line 5: patient 102 is '5.0 M' here and '4.0 M'" in line
+
+
 def test_ages_in_the_table_of_diagnoses_are_read(tmp_path: Path) -> None:
     text = "Patient,Age,Sex,Diagnosis\n101,3,F,COPD\n102,90+,M,URTI\n103,,M,Healthy\n"
     write_set(tmp_path, {f"{p}_1b1_Al_sc_Meditron": d for p, d in ALL.items()})

@@ -238,7 +238,10 @@ def _merge(
                 skipped.append(f"line {row.line}: {error}; the line is left out")
                 continue
             first = cells.setdefault(key, Cell(value, where))
-            if first.value != value and key not in conflicts:
+            agreed = _agreed(first.value, value)
+            if agreed is not None:
+                cells[key] = first._replace(value=agreed)
+            elif key not in conflicts:
                 conflicts.add(key)
                 skipped.append(
                     f"line {row.line}: {known[0].name} {key} is '{value}' here and "
@@ -251,6 +254,16 @@ def _merge(
             problems.append(f"{name}: {len(skipped) - _MAX_PROBLEMS} more lines like these")
     kept = {key: cell.value for key, cell in cells.items() if key not in conflicts}
     return Table(kept, frozenset(conflicts), tuple(problems))
+
+
+def _agreed(first: T, second: T) -> T | None:
+    """Return what two rows say together, None if they contradict each other."""
+    if isinstance(first, Person) and isinstance(second, Person):
+        age = second.age if first.age is None else first.age
+        sex = first.sex or second.sex
+        agree = second.age in (None, age) and second.sex in (None, sex)
+        return replace(first, age=age, sex=sex) if agree else None
+    return first if first == second else None
 
 
 def _grid(text: str, keys: Keys, known: Sequence[Column]) -> tuple[Grid, list[str]]:
