@@ -8,6 +8,7 @@ import resource
 import shutil
 import socket
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,17 @@ def long_folder(broken: Broken) -> None:
     broken.variable("RAY_TMPDIR", broken.place / ("long_" * 14))
 
 
+def beyond_ascii(broken: Broken) -> None:
+    (broken.place / "données").mkdir()
+    broken.variable("RAY_TMPDIR", broken.place / "données")
+
+
+def crashing_ray(broken: Broken) -> None:
+    broken.variable("RAY_memory_usage_threshold", "0.9")
+    ended = SimpleNamespace(returncode=-11)
+    broken.patch.setattr(subprocess, "run", lambda *_, **__: ended)
+
+
 def broken_link(broken: Broken, name: str) -> None:
     (broken.place / name).parent.mkdir(parents=True, exist_ok=True)
     (broken.place / name).symlink_to("nowhere/at/all")
@@ -146,9 +158,13 @@ CASES: dict[str, list[tuple[Callable[[Broken], object], str]]] = {
             "$MLFLOW_TRACKING_URI: no MLflow server answers",
         ),
     ],
+    "Ray's variables": [
+        (crashing_ray, "Ray crashes with RAY_memory_usage_threshold as in the environment")
+    ],
     "Ray's folder": [
         (lambda b: b.variable("RAY_TMPDIR", "/proc/x"), "RAY_TMPDIR '/proc/x': '/proc' may not"),
         (lambda b: b.variable("RAY_TMPDIR", __file__), "is a file, not a folder: set RAY_TMPDIR"),
+        (beyond_ascii, "Ray cannot use letters beyond ASCII in it: set RAY_TMPDIR"),
         (long_folder, "bytes too long for the paths of Ray's sockets"),
     ],
     "Ray's login": [

@@ -152,6 +152,11 @@ def check_ray_folder() -> None:
     folder_to_write(variable, str(folder.parent), remedy)
     check_private(folder)
     folder_to_write(variable, str(folder), remedy)
+    if not str(folder).isascii():
+        raise UserError(
+            f"{variable} '{folder.parent}': Ray cannot use letters beyond ASCII in it: set "
+            "RAY_TMPDIR to a folder such as /tmp"
+        )
     longest = str(folder / "ray" / ray_internals.LONGEST_SOCKET)
     if (excess := len(os.fsencode(longest)) - MAX_SOCKET_BYTES) > 0:
         raise UserError(

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
+
+from resp_tune.errors import UserError
 
 # Options of `ray.init`.
 NODE_ADDRESS = "_node_ip_address"  # without it Ray guesses, and may take the head for this machine
@@ -44,6 +49,23 @@ _SETTINGS = {
     "TUNE_RESULT_BUFFER_LENGTH": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+
+
+def check_variables() -> None:
+    """Raise `UserError` if Ray cannot read a setting in the environment.
+
+    Its settings are numbers and the like in `RAY_` and a name in small letters. It reads them when
+    it is imported, and crashes, so that is tried in another process.
+    """
+    given = [name for name in os.environ if re.match("RAY_[a-z]", name)]
+    if not given:
+        return
+    command = [sys.executable, "-c", "import ray._raylet"]
+    if subprocess.run(command, capture_output=True, check=False).returncode < 0:  # noqa: S603  # our own arguments, no shell
+        raise UserError(
+            f"Ray crashes with {', '.join(given)} as in the environment: correct these settings, "
+            "or unset them"
+        )
 
 
 def prepare() -> None:

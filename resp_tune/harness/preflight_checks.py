@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from resp_tune.cluster import limits
+from resp_tune.cluster import limits, ray_internals
 from resp_tune.cluster.local_ray import check_login, check_ray_folder, ray_folder
 from resp_tune.cluster.resources import Machine
 from resp_tune.common.file_systems import check_disk, check_flock, check_sqlite
@@ -158,6 +158,7 @@ CHECKS = (
     ),
     Check("MLflow's variables", lambda start: check_variables()),
     Check("tracking store", lambda start: probe(start.location.tracking_uri)),
+    Check("Ray's variables", lambda start: ray_internals.check_variables()),
     Check("Ray's folder", lambda start: check_ray_folder(), of_ray=True),
     Check("Ray's login", lambda start: check_login(), of_ray=True),
     Check("object store", lambda start: limits.check_object_store(ray_folder()), of_ray=True),
