@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from resp_tune import __version__
 from resp_tune.common.fault_points import read_environment
@@ -103,8 +103,11 @@ def add_fields(
         if bool in kinds:
             group.add_argument(flag, action="store_true", help=text)
             continue
-        reader, metavar = _reader(kinds, meta), meta.get("metavar")
-        action = group.add_argument(flag, type=reader, metavar=metavar, default=default, help=text)
+        how = {"type": _reader(kinds, meta), "metavar": meta.get("metavar"), "help": text}
+        if get_origin(hint) is tuple:  # may be given several times
+            action = group.add_argument(flag, action="append", **how)
+        else:
+            action = group.add_argument(flag, default=default, **how)
         action.known = meta.get("choices")  # type: ignore[attr-defined]  # for shell completion
 
 

@@ -196,7 +196,7 @@ def check_fields(config: Any) -> None:
         if get_origin(hint) is Literal:
             if value not in kinds:
                 raise UserError(f"{name}: {shown} is not one of {', '.join(map(str, kinds))}")
-        elif type(value) not in kinds:
+        elif type(value) not in kinds and type(value) is not get_origin(hint):
             wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
             raise UserError(f"{name}: {shown} is not {wanted}")
         elif value is not None and "low" in spec.metadata:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("resp_tune.search")
 
 FIELDS = [field.name for field in dataclasses.fields(SearchOptions)]
+SEVERAL = {f.name for f in dataclasses.fields(SearchOptions) if f.default == ()}
 
 
 def parser() -> Parser:
@@ -45,24 +46,33 @@ def read_options(argv: Sequence[str] | None) -> SearchOptions:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = vars(p.parse(argv))
     if args["config"] is not None:
-        args = vars(p.parse([*_read_config(args["config"]), *argv]))
-    return SearchOptions(**{name: args[name] for name in FIELDS})
+        lists = {name for name, value in args.items() if isinstance(value, list)}
+        args = vars(p.parse([*_read_config(args["config"], lists), *argv]))
+    values = args | {name: tuple(args[name] or ()) for name in SEVERAL}
+    return SearchOptions(**{name: values[name] for name in FIELDS})
 
 
-def _read_config(path: str) -> list[str]:
-    """Return the options of a YAML file as flags, so that the same code reads and checks both."""
+def _read_config(path: str, overridden: Collection[str]) -> list[str]:
+    """Return the options of a YAML file as flags, so that the same code reads and checks both.
+
+    `overridden` are options of several values that the command line has as well.
+    """
     known = {name.replace("_", "-") for name in FIELDS}
     flags = []
     for key, value in read_mapping("--config", path).items():
         name = key.replace("_", "-")
         if name not in known:
             raise UserError(f"--config '{path}': unknown option '{key}': {nearest(name, known)}")
-        if isinstance(value, dict | list):
+        field = name.replace("-", "_")
+        if isinstance(value, dict) or (isinstance(value, list) and field not in SEVERAL):
             raise UserError(f"--config '{path}': {key} is not a single value")
-        if value is True:
-            flags.append(f"--{name}")
-        elif value is not False and value is not None:
-            flags.append(f"--{name}={value}")
+        if field in overridden:
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                flags.append(f"--{name}")
+            elif one is not False and one is not None:
+                flags.append(f"--{name}={one}")
     return flags
 
 

@@ -21,7 +21,7 @@ from resp_tune.errors import UserError
 from resp_tune.harness.spec import SearchSpec, trial_identity
 from resp_tune.search import read_options
 from resp_tune.study.study import FOLD_ORDER, SETTINGS, bind_settings, records
-from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings
+from resp_tune.study.trial_queue import Rules, SamplerSource, TrialQueue, TrialSettings
 from resp_tune.training.datamodule import FoldTables
 from resp_tune.training.model_bundle import load_bundle
 
@@ -161,8 +161,8 @@ SETTINGS_OF_TWO = TrialSettings("macro_f1", epochs=2, seed=5, folds=2)
 
 
 def queue(folder: Path) -> TrialQueue:
-    rules = {"scheduler": "none", "fold_rule": "forgiving"}
-    source = SamplerSource(study_at(folder), SPACE, SETTINGS_OF_TWO, budget=9, **rules)  # type: ignore[arg-type]  # names
+    rules = Rules(fold_rule="forgiving")
+    source = SamplerSource(study_at(folder), SPACE, SETTINGS_OF_TWO, budget=9, rules=rules)
     return TrialQueue(source)
 
 

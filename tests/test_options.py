@@ -22,6 +22,7 @@ FREE = {
     "trial_timeout",
     "scheduler",
     "fold_rule",
+    "stop",
     "sampler",
     "replicates",
     "gpus",

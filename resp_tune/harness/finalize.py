@@ -43,7 +43,16 @@ from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
 from resp_tune.harness.test_access_log import access_by, add_access
 from resp_tune.reporting.report_page import render
 from resp_tune.study.replicates import replicates
-from resp_tune.study.study import READINGS, SECONDS, STUDY_ID, TrialRecord, best_of, ranked, records
+from resp_tune.study.study import (
+    READINGS,
+    SECONDS,
+    STUDY_ID,
+    TrialRecord,
+    best_of,
+    ranked,
+    records,
+    stopped_by,
+)
 from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.ui_links import search_links
@@ -93,7 +102,7 @@ def finalize(
         write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
     best = [trial.key for trial in ranked(trials, options.metric)[:COMPARED_RUNS]]
     summary = {
-        **_summarise(spec, trials, winner, scored, failures),
+        **_summarise(spec, study, winner, scored, failures),
         "test_readings": study.user_attrs.get(READINGS, []),
         "baselines": _baselines(setup, failures),
         "seconds": seconds_spent([*trials, *replicates(study, trials)], study.user_attrs[SECONDS]),
@@ -170,14 +179,14 @@ def _write_results(folder: Path, summary: Mapping[str, Any], failures: Failures)
 
 def _summarise(
     spec: SearchSpec,
-    trials: Sequence[TrialRecord],
+    study: optuna.Study,
     winner: Winner,
     scored: TestScore | None,
     failures: Failures,
 ) -> dict[str, Any]:
     """Return the part of the summary on the search and its winner, as JSON values."""
     options, datamodule = spec.options, spec.data.datamodule
-    dataset, split = datamodule.dataset, datamodule.split
+    dataset, split, trials = datamodule.dataset, datamodule.split, records(study, spec.space)
     leaks = split.leaks(dataset)
     return {
         "name": spec.location.name,
@@ -191,6 +200,7 @@ def _summarise(
             "notes": [*dataset.problems, *datamodule.clips.dropped, *split.notes],
         },
         "classes": list(split.classes),
+        "stopped_by": _stopped_by(options, spec.budget, len(trials), study),
         "trials": {state: sum(t.state == state for t in trials) for state in STATES},
         "winner": {
             "number": winner.trial.number,
@@ -205,6 +215,17 @@ def _summarise(
         "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
         "leaked_recording_share": leaks.recording_share,
     }
+
+
+def _stopped_by(
+    options: SearchOptions, budget: int | None, trials: int, study: optuna.Study
+) -> str:
+    """Return what ended the trials: `trials`, `time_budget`, `space`, or a rule of `--stop`."""
+    if (rule := stopped_by(study, options.stop)) is not None:
+        return rule
+    if budget is None or trials < budget:
+        return "time_budget"
+    return "trials" if budget == options.budget else "space"
 
 
 def _replicates(winner: Winner) -> dict[str, Any] | None:

@@ -34,7 +34,8 @@ class LiveTable:
         total: int | None,
         past: Sequence[TrialRecord],
     ) -> None:
-        self.console, self.metric, self.epochs = console, options.metric, options.total_epochs
+        self.console, self.metric = console, options.metric
+        self.epochs = options.epochs * options.folds_in_sequence
         self.what = what
         self.trials = {t.key.label: t for t in past if t.state is not None}
         self.progress = Progress(

@@ -80,6 +80,13 @@ class SearchOptions(SplitSpec):
         metavar="30m",
         duration=True,
     )
+    stop: tuple[str, ...] = _trials(
+        (),
+        "end the search early, may be given several times: plateau:N: no better score in N trials; "
+        "target:X: a trial scored X; regret: what is still to be gained is less than the noise of "
+        "the folds",
+        metavar="RULE",
+    )
     trial_timeout: float | None = _trials(
         None,
         "time after which a trial fails, also if it hangs; the search continues",
@@ -159,6 +166,8 @@ class SearchOptions(SplitSpec):
                 file = " (or a .yaml file that groups diagnoses)" * is_task
                 flag = name.replace("_", "-")
                 raise UserError(f"unknown --{flag} '{value}': {choose_from(value, known)}{file}")
+        if self.stop:
+            self._check_stop()
         if self.name is not None:
             check_search_name(self.name)
         if self.metric == "icbhi_score" and self.task != "cycles":
@@ -177,6 +186,16 @@ class SearchOptions(SplitSpec):
         if is_uri(self.storage):
             ObjectPath.parse("--storage", self.storage)
 
+    def _check_stop(self) -> None:
+        from resp_tune.study.stop_rules import Regret, parse_stop_rule
+
+        rules = [parse_stop_rule(text) for text in self.stop]
+        if Regret() in rules and not self.in_sequence:
+            raise UserError(
+                "--stop regret compares with the noise between folds: give --folds 2 or more, in "
+                "sequence"
+            )
+
     @property
     def budget(self) -> int | None:
         """Return the total number of trials; None if only a time budget limits them."""
@@ -194,9 +213,9 @@ class SearchOptions(SplitSpec):
         return self.folds > 1 and self.order == "sequence"
 
     @property
-    def total_epochs(self) -> int:
-        """Return the epochs of a trial, counted over all folds if these are in sequence."""
-        return self.epochs * (self.folds if self.in_sequence else 1)
+    def folds_in_sequence(self) -> int:
+        """Return the number of folds that a trial is trained on in sequence: 1 if together."""
+        return self.folds if self.in_sequence else 1
 
     @property
     def rule_between_folds(self) -> str:
@@ -223,7 +242,9 @@ class SearchOptions(SplitSpec):
     def recorded(self) -> dict[str, Any]:
         """Return the options that MLflow records as parameters of the search."""
         names = ("metric", "epochs", "seed", "scheduler", "sampler", "replicates")
-        folds: dict[str, Any] = {"fold_order": self.order} if self.folds > 1 else {}
+        more: dict[str, Any] = {"fold_order": self.order} if self.folds > 1 else {}
         if self.reshuffle:
-            folds["reshuffle"] = True
-        return self.split_spec.as_dict() | {name: getattr(self, name) for name in names} | folds
+            more["reshuffle"] = True
+        if self.stop:
+            more["stop"] = " ".join(self.stop)
+        return self.split_spec.as_dict() | {name: getattr(self, name) for name in names} | more

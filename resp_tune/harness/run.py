@@ -64,7 +64,7 @@ def run_search(
         trials = records(study, spec.space)
         past = [*trials, *replicates(study, trials)]
         _log_resumption(past)
-        if needs_trials(study, spec.budget):
+        if needs_trials(study, spec.budget, spec.options.stop):
             spec = choose_trials_per_gpu(spec)
         # Recordings, MLflow's database and Ray are slow for different reasons: all at once.
         with background_setup(spec, study, past, console, failures) as setup:

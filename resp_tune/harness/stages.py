@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +34,9 @@ from resp_tune.harness.lock import HELD_BY
 from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.spec import Compute, SearchData, SearchSpec
 from resp_tune.study.replicates import ReplicateSource, replicates
-from resp_tune.study.schedulers import decision_steps
-from resp_tune.study.study import STUDY_ID, records
-from resp_tune.study.trial_queue import Listener, SamplerSource, TrialQueue, TrialSettings
+from resp_tune.study.schedulers import Steps, decision_steps
+from resp_tune.study.study import STUDY_ID, records, stopped_by
+from resp_tune.study.trial_queue import Listener, Rules, SamplerSource, TrialQueue, TrialSettings
 from resp_tune.training.compute_device import resolve_precision
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def run_stages(
 ) -> None:
     """Run the trials and replicates that the study still lacks; without any, start nothing."""
     stages = _Stages(spec, study, backend, console)
-    new_trials = needs_trials(study, spec.budget)
+    new_trials = needs_trials(study, spec.budget, spec.options.stop)
     if not new_trials and not stages.replicate_source().missing():
         return
     with backend.started():
@@ -133,12 +133,14 @@ def _warm_up_nodes(data: SearchData, used: Sequence[Node], caches: FeatureCaches
     return caches
 
 
-def needs_trials(study: optuna.Study, budget: int | None) -> bool:
-    """Return whether a trial was interrupted or the budget is not met."""
+def needs_trials(study: optuna.Study, budget: int | None, stop: Collection[str] = ()) -> bool:
+    """Return whether a trial was interrupted, or neither the budget nor a rule ended the search."""
     states = [t.state for t in study.get_trials(deepcopy=False)]
-    if TrialState.RUNNING in states or budget is None:
+    if TrialState.RUNNING in states:
         return True
-    return sum(state != TrialState.WAITING for state in states) < budget
+    if stopped_by(study, stop) is not None:
+        return False
+    return budget is None or sum(state != TrialState.WAITING for state in states) < budget
 
 
 def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches) -> TrialContext:
@@ -151,7 +153,7 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
         artifacts=location.trials,
         study=study.user_attrs[STUDY_ID],
         metric=options.metric,
-        rungs=decision_steps(options.scheduler, _trial_settings(spec).steps),
+        rungs=decision_steps(options.scheduler, Steps(options.epochs, options.folds_in_sequence)),
         fold_order=options.order,
         reshuffle=spec.data.datamodule.reshuffle() if options.reshuffle else None,
         threads=slots.threads,
@@ -159,12 +161,6 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
         timeout=options.trial_timeout,
         requirements=NodeRequirements.of_driver(shared_file) if on_cluster else None,
     )
-
-
-def _trial_settings(spec: SearchSpec) -> TrialSettings:
-    options, precision = spec.options, spec.compute.device.precision
-    how = (options.metric, options.epochs, options.seed, precision)
-    return TrialSettings(*how, options.folds, options.order)
 
 
 def _run_until_complete(stage: Callable[[], None]) -> None:
@@ -188,7 +184,13 @@ class _Stages:
     def replicate_source(self) -> ReplicateSource:
         """Return what proposes the replicates that are missing."""
         trials, count = records(self.study, self.spec.space), self.spec.options.replicates
-        return ReplicateSource(self.study, trials, _trial_settings(self.spec), count)
+        return ReplicateSource(self.study, trials, self._settings, count)
+
+    @property
+    def _settings(self) -> TrialSettings:
+        options, precision = self.spec.options, self.spec.compute.device.precision
+        how = (options.metric, options.epochs, options.seed, precision)
+        return TrialSettings(*how, options.folds, options.order)
 
     def run_trials(
         self, context: TrialContext, listeners: Sequence[Listener], deadline: float | None
@@ -199,11 +201,10 @@ class _Stages:
         source = SamplerSource(
             self.study,
             space,
-            _trial_settings(self.spec),
+            self._settings,
             budget=self.spec.budget,
             deadline=deadline,
-            scheduler=options.scheduler,
-            fold_rule=options.rule_between_folds,
+            rules=Rules(options.scheduler, options.rule_between_folds, options.stop),
         )
         table = LiveTable(self.console, options, "trials", self.spec.budget, past)
         queue = TrialQueue(source, [*listeners, table])

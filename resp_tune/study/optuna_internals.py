@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import threading
+import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -20,9 +21,12 @@ import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
 from optuna.samplers import CmaEsSampler
+from optuna.search_space import intersection_search_space
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
+from optuna.terminator import RegretBoundEvaluator
 from optuna.trial import FrozenTrial, Trial, TrialState
+from threadpoolctl import threadpool_limits
 
 from resp_tune.study.safe_cmaes import read_optimiser
 from resp_tune.study.scored_trials import scored_trials
@@ -111,6 +115,21 @@ class ScoredStudy(optuna.Study):
         trials = super()._get_trials(deepcopy=deepcopy, use_cache=use_cache)
         seen = scored_trials(trials, self.direction)
         return [trial for trial in seen if states is None or trial.state in states]
+
+
+def regret_bound(study: optuna.Study, least: int) -> float | None:
+    """Return an upper bound of what better parameters could gain, by Optuna's evaluator.
+
+    None with fewer than `least` scored trials, or without a parameter that all of them have. The
+    module is deprecated and goes with Optuna 6.
+    """
+    trials = ScoredStudy.of(study).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(trials) < least or not intersection_search_space(trials):
+        return None
+    with warnings.catch_warnings(), threadpool_limits(limits=1):
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluator = RegretBoundEvaluator(min_n_trials=least, seed=0)
+        return float(evaluator.evaluate(trials, study.direction))
 
 
 class SafeCmaEsSampler(CmaEsSampler):

@@ -9,7 +9,7 @@ attributes of it (`replicates.py`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ SPLIT = "resp_tune.split_sha256"  # digest of the split
 STUDY_ID = "resp_tune.study_id"  # distinguishes studies of the same name
 SECONDS = "resp_tune.seconds"  # wall time of all runs of the command
 READINGS = "resp_tune.test_readings"
+STOPPED_BY = "resp_tune.stopped_by"  # the rule of `--stop` that ended the search
 DRIVERS = "resp_tune.drivers"  # ids of the drivers on an object store, in order
 
 # Longer than any lock that another program should hold, shorter than a user waits.
@@ -176,6 +177,12 @@ def bind_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
     if SETTINGS not in study.user_attrs:
         study.set_user_attr(SETTINGS, dict(settings))
     check_settings(study, settings)
+
+
+def stopped_by(study: optuna.Study, rules: Collection[str]) -> str | None:
+    """Return the one of `rules`, as typed, that has ended the search before, if any has."""
+    rule = study.user_attrs.get(STOPPED_BY)
+    return rule if rule in rules else None
 
 
 def fold_order(study: optuna.Study) -> str:

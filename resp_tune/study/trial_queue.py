@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -21,17 +22,22 @@ from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_internals import one_commit, reopen_trial, stored_trial
 from resp_tune.study.schedulers import Steps, make_schedulers
 from resp_tune.study.space_sampler import SpaceSampler
+from resp_tune.study.stop_rules import Progress, parse_stop_rule
 from resp_tune.study.study import (
     FOLDS_RUN,
+    STOPPED_BY,
     Rows,
     TrialRecord,
     epochs_key,
     read_record,
     records,
     saved_config,
+    stopped_by,
     trial_seed,
 )
 from resp_tune.training.metrics import METRICS
+
+log = logging.getLogger(__name__)
 
 MAX_INITIAL_FAILURES = 3
 
@@ -189,12 +195,25 @@ class TrialQueue:
             listener.ended(run)
 
 
+@dataclass(frozen=True)
+class Rules:
+    """The names of the rules that stop trials and end a search early.
+
+    `scheduler` stops trials within a fold, `fold_rule` between folds. The first rule of `stop` that
+    holds ends the search, also for the next command that has it.
+    """
+
+    scheduler: str = "none"
+    fold_rule: str = "none"
+    stop: tuple[str, ...] = ()
+
+
 class SamplerSource(ProposalSource):
     """Trials of the study, with parameters from its sampler.
 
     Trials that an earlier driver left running come first, with the same number and parameters;
     then the sampler suggests new ones until there are `budget` trials or `deadline`, a value of
-    `time.monotonic`, has passed. `scheduler` stops trials within a fold, `fold_rule` between folds.
+    `time.monotonic`, has passed. `rules` stop trials and the search early.
     """
 
     def __init__(
@@ -205,8 +224,7 @@ class SamplerSource(ProposalSource):
         *,
         budget: int | None,
         deadline: float | None = None,
-        scheduler: str = "none",
-        fold_rule: str = "none",
+        rules: Rules = Rules(),  # frozen
     ) -> None:
         super().__init__(study, settings)
         self.space, self.budget, self.deadline = space, budget, deadline
@@ -217,9 +235,13 @@ class SamplerSource(ProposalSource):
         self._handed_out = sum(t.state != TrialState.WAITING for t in trials)
         self._ends: list[State] = []
         self._trials: dict[TrialKey, optuna.trial.Trial] = {}  # the running ones
+        past = records(study, space)
         self._schedulers = make_schedulers(
-            scheduler, fold_rule, settings.metric, settings.steps, records(study, space)
+            rules.scheduler, rules.fold_rule, settings.metric, settings.steps, past
         )
+        self._ended = {t.key: t for t in past if t.state is not None}
+        self._stop = {text: parse_stop_rule(text) for text in rules.stop}
+        self._judged = 0  # ended trials that the rules have seen
         if not trials:
             study.enqueue_trial(space.baseline_params())
 
@@ -264,7 +286,23 @@ class SamplerSource(ProposalSource):
         """Return whether the budget or the time is spent, or all trials fail, as the next would."""
         spent = self.budget is not None and self._handed_out >= self.budget
         failing = set(self._ends) == {"failed"} and len(self._ends) >= MAX_INITIAL_FAILURES
-        return spent or failing or self._is_late()
+        return spent or failing or self._is_late() or self._is_stopped()
+
+    def _is_stopped(self) -> bool:
+        """Return whether a rule of `--stop` has ended the search, now or in an earlier run."""
+        if stopped_by(self.study, self._stop) is not None:
+            return True
+        if self._judged == len(self._ended):
+            return False
+        self._judged = len(self._ended)
+        trials = [self._ended[key] for key in sorted(self._ended)]
+        progress = Progress(trials, self.study, self.settings.metric, self.settings.steps)
+        for text, rule in self._stop.items():
+            if reason := rule.reason(progress):
+                log.info(f"no more trials: {text} ({reason})")
+                self.study.set_user_attr(STOPPED_BY, text)
+                return True
+        return False
 
     def save(self, run: TrialRecord, rows: Rows = (), reason: str | None = None) -> None:
         """Store a trial whose config, epochs or state have changed; tell the sampler its scores."""
@@ -283,6 +321,7 @@ class SamplerSource(ProposalSource):
         if run.state is not None:
             self._ends.append(run.state)
             del self._trials[run.key]
+            self._ended[run.key] = run
             for scheduler in self._schedulers:
                 scheduler.add(run)
 
