@@ -5,11 +5,11 @@
     python -m resp_tune.evaluate --data ICBHI --winner results/first/winner
     python -m resp_tune.evaluate --compare results/first results/second
 
-Prints counts, defects, leaks of each protocol and baselines without audio; with --winner also the
-model's metrics with intervals. A model is scored only on the test split that belongs to its
-training split, and each test-set access is recorded: a search has one record for all of its
-winners, each bundle of `train --out` its own. --compare reads no recordings, only the predictions
-that two searches or trials have saved.
+Prints counts, defects, leaks of each protocol and baselines (without audio, and linear in band
+statistics); with --winner also the model's metrics with intervals. A model is scored only on the
+test split that belongs to its training split, and each test-set access is recorded: a search has
+one record for all of its winners, each bundle of `train --out` its own. --compare reads no
+recordings, only the predictions that two searches or trials have saved.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def test_the_promised_object(
     assert found["patient_lookup"].keys() >= {"accuracy", "macro_f1", "balanced_accuracy"}
     assert found["baselines"].keys() == BUILT_IN_TASKS
     for scores in found["baselines"].values():
-        for columns in ("device", "all"):
-            assert scores[columns].keys() == {"balanced_accuracy", "macro_f1"}
+        for baseline in ("device", "all", "audio_linear"):
+            assert scores[baseline].keys() == {"balanced_accuracy", "macro_f1"}
         assert 0 < scores["majority_accuracy"] < 1
     assert found["warnings"] == []
 
@@ -132,10 +132,17 @@ def test_the_report_for_people(sets: dict[str, Path], capsys: pytest.CaptureFixt
     assert run(evaluate.main, ["--data", str(sets["icbhi"])]) == 0
     printed = capsys.readouterr()
     assert re.search(r"^icbhi: 90 SYNTHETIC recordings of 30 patients", printed.out)
-    for words in ("Defects", "Diagnosis × device", "Leaks", "Without any audio", "healthy-sick"):
+    for words in (
+        "Defects",
+        "Diagnosis × device",
+        "Leaks",
+        "Baselines",
+        "bands F1",
+        "healthy-sick",
+    ):
         assert words in printed.out
     assert "shortcut: the device" in printed.out
-    assert "no-audio baselines: copd" in printed.err
+    assert "baselines: copd" in printed.err
     assert "Traceback" not in printed.err
 
 
@@ -195,7 +202,8 @@ def test_a_set_that_can_hardly_be_audited(
     assert "fewer than two classes" in found["leaks"]["patient"]["reason"]
     assert "no official split" in found["leaks"]["official"]["reason"]
     assert found["patient_lookup"]["accuracy"] is None
-    assert found["baselines"]["copd"]["device"] is None
+    for baseline in ("device", "all", "audio_linear"):
+        assert found["baselines"]["copd"][baseline] is None
     assert found["shortcuts"] == {"device": None, "age": None}
     assert found["warnings"] == []
     assert "fewer than two classes" in (out / "audit.html").read_text()

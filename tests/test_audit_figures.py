@@ -1,4 +1,4 @@
-"""Figures of predictions without a model: of sides, and against the forests that hear nothing."""
+"""Figures of predictions without a model: of sides, and against the baselines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.audits import few_trees, in_memory
+from support.audits import few_trees, imagined_statistics, in_memory
 from support.small_sets import imagined
 
 from resp_tune.data.dataset import Dataset
@@ -18,7 +18,9 @@ from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import Task, get_task, make_clips
+from resp_tune.evaluation import baselines
 from resp_tune.evaluation.baselines import (
+    BASELINES,
     SCORES,
     load_baseline_predictions,
     load_baselines,
@@ -32,8 +34,9 @@ from resp_tune.training.metrics import Labels, Probabilities, all_metrics, compu
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _few_trees() -> Iterator[None]:
-    with few_trees():
+def _imagined() -> Iterator[None]:
+    with few_trees(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "load_band_statistics", imagined_statistics)
         yield
 
 
@@ -172,32 +175,33 @@ def test_what_is_scored_from_the_frame_is_what_was_predicted(datamodule: DataMod
 
 
 def test_against_the_baselines_of_the_table(datamodule: DataModule) -> None:
-    """Each draw by hand: the winner's figure less the mean of the forests' figures."""
+    """Each draw by hand: the winner's figure less the mean over the baseline's seeds."""
     frame = frame_of(datamodule, right=0.6)
     found = baseline_differences(frame, datamodule)
-    table = predict_baselines(datamodule.clips, datamodule.split).scores()
+    statistics = imagined_statistics(datamodule.dataset)
+    table = predict_baselines(datamodule.clips, datamodule.split, statistics).scores()
     answers = load_baseline_predictions(datamodule)
     names = sorted(set(frame["patient"]))
     drawn = np.random.default_rng(0).integers(len(names), size=(DRAWS, len(names)))
     rows = [np.flatnonzero(frame["patient"] == name) for name in names]
     p = frame.filter(like="p_").to_numpy()
     some = range(0, DRAWS, 10)
-    for columns in ("device", "all"):
-        forests = [np.eye(p.shape[1])[row] for row in answers.by_columns[columns]]
+    for key in BASELINES:
+        others = [np.eye(p.shape[1])[row] for row in answers.by_baseline[key]]
         for name in SCORES:
-            one = found[columns][name]
+            one = found[key][name]
 
             def compute(labels: Labels, p: Probabilities, name: str = name) -> float:
                 return compute_metrics(labels, p, [name])[name]
 
-            assert one["baseline"] == pytest.approx(table[columns][name])
+            assert one["baseline"] == pytest.approx(table[key][name])
             assert one["winner"] == pytest.approx(compute(answers.labels, p))
             assert one["difference"] == pytest.approx(one["winner"] - one["baseline"])
             differences = []
             for draw in some:
                 clips = np.concatenate([rows[i] for i in drawn[draw]])
                 labels = answers.labels[clips]
-                theirs = np.mean([compute(labels, forest[clips]) for forest in forests])
+                theirs = np.mean([compute(labels, other[clips]) for other in others])
                 differences.append(compute(labels, p[clips]) - theirs)
             low, high = one["interval"]
             assert low < one["difference"] < high
@@ -234,13 +238,15 @@ def test_other_clips_are_refused(datamodule: DataModule) -> None:
 
 def test_answers_are_fitted_once(datamodule: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load_baselines(datamodule, 1)
-    answers = predict_baselines(datamodule.clips, datamodule.split)
+    statistics = imagined_statistics(datamodule.dataset)
+    answers = predict_baselines(datamodule.clips, datamodule.split, statistics)
     assert found["test_side"] == answers.scores()
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr("resp_tune.evaluation.baselines._forest", never)
+    for fit in ("_forest", "_regression"):
+        monkeypatch.setattr(baselines, fit, never)
     assert load_baselines(datamodule, 1) == found
     assert load_baseline_predictions(datamodule).scores() == found["test_side"]
     # Other sides of the same clips: what is had over the whole data set stays.

@@ -61,6 +61,9 @@ def test_the_result_names_winner_scores_and_baselines(summary: dict[str, Any], p
     assert f"{winner['validation']['macro_f1']:.3f}" in text
     assert f"{winner['replicates']['bound']:.3f}" in text
     assert f"{summary['baselines']['device']['macro_f1']:.3f}" in text
+    bands = summary["baselines"]["audio_linear"]["macro_f1"]
+    assert f"from band statistics of the audio {bands:.3f} / " in text
+    assert "winner − band statistics, on the test patients: " in text
     assert str(path.parent / "report.html") in text
 
 

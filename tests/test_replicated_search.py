@@ -101,7 +101,7 @@ def test_the_bundle_holds_every_seed(finished: Outcome, storage: Path) -> None:
     assert test["by_seed"]["macro_f1"]["sd"] == pytest.approx(
         np.std(test["by_seed"]["macro_f1"]["values"], ddof=1)
     )
-    assert set(test["against"]) == {"device", "all"}
+    assert set(test["against"]) == {"device", "all", "audio_linear"}
     assert {"per_class", "by_patient", "by_device", "controlled"} <= test.keys()
 
 

@@ -242,6 +242,37 @@ def test_verdict_of_paired_differences(
     assert ("has learnt from the sound" in said) == better
 
 
+@pytest.mark.parametrize(
+    ("audio", "words"),
+    [
+        ([0.1, 0.2], "learnt more than averages of the sound: its macro-F1 is 0.150 above"),
+        ([-0.3, -0.1], "learnt less from the sound than a linear model of band statistics: its"),
+        ([-0.1, 0.2], "band statistics is inconclusive: the difference in macro-F1 is +0.050"),
+    ],
+)
+def test_verdict_of_band_statistics_follows_that_of_the_metadata(
+    judged: Results, audio: list[float], words: str
+) -> None:
+    metadata = {"device": [0.1, 0.2], "all": [-0.3, -0.1]}
+    without = baseline_comparison.verdict(against(dict(judged.summary), **metadata))
+    told = baseline_comparison.verdict(
+        against(dict(judged.summary), **metadata, audio_linear=audio)
+    )
+    assert told.startswith(f"{without} ")
+    assert words in told.removeprefix(without)
+
+
+def test_a_summary_of_an_earlier_release_has_no_band_statistics(folder: Path) -> None:
+    early = read_results(folder).summary
+    judge(folder)
+    judged = read_results(folder)
+    assert baseline_comparison.known_baselines(early) == ["device", "all"]
+    assert baseline_comparison.metric_rows(early)[0]["baselines"] == [0.25, 0.31]
+    assert baseline_comparison.metric_rows(judged.summary)[0]["baselines"] == [0.30, 0.41, 0.52]
+    lines = drawn(baseline_comparison.forest_plot(judged.summary))["Band statistics"]
+    assert lines.cells == ("−0.070 [−0.120, −0.020]", "winner worse")
+
+
 def test_forest_tells_apart_without_colour(judged: Results) -> None:
     summary = against(dict(judged.summary), device=[0.02, 0.28], all=[-0.05, 0.13])
     table = baseline_comparison.forest_plot(summary)

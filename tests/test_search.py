@@ -54,7 +54,7 @@ def test_a_search_leaves_all_its_files(finished: Path) -> None:
     test = found["winner"]["test"]
     low, high = test["intervals"]["macro_f1"]
     assert 0 <= low <= test["macro_f1"] <= high <= 1
-    assert {"device", "all", "majority_accuracy"} <= found["baselines"].keys()
+    assert {"device", "all", "audio_linear", "majority_accuracy"} <= found["baselines"].keys()
     assert found["seconds"]["total"] > found["seconds"]["training"] > 0
     table = trials(finished, "first")
     assert list(table.columns) == [*FIXED_COLUMNS, "dropout", "lr"]

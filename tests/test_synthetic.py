@@ -29,7 +29,8 @@ from resp_tune.data.synthetic.write import SynthSettings, default_synthetic, mak
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.evaluation import baselines
-from resp_tune.evaluation.baselines import no_audio_baselines
+from resp_tune.evaluation.band_statistics import load_band_statistics
+from resp_tune.evaluation.baselines import score_baselines
 
 SMALL = SynthSettings(recordings=30, seconds=2.0, seed=3)
 
@@ -170,7 +171,8 @@ def test_device_only_baseline(
     make_synthetic(tmp_path / "set", settings)
     dataset = load_dataset(tmp_path / "set")
     clips = make_clips(get_task("diagnosis"), dataset)
-    scores = no_audio_baselines(clips, seeds=1, jobs=1)
+    statistics = load_band_statistics(dataset, "recording", 1)
+    scores = score_baselines(clips, statistics, seeds=1, jobs=1)
     assert low <= scores["device"]["balanced_accuracy"] <= high
 
 

@@ -15,7 +15,12 @@ from resp_tune.config import FrontEnd
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baselines import controlled_clips, load_baseline_scores, patient_lookup
+from resp_tune.evaluation.baselines import (
+    BASELINES,
+    controlled_clips,
+    load_baseline_scores,
+    patient_lookup,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +29,7 @@ LOOKUP_KEYS = ("accuracy", "macro_f1", "balanced_accuracy")
 
 
 def audit(dataset: Dataset, front_ends: Sequence[FrontEnd], workers: int) -> dict[str, Any]:
-    """Return counts, defects, tables, leaks, shortcuts and no-audio baselines of a data set.
+    """Return counts, defects, tables, leaks, shortcuts and baselines of a data set.
 
     `front_ends` are those whose last bands are tested as shortcuts, by `workers` threads. Shares
     and scores are in 0…1. What this data set does not allow is None, beside a `reason`.
@@ -39,9 +44,9 @@ def audit(dataset: Dataset, front_ends: Sequence[FrontEnd], workers: int) -> dic
     }
     found["baselines"] = {}
     for task in TASKS:
-        log.info(f"no-audio baselines: {task}")
+        log.info(f"baselines: {task}")
         found["baselines"][task] = _baselines(dataset, task)
-    log.info("no-audio baselines: children on the Meditron")
+    log.info("baselines: children on the Meditron")
     found["controlled"] = controlled(dataset)
     shortcuts = {"device": device_shortcut(dataset), "age": age_shortcut(dataset)}
     found["shortcuts"] = shortcuts
@@ -83,5 +88,5 @@ def _baselines(dataset: Dataset, task: str | Clips) -> dict[str, Any]:
             raise UserError(f"fewer than two classes are here ({names})")
         scores = load_baseline_scores(dataset, clips)
     except UserError as error:
-        return {"majority_accuracy": None, "device": None, "all": None, "reason": error.reason}
+        return {**dict.fromkeys(("majority_accuracy", *BASELINES)), "reason": error.reason}
     return {**scores, "classes": classes, "chance": 1 / len(classes), "clips": len(clips.clips)}

@@ -13,7 +13,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +34,7 @@ from resp_tune.evaluation.baselines import (
 )
 from resp_tune.features.cache import AudioSource
 from resp_tune.features.logmel import log_mels
+from resp_tune.features.parallel import recording_pool
 from resp_tune.training.datamodule import audio_sources
 from resp_tune.training.metrics import Floats, Labels
 
@@ -158,13 +158,8 @@ def _last_bands(
                     statistics = torch.cat([last.mean(0), last.std(0, correction=0)])
                     features[i][row] = statistics.numpy()
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # recordings in parallel beat threads within one
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, range(len(sources))))
-    finally:
-        torch.set_num_threads(threads)
+    with recording_pool(workers) as pool:
+        list(pool.map(one, range(len(sources))))
     return features
 
 

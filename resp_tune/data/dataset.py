@@ -16,7 +16,7 @@ from resp_tune.data.discovery import Layout, Name
 from resp_tune.data.labels import Labels, read_labels
 from resp_tune.data.metadata import DIAGNOSES, Person
 from resp_tune.data.same_sound import drop_duplicates, resolve_copies
-from resp_tune.data.sounds.inspection import AudioFacts, inspect_recordings
+from resp_tune.data.sounds.inspection import Inspection, inspect_recordings
 from resp_tune.data.tables import read_text
 from resp_tune.errors import UserError
 
@@ -40,10 +40,10 @@ class Recording:
     `person` is the patient, or all patients who have a sound in common: a split by patient keeps
     them together.
 
-    `sample_rate` is in Hz, `samples` counts one channel, `age` is in years. `device` is the
-    stethoscope, `mode` is sc (one position after the other) or mc (several at once), `official` the
-    challenge's split. `session` is patient and recording index: its files may hold the same
-    breaths, and must never be in two splits.
+    `sample_rate` is in Hz, `samples` counts one channel, `digest` is the SHA-256 of the file, `age`
+    is in years. `device` is the stethoscope, `mode` is sc (one position after the other) or mc
+    (several at once), `official` the challenge's split. `session` is patient and recording index:
+    its files may hold the same breaths, and must never be in two splits.
     """
 
     stem: str
@@ -61,6 +61,7 @@ class Recording:
     sample_rate: int
     channels: int
     samples: int
+    digest: str
     cycles: tuple[Cycle, ...]
 
     @property
@@ -117,11 +118,11 @@ def load_dataset(path: str | Path, *, keep: bool = True) -> Dataset:
     for path, name in sorted(names.items(), key=lambda item: item[0].stem):
         if name.patient not in labels.diagnoses:
             continue
-        facts = inspection.files[path]
         cycles: tuple[Cycle, ...] = ()
         if path.stem in annotations:
-            cycles, notes[f"{path.stem}.txt"] = _cycles(annotations[path.stem], path, facts.seconds)
-        recordings.append(_recording(path, name, facts, labels, cycles))
+            seconds = inspection.files[path].seconds
+            cycles, notes[f"{path.stem}.txt"] = _cycles(annotations[path.stem], path, seconds)
+        recordings.append(_recording(path, name, inspection, labels, cycles))
     recordings, same_sounds = resolve_copies(recordings, inspection)
     files = [*layout.problems, *_odd_files(layout), *inspection.problems, *copies]
     problems = [*labels.problems, *files, *same_sounds, *join_notes(notes)]
@@ -152,8 +153,9 @@ def refusal(message: str, problems: Sequence[str], *about: str) -> UserError:
 
 
 def _recording(
-    path: Path, name: Name, facts: AudioFacts, labels: Labels, cycles: tuple[Cycle, ...]
+    path: Path, name: Name, inspection: Inspection, labels: Labels, cycles: tuple[Cycle, ...]
 ) -> Recording:
+    facts = inspection.files[path]
     person = labels.people.get(name.patient, Person(None, None))
     return Recording(
         stem=path.stem,
@@ -171,6 +173,7 @@ def _recording(
         sample_rate=facts.sample_rate,
         channels=facts.channels,
         samples=facts.samples,
+        digest=inspection.digests[path],
         cycles=cycles,
     )
 

@@ -1,7 +1,9 @@
-"""Predict without listening: from device, location, age and sex, or by looking up the patient.
+"""Baselines: predict from device, location, age and sex, from band statistics, or by patient.
 
-A model that scores no better than these has learnt who was recorded with what, not what lungs
-sound like. Scores and predictions are computed once for a data set and kept in the cache folder.
+A model that scores no better than those without audio has learnt who was recorded with what, not
+what lungs sound like; one that is no better than a linear model of band statistics has learnt
+nothing beyond them. Scores and predictions are computed once for a data set and kept in the cache
+folder.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ import pandas as pd
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.common.text import one_line, plural
@@ -34,43 +40,70 @@ from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
 from resp_tune.errors import RunError, UserError
+from resp_tune.evaluation.band_statistics import (
+    BandStatistics,
+    load_band_statistics,
+    select,
+    statistics_key,
+)
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import Floats, Labels, compute_metrics, majority_accuracy
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 FOLDS = 5
 ADULT = 18.0  # years
 COLUMNS = {"device": ("device",), "all": ("device", "location", "age", "sex")}
+AUDIO = "audio_linear"
+BASELINES = (*COLUMNS, AUDIO)
 SCORES = ("balanced_accuracy", "macro_f1")
 TREES = 200
+# The inverse strength of the regression's penalty: scikit-learn's default, so that no label of a
+# data set has chosen it.
+C = 1.0
 Cached = TypeVar("Cached")
 _MISSING_AGE = 60.0  # years; the one that is missing in ICBHI is of an adult
 
 
-def load_baselines(datamodule: DataModule, jobs: int) -> dict[str, Any]:
-    """Return `no_audio_baselines` of the data set; those of the test split under `test_side`."""
-    scores = load_baseline_scores(datamodule.dataset, datamodule.clips, jobs)
+def load_baselines(
+    datamodule: DataModule, jobs: int, report: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Return `score_baselines` of the data set; those of the test split under `test_side`.
+
+    `report` is called after each recording whose band statistics are computed.
+    """
+    scores = load_baseline_scores(datamodule.dataset, datamodule.clips, jobs, report)
     if datamodule.split.test is not None:
         scores["test_side"] = load_baseline_predictions(datamodule).scores()
     return scores
 
 
-def load_baseline_scores(dataset: Dataset, clips: Clips, jobs: int | None = None) -> dict[str, Any]:
-    """Return `no_audio_baselines` of the clips."""
-    return cached(
-        f"{_key(dataset, clips)}.json", lambda: no_audio_baselines(clips, jobs=jobs), _read_scores
-    )
+def load_baseline_scores(
+    dataset: Dataset,
+    clips: Clips,
+    jobs: int | None = None,
+    report: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Return `score_baselines` of the clips."""
+
+    def score() -> dict[str, Any]:
+        statistics = load_band_statistics(dataset, clips.task.unit, jobs or cpu_count(), report)
+        return score_baselines(clips, statistics, jobs=jobs)
+
+    return cached(f"{_key(dataset, clips)}.json", score, _read_scores)
 
 
 def load_baseline_predictions(datamodule: DataModule) -> BaselinePredictions:
     """Return `predict_baselines` of the data module."""
-    return cached(
-        f"{_key(datamodule.dataset, datamodule.clips, datamodule.split.digest)}.answers.json",
-        lambda: asdict(predict_baselines(datamodule.clips, datamodule.split)),
-        _read_predictions,
-    )
+    dataset, clips, split = datamodule.dataset, datamodule.clips, datamodule.split
+
+    def predict() -> dict[str, Any]:
+        statistics = load_band_statistics(dataset, clips.task.unit, cpu_count())
+        return asdict(predict_baselines(clips, split, statistics))
+
+    key = _key(dataset, clips, split.digest)
+    return cached(f"{key}.answers.json", predict, _read_predictions)
 
 
 def cached(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], Cached]) -> Cached:
@@ -91,42 +124,45 @@ def cached(name: str, make: Callable[[], dict[str, Any]], read: Callable[[Any], 
 
 
 def _read_scores(cached: Any) -> dict[str, Any]:
-    by_columns = {name: {key: float(cached[name][key]) for key in SCORES} for name in COLUMNS}
-    return {"majority_accuracy": float(cached["majority_accuracy"]), **by_columns}
+    scores = {name: {key: float(cached[name][key]) for key in SCORES} for name in BASELINES}
+    return {"majority_accuracy": float(cached["majority_accuracy"]), **scores}
 
 
 def _read_predictions(cached: Any) -> BaselinePredictions:
     stems, labels = tuple(cached["stems"]), np.array(cached["labels"], dtype=np.int64)
-    rows = {name: np.array(cached["by_columns"][name], dtype=np.int64) for name in COLUMNS}
+    rows = {name: np.array(cached["by_baseline"][name], dtype=np.int64) for name in BASELINES}
     if {labels.shape, *(row.shape[1:] for row in rows.values())} != {(len(stems),)}:
         raise ValueError("not one prediction a clip")
     return BaselinePredictions(stems, labels, rows, int(cached["majority"]))
 
 
 def _key(dataset: Dataset, clips: Clips, *more: str) -> str:
-    """Return a hash of the forests' inputs, of `more`, and of how they are grown."""
+    """Return a hash of the baselines' inputs, of `more`, and of how they are fitted."""
     metadata = [
         [r.stem, r.person, r.location, r.device, r.diagnosis, r.age, r.sex]
         for r in dataset.recordings
     ]
     labels = [[c.recording.stem, c.label] for c in clips.clips]
-    parts = [CACHE_FORMAT, TREES, metadata, labels, asdict(clips.task), *more]
+    sounds = statistics_key(dataset, clips.task.unit)
+    parts = [CACHE_FORMAT, TREES, C, metadata, sounds, labels, asdict(clips.task), *more]
     content = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def no_audio_baselines(clips: Clips, *, seeds: int = 5, jobs: int | None = None) -> dict[str, Any]:
-    """Score random forests on the recordings' metadata, cross-validated by patient in 5 folds.
+def score_baselines(
+    clips: Clips, statistics: BandStatistics, *, seeds: int = 5, jobs: int | None = None
+) -> dict[str, Any]:
+    """Score each of `BASELINES`, cross-validated by patient in 5 folds, and the majority class.
 
     Returns `{"majority_accuracy": a, "device": {"balanced_accuracy": b, "macro_f1": f}, "all":
-    {…}}`, all in 0…1. Out-of-fold predictions of a seed are pooled before they are scored; scores
-    are means over the seeds 0 to `seeds − 1`. Each clip is a row, with its recording's metadata.
-    `jobs` is the number of processes, by default one a core. Raises the `UserError` of
-    `check_enough`.
+    {…}, "audio_linear": {…}}`, all in 0…1. Out-of-fold predictions of a seed are pooled before they
+    are scored; scores are means over the seeds 0 to `seeds − 1`. Each clip is a row, with its
+    recording's metadata and its own band statistics. `jobs` is the number of processes, by default
+    one a core. Raises the `UserError` of `check_enough`.
     """
     check_enough(clips)
     table = _metadata(clips.clips)
-    features = {name: _features(table, columns) for name, columns in COLUMNS.items()}
+    features = _features(clips.clips, table, statistics)
     return {
         "majority_accuracy": majority_accuracy(table["label"].to_numpy()),
         **cross_validate(features, table, seeds=seeds, jobs=jobs),
@@ -136,7 +172,7 @@ def no_audio_baselines(clips: Clips, *, seeds: int = 5, jobs: int | None = None)
 def cross_validate(
     features: Mapping[str, Floats], table: pd.DataFrame, *, seeds: int, jobs: int | None
 ) -> dict[str, dict[str, float]]:
-    """Return the `SCORES` of a forest on each of `features`, as `no_audio_baselines` does.
+    """Return the `SCORES` of a prediction from each of `features`, as `score_baselines` does.
 
     `features`: float64 `[rows, columns]` by name; `table`: `label`, `patient` and `weight` of each
     row.
@@ -150,8 +186,8 @@ def cross_validate(
         with parallel_config("loky", initializer=_end_with, initargs=(os.getpid(),)):
             predictions = iter(
                 Parallel(n_jobs=jobs or cpu_count())(
-                    delayed(_forest)(x, table, train, test, seed)
-                    for x in features.values()
+                    delayed(_predictor(name))(x, table, train, test, seed)
+                    for name, x in features.items()
                     for seed, train, test in splits
                 )
             )
@@ -196,30 +232,33 @@ def check_enough(clips: Clips, problems: Sequence[str] = ()) -> None:
 
 @dataclass(frozen=True)
 class BaselinePredictions:
-    """Predictions of the forests for the held-out clips, in the order of `Split.select_clips`.
+    """Predictions of the baselines for the held-out clips, in the order of `Split.select_clips`.
 
-    `labels` are indices of `Split.classes`; `by_columns[name]` holds the class that each seed's
-    forest predicts, int `[seeds, clips]`; `majority` is the most frequent class of training.
+    `labels` are indices of `Split.classes`; `by_baseline[name]` holds the class that each seed's
+    forest predicts, int `[seeds, clips]`, or the regression, which has no seed, int `[1, clips]`;
+    `majority` is the most frequent class of training.
     """
 
     stems: tuple[str, ...]
     labels: Labels
-    by_columns: dict[str, Labels]
+    by_baseline: dict[str, Labels]
     majority: int
 
     def scores(self) -> dict[str, Any]:
-        """Return scores as `no_audio_baselines`, with the majority class of training."""
+        """Return scores as `score_baselines`, with the majority class of training."""
         return {
             "majority_accuracy": float(np.mean(self.labels == self.majority)),
             **{
                 name: _mean([_scores(self.labels, row) for row in by_seed])
-                for name, by_seed in self.by_columns.items()
+                for name, by_seed in self.by_baseline.items()
             },
         }
 
 
-def predict_baselines(clips: Clips, split: Split, *, seeds: int = 5) -> BaselinePredictions:
-    """Fit the same forests on training and validation clips, and predict the test split.
+def predict_baselines(
+    clips: Clips, split: Split, statistics: BandStatistics, *, seeds: int = 5
+) -> BaselinePredictions:
+    """Fit the same baselines on training and validation clips, and predict the test split.
 
     Without a test split, fit on training clips and predict validation, both of the first fold.
     """
@@ -234,14 +273,14 @@ def predict_baselines(clips: Clips, split: Split, *, seeds: int = 5) -> Baseline
     table = _metadata(known + unseen)
     labels = table["label"].to_numpy()
     train, test = np.split(np.arange(len(labels)), [len(known)])
-    by_columns = {}
-    for name, columns in COLUMNS.items():
-        x = _features(table, columns)
-        by_columns[name] = np.stack([_forest(x, table, train, test, s) for s in range(seeds)])
+    by_baseline = {}
+    for name, x in _features(known + unseen, table, statistics).items():
+        predict, used = _predictor(name), range(1 if name == AUDIO else seeds)
+        by_baseline[name] = np.stack([predict(x, table, train, test, seed) for seed in used])
     return BaselinePredictions(
         stems=tuple(clip.recording.stem for clip in unseen),
         labels=labels[test],
-        by_columns=by_columns,
+        by_baseline=by_baseline,
         majority=int(np.bincount(labels[train]).argmax()),
     )
 
@@ -305,7 +344,15 @@ def weigh_patients(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(weight=1 / table.groupby("patient")["patient"].transform("size"))
 
 
-def _features(table: pd.DataFrame, names: Iterable[str]) -> Floats:
+def _features(
+    clips: Sequence[Clip], table: pd.DataFrame, statistics: BandStatistics
+) -> dict[str, Floats]:
+    """Return what each baseline sees of `clips`, float64 `[clips, columns]`, by `BASELINES`."""
+    metadata = {name: _encode(table, columns) for name, columns in COLUMNS.items()}
+    return {**metadata, AUDIO: select(statistics, clips)}
+
+
+def _encode(table: pd.DataFrame, names: Iterable[str]) -> Floats:
     """Return float64 `[clips, columns]`: age in years, the others one-hot."""
     parts = [table[[name]] if name == "age" else pd.get_dummies(table[name]) for name in names]
     return pd.concat(parts, axis=1).to_numpy(np.float64)
@@ -321,6 +368,10 @@ def _splits(table: pd.DataFrame, folds: int, seed: int) -> Iterator[tuple[int, L
             yield seed, train, test
 
 
+def _predictor(name: str) -> Callable[..., Labels]:
+    return _regression if name == AUDIO else _forest
+
+
 def _forest(
     features: Floats, table: pd.DataFrame, train: Labels, test: Labels, seed: int
 ) -> Labels:
@@ -332,6 +383,28 @@ def _forest(
     # Many clips have the same metadata: each is predicted once.
     distinct, rows = np.unique(features[test], axis=0, return_inverse=True)
     predicted: Labels = forest.predict(distinct)[rows.ravel()]
+    return predicted
+
+
+def _regression(
+    features: Floats, table: pd.DataFrame, train: Labels, test: Labels, _seed: int
+) -> Labels:
+    """Predict by a logistic regression on standardised features.
+
+    All classes weigh the same, and within a class each patient does. The weights sum to the number
+    of patients, of whom there are fewer than clips, so that clips do not outweigh the penalty.
+    """
+    fitted = table.iloc[train]
+    weights = fitted["weight"] / fitted.groupby("label")["weight"].transform("sum")
+    weights *= fitted["patient"].nunique() / weights.sum()
+    labels, of_rows = fitted["label"].to_numpy(), weights.to_numpy()
+    if len(set(labels)) == 1:
+        return np.full(len(test), labels[0])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000))
+    for_each = {f"{step}__sample_weight": of_rows for step in model.named_steps}
+    with threadpool_limits(limits=1, user_api="blas"):  # threads spin, over matrices this small
+        model.fit(features[train], labels, **for_each)
+        predicted: Labels = model.predict(features[test])
     return predicted
 
 

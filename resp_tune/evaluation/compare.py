@@ -1,4 +1,4 @@
-"""Compare a model with another, or with the no-audio baselines, on the same clips.
+"""Compare a model with another, or with the baselines, on the same clips.
 
 Two models are compared from their `predictions.csv`; all differences are on the same resamples of
 the patients.
@@ -127,11 +127,11 @@ def _compare_split(
 
 
 def baseline_differences(table: pd.DataFrame, datamodule: DataModule) -> BaselineDifferences:
-    """Return `{"device" | "all": {metric: {winner, baseline, difference, interval}}}`.
+    """Return `{name: {metric: {winner, baseline, difference, interval}}}`.
 
-    `table` holds the predictions of the test split only, in the order of `ClipLabels`. `baseline`
-    is the mean over forests of different seeds, as in the summary, on each resample as well. The
-    others are those of `paired_differences`.
+    The names are `BASELINES`. `table` holds the predictions of the test split only, in the order of
+    `ClipLabels`. `baseline` is the mean over seeds, as in the summary, on each resample as well.
+    The others are those of `paired_differences`.
     """
     predictions = load_baseline_predictions(datamodule)
     classes = datamodule.split.classes
@@ -141,11 +141,11 @@ def baseline_differences(table: pd.DataFrame, datamodule: DataModule) -> Baselin
         raise ValueError("these are not the predictions of the test split's clips, in their order")
     patients = list(table["patient"])
     found: BaselineDifferences = {}
-    for columns, by_seed in predictions.by_columns.items():
-        forests = [np.eye(len(classes))[row] for row in by_seed]
-        pairs = paired_differences(labels, probabilities, forests, patients, SCORES)
-        found[columns] = {
-            name: {"winner": pair.pop("a"), "baseline": pair.pop("b"), **pair}
-            for name, pair in pairs.items()
+    for name, by_seed in predictions.by_baseline.items():
+        others = [np.eye(len(classes))[row] for row in by_seed]
+        pairs = paired_differences(labels, probabilities, others, patients, SCORES)
+        found[name] = {
+            metric: {"winner": pair.pop("a"), "baseline": pair.pop("b"), **pair}
+            for metric, pair in pairs.items()
         }
     return found

@@ -16,7 +16,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +30,7 @@ from resp_tune.common.paths import cache_folder, full_disk_in_one_line
 from resp_tune.config import FrontEnd, Resampling
 from resp_tune.errors import RunError
 from resp_tune.features.logmel import Frames, log_mels, silence
+from resp_tune.features.parallel import recording_pool
 
 FORMAT = 1
 ELSEWHERE = ", or set RESP_TUNE_CACHE to a folder on another disk"
@@ -173,12 +173,7 @@ def _compute_pass(
     root = folders[front_ends[0]].parent
     with full_disk_in_one_line(root, ELSEWHERE), contextlib.ExitStack() as stack:
         writers = [_Writer(stack, folder, f) for f, folder in folders.items()]
-        # Recordings in parallel beat threads within one.
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)
-        pool = ThreadPoolExecutor(workers)
-        # After an error, pending work is cancelled; `with pool` would complete it.
-        stack.callback(pool.shutdown, cancel_futures=True)
+        pool = stack.enter_context(recording_pool(workers))
         for mels in pool.map(one, sources):
             for writer, values in zip(writers, mels, strict=True):
                 writer.append(values)

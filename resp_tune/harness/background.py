@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,9 +108,14 @@ def background_setup(
     ended, datamodule, cpus = threading.Event(), spec.data.datamodule, spec.compute.machine.cpus
     on_cluster = spec.compute.cluster is not None
     with ThreadPoolExecutor(3) as pool:
+
+        def stop_if_ended() -> None:
+            if ended.is_set():
+                raise CancelledError
+
         setup = BackgroundSetup(
-            pool.submit(_fill_caches, spec.data, 0 if on_cluster else cpus, console, ended),
-            pool.submit(load_baselines, datamodule, cpus),
+            pool.submit(_fill_caches, spec.data, 0 if on_cluster else cpus, console, stop_if_ended),
+            pool.submit(load_baselines, datamodule, cpus, stop_if_ended),
             pool.submit(_open_tracking, spec, study.user_attrs[STUDY_ID], past),
         )
         error: BaseException | None = None
@@ -125,7 +130,7 @@ def background_setup(
 
 
 def _fill_caches(
-    data: SearchData, workers: int, console: Console, ended: threading.Event
+    data: SearchData, workers: int, console: Console, stop_if_ended: Callable[[], None]
 ) -> FeatureCaches:
     """Return the search's feature caches, filled by `workers` processes.
 
@@ -140,8 +145,7 @@ def _fill_caches(
         task = bar.add_task("fill", total=None, visible=False)
 
         def progress(done: int, total: int) -> None:
-            if ended.is_set():
-                raise CancelledError
+            stop_if_ended()
             bar.update(task, completed=done, total=total, visible=True)
 
         caches.fill(data.prefilled, workers=workers, progress=progress)

@@ -27,7 +27,11 @@ from resp_tune.tracking.model_probe import tracking_notes
 from resp_tune.tracking.uri import redact, sqlite_file
 
 SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
-_COLUMNS = {"device": "the device", "all": "device, location, age and sex"}
+_BASELINES = {
+    "device": "the device alone",
+    "all": "device, location, age and sex alone",
+    "audio_linear": "band statistics",
+}
 
 
 def show_plan(plan: Iterable[tuple[str, str]], console: Console) -> None:
@@ -116,7 +120,7 @@ def show_result(path: Path) -> None:
 
 
 def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
-    """Yield the winner's scores beside those of baselines without audio, a line each."""
+    """Yield the winner's scores beside those of the baselines, a line each."""
     winner, metric = summary["winner"], summary["metric"]
     trials = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     yield f"{summary['name']}: {trials} in {summary['seconds']['total']:.0f} s"
@@ -134,7 +138,8 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         yield (
             "without audio (macro_f1 / balanced_accuracy, patient-wise): "
             f"device {_pair(base['device'])}, device + location + age + sex {_pair(base['all'])}; "
-            f"majority accuracy {base['majority_accuracy']:.3f}"
+            f"majority accuracy {base['majority_accuracy']:.3f}; "
+            f"from band statistics of the audio {_pair(base['audio_linear'])}"
         )
     yield from _describe_differences(winner["test"])
     if (times := len(summary["test_readings"])) > 1:
@@ -175,7 +180,7 @@ def _describe_test(winner: dict[str, Any], metric: str) -> Iterator[str]:
 def _describe_differences(test: dict[str, Any] | None) -> Iterator[str]:
     for baseline, rows in (test["against"] if test else {}).items():
         differences = ", ".join(f"{name} {_difference(row)}" for name, row in rows.items())
-        yield f"winner − {_COLUMNS[baseline]} alone, on the test patients: {differences}"
+        yield f"winner − {_BASELINES[baseline]}, on the test patients: {differences}"
     if test and (controlled := test["controlled"]) is not None:
         yield (
             "healthy or sick among the children of the test split on the Meditron "

@@ -161,7 +161,7 @@ def _score_test_split(
 
 
 def _baselines(setup: BackgroundSetup, failures: Failures) -> dict[str, Any] | None:
-    with failures.collected("the baselines without audio could not be computed"):
+    with failures.collected("the baselines could not be computed"):
         return dict(setup.baselines.result())
     return None
 
@@ -260,7 +260,7 @@ def _test(
         if len(winner.runs) > 1
     }
     against: dict[str, Any] = {}
-    with failures.collected("the winner could not be compared with the baselines without audio"):
+    with failures.collected("the winner could not be compared with the baselines"):
         against = baseline_differences(scored.predictions, datamodule)
     return {
         **scored.metrics,

@@ -1,4 +1,4 @@
-"""Compare the winner's metrics with baselines that use no audio, and with published results."""
+"""Compare the winner's metrics with the baselines, and with published results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, ranged, signed, spread
 from resp_tune.reporting.results import Results, interval, mapping, number, value_at
 
-BASELINES = {"device": "Device only", "all": "Device, location, age, sex"}
+AUDIO = "audio_linear"
+BASELINES = {
+    "device": "Device only", "all": "Device, location, age, sex", AUDIO: "Band statistics",
+}  # fmt: skip
 METADATA = {"device": "the device alone", "all": "the metadata (device, location, age, sex)"}
 # Words and shapes as well as colours: one man in twelve cannot tell red from green.
 OUTCOMES = {
@@ -65,12 +68,16 @@ def metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "test": number(test, key),
             "interval": interval(test, "intervals", key),
             "by_seed": spread(*(number(test, "by_seed", key, k) for k in ("mean", "sd"))),
-            "device": baseline(summary, "device", key),
-            "all": baseline(summary, "all", key),
+            "baselines": [baseline(summary, name, key) for name in known_baselines(summary)],
             "objective": key == objective,
         }
         for key in keys
     ]
+
+
+def known_baselines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the keys of `BASELINES` that the summary has: release 0.1.0 had no band statistics."""
+    return [key for key in BASELINES if key != AUDIO or key in mapping(summary, "baselines")]
 
 
 def comparison_metric(summary: Mapping[str, Any]) -> str:
@@ -132,12 +139,13 @@ def forest_plot(summary: Mapping[str, Any]) -> DotTable | None:
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """Return a sentence on whether the winner has learnt from the sound."""
+    """Return whether the winner has learnt from the sound, and more than its band statistics."""
     metric = comparison_metric(summary)
     differences = [p for p in paired_differences(summary) if p.metric == metric]
-    if differences:
-        return _paired_verdict(differences)
-    best = max((v for key in BASELINES if (v := baseline(summary, key, metric))), default=0)
+    if metadata := [p for p in differences if p.key in METADATA]:
+        more = [_audio_verdict(p) for p in differences if p.key == AUDIO]
+        return " ".join([_paired_verdict(metadata), *more])
+    best = max((v for key in METADATA if (v := baseline(summary, key, metric))), default=0)
     value = number(summary, "winner", "test", metric)
     span = interval(summary, "winner", "test", "intervals", metric)
     if value is None:
@@ -185,6 +193,25 @@ def _paired_verdict(differences: list[PairedDifference]) -> str:
     return (
         f"{start} the sound has taught it more than {metadata} gives away is inconclusive: the "
         f"difference in {name} is {signed(hardest.difference)}, and its 95 % interval includes 0."
+    )
+
+
+def _audio_verdict(p: PairedDifference) -> str:
+    found = f"its {metric_name(p.metric)} is {abs(p.difference):.3f}"
+    if p.outcome == "better":
+        return (
+            f"It has learnt more than averages of the sound: {found} above that of a linear model "
+            "of band statistics, and the 95 % interval of the difference is above 0."
+        )
+    if p.outcome == "worse":
+        return (
+            f"It has learnt less from the sound than a linear model of band statistics: {found} "
+            "lower, and the 95 % interval of the difference is below 0."
+        )
+    return (
+        "Whether it has learnt more from the sound than a linear model of band statistics is "
+        f"inconclusive: the difference in {metric_name(p.metric)} is {signed(p.difference)}, and "
+        "its 95 % interval includes 0."
     )
 
 

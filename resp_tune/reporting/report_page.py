@@ -108,6 +108,10 @@ def _winner_context(results: Results) -> dict[str, Any]:
     return {
         "tested": isinstance(winner.get("test"), Mapping),
         "metrics": baseline_comparison.metric_rows(summary),
+        "baselines": [
+            baseline_comparison.BASELINES[key]
+            for key in baseline_comparison.known_baselines(summary)
+        ],
         "price": replicate_table.price_of_searching(summary),
         "by_seed": bool(mapping(winner, "test", "by_seed")),
         "replicates": replicate_table.winner_replicates(winner),

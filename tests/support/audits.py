@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from joblib import Parallel
@@ -17,6 +18,7 @@ from resp_tune.data.synthetic.cohort import make_cohort
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.synthetic.write import make_synthetic
 from resp_tune.evaluation import baselines
+from resp_tune.evaluation.band_statistics import COUNT, BandStatistics
 from support.small_sets import imagined
 
 TINY = {"clip_seconds": 1.0, "n_mels": 16, "width": 4, "epochs": 1, "batch_size": 16}
@@ -72,6 +74,7 @@ def in_memory(settings: SynthSettings) -> Dataset:
                 sample_rate=4000,
                 channels=1,
                 samples=4000,
+                digest=plan.stem,
                 cycles=(),
             )
         )
@@ -81,3 +84,13 @@ def in_memory(settings: SynthSettings) -> Dataset:
 def of_devices(rows: Sequence[tuple[str, str]]) -> Dataset:
     """One recording a patient: (diagnosis, device)."""
     return imagined([(f"{100 + n}_1b1_Al_sc_{d}", name) for n, (name, d) in enumerate(rows)])
+
+
+def imagined_statistics(dataset: Dataset, *_: object) -> BandStatistics:
+    """Band statistics that say nothing, of all recordings and cycles of a set without sounds."""
+    rng = np.random.default_rng(0)
+    return {
+        (r.stem, start, end): rng.normal(size=COUNT).astype(np.float32)
+        for r in dataset.recordings
+        for start, end in [(0.0, r.seconds), *((c.start, c.end) for c in r.cycles)]
+    }

@@ -82,6 +82,7 @@ def imagined(
                 sample_rate=4000,
                 channels=1,
                 samples=80_000,
+                digest=stem,
                 cycles=tuple(Cycle(i, i + 1.0, c, w) for i, (c, w) in enumerate(cycles)),
             )
         )
