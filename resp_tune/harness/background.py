@@ -113,9 +113,15 @@ def background_setup(
             if ended.is_set():
                 raise CancelledError
 
+        def baselines() -> Mapping[str, Any]:
+            caches.result()  # which trials wait for: band statistics would take cores from it
+            return load_baselines(datamodule, cpus, stop_if_ended)
+
+        workers = 0 if on_cluster else cpus
+        caches = pool.submit(_fill_caches, spec.data, workers, console, stop_if_ended)
         setup = BackgroundSetup(
-            pool.submit(_fill_caches, spec.data, 0 if on_cluster else cpus, console, stop_if_ended),
-            pool.submit(load_baselines, datamodule, cpus, stop_if_ended),
+            caches,
+            pool.submit(baselines),
             pool.submit(_open_tracking, spec, study.user_attrs[STUDY_ID], past),
         )
         error: BaseException | None = None
