@@ -267,6 +267,7 @@ def mlflow_default(uri: str) -> Iterator[None]:
     yield
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+    os.environ.pop("MLFLOW_REGISTRY_URI")  # MLflow leaves it to the processes of later tests
 
 
 def lose_files(moved: Moved) -> None:

@@ -567,6 +567,7 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
     files = TrialArtifacts(tmp_path, prefix_path / "trials")
     assert files.local_folder == prefix_path.local_copy / "trials"
     config = toy_config()
+    fresh = Training(config, toy_folds(config, 1))
     path = files.local_folder / "4" / "checkpoint.pt"
 
     def send(epochs: int, study: str = "s", **values: float) -> None:
@@ -578,7 +579,7 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
         prefix_path.write((tmp_path / "checkpoint.pt").read_bytes(), "trials/4/checkpoint.pt")
 
     def epochs_after_asking() -> int:
-        assert files.fetch_newer_checkpoint("4", config, "s") is None
+        assert files.fetch_newer_checkpoint("4", fresh, "s") is None
         assert [p.name for p in path.parent.glob("*")] in ([], ["checkpoint.pt"])
         return epochs_in(path, config, "s")
 
@@ -598,4 +599,4 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
     away = TrialArtifacts(
         tmp_path, ObjectPath(prefix_path.uri.replace("127.0.0.1:", "127.0.0.1:9&x="))
     )
-    assert away.fetch_newer_checkpoint("4", config, "s") is not None
+    assert away.fetch_newer_checkpoint("4", fresh, "s") is not None
