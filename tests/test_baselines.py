@@ -85,7 +85,7 @@ def _confounded(*, confound: bool) -> Dataset:
 @pytest.mark.parametrize(
     "task",
     [
-        name if name == "diagnosis" else pytest.param(name, marks=pytest.mark.thorough)
+        pytest.param(name, marks=pytest.mark.slow if name == "diagnosis" else pytest.mark.thorough)
         for name in TABLE
     ],
 )

@@ -13,6 +13,7 @@ from resp_tune.data.protocols import make_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.evaluation.band_statistics import load_band_statistics
 from resp_tune.evaluation.baselines import predict_baselines
 from resp_tune.training.datamodule import DataModule, make_feature_caches
 from resp_tune.training.loop import Training
@@ -40,7 +41,8 @@ def test_a_short_training_beats_the_baselines_on_unseen_patients() -> None:
     test = datamodule.clip_labels(stems, stems).tensors(unseen, config.front_end)
     probabilities = bundle.predict_clips(test.clips)
     labels = test.labels.numpy()
-    without_audio = predict_baselines(clips, datamodule.split, seeds=2).scores()
+    statistics = load_band_statistics(dataset, "recording", 2)
+    without_audio = predict_baselines(clips, datamodule.split, statistics, seeds=2).scores()
     names = ("macro_f1", "balanced_accuracy")
     scores = tuple(compute_metrics(labels, probabilities, names).values())
     device = without_audio["device"]["macro_f1"], without_audio["device"]["balanced_accuracy"]

@@ -1,7 +1,7 @@
 """Band statistics: what the log-mel frames of a clip are like on average, whatever its length.
 
-A linear model of them hears how loud, how variable and how noisy each band is, and nothing of the
-order in which sounds occur. A network that is no better has learnt no more than that.
+They say how loud, how variable and how noisy each band is, and nothing about the order in which
+sounds occur. A network that is no better than a linear model of them has learnt no more than that.
 """
 
 from __future__ import annotations

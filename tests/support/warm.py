@@ -138,11 +138,23 @@ def _run(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from resp_tune.cli import run
 
+    if module == "search":
+        grow_few_trees()
     if prepare is not None:
         prepare()
     code = run(importlib.import_module(f"resp_tune.{module}").main, args)
     atexit._run_exitfuncs()
     sys.exit(code)
+
+
+def grow_few_trees() -> None:
+    """Let the forests of a search's baselines take no seconds: their scores have their own tests."""
+    from joblib import Parallel
+
+    from resp_tune.evaluation import baselines
+
+    baselines.TREES = 2
+    baselines.Parallel = lambda n_jobs: Parallel(n_jobs=1)  # type: ignore[assignment,misc]  # in a fork
 
 
 @atexit.register

@@ -51,8 +51,7 @@ def find_sound(path: str | Path, content: bytes) -> Sound:
     The first channel is used, unless it is silent or clipped throughout and another is not, it is
     silent for at least a tenth of the time in which another has sound, or it holds the noise of an
     input to which nothing is connected: 74 dB below full scale, 40 dB below another. Floats with
-    the values
-    of 16, 24 or 32 bit integers are scaled to −1…1.
+    the values of 16, 24 or 32 bit integers are scaled to −1…1.
     Raises `AudioError` if it is shorter than 0.1 s, or no channel has sound that could carry a
     label.
     """
