@@ -186,6 +186,7 @@ def counting(first: int) -> Iterator[dict[str, float]]:
     raise ValueError("no more")
 
 
+@pytest.mark.thorough
 def test_an_iterator_process_computes_on_request() -> None:
     with rounds.IteratorProcess(counting, 5) as process:
         first = process.next()

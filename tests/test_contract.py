@@ -13,6 +13,9 @@ import pytest
 from support.contract import COMMANDS, SNAPSHOT, flags, results
 from support.inline import search_inline
 
+from resp_tune.data.synthetic.settings import SynthSettings
+from resp_tune.data.synthetic.write import make_synthetic
+
 PROMISED: dict[str, Any] = json.loads(SNAPSHOT.read_text())
 
 
@@ -25,10 +28,10 @@ def test_flags_and_their_defaults(command: str) -> None:
 
 
 def test_what_a_search_writes(tmp_path: Path) -> None:
-    arguments = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--gpus", "0")
-    outcome = search_inline(
-        tmp_path, *arguments, "--trials", "2", "--replicates", "2", "--name", "contract"
-    )
+    make_synthetic(tmp_path / "data", SynthSettings(seconds=2.0))
+    arguments = ("--data", str(tmp_path / "data"), "--space", "search_spaces/smoke.yaml")
+    arguments += ("--epochs", "1", "--gpus", "0", "--trials", "2", "--replicates", "2")
+    outcome = search_inline(tmp_path, *arguments, "--name", "contract")
     assert outcome.code == 0, outcome.err
     now = results(tmp_path, "contract")
     for what in ("files", "summary", "split", "winner_config"):

@@ -31,7 +31,9 @@ def finish(spec: SearchSpec) -> dict[str, Any]:
         return json.loads(search_here(spec).read_bytes())  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("order", ["sequence", "together"])
+@pytest.mark.parametrize(
+    "order", ["sequence", pytest.param("together", marks=pytest.mark.thorough)]
+)
 def test_a_search_on_three_folds(order: str, tmp_path: Path) -> None:
     flags = ("--folds", "3", "--fold-order", order, "--trials", "2", "--replicates", "2")
     spec = small_spec(tmp_path, *flags)
@@ -61,6 +63,7 @@ def test_a_search_on_three_folds(order: str, tmp_path: Path) -> None:
     assert rerun["winner"] == summary["winner"]
 
 
+@pytest.mark.thorough
 def test_both_orders_score_a_trial_alike(tmp_path: Path) -> None:
     scores = []
     for order in ("sequence", "together"):

@@ -31,6 +31,7 @@ def run_check(*args: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the output differs with a GPU")
 def test_runs_without_a_gpu_and_with_torch_alone() -> None:
     done = run_check(

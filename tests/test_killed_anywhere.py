@@ -74,12 +74,16 @@ def killed_at(moment: str, storage: Path, *args: str, scratch: Path) -> None:
     assert "Traceback" not in outcome.err
 
 
-# In `.ci/run` a third of the moments comes in one search, the others each in its own.
+# In `.ci/run` a third of the moments comes in one search, three with Ray, the others alone.
 IN_TURN = MOMENTS[::3]
 
 
 @pytest.mark.parametrize(
-    "moment", [pytest.param(m, marks=pytest.mark.thorough) if m in IN_TURN else m for m in MOMENTS]
+    "moment",
+    [
+        pytest.param(m, marks=pytest.mark.thorough) if m in (*IN_TURN, *ON_RAY) else m
+        for m in MOMENTS
+    ],
 )
 def test_killed_at(moment: str, data: Path, tmp_path: Path) -> None:
     storage, args = tmp_path / "results", (*ARGS, "--data", str(data))

@@ -18,6 +18,9 @@ from resp_tune.cluster.node_setup import common_device
 from resp_tune.cluster.resources import Machine
 from resp_tune.errors import RunError
 
+# Clusters make the same calls in the slow tests.
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:

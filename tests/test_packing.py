@@ -43,6 +43,7 @@ def test_the_stand_in_has_the_size_of_the_real_thing() -> None:
     assert result.finite
 
 
+@pytest.mark.thorough
 def test_two_at_once_are_measured() -> None:
     rates = measure_all(toy_config(epochs=1), SMALL, "cpu", {2: 1}, 2)
     assert list(rates) == [2]

@@ -144,7 +144,7 @@ def test_at_random_moments_in_one_process(tmp_path: Path) -> None:
     chance = np.random.default_rng(seed)
     args = (*ARGS[: ARGS.index("--epochs")], "--epochs", "2", "--trials", "4", *ARGS[-4:])
     longest = 5.0  # seconds of a whole search
-    left = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM] * (10 if THOROUGH else 2)
+    left = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM] * (10 if THOROUGH else 1)
     number = 0
     while left:
         storage = tmp_path / f"results{(number := number + 1)}"

@@ -65,6 +65,7 @@ def amazon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("amazon")
+@pytest.mark.thorough
 def test_aws_launches_what_the_file_asks_for() -> None:
     import boto3
 

@@ -73,7 +73,9 @@ def text_of(trials: list[FrozenTrial]) -> list[str]:
 UNORDERED = ("_user_attrs", "_system_attrs", "user_attrs", "system_attrs")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(s, marks=[pytest.mark.thorough] * (s != "tpe")) for s in SAMPLERS]
+)
 def test_memory_is_what_the_file_holds(sampler: str, tmp_path: Path) -> None:
     chance = random.Random(sampler)  # noqa: S311  # no secret
     study = opened(tmp_path, sampler)

@@ -23,6 +23,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from support.mlflow_stores import with_mlflow_store
+from support.searches import command
 
 from resp_tune.common.choices import LINK_TEXTS
 from resp_tune.common.trial_key import TrialKey
@@ -83,11 +84,10 @@ def ui(arguments: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def refused(arguments: Sequence[str]) -> str:
-    process = ui(arguments)
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, output) == (2, ""), errors
-    assert errors.count("\n") == 1, errors
-    return errors
+    outcome = command("ui", *arguments)
+    assert (outcome.code, outcome.out) == (2, ""), outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+    return outcome.err
 
 
 def free_port() -> int:
@@ -241,6 +241,7 @@ def test_runs_stand_below_their_search(served: Served, browser: webdriver.Chrome
     wait_for(browser, lambda text: sorted(trials_in(text)) == list(range(6)), "nested below it")
 
 
+@pytest.mark.thorough
 @pytest.mark.browser
 def test_the_best_are_compared(served: Served, browser: webdriver.Chrome) -> None:
     browser.get(served.links[LINK_TEXTS["compare"]])
@@ -251,6 +252,7 @@ def test_the_best_are_compared(served: Served, browser: webdriver.Chrome) -> Non
     assert {title.text for title in titles} == {"dropout", "lr", "n_mels", "val_macro_f1"}
 
 
+@pytest.mark.thorough
 @pytest.mark.browser
 def test_curves_of_the_metrics(served: Served, browser: webdriver.Chrome, store: Store) -> None:
     browser.get(served.links[LINK_TEXTS["charts"]])

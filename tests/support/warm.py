@@ -148,7 +148,7 @@ def _run(
 
 
 def grow_few_trees() -> None:
-    """Let the forests of a search's baselines take no seconds: their scores have their own tests."""
+    """Let the forests of a search's baselines take no seconds; their scores have other tests."""
     from joblib import Parallel
 
     from resp_tune.evaluation import baselines
