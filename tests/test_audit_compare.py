@@ -13,11 +13,12 @@ from support.searches import files_below
 
 from resp_tune import evaluate
 from resp_tune.cli import run
+from resp_tune.common.choices import METRIC_NAMES
 from resp_tune.errors import UserError
 from resp_tune.evaluation.compare import compare, read_predictions
 from resp_tune.reporting.format import signed
 from resp_tune.training.bootstrap import bootstrap, intervals
-from resp_tune.training.metrics import METRICS, compute_metrics
+from resp_tune.training.metrics import compute_metrics
 
 CLASSES = ("normal", "crackle", "wheeze", "both")
 
@@ -80,7 +81,7 @@ def test_two_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert found["sides"].keys() == {"validation", "test"}
     for side, figures in found["sides"].items():
         assert (figures["clips"], figures["patients"]) == (72, 12)
-        assert figures["metrics"].keys() == METRICS.keys()
+        assert figures["metrics"].keys() == set(METRIC_NAMES)
         for name in ("macro_f1", "auroc", "sensitivity", "log_loss"):
             one = figures["metrics"][name]
             difference, span = by_hand(a, b, side, name)

@@ -86,7 +86,8 @@ def test_what_no_clip_has_is_left_out_and_missing_from_the_names(datamodule: Dat
 def test_a_side_of_recordings(datamodule: DataModule) -> None:
     frame = frame_of(datamodule, right=0.6)
     found = group_metrics(frame, datamodule)
-    assert found.keys() == {"per_class", "by_patient", "by_device", "controlled"}
+    assert found.keys() == {"per_class", "by_session", "by_patient", "by_device", "controlled"}
+    assert found["by_session"]["clips"] >= found["by_patient"]["clips"]
     assert found["by_patient"]["clips"] == frame["patient"].nunique()
     assert {name: one["clips"] for name, one in found["by_device"].items()} == dict(
         frame["device"].value_counts()
@@ -108,7 +109,7 @@ def test_a_side_of_cycles() -> None:
     frame = frame_of(datamodule, right=0.5)
     frame = frame[(frame["device"] != "Meditron") | (frame["label"] == "normal")]
     found = group_metrics(frame, datamodule)
-    assert found["by_patient"] is found["controlled"] is None
+    assert found["by_session"] is found["by_patient"] is found["controlled"] is None
     assert all("patient_recall" not in row for row in found["per_class"].values())
     normal = found["by_device"]["Meditron"]
     assert normal["classes"] == ["normal"]

@@ -21,7 +21,7 @@ def test_tasks() -> None:
 
 def test_metrics() -> None:
     assert set(NAMES) <= set(choices.METRIC_MODES)
-    assert set(choices.METRIC_MODES) - set(choices.METRICS) == {"sensitivity", "specificity"}
+    assert set(choices.METRIC_NAMES) - set(choices.METRICS) == {"sensitivity", "specificity"}
     assert set(choices.CYCLE_METRICS) < set(choices.METRIC_MODES)
 
 

@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from resp_tune.common.choices import METRIC_NAMES
 from resp_tune.training.bootstrap import DRAWS, bootstrap, intervals, paired_differences
-from resp_tune.training.metrics import METRICS, Labels, Probabilities, compute_metrics
+from resp_tune.training.metrics import Labels, Probabilities, compute_metrics
 
 
 def clips_of_patients(
@@ -32,10 +33,10 @@ def one_by_one(
     """The metrics themselves, on the clips of the drawn patients put one after another."""
     names = sorted(set(patients))
     drawn = np.random.default_rng(seed).integers(len(names), size=(total, len(names)))
-    found: dict[str, list[float]] = {name: [] for name in METRICS}
+    found: dict[str, list[float]] = {name: [] for name in METRIC_NAMES}
     for draw in draws:
         clips = [i for n in drawn[draw] for i, of in enumerate(patients) if of == names[n]]
-        for name, value in compute_metrics(labels[clips], p[clips], METRICS).items():
+        for name, value in compute_metrics(labels[clips], p[clips], METRIC_NAMES).items():
             found[name].append(value)
     return found
 
@@ -45,7 +46,7 @@ def test_every_draw_of_every_metric(patients: int, clips: int, classes: int) -> 
     labels, p, of = clips_of_patients(patients, clips, classes, seed=patients)
     samples = bootstrap(labels, p, of, draws=150, seed=3)
     expected = one_by_one(labels, p, of, list(range(150)), 150, 3)
-    assert set(samples) == set(METRICS)
+    assert set(samples) == set(METRIC_NAMES)
     for name, values in samples.items():
         np.testing.assert_allclose(values, expected[name], atol=1e-6, err_msg=name)
 
@@ -92,10 +93,10 @@ def test_only_what_is_asked_for() -> None:
 def test_paired_differences_draw_by_draw() -> None:
     labels, p, of = clips_of_patients(12, 60, 4, seed=0)
     other = clips_of_patients(12, 60, 4, seed=1)[1]
-    found = paired_differences(labels, p, [other], of, METRICS)
+    found = paired_differences(labels, p, [other], of, METRIC_NAMES)
     a, b = (one_by_one(labels, x, of, list(range(DRAWS)), DRAWS, 0) for x in (p, other))
-    assert set(found) == set(METRICS)
-    of_p, of_other = (compute_metrics(labels, x, METRICS) for x in (p, other))
+    assert set(found) == set(METRIC_NAMES)
+    of_p, of_other = (compute_metrics(labels, x, METRIC_NAMES) for x in (p, other))
     for name, pair in found.items():
         assert (pair["a"], pair["b"]) == (of_p[name], of_other[name])
         assert pair["difference"] == pytest.approx(of_p[name] - of_other[name])

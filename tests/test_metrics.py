@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from resp_tune.common.choices import METRIC_NAMES
 from resp_tune.training import metrics
 from resp_tune.training.metrics import METRICS, Labels, Probabilities
 
@@ -88,7 +89,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRIC_NAMES)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_scikit_learn(case: str, name: str) -> None:
     labels, p = CASES[case]
@@ -137,11 +138,38 @@ def test_the_icbhi_score_and_its_halves_are_for_cycles_alone() -> None:
     labels, p = random_case(0, classes=4)
     cycles = metrics.all_metrics(labels, p, CYCLES)
     diagnoses = metrics.all_metrics(labels, p, ("COPD", "Healthy", "URTI", "Pneumonia"))
-    assert set(cycles) == set(METRICS)
-    assert set(diagnoses) == set(METRICS) - {"icbhi_score", "sensitivity", "specificity"}
+    assert set(cycles) == set(METRIC_NAMES)
+    assert set(diagnoses) == set(METRIC_NAMES) - {"icbhi_score", "sensitivity", "specificity"}
     assert all(cycles[name] == value for name, value in diagnoses.items())
     halves = cycles["sensitivity"], cycles["specificity"]
     assert cycles["icbhi_score"] == pytest.approx(np.mean(halves))
+
+
+def test_groups_are_pooled_by_their_mean_logarithm() -> None:
+    labels, p = random_case(3, n=40)
+    group = np.random.default_rng(0).integers(0, 9, 40) * 7  # numbers need not follow each other
+    labels = group % 5
+    own, pooled = metrics.pool(labels, p, group)
+    for row, number in enumerate(sorted(set(group.tolist()))):
+        mean = np.log(np.clip(p[group == number].astype(float), metrics.SMALLEST, 1)).mean(0)
+        np.testing.assert_allclose(pooled[row], np.exp(mean) / np.exp(mean).sum())
+        assert own[row] == number % 5
+    alone = metrics.pool(labels, p, np.arange(40))
+    np.testing.assert_allclose(alone[1], p / p.sum(1, keepdims=True), rtol=1e-5, atol=1e-6)
+
+
+def test_metrics_of_sessions_and_patients_stand_beside_those_of_recordings() -> None:
+    labels, p = random_case(0, classes=4)
+    classes = ("COPD", "Healthy", "URTI", "Pneumonia")
+    labels = np.sort(labels)
+    groups = {"session": np.arange(len(labels)), "patient": labels * 2}
+    found = metrics.all_metrics(labels, p, classes, groups)
+    assert found.keys() == METRICS.keys() - {"icbhi_score", "sensitivity", "specificity"}
+    assert found["session_macro_f1"] == found["macro_f1"]
+    own, pooled = metrics.pool(labels, p, groups["patient"])
+    assert found["patient_auroc"] == compute("auroc", own, pooled)
+    assert metrics.all_metrics(labels, p, CYCLES, groups).keys() == set(METRIC_NAMES)
+    assert METRICS["patient_log_loss"] == METRICS["log_loss"]
 
 
 def test_a_diagnosis_may_be_called_normal() -> None:

@@ -63,7 +63,7 @@ def test_page_of_a_search_with_replicates(folder: Path) -> None:
         "only that of band statistics, a logistic regression, sees averages",
         "trial 4 dropped early 0.390 ± 0.014 0.380 0.550 2",
         "macro-F1 0.520 0.450 0.330 to 0.570 0.440 ± 0.020",
-        "By patient mean probability of a patient’s clips 0.420 [0.300, 0.550] 8 7",
+        "By patient from all recordings of a patient 0.420 [0.300, 0.550] 8 7",
         "healthy or sick: AUROC 0.660 on 8 clips of 7 patients",
         "COPD 0.500 0.250 – 5 4",
     ):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resp_tune.audit.counts import in_order
-from resp_tune.common.choices import CYCLE_METRICS, METRIC_MODES
+from resp_tune.common.choices import CYCLE_METRICS, LEVELS, METRIC_MODES
 from resp_tune.common.text import amount
 from resp_tune.reporting.format import NONE, figure, metric_name, ranged, signed
 from resp_tune.training.metrics import CYCLE_CLASSES
@@ -100,9 +100,9 @@ def _model_sections(model: Mapping[str, Any]) -> list[Section]:
             ("", "clips", "patients", "macro-F1", "balanced accuracy", "accuracy", "majority"),
             model_rows(model),
             "On the test split. In brackets the 95 % interval over resamples of the patients "
-            "(bootstrap). By patient: the mean probability over the patient's recordings. Within "
-            "one device the stethoscope gives nothing away. The last four rows are baselines, "
-            "fitted on the other splits; all but band statistics use no sound.",
+            "(bootstrap). By session and patient: the mean log-probability over the recordings. "
+            "Within one device the stethoscope gives nothing away. The last four rows are "
+            "baselines, fitted on the other splits; all but band statistics use no sound.",
             [line for line in (", ".join(cycles), controlled, *model["notes"]) if line],
         ),
         Section(
@@ -129,8 +129,8 @@ def model_rows(model: Mapping[str, Any]) -> Rows:
     test = model["test"]
     unit = "cycle" if model["task"] == "cycles" else "recording"
     rows = [_metrics_row(f"by {unit}", test["by_clip"])]
-    if test["by_patient"]:
-        rows.append(_metrics_row("by patient", test["by_patient"]))
+    pooled = {level: test[f"by_{level}"] for level in LEVELS[1:]}
+    rows += [_metrics_row(f"by {level}", found) for level, found in pooled.items() if found]
     for device, found in test["by_device"].items():
         classes = _classes(found["classes"], model["classes"])
         rows.append(_metrics_row(f"within {device}, {classes}", found))

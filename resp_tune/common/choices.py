@@ -20,7 +20,7 @@ FOLD_RULES = ("forgiving", "none")  # between folds that are trained in sequence
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
 
 # Which direction is better. The last two are reported only: a constant answer has one of them at 1.
-METRIC_MODES: dict[str, Mode] = {
+_MODES: dict[str, Mode] = {
     "macro_f1": "max",
     "balanced_accuracy": "max",
     "mcc": "max",
@@ -31,8 +31,27 @@ METRIC_MODES: dict[str, Mode] = {
     "sensitivity": "max",
     "specificity": "max",
 }
-METRICS = tuple(METRIC_MODES)[:-2]
+METRIC_NAMES = tuple(_MODES)
+METRICS = METRIC_NAMES[:-2]
 CYCLE_METRICS = ("icbhi_score", "sensitivity", "specificity")  # need the class `normal`
+
+# What is scored: each recording (in the task `cycles`, each cycle), or all of a session or patient.
+Level = Literal["recording", "session", "patient"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+
+def at_level(metric: str, level: str) -> str:
+    """Return the key of a metric at a level: `macro_f1` or, for example, `patient_macro_f1`."""
+    return metric if level == "recording" else f"{level}_{metric}"
+
+
+# The direction of every key.
+METRIC_MODES: dict[str, Mode] = {
+    at_level(name, level): mode
+    for level in LEVELS
+    for name, mode in _MODES.items()
+    if level == "recording" or name not in CYCLE_METRICS
+}
 
 State = Literal["finished", "pruned", "diverged", "failed"]
 STATES: tuple[State, ...] = get_args(State)

@@ -1,6 +1,6 @@
 """Predict the splits with a winner and compute metrics of its predictions.
 
-Metrics are by clip, by patient, of each class and within each device.
+Metrics are by clip, session and patient, of each class and within each device.
 """
 
 from __future__ import annotations
@@ -12,18 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resp_tune.common.choices import CYCLE_METRICS
+from resp_tune.common.choices import CYCLE_METRICS, LEVELS, METRIC_NAMES, at_level
 from resp_tune.evaluation.baselines import is_controlled
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.bootstrap import bootstrap, intervals
 from resp_tune.training.datamodule import DataModule, prediction_table
-from resp_tune.training.metrics import (
-    METRICS,
-    Labels,
-    Probabilities,
-    all_metrics,
-    majority_accuracy,
-)
+from resp_tune.training.metrics import Labels, Probabilities, all_metrics, majority_accuracy, pool
 from resp_tune.training.model_bundle import Bundle
 
 HEALTHY = "Healthy"
@@ -75,28 +69,37 @@ def score_test_split(
     each = bundle.predict_each(split.clips)
     labels, folds = split.labels.numpy(), len(datamodule.split.folds)
     by_seed = [
-        all_metrics(labels, each[start : start + folds].mean(axis=0), classes)
+        all_metrics(labels, each[start : start + folds].mean(axis=0), classes, split.groups)
         for start in range(0, len(each), folds)
     ]
     table = prediction_table("test", clips, classes, each.mean(axis=0))
     scored = metrics_with_intervals(table, classes)
-    metrics = {name: scored[name] for name in METRICS if name in scored}
+    metrics = {name: scored[name] for name in METRIC_NAMES if name in scored}
+    spans = scored["intervals"]
+    for level, rows in pool_tables(table, datamodule).items():
+        pooled = metrics_with_intervals(rows, classes)
+        metrics |= {at_level(name, level): pooled[name] for name in METRIC_NAMES if name in pooled}
+        spans |= {at_level(name, level): span for name, span in pooled["intervals"].items()}
     seeds = {name: [values[name] for values in by_seed] for name in metrics}
-    return TestScore(metrics, seeds, scored["majority_accuracy"], scored["intervals"], table)
+    return TestScore(metrics, seeds, scored["majority_accuracy"], spans, table)
 
 
 def group_metrics(table: pd.DataFrame, datamodule: DataModule) -> dict[str, Any]:
-    """Return `{per_class, by_patient, by_device, controlled}` of one split of `datamodule`.
+    """Return `{per_class, by_session, by_patient, by_device, controlled}` of one split.
 
     `controlled` is of children on the Meditron, healthy or sick, and None if either is missing.
-    A cycle's class is not its patient's, so for cycles `by_patient` and `controlled` are None.
+    A cycle's class is not its patient's, so for cycles `by_session`, `by_patient` and `controlled`
+    are None.
     """
     classes = datamodule.split.classes
     by_recording = datamodule.clips.task.unit == "recording"
-    by_patient = _by_patient(table, classes) if by_recording else None
+    pooled = pool_tables(table, datamodule)
     return {
-        "per_class": _per_class(table, by_patient, classes),
-        "by_patient": None if by_patient is None else metrics_with_intervals(by_patient, classes),
+        "per_class": _per_class(table, pooled.get("patient"), classes),
+        **{
+            f"by_{level}": metrics_with_intervals(pooled[level], classes) if pooled else None
+            for level in LEVELS[1:]
+        },
         "by_device": {
             str(name): metrics_with_intervals(own, classes, SUBSET_METRICS)
             for name, own in table.groupby("device", sort=True)
@@ -139,12 +142,28 @@ def labels_and_probabilities(
     return labels, probabilities
 
 
-def _by_patient(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Return a row a patient: the mean probabilities over the patient's clips, and the label."""
-    columns = [f"p_{name}" for name in classes]
-    means = table.groupby("patient").agg({"label": "first", **dict.fromkeys(columns, "mean")})
-    means["predicted"] = np.array(classes)[means[columns].to_numpy().argmax(1)]
-    return means.reset_index()
+def pool_tables(table: pd.DataFrame, datamodule: DataModule) -> dict[str, pd.DataFrame]:
+    """Return predictions of sessions and of patients, by level, from those of their recordings.
+
+    A row has the mean log-probability, as `pool` does. Cycles have neither.
+    """
+    if datamodule.clips.task.unit != "recording":
+        return {}
+    session_of = {r.stem: r.session for r in datamodule.dataset.recordings}
+    groups = {"session": table["recording"].map(session_of), "patient": table["patient"]}
+    classes = datamodule.split.classes
+    labels, probabilities = labels_and_probabilities(table, classes)
+    tables = {}
+    for level, names in groups.items():
+        _, first, group = np.unique(names.to_numpy(str), return_index=True, return_inverse=True)
+        label, pooled = pool(labels, probabilities, group)
+        own = {
+            "patient": table["patient"].to_numpy()[first],
+            "label": np.array(classes)[label],
+            "predicted": np.array(classes)[pooled.argmax(1)],
+        }
+        tables[level] = pd.DataFrame(own | {f"p_{c}": pooled[:, i] for i, c in enumerate(classes)})
+    return tables
 
 
 def _per_class(

@@ -163,7 +163,7 @@ def _open_tracking(
 ) -> TrackingListener:
     fault_point("mlflow-opens")
     options, location, datamodule = spec.options, spec.location, spec.data.datamodule
-    task, metric = datamodule.clips.task, options.metric
+    task, metric = datamodule.clips.task, options.objective
     runs = SearchRuns(
         location.tracking_uri,
         location.storage,

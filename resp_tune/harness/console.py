@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from resp_tune.cluster.connect import AUTO
+from resp_tune.common.choices import LEVELS, at_level
 from resp_tune.common.text import amount, plural, short
 from resp_tune.data.split import Leaks
 from resp_tune.data.waveforms import describe_uneven_bands
@@ -80,7 +81,8 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
         f"{budget} of {plural(options.epochs, 'epoch')}{folds}, {options.sampler} and "
         f"{options.scheduler}, {compute.slots}{reruns if options.replicates > 1 else ''}",
     )
-    yield "metric", f"{options.metric} on the validation split"
+    of_each = "" if options.level == "recording" else f" of each {options.level}"
+    yield "metric", f"{options.metric}{of_each} on the validation split"
     tracking = redact(location.tracking_uri)
     if compute.cluster is not None and sqlite_file(location.tracking_uri) is not None:
         tracking += f" on {socket.gethostname()}, written by this driver alone"
@@ -121,7 +123,7 @@ def show_result(path: Path) -> None:
 
 def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     """Yield the winner's scores beside those of the baselines, a line each."""
-    winner, metric = summary["winner"], summary["metric"]
+    winner, metric = summary["winner"], at_level(summary["metric"], summary["level"])
     trials = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     yield f"{summary['name']}: {trials} in {summary['seconds']['total']:.0f} s"
     params = ", ".join(f"{k} {short(v)}" for k, v in winner["params"].items())
@@ -165,6 +167,9 @@ def _describe_test(winner: dict[str, Any], metric: str) -> Iterator[str]:
         yield "test: none, this protocol has no test split"
         return
     yield f"test: {_scores(test, metric)}; majority {test['majority_accuracy']:.3f}"
+    for level in LEVELS[1:]:
+        if (values := test[f"by_{level}"]) is not None:
+            yield f"test, each {level}: {_scores(values, SHOWN_METRICS[0])}"
     if price is not None:
         seed = " (one seed on average)" if winner["replicates"] is not None else ""
         yield (

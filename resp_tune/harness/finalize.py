@@ -88,7 +88,7 @@ def finalize(
     """
     options, folder, runs = spec.options, spec.location.folder, setup.tracking.result().runs
     trials, caches = records(study, spec.space), setup.caches.result()
-    winner = select_winner(study, trials, options.metric, options.replicates)
+    winner = select_winner(study, trials, options.objective, options.replicates)
     networks = load_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
     typed, datamodule = command(spec.arguments, options.data), spec.data.datamodule
     bundle = _save_winner(options, spec.location, spec.data, winner, networks, typed)
@@ -100,7 +100,7 @@ def finalize(
     with failures.collected("winner/predictions.csv could not be written"):
         table = pd.concat(predictions, ignore_index=True)
         write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
-    best = [trial.key for trial in ranked(trials, options.metric)[:COMPARED_RUNS]]
+    best = [trial.key for trial in ranked(trials, options.objective)[:COMPARED_RUNS]]
     summary = {
         **_summarise(spec, study, winner, scored, failures),
         "test_readings": study.user_attrs.get(READINGS, []),
@@ -131,7 +131,7 @@ def _save_winner(
         "search": location.name,
         "trial": winner.trial.number,
         "seeds": winner.seeds,
-        "score": {options.metric: score},
+        "score": {options.objective: score},
         "command": typed,
     }
     details = model_details(data.datamodule, options.split_spec, data.name, provenance)
@@ -193,6 +193,7 @@ def _summarise(
         "task": datamodule.clips.task.name,
         "protocol": options.protocol,
         "metric": options.metric,
+        "level": options.level,
         "data": {
             "name": spec.data.name,
             "synthetic": dataset.synthetic,
@@ -208,7 +209,7 @@ def _summarise(
             "seeds": winner.seeds,
             "validation": winner.validation,
             "replicates": _replicates(winner),
-            "price_of_searching": scored and _price(trials, scored, options.metric),
+            "price_of_searching": scored and _price(trials, scored, options.objective),
             "test": scored and _test(datamodule, scored, winner, failures),
         },
         "candidates": winner.candidate_summaries(),

@@ -34,7 +34,7 @@ class LiveTable:
         total: int | None,
         past: Sequence[TrialRecord],
     ) -> None:
-        self.console, self.metric = console, options.metric
+        self.console, self.metric = console, options.objective
         self.epochs = options.epochs * options.folds_in_sequence
         self.what = what
         self.trials = {t.key.label: t for t in past if t.state is not None}

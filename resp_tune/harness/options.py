@@ -13,12 +13,14 @@ from typing import Any
 from resp_tune.common.choices import (
     FOLD_ORDERS,
     FOLD_RULES,
+    LEVELS,
     METRICS,
     SAMPLERS,
     SCHEDULERS,
     TASK_FILES,
     TASKS,
     FoldOrder,
+    at_level,
 )
 from resp_tune.config import setting
 from resp_tune.data.split_spec import SplitSpec
@@ -66,6 +68,12 @@ class SearchOptions(SplitSpec):
         choices=TASKS,
     )
     metric: str = _data("macro_f1", ", ".join(METRICS), choices=METRICS)
+    level: str = _data(
+        "recording",
+        "what the metric is of: recording; session or patient: the mean log-probability over its "
+        "recordings",
+        choices=LEVELS,
+    )
     space: str = _trials("search_spaces/default.yaml", "search space, a YAML file", metavar="FILE")
     trials: int | None = _trials(
         None,
@@ -172,6 +180,11 @@ class SearchOptions(SplitSpec):
             check_search_name(self.name)
         if self.metric == "icbhi_score" and self.task != "cycles":
             raise UserError("--metric icbhi_score needs --task cycles")
+        if self.level != "recording" and self.task == "cycles":
+            raise UserError(
+                f"--level {self.level} needs a task whose label is of the patient, and that of a "
+                "breathing cycle is not: leave it out, or choose another --task"
+            )
         if self.reshuffle and self.replicates == 1:
             raise UserError(
                 "--reshuffle scores each trial on other patients, so these scores cannot select a "
@@ -201,6 +214,11 @@ class SearchOptions(SplitSpec):
         """Return the total number of trials; None if only a time budget limits them."""
         unlimited = self.trials is None and self.time_budget is None
         return DEFAULT_TRIALS if unlimited else self.trials
+
+    @property
+    def objective(self) -> str:
+        """Return the key of the metric that is optimised: the metric at its level."""
+        return at_level(self.metric, self.level)
 
     @property
     def order(self) -> FoldOrder:
@@ -241,7 +259,7 @@ class SearchOptions(SplitSpec):
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that MLflow records as parameters of the search."""
-        names = ("metric", "epochs", "seed", "scheduler", "sampler", "replicates")
+        names = ("metric", "level", "epochs", "seed", "scheduler", "sampler", "replicates")
         more: dict[str, Any] = {"fold_order": self.order} if self.folds > 1 else {}
         if self.reshuffle:
             more["reshuffle"] = True

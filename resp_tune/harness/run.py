@@ -87,7 +87,7 @@ def _open_study(spec: SearchSpec) -> optuna.Study:
     """Open the search's study, bound to what its trials mean, and keep the split beside it."""
     options, location, datamodule = spec.options, spec.location, spec.data.datamodule
     path = location.study_file
-    study = open_study(path, location.name, options.metric, make_sampler(options.sampler, 0))
+    study = open_study(path, location.name, options.objective, make_sampler(options.sampler, 0))
     bind_settings(study, trial_identity(options, spec.space, spec.data))
     trials = study.get_trials(deepcopy=False)
     study.sampler = resumed_sampler(options.sampler, options.seed, len(trials))

@@ -21,7 +21,7 @@ from resp_tune.features.cache import AudioSource
 from resp_tune.harness.options import SearchOptions
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.storage.object_store import ObjectPath
-from resp_tune.study.study import FOLD_ORDER, RECORDINGS, RESHUFFLE
+from resp_tune.study.study import FOLD_ORDER, LEVEL, RECORDINGS, RESHUFFLE
 from resp_tune.tracking.load_trial import DEVICE, THREADS
 from resp_tune.training.compute_device import ComputeDevice, detect_compute_device
 from resp_tune.training.datamodule import DataModule
@@ -186,6 +186,7 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
         **task_identity(data.datamodule.clips.task),
         "protocol": options.protocol,
         "metric": options.metric,
+        LEVEL: options.level,
         "folds": options.folds,
         **order,
         RESHUFFLE: options.reshuffle,

@@ -152,7 +152,7 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
         caches=caches,
         artifacts=location.trials,
         study=study.user_attrs[STUDY_ID],
-        metric=options.metric,
+        metric=options.objective,
         rungs=decision_steps(options.scheduler, Steps(options.epochs, options.folds_in_sequence)),
         fold_order=options.order,
         reshuffle=spec.data.datamodule.reshuffle() if options.reshuffle else None,
@@ -189,7 +189,7 @@ class _Stages:
     @property
     def _settings(self) -> TrialSettings:
         options, precision = self.spec.options, self.spec.compute.device.precision
-        how = (options.metric, options.epochs, options.seed, precision)
+        how = (options.objective, options.epochs, options.seed, precision)
         return TrialSettings(*how, options.folds, options.order)
 
     def run_trials(

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resp_tune.common.choices import METRIC_MODES
+from resp_tune.common.choices import METRIC_MODES, METRIC_NAMES
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, ranged, signed, spread
-from resp_tune.reporting.results import Results, interval, mapping, number, value_at
+from resp_tune.reporting.results import Results, interval, mapping, number, objective, value_at
 
 AUDIO = "audio_linear"
 BASELINES = {
@@ -57,9 +57,10 @@ def metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     `by_seed` is the mean ± sd over the seeds, each seed's networks alone, on the test split.
     """
-    winner, objective = mapping(summary, "winner"), str(summary.get("metric"))
+    winner, first = mapping(summary, "winner"), objective(summary)
     validation, test = mapping(winner, "validation"), mapping(winner, "test")
-    order = dict.fromkeys([objective, *METRIC_MODES, *validation])
+    others = [key for key in validation if key not in METRIC_MODES]
+    order = dict.fromkeys([first, *METRIC_NAMES, *others])
     keys = [key for key in order if key in validation or key in test]
     return [
         {
@@ -69,7 +70,7 @@ def metric_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "interval": interval(test, "intervals", key),
             "by_seed": spread(*(number(test, "by_seed", key, k) for k in ("mean", "sd"))),
             "baselines": [baseline(summary, name, key) for name in known_baselines(summary)],
-            "objective": key == objective,
+            "objective": key == first,
         }
         for key in keys
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from resp_tune.common.choices import LEVELS
+
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
 NAMES = {"icbhi_score": "ICBHI score", "macro_f1": "macro-F1", "mcc": "MCC", "auroc": "AUROC"}
@@ -12,6 +14,9 @@ NAMES = {"icbhi_score": "ICBHI score", "macro_f1": "macro-F1", "mcc": "MCC", "au
 
 def metric_name(key: str) -> str:
     """Return the name of a metric in prose: one of `NAMES`, or the key with spaces."""
+    level, _, base = key.partition("_")
+    if level in LEVELS:
+        return f"{metric_name(base)} by {level}"
     return NAMES.get(key, key.replace("_", " "))
 
 

@@ -7,18 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from resp_tune.common.choices import LEVELS, at_level
 from resp_tune.common.text import amount
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import NONE, figure, metric_name, ranged
 from resp_tune.reporting.results import Results, Row, interval, items, mapping, number
 
+LEVEL_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc", "log_loss")
 FEW = 5  # patients; below it one of them moves a share by more than 20 points
 UNIT = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class in one split; `patient_recall` is of its patients by their mean probability."""
+    """A class in one split; `patient_recall` is of its patients, from all their clips."""
 
     name: str
     clips: int
@@ -129,7 +131,8 @@ def subgroups(results: Results) -> DotTable | None:
     }
     named = [
         ("All clips", "", whole, "ours"),
-        ("By patient", "mean probability of a patient’s clips", test.get("by_patient"), ""),
+        ("By session", "from all recordings of a session", test.get("by_session"), ""),
+        ("By patient", "from all recordings of a patient", test.get("by_patient"), ""),
         *((f"Only {name}", "", fields, "") for name, fields in devices.items()),
         ("Children on the Meditron", "healthy or sick", test.get("controlled"), ""),
     ]
@@ -137,6 +140,23 @@ def subgroups(results: Results) -> DotTable | None:
     headers = ("", metric_name(metric), "with 95 % interval", "clips", "patients")
     legend = (("chance", "always predicting one class"),)
     return dot_table(headers, lines, limits=UNIT, legend=legend)
+
+
+def level_rows(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return metrics of the winner on validation and test, by recording, session and patient.
+
+    Empty for cycles, and for summaries of release 0.1.0.
+    """
+    winner = mapping(summary, "winner")
+    rows = []
+    for name in LEVEL_METRICS:
+        keys = [at_level(name, level) for level in LEVELS]
+        validation = [figure(number(winner, "validation", key)) for key in keys]
+        test = mapping(winner, "test")
+        tested = [ranged(number(test, key), interval(test, "intervals", key)) for key in keys]
+        if NONE not in validation:
+            rows.append((metric_name(name), [*validation, *tested]))
+    return rows
 
 
 def children(summary: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from resp_tune.common.choices import METRIC_MODES
 from resp_tune.common.text import plural
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, spread
-from resp_tune.reporting.results import items, mapping, number, value_at
+from resp_tune.reporting.results import items, mapping, number, objective, value_at
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def price_of_searching(summary: Mapping[str, Any]) -> Price | None:
 
     Older summaries lack the best score; the winner's own serves.
     """
-    metric, winner = str(summary.get("metric")), mapping(summary, "winner")
+    metric, winner = objective(summary), mapping(summary, "winner")
     fields = mapping(winner, "price_of_searching")
     best = number(fields.get("best_validation", value_at(winner, "validation", metric)))
     test = number(fields.get("test", value_at(winner, "test", metric)))

@@ -20,7 +20,7 @@ from resp_tune.errors import RunError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.format import figure, metric_name
 from resp_tune.reporting.html_page import render_page
-from resp_tune.reporting.results import Results, items, mapping, number, read_results
+from resp_tune.reporting.results import Results, items, mapping, number, objective, read_results
 
 REPORT = "report.html"
 
@@ -53,7 +53,7 @@ def render(folder: Path, page: Path | None = None) -> Path:
 
 def _charts(results: Results, undrawn: list[str]) -> list[search_plots.Chart]:
     """Return the figures of the search; `undrawn` gets a sentence for each that fails."""
-    metric = str(results.summary.get("metric"))
+    metric = objective(results.summary)
     trial = str(mapping(results.summary, "winner").get("number"))
     try:
         return search_plots.search_charts(results.trials, results.epochs, metric, trial, undrawn)
@@ -64,7 +64,7 @@ def _charts(results: Results, undrawn: list[str]) -> list[search_plots.Chart]:
 
 def _context(results: Results, folder: Path) -> dict[str, Any]:
     summary = results.summary
-    metric, winner = str(summary.get("metric")), mapping(summary, "winner")
+    metric, winner = objective(summary), mapping(summary, "winner")
     data, provenance = mapping(summary, "data"), mapping(results.config, "provenance")
     bundle, tracking = shlex.quote(str(folder / "winner")), mapping(summary, "mlflow")
     links = [(LINK_TEXTS.get(k), v) for k, v in mapping(tracking, "links").items() if _is_web(v)]
@@ -101,7 +101,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
 def _winner_context(results: Results) -> dict[str, Any]:
     """Return what the page says of the winner's metrics and their uncertainty."""
     summary = results.summary
-    metric, winner = str(summary.get("metric")), mapping(summary, "winner")
+    metric, winner = objective(summary), mapping(summary, "winner")
     candidates = replicate_table.candidates(summary)
     confusion = group_tables.confusion(results)
     classes = group_tables.class_rows(summary) or (confusion.per_class if confusion else ())
@@ -112,6 +112,7 @@ def _winner_context(results: Results) -> dict[str, Any]:
             baseline_comparison.BASELINES[key]
             for key in baseline_comparison.known_baselines(summary)
         ],
+        "levels": group_tables.level_rows(summary),
         "price": replicate_table.price_of_searching(summary),
         "by_seed": bool(mapping(winner, "test", "by_seed")),
         "replicates": replicate_table.winner_replicates(winner),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resp_tune.common.choices import at_level
 from resp_tune.errors import UserError
 
 Row = Mapping[str, str]
@@ -70,6 +71,11 @@ def mapping(value: object, *path: str) -> Mapping[str, Any]:
     """Return the JSON object at `path`, or an empty one."""
     found = value_at(value, *path)
     return found if isinstance(found, Mapping) else {}
+
+
+def objective(summary: Mapping[str, Any]) -> str:
+    """Return the key of the metric that was optimised; release 0.1.0 knew no level."""
+    return at_level(str(summary.get("metric")), str(summary.get("level", "recording")))
 
 
 def items(value: object, *path: str) -> Sequence[Any]:

@@ -32,7 +32,7 @@ from resp_tune.training.metrics import METRICS
 from resp_tune.training.seeds import mix_seed
 
 # Attributes of the study itself.
-FOLD_ORDER, RESHUFFLE = "fold order", "reshuffle"  # settings
+FOLD_ORDER, RESHUFFLE, LEVEL = "fold order", "reshuffle", "level"  # settings
 RECORDINGS = "recordings"  # the setting that is a hash of the recordings
 SETTINGS = "resp_tune.settings"  # what defines a trial
 SPLIT = "resp_tune.split_sha256"  # digest of the split
@@ -200,7 +200,7 @@ def check_settings(
     # A field or an option that was added after the search began had one value.
     defaults = {name: spec.default for name, spec in FIELDS.items()}
     newer = {f"field {name}": value for name, value in {**defaults, **BEFORE_ADDED}.items()}
-    newer |= {FOLD_ORDER: "together", RESHUFFLE: False}
+    newer |= {FOLD_ORDER: "together", RESHUFFLE: False, LEVEL: "recording"}
     known = {**newer, **study.user_attrs.get(SETTINGS, settings)}
     differing = [key for key, value in settings.items() if known.get(key) != value]
     changed = [

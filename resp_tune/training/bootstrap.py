@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from resp_tune.common.choices import METRIC_NAMES
 from resp_tune.training.metrics import (
-    METRICS,
     Floats,
     Labels,
     Probabilities,
@@ -26,7 +26,7 @@ def bootstrap(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-    names: Collection[str] = METRICS.keys(),
+    names: Collection[str] = METRIC_NAMES,
 ) -> dict[str, Floats]:
     """Return the metrics `names` on `draws` resamples of the patients, each float `[draws]`.
 

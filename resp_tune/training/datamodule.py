@@ -40,7 +40,7 @@ class ClipLabels:
     """Clips of a split as plain arrays `[clips]`, small enough to send to every trial.
 
     `cache_index` is the position of a clip's recording in the feature cache; `start` and `end` are
-    seconds; `stem`, `patient` and `device` are text.
+    seconds; `stem`, `session`, `patient` and `device` are text.
     """
 
     cache_index: npt.NDArray[np.int64]
@@ -48,6 +48,7 @@ class ClipLabels:
     end: npt.NDArray[np.float64]
     label: npt.NDArray[np.int64]
     stem: npt.NDArray[np.str_]
+    session: npt.NDArray[np.str_]
     patient: npt.NDArray[np.str_]
     device: npt.NDArray[np.str_]
 
@@ -60,7 +61,12 @@ class ClipLabels:
         """Return the clips as rows of `frames`; a clip has at least one frame."""
         index, start, end = map(torch.from_numpy, (self.cache_index, self.start, self.end))
         clips = cut_clips(frames, front_end, index, start, end)
-        return SplitTensors(clips, torch.from_numpy(self.label))
+        return SplitTensors(clips, torch.from_numpy(self.label), self.groups())
+
+    def groups(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Return the number of each clip's session and patient, by level."""
+        names = {"session": self.session, "patient": self.patient}
+        return {level: np.unique(own, return_inverse=True)[1] for level, own in names.items()}
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ class DataModule:
             np.array([c.end for c in chosen], dtype=np.float64),
             np.array([c.label for c in chosen], dtype=np.int64),
             np.array([c.recording.stem for c in chosen], dtype=np.str_),
+            np.array([c.recording.session for c in chosen], dtype=np.str_),
             np.array([c.recording.patient for c in chosen], dtype=np.str_),
             np.array([c.recording.device for c in chosen], dtype=np.str_),
         )

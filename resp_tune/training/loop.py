@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from resp_tune.common.choices import FoldOrder
+from resp_tune.common.choices import METRIC_NAMES, FoldOrder
 from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import AugmentParams, augment_params, eval_params
@@ -30,10 +30,14 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class SplitTensors:
-    """Clips of one split: their frames, and their labels as int64 `[clips]` on the CPU."""
+    """Clips of one split: their frames, and their labels as int64 `[clips]` on the CPU.
+
+    `groups` holds the number of each clip's session and patient, by level.
+    """
 
     clips: ClipIndex
     labels: torch.Tensor
+    groups: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,11 @@ class EpochResult:
     def row(self) -> dict[str, float]:
         """Return a flat row, with the column names of MLflow and `epochs.csv`."""
         first = {"epoch": self.epoch, "train_loss": self.train_loss, "val_loss": self.val_loss}
-        metrics = {f"val_{name}": value for name, value in self.metrics.items()}
+        values = {f"val_{name}": value for name, value in self.metrics.items()}
+        # Columns that were added later follow those that others read by their place.
+        own = {key: values.pop(key) for name in METRIC_NAMES if (key := f"val_{name}") in values}
         fold = {} if self.fold is None else {"fold": self.fold}
-        return {**first, **metrics, "lr": self.lr, "seconds": self.seconds, **fold}
+        return {**first, **own, "lr": self.lr, "seconds": self.seconds, **fold, **values}
 
     @classmethod
     def from_row(cls, row: Mapping[str, float]) -> EpochResult:
@@ -210,6 +216,7 @@ class _FoldTraining:
         device = frames.values.device
         self.config, self.device, self.fold = config, device, fold
         self.labels = (data.train.labels, data.validation.labels)
+        self.groups = data.validation.groups
         self.classes = data.classes
         self.counts = (data.train.clips.count, data.validation.clips.count)
         self.clips = tuple(
@@ -291,7 +298,7 @@ class _FoldTraining:
         probabilities = self.predict_validation(epoch)
         if not np.isfinite(probabilities).all():
             return {}
-        return all_metrics(self.labels[1].numpy(), probabilities, self.classes)
+        return all_metrics(self.labels[1].numpy(), probabilities, self.classes, self.groups)
 
     def predict_validation(self, epoch: int) -> npt.NDArray[np.float32]:
         config, count = self.config, self.counts[1]

@@ -8,13 +8,13 @@ weightings of groups of items at a time: a bootstrap weights patients by how oft
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from resp_tune.common.choices import CYCLE_METRICS, METRIC_MODES, Mode
+from resp_tune.common.choices import CYCLE_METRICS, METRIC_MODES, METRIC_NAMES, Mode, at_level
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -32,16 +32,47 @@ class Metric:
 
 
 _WORST = {"mcc": -1.0, "log_loss": -math.log(SMALLEST)}  # 0 of all others
-METRICS = {name: Metric(mode, _WORST.get(name, 0.0)) for name, mode in METRIC_MODES.items()}
+# By key: a name, or a name at the level of a session or patient.
+METRICS = {
+    key: Metric(mode, next((w for name, w in _WORST.items() if key.endswith(name)), 0.0))
+    for key, mode in METRIC_MODES.items()
+}
 
 
 def all_metrics(
-    labels: Labels, probabilities: Probabilities, classes: tuple[str, ...]
+    labels: Labels,
+    probabilities: Probabilities,
+    classes: tuple[str, ...],
+    groups: Mapping[str, Labels] | None = None,
 ) -> dict[str, float]:
-    """Return every metric that the classes allow and that is defined for the labels."""
-    names = [n for n in METRICS if n not in CYCLE_METRICS or are_cycles(classes)]
+    """Return every metric that the classes allow and that is defined for the labels.
+
+    `groups` holds the number of each item's session and patient, by level: with it the metrics
+    of sessions and patients are returned as well, by the key of `at_level`. A breathing cycle has
+    another label than the next one, so cycles have no other level.
+    """
+    cycles = are_cycles(classes)
+    names = [n for n in METRIC_NAMES if n not in CYCLE_METRICS or cycles]
     values = compute_metrics(labels, probabilities, names)
+    for level, group in ({} if cycles else groups or {}).items():
+        pooled = compute_metrics(*pool(labels, probabilities, group), names)
+        values |= {at_level(name, level): value for name, value in pooled.items()}
     return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def pool(
+    labels: Labels, probabilities: Probabilities, group: Labels
+) -> tuple[Labels, Probabilities]:
+    """Return the label `[groups]` and the probabilities `[groups, classes]` of groups of items.
+
+    The probabilities have the mean logarithm of those of the items, all of which have one label.
+    """
+    _, first, count = np.unique(group, return_index=True, return_counts=True)
+    logarithms = np.log(np.clip(probabilities.astype(np.float64), SMALLEST, 1.0))
+    sums = np.zeros((len(count), probabilities.shape[1]))
+    np.add.at(sums, np.unique(group, return_inverse=True)[1], logarithms)
+    pooled = np.exp(sums / count[:, None])
+    return labels[first], pooled / pooled.sum(1, keepdims=True)
 
 
 def are_cycles(classes: Sequence[str]) -> bool:

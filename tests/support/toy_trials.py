@@ -38,6 +38,7 @@ def table(which: range) -> ClipLabels:
         np.full(len(chosen), 0.5),
         LABELS[chosen],
         np.array([f"r{i}" for i in which]),
+        np.array([f"s{i}" for i in which]),
         np.array([f"p{i % 7}" for i in which]),
         np.array(["Meditron"] * len(chosen)),
     )
