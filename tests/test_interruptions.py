@@ -49,13 +49,17 @@ def begin(storage: Path, *args: str, err: Path, env: dict[str, str] | None = Non
 
 THOROUGH_CASES = [
     pytest.param(name, moment, marks=pytest.mark.thorough)
-    for name, moment in [("SIGINT", "start"), ("SIGTERM", "ray"), ("SIGINT", "trials")]
+    for name, moment in [
+        ("SIGTERM", "start"),
+        ("SIGINT", "start"),
+        ("SIGTERM", "ray"),
+        ("SIGINT", "trials"),
+    ]
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "moment"),
-    [("SIGTERM", "start"), ("SIGINT", "ray"), ("SIGTERM", "trials"), *THOROUGH_CASES],
+    ("name", "moment"), [("SIGINT", "ray"), ("SIGTERM", "trials"), *THOROUGH_CASES]
 )
 def test_an_interruption_keeps_everything(name: str, moment: str, tmp_path: Path) -> None:
     storage, err = tmp_path / "r", tmp_path / "err"

@@ -83,7 +83,7 @@ def ended_trials(storage: Path) -> dict[int, float | None]:
     return {t.number: t.value for t in told if t.state == TrialState.COMPLETE}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(7200)
 def test_at_random_moments(tmp_path: Path) -> None:
     seed = secrets.randbelow(10**6)
