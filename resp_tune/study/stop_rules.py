@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 from resp_tune.common.choices import METRIC_MODES
 from resp_tune.data.split_spec import INNER_FOLDS
 from resp_tune.errors import UserError
+from resp_tune.study.optuna_internals import regret_bound
+from resp_tune.study.study import TrialRecord, best_of
 
 if TYPE_CHECKING:
     import optuna
 
     from resp_tune.study.schedulers import Steps
-    from resp_tune.study.study import TrialRecord
 
 FORMS = "plateau:N, target:X or regret"
 MIN_TRIALS = 20  # with a score, before the regret is bounded: a model of fewer says nothing
@@ -36,14 +37,9 @@ class Progress:
     steps: Steps
 
     @property
-    def sign(self) -> int:
-        """Return 1 if a larger score is better, else -1."""
-        return 1 if METRIC_MODES[self.metric] == "max" else -1
-
     def best(self) -> TrialRecord | None:
         """Return the first of the finished trials with the best score."""
-        scored = [t for t in self.trials if t.score is not None]
-        return max(scored, key=lambda t: self.sign * (t.score or 0.0), default=None)
+        return best_of(self.trials, self.metric)
 
 
 class StopRule(Protocol):
@@ -62,7 +58,7 @@ class Plateau:
     def reason(self, progress: Progress) -> str | None:
         """Compare by number; failed trials do not count."""
         counted = [t.number for t in progress.trials if t.state != "failed"]
-        best = progress.best()
+        best = progress.best
         if best is None or len(counted) - 1 - counted.index(best.number) < self.count:
             return None
         return f"no trial of the last {self.count} is better than trial {best.number}"
@@ -76,10 +72,11 @@ class Target:
 
     def reason(self, progress: Progress) -> str | None:
         """Compare the best score, in the direction of the metric."""
-        best = progress.best()
+        best = progress.best
         if best is None or best.score is None:
             return None
-        reached = progress.sign * best.score >= progress.sign * self.score
+        sign = 1 if METRIC_MODES[progress.metric] == "max" else -1
+        reached = sign * best.score >= sign * self.score
         return f"trial {best.number} has reached {best.score:.4g}" if reached else None
 
 
@@ -95,11 +92,9 @@ class Regret:
 
     def reason(self, progress: Progress) -> str | None:
         """Compare the bound of the regret with the noise."""
-        best = progress.best()
+        best = progress.best
         if best is None:
             return None
-        from resp_tune.study.optuna_internals import regret_bound
-
         scores = progress.steps.fold_scores(best.epochs, progress.metric)
         gain = regret_bound(progress.study, MIN_TRIALS)
         if gain is None or len(scores) < progress.steps.folds:

@@ -67,10 +67,12 @@ def pool(
 
     The probabilities have the mean logarithm of those of the items, all of which have one label.
     """
-    _, first, count = np.unique(group, return_index=True, return_counts=True)
+    _, first, own, count = np.unique(
+        group, return_index=True, return_inverse=True, return_counts=True
+    )
     logarithms = np.log(np.clip(probabilities.astype(np.float64), SMALLEST, 1.0))
     sums = np.zeros((len(count), probabilities.shape[1]))
-    np.add.at(sums, np.unique(group, return_inverse=True)[1], logarithms)
+    np.add.at(sums, own, logarithms)
     pooled = np.exp(sums / count[:, None])
     return labels[first], pooled / pooled.sum(1, keepdims=True)
 
