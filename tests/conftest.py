@@ -8,6 +8,13 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run: a test that fails for one of them fails for everyone. The run of
+# the night draws new ones.
+settings.register_profile("same examples", derandomize=True, deadline=None)
+if os.environ.get("RESP_TUNE_THOROUGH") != "1":
+    settings.load_profile("same examples")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads that spin would take the other workers' cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
