@@ -6,7 +6,7 @@ Metrics are by clip, session and patient, of each class and within each device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.bootstrap import bootstrap, intervals
 from resp_tune.training.datamodule import DataModule, prediction_table
 from resp_tune.training.metrics import Labels, Probabilities, all_metrics, majority_accuracy, pool
-from resp_tune.training.model_bundle import Bundle
+from resp_tune.training.model_bundle import OPERATING_POINT, Bundle
+from resp_tune.training.operating_point import METRIC as OPTIMISED
+from resp_tune.training.operating_point import choose_normal_offset
 
 HEALTHY = "Healthy"
 # These make sense for a few clips of few classes; the others need all classes.
@@ -27,13 +29,17 @@ SUBSET_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", *CYCLE_METRICS)
 
 @dataclass(frozen=True)
 class TestScore:
-    """Predictions of the test split and their metrics; `by_seed` is of each seed's networks."""
+    """Predictions of the test split and their metrics; `by_seed` is of each seed's networks.
+
+    `unmoved` are the metrics without the model's operating point, if it has one.
+    """
 
     metrics: dict[str, float]
     by_seed: dict[str, list[float]]
     majority: float
     intervals: dict[str, list[float]]
     predictions: pd.DataFrame
+    unmoved: dict[str, float] | None = None
 
 
 def predict_validation_split(
@@ -47,11 +53,24 @@ def predict_validation_split(
     frames = caches.frames(config.front_end, workers=1)
     parts = []
     for n, fold in enumerate(folds):
-        own = Bundle(config, bundle.classes, bundle.networks[n :: len(folds)], {})
+        own = replace(bundle, networks=bundle.networks[n :: len(folds)])
         clips = fold.validation.tensors(frames, config.front_end).clips
         probabilities = own.predict_clips(clips)
         parts.append(prediction_table("validation", fold.validation, bundle.classes, probabilities))
     return pd.concat(parts, ignore_index=True)
+
+
+def operating_point(
+    validation: pd.DataFrame, classes: Sequence[str], metric: str
+) -> dict[str, float]:
+    """Return log offsets by class, chosen on predictions of the validation split.
+
+    Only for the ICBHI score, which weighs one class as much as all others; else there are none.
+    """
+    labels, probabilities = labels_and_probabilities(validation, classes)
+    if metric != OPTIMISED or not 0 < np.count_nonzero(labels) < len(labels):
+        return {}
+    return {classes[0]: choose_normal_offset(labels, probabilities)}
 
 
 def score_test_split(
@@ -69,10 +88,10 @@ def score_test_split(
     each = bundle.predict_each(split.clips)
     labels, folds = split.labels.numpy(), len(datamodule.split.folds)
     by_seed = [
-        all_metrics(labels, each[start : start + folds].mean(axis=0), classes, split.groups)
+        all_metrics(labels, bundle.combine(each[start : start + folds]), classes, split.groups)
         for start in range(0, len(each), folds)
     ]
-    table = prediction_table("test", clips, classes, each.mean(axis=0))
+    table = prediction_table("test", clips, classes, bundle.combine(each))
     scored = metrics_with_intervals(table, classes)
     metrics = {name: scored[name] for name in METRIC_NAMES if name in scored}
     spans = scored["intervals"]
@@ -81,7 +100,9 @@ def score_test_split(
         metrics |= {at_level(name, level): pooled[name] for name in METRIC_NAMES if name in pooled}
         spans |= {at_level(name, level): span for name, span in pooled["intervals"].items()}
     seeds = {name: [values[name] for values in by_seed] for name in metrics}
-    return TestScore(metrics, seeds, scored["majority_accuracy"], spans, table)
+    moved = bool(bundle.details.get(OPERATING_POINT))
+    unmoved = all_metrics(labels, each.mean(axis=0), classes) if moved else None
+    return TestScore(metrics, seeds, scored["majority_accuracy"], spans, table, unmoved)
 
 
 def group_metrics(table: pd.DataFrame, datamodule: DataModule) -> dict[str, Any]:

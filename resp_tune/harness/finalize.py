@@ -23,6 +23,7 @@ from resp_tune.evaluation.compare import baseline_differences
 from resp_tune.evaluation.score import (
     TestScore,
     group_metrics,
+    operating_point,
     predict_validation_split,
     score_test_split,
 )
@@ -66,8 +67,7 @@ from resp_tune.training.fingerprint import (
     save_recording_hashes,
 )
 from resp_tune.training.metrics import METRICS
-from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
-from resp_tune.training.network import SoundNet
+from resp_tune.training.model_bundle import OPERATING_POINT, Bundle, load_bundle, save_bundle
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,13 @@ def finalize(
     winner = select_winner(study, trials, options.objective, options.replicates)
     networks = load_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
     typed, datamodule = command(spec.arguments, options.data), spec.data.datamodule
-    bundle = _save_winner(options, spec.location, spec.data, winner, networks, typed)
-    predictions, scored = [predict_validation_split(bundle, datamodule, caches)], None
+    plain = Bundle(winner.runs[0].config, datamodule.split.classes, tuple(networks), {})
+    validation = predict_validation_split(plain, datamodule, caches)
+    point = operating_point(validation, plain.classes, options.metric)
+    bundle = _save_winner(options, spec.location, spec.data, winner, plain, typed, point)
+    if point:
+        validation = predict_validation_split(bundle, datamodule, caches)
+    predictions, scored = [validation], None
     if datamodule.split.test is not None:
         cpus = spec.compute.machine.cpus
         scored = _score_test_split(datamodule, folder, study, sync, bundle, cpus)
@@ -101,8 +106,10 @@ def finalize(
         table = pd.concat(predictions, ignore_index=True)
         write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
     best = [trial.key for trial in ranked(trials, options.objective)[:COMPARED_RUNS]]
+    described = _summarise(spec, study, winner, scored, failures)
+    described["winner"]["operating_point"] = point or None
     summary = {
-        **_summarise(spec, study, winner, scored, failures),
+        **described,
         "test_readings": study.user_attrs.get(READINGS, []),
         "baselines": _baselines(setup, failures),
         "seconds": seconds_spent([*trials, *replicates(study, trials)], study.user_attrs[SECONDS]),
@@ -121,11 +128,15 @@ def _save_winner(
     location: SearchLocation,
     data: SearchData,
     winner: Winner,
-    networks: Sequence[SoundNet],
+    plain: Bundle,
     typed: str,
+    point: Mapping[str, float],
 ) -> Bundle:
-    """Write the winner's bundle and return it as it was written; `typed` is the command."""
-    folder, classes = location.folder / "winner", data.datamodule.split.classes
+    """Write the winner's bundle and return it as it was written.
+
+    `plain` holds the networks, `typed` is the command, and `point` the operating point.
+    """
+    folder = location.folder / "winner"
     score = winner.trial.score if winner.chosen is None else winner.chosen.mean
     provenance = {
         "search": location.name,
@@ -135,7 +146,9 @@ def _save_winner(
         "command": typed,
     }
     details = model_details(data.datamodule, options.split_spec, data.name, provenance)
-    save_bundle(folder, winner.runs[0].config, classes, networks, details)
+    if point:
+        details[OPERATING_POINT] = dict(point)
+    save_bundle(folder, plain.config, plain.classes, plain.networks, details)
     bundle = load_bundle(folder)
     fault_point("bundle-written")
     return bundle
@@ -263,8 +276,10 @@ def _test(
     against: dict[str, Any] = {}
     with failures.collected("the winner could not be compared with the baselines"):
         against = baseline_differences(scored.predictions, datamodule)
+    unmoved = {} if scored.unmoved is None else {"without_operating_point": scored.unmoved}
     return {
         **scored.metrics,
+        **unmoved,
         "majority_accuracy": scored.majority,
         "intervals": {k: list(v) for k, v in scored.intervals.items()},
         "by_seed": by_seed or None,

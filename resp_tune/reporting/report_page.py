@@ -121,6 +121,7 @@ def _winner_context(results: Results) -> dict[str, Any]:
         "verdict": baseline_comparison.verdict(summary),
         "majority": _majority(summary),
         "published": baseline_comparison.published_table(results),
+        "operating_point": _operating_point(winner),
         "candidates": candidates,
         "candidates_table": replicate_table.candidate_table(candidates, metric, winner),
         "candidates_text": replicate_table.explain_candidates(candidates, metric, winner),
@@ -131,6 +132,21 @@ def _winner_context(results: Results) -> dict[str, Any]:
         "few": group_tables.FEW,
         "accesses": [r for r in items(summary, "test_readings") if isinstance(r, Mapping)],
     }
+
+
+def _operating_point(winner: Mapping[str, Any]) -> str | None:
+    """Return a sentence on the operating point of a winner that has one."""
+    point = mapping(winner, "operating_point")
+    known = [(name, value) for name in point if (value := number(point, name)) is not None]
+    if not known:
+        return None
+    name, value = known[0]
+    without = number(winner, "test", "without_operating_point", "icbhi_score")
+    before = "" if without is None else f" Without it the test score is {figure(without)}."
+    return (
+        f"The operating point was chosen on the validation split: the log-probability of {name} "
+        f"is changed by {value:+.2f}.{before}"
+    )
 
 
 def _majority(summary: Mapping[str, Any]) -> list[tuple[str, float, str]]:

@@ -25,14 +25,19 @@ from resp_tune.features.batches import ClipIndex, cut_clips
 from resp_tune.features.logmel import join_frames, log_mels, silence
 from resp_tune.training.loop import build_network, predict
 from resp_tune.training.network import SoundNet
+from resp_tune.training.operating_point import log_offsets, move
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
+OPERATING_POINT = "operating_point"  # in the details: log offsets by class
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Networks of one config, one for each seed and inner fold; a prediction is their mean."""
+    """Networks of one config, one for each seed and inner fold.
+
+    A prediction is the mean of theirs, at the operating point in `details`, if there is one.
+    """
 
     config: TrialConfig
     classes: tuple[str, ...]
@@ -58,13 +63,17 @@ class Bundle:
 
     def predict_clips(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
         """Return class probabilities `[clips, classes]`, without augmentation."""
-        mean: npt.NDArray[np.float32] = self.predict_each(clips).mean(axis=0)
-        return mean
+        return self.combine(self.predict_each(clips))
 
     def predict_each(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
         """Return each network's own class probabilities, `[networks, clips, classes]`."""
         draws, prepared = eval_params(clips.count, self.config), clips.with_level(self.config)
         return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])
+
+    def combine(self, each: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the model's probabilities `[clips, classes]` from `[networks, clips, classes]`."""
+        point = self.details.get(OPERATING_POINT) or {}
+        return move(each.mean(axis=0), log_offsets(point, self.classes))
 
 
 def save_bundle(
@@ -112,11 +121,12 @@ def load_bundle(folder: str | Path) -> Bundle:
     if hashlib.sha256(weights).hexdigest() != content.get("weights_sha256"):
         raise UserError(f"'{path}' is damaged: its hash is not the one in config.json")
     try:
-        for key in ("trial_config", "provenance"):
+        for key in ("trial_config", "provenance", OPERATING_POINT):
             if not isinstance(content.get(key, {}), dict):
                 raise TypeError(f"{key} is not a mapping")
         config = TrialConfig.from_saved(content["trial_config"])
         classes = _classes(content["classes"])
+        log_offsets(content.get(OPERATING_POINT, {}), classes)
         networks = _load_networks(load(weights), content["folds"], config, len(classes))
     except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"'{folder}' is not a valid bundle ({error}): save it again") from error
