@@ -103,6 +103,9 @@ class TrialConfig:
     augment_validation: bool = setting(False, "the notebook's defect: augments validation as well")
     mixup: float = bounded(0.0, 0.0, 1.0, "α of Beta(α, α), by which pairs are mixed; 0: none")
     label_smoothing: float = bounded(0.0, 0.0, 0.5, "of a label, spread over all classes")
+    network: str = setting(
+        "notebook", "notebook, resnet, or a name that an installed package offers (docs/usage.md)"
+    )
     width: int = bounded(16, 1, 256, "channels of the first block; the next three double them")
     depth: int = bounded(4, 2, 7, "convolution blocks; each halves frames and bands")
     dropout: float = bounded(0.25, 0.0, 0.95, "of each of the three last layers")

@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.harness.preflight_checks import check_cache_folder
     from resp_tune.harness.validate import open_dataset
     from resp_tune.training.datamodule import make_datamodule
+    from resp_tune.training.network_registry import check_network
 
     request = read_arguments(args)
     out = None if args.out is None else _empty_folder(args.out)
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes = (*dataset.problems, *datamodule.clips.dropped, bands, *datamodule.split.notes)
     for note in filter(None, notes):
         log.info(f"note: {note}")
+    check_network(request.config, len(datamodule.split.classes))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the training, not after it
     folds = datamodule.folds()

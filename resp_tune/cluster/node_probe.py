@@ -13,7 +13,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ class ProbeRequest:
 
     `token` is a file that the driver has written to a new folder of the storage, or the object
     store's prefix with the object `driver`. A node writes the token's hash beside it, under its id.
+    `packages` are those of networks, whose versions are compared beside those of `PACKAGES`.
     `sizes` holds the bytes of every recording by path, `digests` the SHA-256 of a few of them,
     `tracking` host and port of the tracking server, or None when it is a file.
     """
@@ -42,13 +43,14 @@ class ProbeRequest:
     sizes: Mapping[Path, int]
     digests: Mapping[Path, str]
     tracking: tuple[str, int] | None
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """A node's versions, and why it cannot use storage, data or tracking: None if it can."""
 
-    versions: Mapping[str, str]  # of Python and `PACKAGES`; `source`: a hash of resp_tune's code
+    versions: Mapping[str, str]  # of Python and packages; `source`: a hash of resp_tune's code
     storage: str | None
     data: str | None
     tracking: str | None
@@ -64,6 +66,7 @@ def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> dict[str, Probe
         dict(request.sizes),
         dict(request.digests),
         request.tracking,
+        request.packages,
     )
     # A node that lacks these modules, or has other versions of them, can run them all the same.
     shipped = (sys.modules[__name__], node_calls)
@@ -94,10 +97,11 @@ def _probe(
     sizes: dict[Path, int],
     digests: dict[Path, str],
     tracking: tuple[str, int] | None,
+    packages: tuple[str, ...],
 ) -> dict[str, Any]:
     """Run on a node, with only the standard library, unless the storage is an object store."""
     return {
-        "versions": versions(),
+        "versions": versions(packages),
         "storage": _try_folder(Path(token), node_id)
         if isinstance(token, str)
         else _try_object_store(*token, node_id),
@@ -106,10 +110,13 @@ def _probe(
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and `PACKAGES` without build tags, and a hash of our code."""
+def versions(packages: Collection[str] = ()) -> dict[str, str]:
+    """Return the versions of Python, `PACKAGES` and `packages`, and a hash of our code.
+
+    They are without build tags.
+    """
     installed = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in dict.fromkeys((*PACKAGES, *packages)):
         try:
             installed[package] = importlib.metadata.version(package).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
@@ -202,13 +209,14 @@ class NodeRequirements:
     content: str
 
     @classmethod
-    def of_driver(cls, file: Path | None) -> NodeRequirements:
-        """Return the requirements that this process, the driver, sets."""
-        return cls(versions(), file, "" if file is None else file.read_text())
+    def of_driver(cls, file: Path | None, packages: Collection[str] = ()) -> NodeRequirements:
+        """Return the requirements that this process, the driver, sets; `packages` of networks."""
+        return cls(versions(packages), file, "" if file is None else file.read_text())
 
     def violation(self) -> str | None:
         """Return why this machine cannot run trials and what to do, or None if it can."""
-        other = difference(versions(), self.versions)
+        packages = [name for name in self.versions if name not in ("python", "source")]
+        other = difference(versions(packages), self.versions)
         if other is not None:
             return (
                 f"{_this_node()} has joined with {other}: install there what the driver has, or "

@@ -21,6 +21,7 @@ from resp_tune.errors import RunError
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.watchdog import MARGIN_SECONDS
 from resp_tune.training.memory import is_out_of_memory
+from resp_tune.training.network_registry import BUILT_IN
 
 Failure = tuple[str, str]  # a line, and the whole traceback
 MIN_SECONDS = 30.0  # the first batch imports what later ones need not, which may take long
@@ -48,9 +49,10 @@ def check_baseline(
     if failure is None:
         return
     cause, trace = failure
+    of = "" if config.network in BUILT_IN else f" with network '{config.network}'"
     write_atomically(folder / TRACE_FILE, trace.encode())
     raise RunError(
-        f"one batch of the baseline fails, so no trial was started: {cause} "
+        f"one batch of the baseline{of} fails, so no trial was started: {cause} "
         f"(whole traceback: {folder / TRACE_FILE})"
     )
 

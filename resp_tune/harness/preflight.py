@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import secrets
 import time
@@ -68,7 +69,9 @@ def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
         return spec
     nodes, remote, tracking = compute.cluster.nodes, location.remote, location.tracking_uri
     with _token_file(location.storage) if remote is None else _token_object(remote) as token:
-        results = probe_nodes(nodes, _probe_request(token, spec.data, tracking))
+        request = _probe_request(token, spec.data, tracking)
+        request = dataclasses.replace(request, packages=spec.packages)
+        results = probe_nodes(nodes, request)
         wrote = {i for i, r in results.items() if isinstance(r, ProbeResult) and not r.storage}
         # A node that could use the object store has seen the driver's object there.
         unseen = wrote - _seen(token, wrote) if isinstance(token, Path) else set[str]()
@@ -76,7 +79,7 @@ def check_nodes(spec: SearchSpec, console: Console) -> SearchSpec:
         NodeReport(
             node,
             trial_capacity(compute.slots, [node.machine]),
-            _problems(results[node.id], unseen=node.id in unseen),
+            _problems(results[node.id], versions(spec.packages), unseen=node.id in unseen),
         )
         for node in nodes
     ]
@@ -144,11 +147,13 @@ def _seen(token: Path, ids: set[str]) -> set[str]:
     }
 
 
-def _problems(result: ProbeResult | str, *, unseen: bool) -> dict[str, str | None]:
+def _problems(
+    result: ProbeResult | str, wanted: Mapping[str, str], *, unseen: bool
+) -> dict[str, str | None]:
     if isinstance(result, str):
         return {"versions": result, "storage": "not probed", "data": None, "tracking": None}
     return {
-        "versions": difference(result.versions, versions()),
+        "versions": difference(result.versions, wanted),
         "storage": "its files are not visible to the driver" if unseen else result.storage,
         "data": result.data,
         "tracking": result.tracking,

@@ -26,6 +26,7 @@ from resp_tune.tracking.load_trial import DEVICE, THREADS
 from resp_tune.training.compute_device import ComputeDevice, detect_compute_device
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import data_digest
+from resp_tune.training.network_registry import BUILT_IN, network_origin
 
 MAX_PREFILLED = 12  # front ends; of a space with more, each cache is filled by its first trial
 
@@ -165,6 +166,13 @@ class SearchSpec:
         wanted = math.inf if self.options.budget is None else self.options.budget
         smallest = min(wanted, self.space.size)
         return None if smallest == math.inf else int(smallest)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Return the distributions of networks of the space that are not built in."""
+        names = [config.network for config in self.space.examples("network")]
+        added = (network_origin(name) for name in names if name not in BUILT_IN)
+        return tuple(sorted({origin.distribution for origin in added}))
 
     def with_compute(self, **changes: Any) -> SearchSpec:
         """Return the spec with some fields of `compute` replaced."""

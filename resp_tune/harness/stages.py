@@ -108,8 +108,9 @@ def run_stages(
             used = [node for node in nodes if trial_capacity(slots, [node.machine])]
             caches = _warm_up_nodes(spec.data, used, caches)
         context = _trial_context(spec, study, caches)
-        baseline = resolve_precision(spec.space.baseline(), spec.compute.device)
-        backend.check(context, baseline, spec.location.folder)
+        for example in spec.space.examples("network"):
+            config = resolve_precision(example, spec.compute.device)
+            backend.check(context, config, spec.location.folder)
         fault_point("sanity-checked")
         limit = spec.options.time_budget
         deadline = None if limit is None else time.monotonic() + limit
@@ -146,7 +147,9 @@ def needs_trials(study: optuna.Study, budget: int | None, stop: Collection[str] 
 def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches) -> TrialContext:
     options, location, slots = spec.options, spec.location, spec.compute.slots
     shared_file = None if location.remote is not None else location.folder / HELD_BY
-    on_cluster = spec.compute.cluster is not None
+    requirements = None
+    if spec.compute.cluster is not None:
+        requirements = NodeRequirements.of_driver(shared_file, spec.packages)
     return TrialContext(
         folds=spec.data.datamodule.folds(),
         caches=caches,
@@ -159,7 +162,7 @@ def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches)
         threads=slots.threads,
         gpus=slots.gpus,
         timeout=options.trial_timeout,
-        requirements=NodeRequirements.of_driver(shared_file) if on_cluster else None,
+        requirements=requirements,
     )
 
 

@@ -46,6 +46,7 @@ from resp_tune.tracking.uri import redact, resolve_uri
 from resp_tune.training.datamodule import make_datamodule
 from resp_tune.training.fingerprint import changed_recordings, recording_hashes
 from resp_tune.training.metrics import are_cycles
+from resp_tune.training.network_registry import check_network, network_origin
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ def validate(
         if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
             few = "--metric icbhi_score needs normal cycles, and this data has too few"
             raise refusal(few, dataset.problems, "annotation")
+        for config in space.examples("network"):
+            check_network(config, len(datamodule.split.classes))
         sources = tuple(datamodule.audio_sources(datamodule.search_stems, machine.cpus))
         data = SearchData(datamodule, sources, front_ends)
         run_checks(dataclasses.replace(start, data=data))
@@ -129,6 +132,11 @@ def _load_space(name: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
             check_filters(front_end)
     except UserError as error:
         raise UserError(f"space '{name}': {error}. To keep values apart: {APART}") from error
+    for config in space.examples("network"):
+        try:
+            network_origin(config.network)
+        except UserError as error:
+            raise UserError(f"space '{name}': network: {error}") from error
     return space, front_ends
 
 

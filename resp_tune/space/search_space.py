@@ -70,6 +70,27 @@ class SearchSpace:
         values = self._values(lambda name, parameter: parameter.nearest(getattr(self.base, name)))
         return self.base.replace(values)
 
+    def examples(self, field: str) -> tuple[TrialConfig, ...]:
+        """Return a config for each value that trials may have in `field`, the baseline first.
+
+        All other fields have the baseline's values where the conditions of `field` allow them.
+        """
+        needed = _with_conditions(self.parameters, (field,))
+        fields = [f for name in needed for f in _fields(name, self.parameters[name])]
+        baseline = self.baseline()
+        found = {getattr(baseline, field): baseline}
+        for combination in _combinations(self.base, self.parameters, fields, every=False):
+
+            def choose(
+                name: str, parameter: Parameter, given: Mapping[str, Any] = combination
+            ) -> Any:
+                default = getattr(self.base, name)
+                return given[name] if name in given else parameter.nearest(default)
+
+            config = self.base.replace(self._values(choose))
+            found.setdefault(getattr(config, field), config)
+        return tuple(found.values())
+
     def _values(self, choose: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         values = self.base.as_dict()
         for name, parameter in self.parameters.items():
@@ -358,11 +379,9 @@ def _combinations(
     are enough for a bound. `parameters` must be in order.
     """
     targets = {n for n, p in parameters.items() if any(f in fields for f in _fields(n, p))}
-    needed = set(targets)
-    for name in reversed(list(parameters)):
-        needed |= parameters[name].when.keys() if name in needed else set()
+    needed = _with_conditions(parameters, fields)
     values = dict[str, Sequence[Any]]()
-    for name in (n for n in parameters if n in needed):
+    for name in needed:
         parameter = parameters[name]
         if name in targets and (every or isinstance(parameter, ValueList)):
             values[name] = parameter.values
@@ -388,6 +407,16 @@ def _combinations(
     shown = [f for n, p in parameters.items() for f in _fields(n, p) if f in fields]
     distinct = dict.fromkeys(tuple(config[field] for field in shown) for config in configs)
     return [dict(zip(shown, combination, strict=True)) for combination in distinct]
+
+
+def _with_conditions(
+    parameters: Mapping[str, Parameter], fields: Collection[str]
+) -> tuple[str, ...]:
+    """Return the parameters that set one of `fields` and those in their conditions, in order."""
+    needed = {n for n, p in parameters.items() if any(f in fields for f in _fields(n, p))}
+    for name in reversed(list(parameters)):
+        needed |= parameters[name].when.keys() if name in needed else set()
+    return tuple(name for name in parameters if name in needed)
 
 
 def _fields(name: str, parameter: Parameter) -> tuple[str, ...]:

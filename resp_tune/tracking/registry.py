@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9]\d{0,8}))")
 _REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "torch", "torchaudio", "soundfile")
+_OWN = "resp-tune"  # its code goes into the model
 _EXAMPLE_SECONDS = 0.25
 
 READING = "resp_tune.test_reading"  # `.2` and so on: with other recordings
@@ -157,7 +158,7 @@ def _log(client: MlflowClient, experiment: str, run_id: str, bundle: Path) -> st
             code_paths=[str(code)],
             signature=signature,
             input_example=example,
-            pip_requirements=_requirements(),
+            pip_requirements=_requirements(bundle),
         )
     return str(model.model_id)
 
@@ -177,9 +178,13 @@ def _example_and_signature(bundle: Path) -> tuple[object, object]:
     return example, ModelSignature(inputs=inputs, outputs=outputs)
 
 
-def _requirements() -> list[str]:
+def _requirements(bundle: Path) -> list[str]:
+    network = json.loads((bundle / "config.json").read_bytes()).get("network", {})
+    name = network.get("distribution", _OWN)
     # The installed versions, without a suffix such as `+cpu`, which package indexes lack.
     versions = {name: importlib.metadata.version(name) for name in _REQUIRED}
+    if name != _OWN:
+        versions[name] = network["version"]
     return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
 
 

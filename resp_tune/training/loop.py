@@ -21,7 +21,7 @@ from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.logmel import Frames
 from resp_tune.training.balance import draw_clips, make_loss
 from resp_tune.training.metrics import all_metrics
-from resp_tune.training.network import SoundNet
+from resp_tune.training.network_registry import build_network, set_band_statistics
 from resp_tune.training.regularization import ModelAverage, blend, blended_loss, draw_weights
 from resp_tune.training.seeds import mix_seed
 
@@ -190,7 +190,7 @@ class Training:
         epochs = self.config.epochs if self.in_sequence else len(self.history)
         return [fold.predict_validation(epochs) for fold in self.folds]
 
-    def networks(self) -> list[SoundNet]:
+    def networks(self) -> list[nn.Module]:
         """Return the trained networks, one a fold, ready to predict."""
         return [fold.evaluated.eval() for fold in self.folds]
 
@@ -225,8 +225,8 @@ class _FoldTraining:
         self.device_labels = data.train.labels.to(device)
         torch.manual_seed(mix_seed(config.seed, fold, 0))
         network = build_network(config, len(data.classes))
-        if network.bands is not None:
-            network.bands.fit(*band_statistics(data.train.clips, config.top_db))
+        if config.normalise == "band":
+            set_band_statistics(network, *band_statistics(data.train.clips, config.top_db))
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.average = ModelAverage(self.network, config.ema) if config.ema else None
         self.loss = make_loss(config, self.device_labels, len(data.classes))
@@ -240,7 +240,7 @@ class _FoldTraining:
         self.lr = math.nan  # of the last step taken
 
     @property
-    def evaluated(self) -> SoundNet:
+    def evaluated(self) -> nn.Module:
         """Return the network that is scored and saved: the average, if there is one."""
         return self.network if self.average is None else self.average.network
 
@@ -324,18 +324,6 @@ class _FoldTraining:
             self.network.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-
-
-def build_network(config: TrialConfig, classes: int) -> SoundNet:
-    """Return the untrained network of a config."""
-    return SoundNet(
-        classes,
-        width=config.width,
-        dropout=config.dropout,
-        channels=config.channels,
-        depth=config.depth,
-        bands=config.n_mels if config.normalise == "band" else None,
-    )
 
 
 def band_statistics(clips: ClipIndex, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:

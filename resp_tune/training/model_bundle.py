@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,16 +18,26 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from resp_tune.common.paths import write_atomically
+from resp_tune.common.text import one_line
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
 from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex, cut_clips
 from resp_tune.features.logmel import join_frames, log_mels, silence
-from resp_tune.training.loop import build_network, predict
-from resp_tune.training.network import SoundNet
+from resp_tune.training.loop import predict
+from resp_tune.training.network_registry import (
+    BUILT_IN,
+    NetworkOrigin,
+    build_network,
+    check_network,
+    network_origin,
+)
 from resp_tune.training.operating_point import log_offsets, move
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -41,7 +53,7 @@ class Bundle:
 
     config: TrialConfig
     classes: tuple[str, ...]
-    networks: tuple[SoundNet, ...]
+    networks: tuple[nn.Module, ...]
     details: dict[str, Any]
 
     def predict_waveform(self, waveform: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -80,7 +92,7 @@ def save_bundle(
     folder: Path,
     config: TrialConfig,
     classes: Sequence[str],
-    networks: Sequence[SoundNet],
+    networks: Sequence[nn.Module],
     details: Mapping[str, Any],
 ) -> str:
     """Write a bundle into `folder` and return the SHA-256 of its weights.
@@ -99,6 +111,7 @@ def save_bundle(
         "classes": list(classes),
         "front_end": asdict(config.front_end),
         "trial_config": config.as_dict(),
+        "network": network_origin(config.network).as_dict(),
         "folds": len(networks),
         "weights_sha256": digest,
         **details,
@@ -125,12 +138,54 @@ def load_bundle(folder: str | Path) -> Bundle:
             if not isinstance(content.get(key, {}), dict):
                 raise TypeError(f"{key} is not a mapping")
         config = TrialConfig.from_saved(content["trial_config"])
-        classes = _classes(content["classes"])
+        classes, origin = _classes(content["classes"]), _saved_origin(content)
         log_offsets(content.get(OPERATING_POINT, {}), classes)
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        raise _invalid(folder, error) from error
+    _check_installed(folder, config, origin, len(classes))
+    try:
         networks = _load_networks(load(weights), content["folds"], config, len(classes))
     except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise UserError(f"'{folder}' is not a valid bundle ({error}): save it again") from error
+        raise _invalid(folder, error) from error
     return Bundle(config, classes, networks, content)
+
+
+def _invalid(folder: Path, error: Exception) -> UserError:
+    return UserError(f"'{folder}' is not a valid bundle ({error}): save it again")
+
+
+def _saved_origin(content: Mapping[str, Any]) -> NetworkOrigin | None:
+    """Return where a bundle's network came from; bundles of 0.1.0 do not say."""
+    saved = content.get("network")
+    if saved is None:
+        return None
+    if not isinstance(saved, dict) or not all(isinstance(v, str) for v in saved.values()):
+        raise TypeError("network is not a mapping of texts")
+    return NetworkOrigin(saved["name"], saved["distribution"], saved["version"])
+
+
+def _check_installed(
+    folder: Path, config: TrialConfig, origin: NetworkOrigin | None, classes: int
+) -> None:
+    """Raise `UserError` if the bundle's network is not installed or does not work here."""
+    if config.network in BUILT_IN:
+        return
+    package = "the package that offers it"
+    if origin is not None and re.fullmatch(r"[\w.-]{1,100}", origin.distribution, re.ASCII):
+        version = one_line(origin.version)[:100]
+        package = f"the package {origin.distribution} (it was saved with version {version})"
+    try:
+        installed = network_origin(config.network)
+    except UserError as error:
+        raise UserError(
+            f"'{folder}' needs the network {reprlib.repr(config.network)}, which is not installed: "
+            f"install {package}, if you trust it"
+        ) from error
+    if origin is not None and (installed.distribution, installed.version) != (
+        origin.distribution, origin.version,
+    ):  # fmt: skip
+        log.warning(f"'{folder}' was saved with {one_line(str(origin))}; installed: {installed}")
+    check_network(config, classes)
 
 
 def _classes(names: Any) -> tuple[str, ...]:
@@ -143,13 +198,14 @@ def _classes(names: Any) -> tuple[str, ...]:
 
 def _load_networks(
     tensors: Mapping[str, torch.Tensor], folds: Any, config: TrialConfig, classes: int
-) -> tuple[SoundNet, ...]:
+) -> tuple[nn.Module, ...]:
     """Return the network of each fold; raises `ValueError` for other folds or shapes."""
     saved = {name.split(".")[0] for name in tensors}
     if not saved or saved != {f"fold{n}" for n in range(len(saved))} or folds != len(saved):
         raise ValueError(f"its weights are not those of {reprlib.repr(folds)} folds")
     networks = []
-    with torch.device("meta"):  # takes no memory, whatever the sizes in the config
+    # Takes no memory, whatever the sizes in the config. Packages may not support it.
+    with torch.device("meta" if config.network in BUILT_IN else "cpu"):
         shapes = {k: v.shape for k, v in build_network(config, classes).state_dict().items()}
     for n in range(len(saved)):
         prefix = f"fold{n}."
