@@ -155,6 +155,8 @@ def test_reshuffling_needs_a_fair_comparison() -> None:
         read_options(["--reshuffle"])
     with pytest.raises(UserError, match="--protocol recording does not"):
         read_options(["--reshuffle", "--replicates", "2", "--protocol", "recording"])
+    with pytest.raises(UserError, match="--fold-rule wilcoxon pairs epochs of the same folds"):
+        read_options(["--reshuffle", "--replicates", "2", "--fold-rule", "wilcoxon"])
 
 
 # Between folds

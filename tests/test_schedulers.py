@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from scipy.stats import wilcoxon
 
 from resp_tune.common.choices import FOLD_RULES, SCHEDULERS
 from resp_tune.common.trial_key import TrialKey
@@ -17,6 +20,7 @@ from resp_tune.study.schedulers import (
     Forgiving,
     Scheduler,
     Steps,
+    Wilcoxon,
     decision_steps,
     grace_period,
     make_schedulers,
@@ -235,8 +239,76 @@ def test_a_trial_below_the_incumbents_worst_fold_stops(
         assert trial.stopped == (None if steps == 6 else f"fold {steps // 2}")
 
 
-def test_a_pruned_trial_is_no_incumbent() -> None:
-    rule = Forgiving("macro_f1", TWO)
+@pytest.mark.parametrize("kind", [Forgiving, Wilcoxon])
+def test_a_pruned_trial_is_no_incumbent(kind: type[Scheduler]) -> None:
+    rule = kind("macro_f1", TWO)
     stopped = Life(0, "macro_f1", folds(0.9, 0.9, 0.9))
     stopped.run(rule, until=2)
     assert Life(1, "macro_f1", folds(0.1, 0.1, 0.1)).run(rule) == 6
+
+
+FIVE = Steps(epochs=5, folds=3)  # of each fold, epochs 2 to 5 are compared
+
+
+def means(own: list[float]) -> list[float]:
+    """The rows' means of a trial with these scores of each step on its own fold."""
+    ends = [0.0, own[4], own[4] + own[9]]
+    return [(ends[step // 5] + own[step]) / (step // 5 + 1) for step in range(len(own))]
+
+
+def pruner_stops(own: list[float], best: list[float], metric: str) -> bool:
+    """What Optuna's pruner says of the epochs that count, told one after the other."""
+    direction = "maximize" if METRICS[metric].mode == "max" else "minimize"
+    study = optuna.create_study(direction=direction)
+    pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1, n_startup_steps=0)
+    late = [step for step in range(len(own)) if step % 5 >= 1]
+    for values in (best, own):
+        trial = study.ask()
+        for step in late:
+            trial.report(values[step], step)
+        if values is best:
+            study.tell(trial, float(np.mean([values[step] for step in late])))
+    return pruner.prune(study, study._storage.get_trial(trial._trial_id))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+@pytest.mark.parametrize("seed", range(40))
+def test_the_signed_rank_test_is_scipys_and_optunas(seed: int, metric: str) -> None:
+    sign = 1.0 if METRICS[metric].mode == "max" else -1.0
+    draw = np.random.default_rng(seed)
+    best = draw.uniform(0.3, 0.7, 15)
+    own = best + draw.normal(-0.02, 0.05, 15)
+    incumbent = Life(0, metric, [sign * v for v in means(best.tolist())])
+    rule = Wilcoxon(metric, FIVE)
+    incumbent.run(rule)
+    trial = Life(1, metric, [sign * v for v in means(own.tolist())])
+    taken = trial.run(rule)
+    expected = 15
+    for end in (5, 10):
+        late = np.arange(end) % 5 >= 1
+        p = wilcoxon((own - best)[:end][late], alternative="less", zero_method="zsplit").pvalue
+        folds_of = [np.mean(values[4:end:5]) for values in (own, best)]
+        if p < 0.1 and folds_of[0] < folds_of[1]:
+            expected = end
+            break
+    assert taken == expected
+    if expected < 15:
+        given = [sign * v for v in own[:expected]], [sign * v for v in best[:expected]]
+        assert pruner_stops(*given, metric) or np.mean(own[:expected][late]) >= np.mean(
+            best[:expected][late]
+        )
+    rebuilt = Wilcoxon(metric, FIVE, [incumbent.record()])
+    assert Life(2, metric, trial.values).run(rebuilt) == taken
+
+
+def test_the_signed_rank_test_has_cases_of_both_kinds() -> None:
+    rule = Wilcoxon("macro_f1", FIVE)
+    assert Life(0, "macro_f1", means([0.5] * 15)).run(rule) == 15
+    assert Life(1, "macro_f1", means([0.5] * 15)).run(rule) == 15, "ties are no evidence"
+    assert Life(2, "macro_f1", means([0.9, *[0.49] * 14])).run(rule) == 5, "epoch 1 is left out"
+    assert Life(3, "macro_f1", means([0.4, 0.4, 0.4, 0.4, 0.51] * 3)).run(rule) == 15
+    assert Life(4, "macro_f1", [math.nan] * 15).run(rule) == 15
+    few = Wilcoxon("macro_f1", TWO)  # 2 epochs of a fold: too few pairs before the second fold
+    assert Life(0, "macro_f1", [0.6] * 6).run(few) == 6
+    assert Life(1, "macro_f1", [0.1] * 6).run(few) == 4

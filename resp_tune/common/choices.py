@@ -16,7 +16,7 @@ PROTOCOLS = ("patient", "official", "recording", "device")
 SCHEDULERS = ("asha", "none")
 FoldOrder = Literal["sequence", "together"]
 FOLD_ORDERS: tuple[FoldOrder, ...] = get_args(FoldOrder)
-FOLD_RULES = ("forgiving", "none")  # between folds that are trained in sequence
+FOLD_RULES = ("forgiving", "wilcoxon", "none")  # between folds that are trained in sequence
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
 
 # Which direction is better. The last two are reported only: a constant answer has one of them at 1.

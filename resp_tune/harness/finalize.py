@@ -13,7 +13,6 @@ from typing import Any
 
 import optuna
 import pandas as pd
-from torch import nn
 
 from resp_tune.common.choices import COMPARED_RUNS, STATES
 from resp_tune.common.fault_points import fault_point

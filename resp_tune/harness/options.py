@@ -111,7 +111,8 @@ class SearchOptions(SplitSpec):
     fold_rule: str | None = _trials(
         None,
         "when a trial stops between folds: forgiving: its mean is worse than the incumbent's worst "
-        "fold; none: never (default: forgiving; none with --scheduler none)",
+        "fold; wilcoxon: a signed-rank test over epochs and folds finds it worse than the "
+        "incumbent; none: never (default: forgiving; none with --scheduler none)",
         choices=FOLD_RULES,
     )
     reshuffle: bool = _trials(
@@ -193,6 +194,11 @@ class SearchOptions(SplitSpec):
         if self.reshuffle and self.protocol == "recording":
             raise UserError(
                 "--reshuffle divides patients, and --protocol recording does not: leave one out"
+            )
+        if self.reshuffle and self.fold_rule == "wilcoxon":
+            raise UserError(
+                "--fold-rule wilcoxon pairs epochs of the same folds, and with --reshuffle each "
+                "trial has its own: give --fold-rule forgiving"
             )
         if self.wait_for_gpus is not None and (self.ray_address == "local" or not self.gpus):
             raise UserError("--wait-for-gpus needs a cluster: give --address and --gpus N with it")
