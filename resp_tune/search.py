@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resp_tune.search")
 
-FIELDS = [field.name for field in dataclasses.fields(SearchOptions)]
+FIELDS = [f.name for f in dataclasses.fields(SearchOptions) if "help" in f.metadata]
 SEVERAL = {f.name for f in dataclasses.fields(SearchOptions) if f.default == ()}
 
 
@@ -108,6 +108,8 @@ def main(
         give_ray_a_home()
         from resp_tune.harness.run import run_search
         from resp_tune.harness.signals import handle_interrupts
+        from resp_tune.harness.stages import RayBackend
+        from resp_tune.nested.nested_search import NestedSearch
 
         location = spec.location
         resume = f"everything is kept; rerun the same command with --name {location.name} to resume"
@@ -115,7 +117,10 @@ def main(
         disks = ", there, in $TMPDIR and in the cache folder, whichever is full"
         with handle_interrupts(resume), full_disk_in_one_line(location.folder, disks):
             try:
-                summary = run_search(spec, console, backend)
+                if spec.outer:
+                    summary = NestedSearch(spec, console, backend or RayBackend).run()
+                else:
+                    summary = run_search(spec, console, backend)
             except IncompleteError as error:
                 show_result(error.summary)
                 raise

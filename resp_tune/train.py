@@ -187,7 +187,7 @@ def _train(request: TrainRequest, datamodule: DataModule, folds: Sequence[FoldTa
     check_filters(front_end)
     device = "cuda" if torch.cuda.is_available() and not request.on_cpu else "cpu"
     workers = this_machine().cpus
-    caches = make_feature_caches(datamodule, datamodule.search_stems, workers)
+    caches = make_feature_caches(datamodule, datamodule.cached_stems, workers)
     frames = caches.frames(front_end, workers=workers)
     torch.set_num_threads(request.threads or workers)
     keep_freed_memory()

@@ -125,7 +125,9 @@ def _chosen(uri: str, name: str | None) -> list[SearchEntry]:
 def _print(entries: Sequence[SearchEntry], base: str) -> None:
     for entry in entries:
         score = "" if entry.score is None else f", best {entry.search.metric} {entry.score:.4f}"
-        print(f"{entry.search.name}: {entry.state}{score}")
+        fold = entry.search.outer_fold
+        which = "" if fold is None else f", outer fold {fold}"
+        print(f"{entry.search.name}{which}: {entry.state}{score}")
         for key, link in entry.links(base).items():
             print(f"  {LINK_TEXTS[key]}:\n    {link}")
     sys.stdout.flush()

@@ -70,6 +70,8 @@ POINTS = {
     "bundle-written": "the winner's files are written",
     "test-access": "the test-set access is on record; the test set is not opened",
     "test-scored": "the winner is scored on the test set; the scores are not written",
+    "outer-fold-ends": "an outer fold's search is complete, which is not on record yet",
+    "outer-fold-ended": "it is on record; the next search has not begun",
     "summary-writes": "before summary.json is written",
     "report-writes": "before report.html is written",
     "mlflow-evaluation": "the evaluation has its MLflow run",

@@ -26,7 +26,8 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
     """Divide the recordings of `clips` into training, validation and test split.
 
     `patient`: fold 0 of a `StratifiedGroupKFold` by patient in 5 is the test split; the rest is
-    divided in 4 the same way, and the first `folds` of these are the validation splits.
+    divided in 4 the same way, and the first `folds` of these are the validation splits. With
+    several `outer_folds`, fold `test_fold` of the same 5 is the test split, or there is none.
     `official`: the challenge's test split; validation by patient within its training split.
     `drop_shared_patients` takes the patients of both out of training, so that the test split
     remains the published one. `recording`: the notebook's random 80/20, patients ignored, no test
@@ -40,6 +41,7 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
     Raises `UserError` for a pair of task and protocol, or a data set, that cannot be scored.
     """
     train, test, notes = Rows.of(clips), None, list[str]()
+    whole = spec.outer_folds > 1 and spec.test_fold is None
     if spec.protocol == "recording":
         return _by_recording(dataset, clips.task, train, spec)
     if spec.protocol == "official":
@@ -60,9 +62,13 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
     train = train.at(np.isin(train.label, labels))
     test = test and test.at(np.isin(test.label, labels))
     classes = tuple(clips.task.classes[i] for i in labels)
-    candidates = _candidates(train, test, spec.split_seed)
+    outer: tuple[Rows, Rows] | None = None
+    if spec.test_fold is not None:
+        outer = _outer_fold(train, labels, spec, notes)
+    pool, held_out = outer or (train, test)
+    candidates = _candidates(pool, held_out, spec.split_seed, whole=whole)
     chosen = next((c for c in candidates if c.has(labels)), None)
-    if chosen is None:
+    if chosen is None or (spec.test_fold is not None and outer is None):
         raise refusal(
             f"no split of '{dataset.root}' has all of {', '.join(classes)} in training, validation "
             "and test: too few patients; try another split_seed, or a task with fewer classes",
@@ -74,7 +80,7 @@ def make_split(dataset: Dataset, clips: Clips, spec: SplitSpec) -> Split:
             f"{chosen.state} is used instead"
         )
     folds = tuple(Fold(a.stems(), b.stems()) for a, b in chosen.folds[: spec.folds])
-    task, stems = clips.task.name, chosen.test.stems()
+    task, stems = clips.task.name, None if chosen.test is None else chosen.test.stems()
     return Split(spec.protocol, task, spec.split_seed, folds, stems, classes, tuple(notes))
 
 
@@ -137,23 +143,55 @@ class _Candidate:
     """The test split and the pairs of training and validation split of one random state."""
 
     state: int
-    test: Rows
+    test: Rows | None
     folds: list[tuple[Rows, Rows]]
 
     def has(self, labels: Sequence[int]) -> bool:
         """Tell whether every split has all of `labels`."""
-        return all(rows.has(labels) for rows in (self.test, *itertools.chain(*self.folds)))
+        tested = [] if self.test is None else [self.test]
+        return all(rows.has(labels) for rows in (*tested, *itertools.chain(*self.folds)))
 
 
-def _candidates(train: Rows, test: Rows | None, split_seed: int) -> Iterator[_Candidate]:
-    """Yield candidates for the seed itself, then for a fixed sequence of states from it.
-
-    A given `test` is kept.
-    """
+def _random_states(split_seed: int) -> Iterator[int]:
+    """Yield the seed itself, then a fixed sequence of states from it."""
     more = np.random.SeedSequence(split_seed).generate_state(_RANDOM_STATES - 1)
-    for state in (split_seed, *more.tolist()):
-        pool, held_out = (train, test) if test else next(_group_folds(train, OUTER_FOLDS, state))
+    yield from (split_seed, *more.tolist())
+
+
+def _candidates(
+    train: Rows, test: Rows | None, split_seed: int, *, whole: bool
+) -> Iterator[_Candidate]:
+    """Yield a candidate for each of the seed's random states.
+
+    A given `test` is kept; if the `whole` of `train` is searched, there is none.
+    """
+    for state in _random_states(split_seed):
+        pool, held_out = train, test
+        if held_out is None and not whole:
+            pool, held_out = next(_group_folds(train, OUTER_FOLDS, state))
         yield _Candidate(state, held_out, list(_group_folds(pool, INNER_FOLDS, state)))
+
+
+def _outer_fold(
+    rows: Rows, labels: Sequence[int], spec: SplitSpec, notes: list[str]
+) -> tuple[Rows, Rows] | None:
+    """Return what a search may use, and the test split, of the outer fold `spec.test_fold`.
+
+    All outer folds are of one random state, the first in which each test split has all `labels`;
+    without one, None is returned.
+    """
+    if spec.test_fold is None:
+        raise ValueError("this split has no outer fold")
+    for state in _random_states(spec.split_seed):
+        folds = list(itertools.islice(_group_folds(rows, OUTER_FOLDS, state), spec.outer_folds))
+        if all(test.has(labels) for _, test in folds):
+            if state != spec.split_seed:
+                notes.append(
+                    f"with split seed {spec.split_seed} a class is missing from an outer test "
+                    f"fold: random state {state} is used instead"
+                )
+            return folds[spec.test_fold]
+    return None
 
 
 def _group_folds(rows: Rows, folds: int, state: int) -> Iterator[tuple[Rows, Rows]]:

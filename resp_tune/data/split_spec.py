@@ -6,7 +6,7 @@ Commands, provenance, MLflow's parameters and the model's audit take the fields 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from resp_tune.common.choices import PROTOCOLS
@@ -22,7 +22,9 @@ INNER_FOLDS = 4
 class SplitSpec:
     """How the recordings of a task are divided into training, validation and test split.
 
-    The same values give the same split of the same recordings. A bad value raises `UserError`.
+    The same values give the same split of the same recordings. With several `outer_folds`, the test
+    split is that of the outer fold `test_fold`, or there is none if that is None. A bad value
+    raises `UserError`.
     """
 
     protocol: str = setting("patient", ", ".join(PROTOCOLS), choices=PROTOCOLS)
@@ -36,6 +38,16 @@ class SplitSpec:
         "seed of the training, validation and test split (independent of --seed)",
         metavar="N",
     )
+    outer_folds: int = bounded(
+        1,
+        1,
+        OUTER_FOLDS,
+        "nested search: run the search once for each of K outer test folds, pool their test "
+        f"predictions, then search over all patients; {OUTER_FOLDS}: each patient is tested once; "
+        "1: one test split",
+        metavar="K",
+    )
+    test_fold: int | None = field(default=None)  # no flag: set for each search of a nested one
     hold_out_device: str | None = setting(
         None, "stethoscope whose recordings are the test split of --protocol device", metavar="NAME"
     )
@@ -49,6 +61,16 @@ class SplitSpec:
         if self.protocol not in PROTOCOLS:
             hint = choose_from(self.protocol, PROTOCOLS)
             raise UserError(f"unknown protocol '{shorten(self.protocol)}': {hint}")
+        if self.outer_folds > 1 and self.protocol != "patient":
+            raise UserError(
+                f"outer_folds {self.outer_folds} needs the protocol patient, not '{self.protocol}'"
+            )
+        if self.test_fold is not None and not 0 <= self.test_fold < self.outer_folds:
+            raise UserError(
+                f"test_fold: {self.test_fold} is not one of {self.outer_folds} outer folds"
+            )
+        if self.test_fold is not None and self.outer_folds == 1:
+            raise UserError("test_fold needs outer_folds 2 or more")
         if self.hold_out_device is not None and self.protocol != "device":
             raise UserError(
                 f"hold_out_device '{shorten(self.hold_out_device)}' needs the protocol device, "
@@ -76,5 +98,8 @@ class SplitSpec:
         return SplitSpec.from_dict({**kept, **given})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values by field name."""
-        return asdict(self)
+        """Return plain values by field name; without those of outer folds if there is one."""
+        values = asdict(self)
+        if self.outer_folds == 1:
+            del values["outer_folds"], values["test_fold"]
+        return values

@@ -6,6 +6,7 @@ the patients.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,17 @@ import pandas as pd
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import plural
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baselines import SCORES, load_baseline_predictions
+from resp_tune.evaluation.baselines import SCORES, BaselinePredictions, load_baseline_predictions
 from resp_tune.evaluation.score import labels_and_probabilities
 from resp_tune.training.bootstrap import paired_differences
 from resp_tune.training.datamodule import DataModule
-from resp_tune.training.metrics import all_metrics
+from resp_tune.training.metrics import Labels, all_metrics
 
 FILE = "predictions.csv"
 SPLITS = ("validation", "test")
 _TEXTS = ("side", "recording", "patient", "label")
 BaselineDifferences = dict[str, dict[str, dict[str, Any]]]
+MAJORITY = "majority"
 SAME = "compare two runs of one --task, --protocol, --split-seed and --folds"
 
 
@@ -134,16 +136,54 @@ def baseline_differences(table: pd.DataFrame, datamodule: DataModule) -> Baselin
     The others are those of `paired_differences`.
     """
     predictions = load_baseline_predictions(datamodule)
-    classes = datamodule.split.classes
+    _check_same([table], [predictions], datamodule.split.classes)
+    return _differences(table, predictions.by_baseline, datamodule.split.classes, SCORES)
+
+
+def pooled_differences(
+    tables: Sequence[pd.DataFrame], datamodules: Sequence[DataModule]
+) -> BaselineDifferences:
+    """Return `baseline_differences` of the pooled predictions of several test splits.
+
+    Each baseline is fitted anew for each split, on what its search could use, and `majority`
+    predicts the most frequent class of that. `tables` are in the order of `datamodules`.
+    """
+    each = [load_baseline_predictions(datamodule) for datamodule in datamodules]
+    classes = datamodules[0].split.classes
+    _check_same(tables, each, classes)
+    majority = np.concatenate([np.full(len(one.labels), one.majority) for one in each])
+    pooled = {
+        name: np.concatenate([one.by_baseline[name] for one in each], axis=1)
+        for name in each[0].by_baseline
+    }
+    baselines = {MAJORITY: majority[None], **pooled}
+    return _differences(pd.concat(tables), baselines, classes, (*SCORES, "accuracy"))
+
+
+def _check_same(
+    tables: Sequence[pd.DataFrame],
+    predictions: Sequence[BaselinePredictions],
+    classes: Sequence[str],
+) -> None:
+    for table, baselines in zip(tables, predictions, strict=True):
+        labels, _ = labels_and_probabilities(table, classes)
+        same = list(table["recording"]) == list(baselines.stems)
+        if not same or (labels != baselines.labels).any():
+            raise ValueError("these are not predictions of the test split's clips, in their order")
+
+
+def _differences(
+    table: pd.DataFrame,
+    baselines: Mapping[str, Labels],
+    classes: Sequence[str],
+    names: Sequence[str],
+) -> BaselineDifferences:
     labels, probabilities = labels_and_probabilities(table, classes)
-    same = list(table["recording"]) == list(predictions.stems)
-    if not same or (labels != predictions.labels).any():
-        raise ValueError("these are not the predictions of the test split's clips, in their order")
     patients = list(table["patient"])
     found: BaselineDifferences = {}
-    for name, by_seed in predictions.by_baseline.items():
+    for name, by_seed in baselines.items():
         others = [np.eye(len(classes))[row] for row in by_seed]
-        pairs = paired_differences(labels, probabilities, others, patients, SCORES)
+        pairs = paired_differences(labels, probabilities, others, patients, names)
         found[name] = {
             metric: {"winner": pair.pop("a"), "baseline": pair.pop("b"), **pair}
             for metric, pair in pairs.items()

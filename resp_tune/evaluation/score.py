@@ -92,17 +92,23 @@ def score_test_split(
         for start in range(0, len(each), folds)
     ]
     table = prediction_table("test", clips, classes, bundle.combine(each))
-    scored = metrics_with_intervals(table, classes)
-    metrics = {name: scored[name] for name in METRIC_NAMES if name in scored}
-    spans = scored["intervals"]
-    for level, rows in pool_tables(table, datamodule).items():
-        pooled = metrics_with_intervals(rows, classes)
-        metrics |= {at_level(name, level): pooled[name] for name in METRIC_NAMES if name in pooled}
-        spans |= {at_level(name, level): span for name, span in pooled["intervals"].items()}
+    metrics, spans = metrics_by_level(table, datamodule)
     seeds = {name: [values[name] for values in by_seed] for name in metrics}
     moved = bool(bundle.details.get(OPERATING_POINT))
     unmoved = all_metrics(labels, each.mean(axis=0), classes) if moved else None
-    return TestScore(metrics, seeds, scored["majority_accuracy"], spans, table, unmoved)
+    return TestScore(metrics, seeds, majority_accuracy(labels), spans, table, unmoved)
+
+
+def metrics_by_level(
+    table: pd.DataFrame, datamodule: DataModule
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Return the metrics of predictions at each level, and their patient-bootstrap intervals."""
+    classes, metrics, spans = datamodule.split.classes, dict[str, float](), dict[str, list[float]]()
+    for level, rows in {LEVELS[0]: table, **pool_tables(table, datamodule)}.items():
+        own = metrics_with_intervals(rows, classes)
+        metrics |= {at_level(name, level): own[name] for name in METRIC_NAMES if name in own}
+        spans |= {at_level(name, level): span for name, span in own["intervals"].items()}
+    return metrics, spans
 
 
 def group_metrics(table: pd.DataFrame, datamodule: DataModule) -> dict[str, Any]:

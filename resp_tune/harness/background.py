@@ -22,11 +22,14 @@ from resp_tune.common.text import one_line
 from resp_tune.evaluation.baselines import load_baselines
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.failures import Failures
-from resp_tune.harness.spec import SearchData, SearchSpec
+from resp_tune.harness.options import SearchOptions
+from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
+from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.study import STUDY_ID, TrialRecord, best_of
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import ParentStatus, SearchRef
 from resp_tune.tracking.uri import root_cause
+from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import METRICS
 
 log = logging.getLogger(__name__)
@@ -162,26 +165,39 @@ def _open_tracking(
     spec: SearchSpec, study_id: str, past: Sequence[TrialRecord]
 ) -> TrackingListener:
     fault_point("mlflow-opens")
-    options, location, datamodule = spec.options, spec.location, spec.data.datamodule
-    task, metric = datamodule.clips.task, options.objective
+    options, location, space = spec.options, spec.location, spec.space
     runs = SearchRuns(
         location.tracking_uri,
         location.storage,
-        SearchRef(location.name, metric, METRICS[metric].mode, study_id),
-        params={
-            "task": task.name,
-            "task_classes": json.dumps(task.grouping, ensure_ascii=False),
-            **options.recorded(),
-            "space": spec.space.name,
-            "split_sha256": datamodule.split.digest,
-            "data": one_line(datamodule.dataset.root),
-            "synthetic": datamodule.dataset.synthetic,
-        },
-        columns=list(spec.space.parameters),
+        search_ref(location, options.objective, study_id),
+        params=run_params(options, spec.data.datamodule, space),
+        columns=list(space.parameters),
     )
-    listener = TrackingListener(runs, metric, spec.compute.trial_tags)
+    listener = TrackingListener(runs, options.objective, spec.compute.trial_tags)
     listener.replay(past)
     return listener
+
+
+def search_ref(location: SearchLocation, metric: str, study_id: str) -> SearchRef:
+    """Return the identity of a search in MLflow."""
+    own = (location.outer_fold, location.parent_run)
+    return SearchRef(location.name, metric, METRICS[metric].mode, study_id, *own)
+
+
+def run_params(
+    options: SearchOptions, datamodule: DataModule, space: SearchSpace
+) -> dict[str, Any]:
+    """Return the parameters of a search's own run in MLflow."""
+    task = datamodule.clips.task
+    return {
+        "task": task.name,
+        "task_classes": json.dumps(task.grouping, ensure_ascii=False),
+        **options.recorded(),
+        "space": space.name,
+        "split_sha256": datamodule.split.digest,
+        "data": one_line(datamodule.dataset.root),
+        "synthetic": datamodule.dataset.synthetic,
+    }
 
 
 def _close_runs(

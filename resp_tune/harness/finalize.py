@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ from resp_tune.training.model_bundle import OPERATING_POINT, Bundle, load_bundle
 
 log = logging.getLogger(__name__)
 
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # from a summary to a summary
 FLOAT32_DIGITS = 9  # enough to distinguish any two float32 numbers
 
 
@@ -80,11 +81,13 @@ def finalize(
     sync: StorageSync,
     setup: BackgroundSetup,
     failures: Failures,
+    complete: Complete,
 ) -> Path:
     """Do everything that follows the last trial; return the path of `summary.json`.
 
-    The result files come first, and MLflow after them. `failures` collects what could not be done
-    and does not prevent the rest.
+    The result files come first, and MLflow after them. `complete` adds to the summary what other
+    searches have found. `failures` collects what could not be done and does not prevent the rest.
+    The winner of an outer fold is not registered: its only use is its test score.
     """
     options, folder, runs = spec.options, spec.location.folder, setup.tracking.result().runs
     trials, caches = records(study, spec.space), setup.caches.result()
@@ -108,7 +111,7 @@ def finalize(
     best = [trial.key for trial in ranked(trials, options.objective)[:COMPARED_RUNS]]
     described = _summarise(spec, study, winner, scored, failures)
     described["winner"]["operating_point"] = point or None
-    summary = {
+    found = {
         **described,
         "test_readings": study.user_attrs.get(READINGS, []),
         "baselines": _baselines(setup, failures),
@@ -116,9 +119,11 @@ def finalize(
         "mlflow": _tracking(spec.location, runs, best),
         "versions": versions(),
     }
+    summary = complete(found)
     path = _write_results(folder, summary, failures)
     with failures.collected("the winner could not be registered in MLflow"):
-        model = _register(spec.location, runs, winner, scored, bundle)
+        metrics = _evaluation_metrics(scored) | _pooled_metrics(summary)
+        model = _register(spec.location, runs, winner, metrics, bundle)
         _write_results(folder, {**summary, "mlflow": {**summary["mlflow"], **model}}, failures)
     return path
 
@@ -329,20 +334,33 @@ def _tracking(
     }
 
 
+def _evaluation_metrics(scored: TestScore | None) -> dict[str, float]:
+    if scored is None:
+        return {}
+    metrics = {f"test_{name}": value for name, value in scored.metrics.items()}
+    metrics["test_majority_accuracy"] = scored.majority
+    for name, (low, high) in scored.intervals.items():
+        metrics |= {f"test_{name}_low": low, f"test_{name}_high": high}
+    return metrics
+
+
+def _pooled_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return what outer folds say of the procedure, under other names than a model's test score."""
+    pooled = summary.get("pooled", {})
+    metrics = {f"pooled_{name}": pooled[name] for name in pooled.get("intervals", {})}
+    for name, (low, high) in pooled.get("intervals", {}).items():
+        metrics |= {f"pooled_{name}_low": low, f"pooled_{name}_high": high}
+    return metrics
+
+
 def _register(
     location: SearchLocation,
     runs: SearchRuns,
     winner: Winner,
-    scored: TestScore | None,
+    metrics: Mapping[str, float],
     bundle: Bundle,
 ) -> dict[str, Any]:
     """Log the evaluation and register the model; return its `model` and `version`."""
-    metrics: dict[str, float] = {}
-    if scored is not None:
-        metrics = {f"test_{name}": value for name, value in scored.metrics.items()}
-        metrics["test_majority_accuracy"] = scored.majority
-        for name, (low, high) in scored.intervals.items():
-            metrics |= {f"test_{name}_low": low, f"test_{name}_high": high}
     run_id = runs.log_evaluation(
         winner.trial.key,
         params={**winner.trial.config.as_dict(), "seed": ", ".join(map(str, winner.seeds))},
@@ -354,6 +372,8 @@ def _register(
             f"the winner could not be logged and registered in '{redact(location.tracking_uri)}' "
             f"({runs.failure})"
         )
+    if location.outer_fold is not None:
+        return {}
     model = register_winner(
         location.tracking_uri,
         location.storage,

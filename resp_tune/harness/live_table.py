@@ -23,7 +23,7 @@ class LiveTable:
     """A listener that shows running trials, the best ended ones, and how many have ended.
 
     `what` is `trials` or `replicates`; `past` are those of earlier runs of the command. Trials run
-    within the context `live`.
+    within the context `live`. In a nested search it says which of the searches runs.
     """
 
     def __init__(
@@ -37,9 +37,10 @@ class LiveTable:
         self.console, self.metric = console, options.objective
         self.epochs = options.epochs * options.folds_in_sequence
         self.what = what
+        self.which = f"{options.place}: " if options.outer_folds > 1 else ""
         self.trials = {t.key.label: t for t in past if t.state is not None}
         self.progress = Progress(
-            TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn(self.which + what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             console=console,
         )  # fmt: skip
         self.task = self.progress.add_task(what, total=total)
@@ -69,8 +70,8 @@ class LiveTable:
         shown = "" if trial.score is None else f"  {self.metric} {trial.score:.4f}"
         values = ", ".join(f"{k} {short(v)}" for k, v in trial.values.items())
         return (
-            f"{self.what[:-1]} {trial.key.label:>3} {trial.state:<8} {len(trial.epochs):>3} epochs "
-            f"{trial.seconds:6.1f} s{shown}  ({values})"
+            f"{self.which}{self.what[:-1]} {trial.key.label:>3} {trial.state:<8} "
+            f"{len(trial.epochs):>3} epochs {trial.seconds:6.1f} s{shown}  ({values})"
         )
 
     def render(self) -> Group:

@@ -203,7 +203,12 @@ class SearchOptions(SplitSpec):
         if self.wait_for_gpus is not None and (self.ray_address == "local" or not self.gpus):
             raise UserError("--wait-for-gpus needs a cluster: give --address and --gpus N with it")
         if is_uri(self.storage):
-            ObjectPath.parse("--storage", self.storage)
+            store = ObjectPath.parse("--storage", self.storage)
+            if self.outer_folds > 1:
+                raise UserError(
+                    f"--outer-folds {self.outer_folds} keeps a search in the folder of another, "
+                    f"and '{store}' cannot hold that: give a folder to --storage"
+                )
 
     def _check_stop(self) -> None:
         from resp_tune.study.stop_rules import Regret, parse_stop_rule
@@ -257,6 +262,18 @@ class SearchOptions(SplitSpec):
     def split_spec(self) -> SplitSpec:
         """Return what makes the split."""
         return SplitSpec.from_dict(vars(self))
+
+    @property
+    def place(self) -> str:
+        """Return which search of a nested one these options are of."""
+        return "last search" if self.test_fold is None else f"outer fold {self.test_fold}"
+
+    def of_outer_fold(self, number: int) -> SearchOptions:
+        """Return the options of the search of an outer fold, whose seed follows from its number."""
+        from resp_tune.training.seeds import mix_seed
+
+        seed = mix_seed(self.seed, number) % 2**32
+        return dataclasses.replace(self, test_fold=number, seed=seed)
 
     @property
     def search_name(self) -> str:

@@ -18,7 +18,7 @@ from resp_tune.errors import UserError
 from resp_tune.execution.tuner import check_some_finished
 from resp_tune.harness.background import background_setup
 from resp_tune.harness.failures import Failures
-from resp_tune.harness.finalize import finalize
+from resp_tune.harness.finalize import Complete, finalize
 from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.remote_sync import synchronize_storage
 from resp_tune.harness.result_files import write_tables
@@ -49,17 +49,26 @@ def run_search(
     `backend` makes what runs the trials: Ray Tune (default), or a stand-in that needs no processes.
     Raises `IncompleteError` if steps after the last trial failed that others do not depend on.
     """
+    spec.location.folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(spec.location.folder):
+        return run_locked(spec, console, backend or RayBackend)
+
+
+def run_locked(
+    spec: SearchSpec,
+    console: Console,
+    backend: Callable[[Compute], RayBackend],
+    complete: Complete = dict,
+) -> Path:
+    """Run a search as `run_search` does, in a folder whose lock the caller holds.
+
+    `complete` returns what is written as `summary.json`, from what the search itself knows.
+    """
     begun, location, failures = time.monotonic(), spec.location, Failures(spec.location)
-    location.folder.mkdir(parents=True, exist_ok=True)
-    with (
-        failures,
-        exclusive_lock(location.folder),
-        synchronize_storage(location) as sync,
-        study_in_one_line(location.study_file),
-    ):
+    with failures, synchronize_storage(location) as sync, study_in_one_line(location.study_file):
         remove_parts(location.folder)
         fault_point("study-opens")
-        study = _open_study(spec)
+        study = prepare_study(spec)
         sync.opened(study)
         trials = records(study, spec.space)
         past = [*trials, *replicates(study, trials)]
@@ -68,7 +77,7 @@ def run_search(
             spec = choose_trials_per_gpu(spec)
         # Recordings, MLflow's database and Ray are slow for different reasons: all at once.
         with background_setup(spec, study, past, console, failures) as setup:
-            run_stages(spec, study, (backend or RayBackend)(spec.compute), sync, setup, console)
+            run_stages(spec, study, backend(spec.compute), sync, setup, console)
             runs, trials = setup.tracking.result().runs, records(study, spec.space)
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - begun
             study.set_user_attr(SECONDS, seconds)
@@ -76,14 +85,14 @@ def run_search(
                 location.folder, trials, replicates(study, trials), runs.run_ids(), failures
             )
             check_some_finished(trials)
-            summary = finalize(spec, study, sync, setup, failures)
+            summary = finalize(spec, study, sync, setup, failures, complete)
         with failures.collected(f"not everything could be uploaded to '{location.remote}'"):
             sync.complete()
     failures.raise_if_any(summary)
     return summary
 
 
-def _open_study(spec: SearchSpec) -> optuna.Study:
+def prepare_study(spec: SearchSpec) -> optuna.Study:
     """Open the search's study, bound to what its trials mean, and keep the split beside it."""
     options, location, datamodule = spec.options, spec.location, spec.data.datamodule
     path = location.study_file

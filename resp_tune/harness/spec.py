@@ -21,13 +21,14 @@ from resp_tune.features.cache import AudioSource
 from resp_tune.harness.options import SearchOptions
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.storage.object_store import ObjectPath
-from resp_tune.study.study import FOLD_ORDER, LEVEL, RECORDINGS, RESHUFFLE
+from resp_tune.study.study import FOLD_ORDER, LEVEL, OUTER_FOLDS, RECORDINGS, RESHUFFLE
 from resp_tune.tracking.load_trial import DEVICE, THREADS
 from resp_tune.training.compute_device import ComputeDevice, detect_compute_device
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import data_digest
 from resp_tune.training.network_registry import BUILT_IN, network_origin
 
+OUTER = "outer"  # the folder of the searches of outer folds, in that of the nested search
 MAX_PREFILLED = 12  # front ends; of a space with more, each cache is filled by its first trial
 
 
@@ -35,18 +36,27 @@ MAX_PREFILLED = 12  # front ends; of a space with more, each cache is filled by 
 class SearchLocation:
     """Where a search keeps its files and its MLflow runs.
 
-    `remote` is the object store that `folder` is this machine's copy of, if there is one.
+    `remote` is the object store that `folder` is this machine's copy of, if there is one. The
+    search of an outer fold has the `name` of the nested search that it belongs to, whose MLflow run
+    is `parent_run`.
     """
 
     name: str
     folder: Path
     remote: ObjectPath | None
     tracking_uri: str
+    outer_fold: int | None = None
+    parent_run: str | None = None
 
     @property
     def storage(self) -> Path:
         """Return the folder of all searches."""
-        return self.folder.parent
+        return self.folder.parent if self.outer_fold is None else self.folder.parents[2]
+
+    def of_outer_fold(self, number: int) -> SearchLocation:
+        """Return where the search of an outer fold is kept: in `outer/NUMBER` of this one."""
+        folder = self.folder / OUTER / str(number)
+        return dataclasses.replace(self, folder=folder, outer_fold=number)
 
     @property
     def study_file(self) -> Path:
@@ -147,7 +157,11 @@ class Compute:
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """A search that can start. `arguments` are the command line as typed."""
+    """A search that can start. `arguments` are the command line as typed.
+
+    Of a nested search this is the last one, over all patients, and `outer` has the searches that
+    come before it, one for each outer fold.
+    """
 
     options: SearchOptions
     location: SearchLocation
@@ -155,6 +169,7 @@ class SearchSpec:
     space: SearchSpace
     compute: Compute
     arguments: tuple[str, ...] = ()
+    outer: tuple[SearchSpec, ...] = ()
 
     @property
     def budget(self) -> int | None:
@@ -180,7 +195,10 @@ class SearchSpec:
 
 
 def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData) -> dict[str, Any]:
-    """Return what makes trials comparable, one entry per field, so that a difference has a name."""
+    """Return what makes trials comparable, one entry per field, so that a difference has a name.
+
+    The outer fold itself is none: its split is bound to the study, and its seed is in here.
+    """
     fixed = {
         f"field {k}": v
         for k, v in space.base.as_dict().items()
@@ -190,6 +208,7 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
         fixed.pop("field resampling", None)  # it would refuse to resume older searches for nothing
     ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
     order = {FOLD_ORDER: options.order} if options.folds > 1 else {}
+    outer = {OUTER_FOLDS: options.outer_folds} if options.outer_folds > 1 else {}
     return {
         **task_identity(data.datamodule.clips.task),
         "protocol": options.protocol,
@@ -197,6 +216,7 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
         LEVEL: options.level,
         "folds": options.folds,
         **order,
+        **outer,
         RESHUFFLE: options.reshuffle,
         "split seed": options.split_seed,
         "epochs": options.epochs,

@@ -107,7 +107,7 @@ def run_stages(
             nodes, slots = spec.compute.cluster.nodes, spec.compute.slots
             used = [node for node in nodes if trial_capacity(slots, [node.machine])]
             caches = _warm_up_nodes(spec.data, used, caches)
-        context = _trial_context(spec, study, caches)
+        context = stages.trial_context(caches)
         for example in spec.space.examples("network"):
             config = resolve_precision(example, spec.compute.device)
             backend.check(context, config, spec.location.folder)
@@ -144,28 +144,6 @@ def needs_trials(study: optuna.Study, budget: int | None, stop: Collection[str] 
     return budget is None or sum(state != TrialState.WAITING for state in states) < budget
 
 
-def _trial_context(spec: SearchSpec, study: optuna.Study, caches: FeatureCaches) -> TrialContext:
-    options, location, slots = spec.options, spec.location, spec.compute.slots
-    shared_file = None if location.remote is not None else location.folder / HELD_BY
-    requirements = None
-    if spec.compute.cluster is not None:
-        requirements = NodeRequirements.of_driver(shared_file, spec.packages)
-    return TrialContext(
-        folds=spec.data.datamodule.folds(),
-        caches=caches,
-        artifacts=location.trials,
-        study=study.user_attrs[STUDY_ID],
-        metric=options.objective,
-        rungs=decision_steps(options.scheduler, Steps(options.epochs, options.folds_in_sequence)),
-        fold_order=options.order,
-        reshuffle=spec.data.datamodule.reshuffle() if options.reshuffle else None,
-        threads=slots.threads,
-        gpus=slots.gpus,
-        timeout=options.trial_timeout,
-        requirements=requirements,
-    )
-
-
 def _run_until_complete(stage: Callable[[], None]) -> None:
     """Run `stage`, again from what the study then holds each time that Ray has to be restarted."""
     while True:
@@ -183,6 +161,29 @@ class _Stages:
     study: optuna.Study
     backend: RayBackend
     console: Console
+
+    def trial_context(self, caches: FeatureCaches) -> TrialContext:
+        """Return what every trial needs beside its config."""
+        options, location, compute = self.spec.options, self.spec.location, self.spec.compute
+        datamodule, steps = self.spec.data.datamodule, (options.epochs, options.folds_in_sequence)
+        shared_file = None if location.remote is not None else location.folder / HELD_BY
+        requirements = None
+        if compute.cluster is not None:
+            requirements = NodeRequirements.of_driver(shared_file, self.spec.packages)
+        return TrialContext(
+            folds=datamodule.folds(),
+            caches=caches,
+            artifacts=location.trials,
+            study=self.study.user_attrs[STUDY_ID],
+            metric=options.objective,
+            rungs=decision_steps(options.scheduler, Steps(*steps)),
+            fold_order=options.order,
+            reshuffle=datamodule.reshuffle() if options.reshuffle else None,
+            threads=compute.slots.threads,
+            gpus=compute.slots.gpus,
+            timeout=options.trial_timeout,
+            requirements=requirements,
+        )
 
     def replicate_source(self) -> ReplicateSource:
         """Return what proposes the replicates that are missing."""

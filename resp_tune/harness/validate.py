@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from resp_tune.cluster.connect import connect, resolve_address, variable_in_errors, wait_for_gpus
@@ -23,8 +24,10 @@ from resp_tune.data.dataset import Dataset, load_dataset, refusal
 from resp_tune.data.split import load_same_split
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.task_files import find_task
+from resp_tune.data.tasks import Task
 from resp_tune.errors import UserError, named_in_errors
 from resp_tune.evaluation.baselines import check_enough
+from resp_tune.features.cache import AudioSource
 from resp_tune.features.logmel import check_filters
 from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.preflight_checks import Start, run_checks
@@ -41,7 +44,7 @@ from resp_tune.space.search_space import APART, SearchSpace, load_space
 from resp_tune.storage.object_store import ObjectPath, is_uri
 from resp_tune.storage.remote_datasets import fetch_dataset
 from resp_tune.study.replicates import check_count
-from resp_tune.study.study import SPLIT, check_settings, fold_order, read_study
+from resp_tune.study.study import OUTER_FOLDS, SPLIT, check_settings, fold_order, read_study
 from resp_tune.tracking.uri import redact, resolve_uri
 from resp_tune.training.datamodule import make_datamodule
 from resp_tune.training.fingerprint import changed_recordings, recording_hashes
@@ -77,33 +80,8 @@ def validate(
     location, store = _locate(options)
     start = Start(location, store, machine, private_ray=not address)
     run_checks(start)
-    dataset = open_dataset(options.data, keep=not options.dry_run)
-    with search_state(location.remote, location.folder) as folder:
-        path = folder / "study.db"
-        study = read_study(path, location.name) if path.exists() else None
-        if study is not None:  # before the splits, which differ too, but cannot tell why
-            check_settings(study, task_identity(task))
-            if options.fold_order is None:
-                options = dataclasses.replace(options, fold_order=fold_order(study))
-        datamodule = make_datamodule(dataset, task, options.split_spec)
-        saved = folder / "split.json"
-        if saved.exists():
-            digest = None if study is None else study.user_attrs.get(SPLIT)
-            split = load_same_split(saved, datamodule.split, digest, dataset)
-            datamodule = dataclasses.replace(datamodule, split=split)
-        check_enough(datamodule.clips, dataset.problems)
-        if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
-            few = "--metric icbhi_score needs normal cycles, and this data has too few"
-            raise refusal(few, dataset.problems, "annotation")
-        for config in space.examples("network"):
-            check_network(config, len(datamodule.split.classes))
-        sources = tuple(datamodule.audio_sources(datamodule.search_stems, machine.cpus))
-        data = SearchData(datamodule, sources, front_ends)
-        run_checks(dataclasses.replace(start, data=data))
-        if study is not None:
-            changed = changed_recordings(folder, recording_hashes(datamodule, sources))
-            check_settings(study, trial_identity(options, space, data), changed)
-            check_count(study, options.replicates)
+    given = _Given(open_dataset(options.data, keep=not options.dry_run), task, space, front_ends)
+    options, data = _read_data(options, given, start)
     cluster, machines = None, [machine]
     if address and connection:
         with variable_in_errors(options.ray_address):
@@ -113,7 +91,70 @@ def validate(
     slots = allocate(machines, request, str(cluster or THIS_MACHINE))
     compute = Compute(machine, request, slots, cluster)
     _warn_of_passwords(arguments)
-    return SearchSpec(options, location, data, space, compute, tuple(arguments))
+    spec = SearchSpec(options, location, data, space, compute, tuple(arguments))
+    outer = range(options.outer_folds if options.outer_folds > 1 else 0)
+    folds = tuple(_outer_search(spec, given, start, number) for number in outer)
+    return dataclasses.replace(spec, outer=folds)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the searches of one command have in common."""
+
+    dataset: Dataset
+    task: Task
+    space: SearchSpace
+    front_ends: tuple[FrontEnd, ...]
+    sources: tuple[AudioSource, ...] | None = None
+
+
+def _outer_search(spec: SearchSpec, given: _Given, start: Start, number: int) -> SearchSpec:
+    location = spec.location.of_outer_fold(number)
+    shared = dataclasses.replace(given, sources=spec.data.sources)
+    start = dataclasses.replace(start, location=location)
+    options, data = _read_data(spec.options.of_outer_fold(number), shared, start)
+    return dataclasses.replace(spec, options=options, location=location, data=data)
+
+
+def _read_data(
+    options: SearchOptions, given: _Given, start: Start
+) -> tuple[SearchOptions, SearchData]:
+    """Return the data of a search, and its options as its study completes them.
+
+    Raises `UserError` if the study has other settings, or if the data cannot be scored.
+    """
+    location, dataset = start.location, given.dataset
+    with search_state(location.remote, location.folder) as folder:
+        path = folder / "study.db"
+        study = read_study(path, location.name) if path.exists() else None
+        if study is not None:  # before the splits, which differ too, but cannot tell why
+            outer = {OUTER_FOLDS: options.outer_folds}
+            check_settings(study, task_identity(given.task) | outer)
+            if options.fold_order is None:
+                options = dataclasses.replace(options, fold_order=fold_order(study))
+        datamodule = make_datamodule(dataset, given.task, options.split_spec)
+        saved = folder / "split.json"
+        if saved.exists():
+            digest = None if study is None else study.user_attrs.get(SPLIT)
+            split = load_same_split(saved, datamodule.split, digest, dataset)
+            datamodule = dataclasses.replace(datamodule, split=split)
+        check_enough(datamodule.clips, dataset.problems)
+        if options.metric == "icbhi_score" and not are_cycles(datamodule.split.classes):
+            few = "--metric icbhi_score needs normal cycles, and this data has too few"
+            raise refusal(few, dataset.problems, "annotation")
+        for config in given.space.examples("network"):
+            check_network(config, len(datamodule.split.classes))
+        sources = given.sources
+        if sources is None:
+            stems = datamodule.cached_stems
+            sources = tuple(datamodule.audio_sources(stems, start.machine.cpus))
+        data = SearchData(datamodule, sources, given.front_ends)
+        run_checks(dataclasses.replace(start, data=data))
+        if study is not None:
+            changed = changed_recordings(folder, recording_hashes(datamodule, sources))
+            check_settings(study, trial_identity(options, given.space, data), changed)
+            check_count(study, options.replicates)
+    return options, data
 
 
 def _warn_of_passwords(arguments: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ from resp_tune.training.seeds import mix_seed
 
 # Attributes of the study itself.
 FOLD_ORDER, RESHUFFLE, LEVEL = "fold order", "reshuffle", "level"  # settings
+OUTER_FOLDS = "outer folds"  # another; a search without outer folds has no entry of it
 RECORDINGS = "recordings"  # the setting that is a hash of the recordings
 SETTINGS = "resp_tune.settings"  # what defines a trial
 SPLIT = "resp_tune.split_sha256"  # digest of the split
@@ -200,7 +201,7 @@ def check_settings(
     # A field or an option that was added after the search began had one value.
     defaults = {name: spec.default for name, spec in FIELDS.items()}
     newer = {f"field {name}": value for name, value in {**defaults, **BEFORE_ADDED}.items()}
-    newer |= {FOLD_ORDER: "together", RESHUFFLE: False, LEVEL: "recording"}
+    newer |= {FOLD_ORDER: "together", RESHUFFLE: False, LEVEL: "recording", OUTER_FOLDS: 1}
     known = {**newer, **study.user_attrs.get(SETTINGS, settings)}
     differing = [key for key, value in settings.items() if known.get(key) != value]
     changed = [

@@ -12,14 +12,12 @@ Only the driver writes, and every write is idempotent: the driver may replay its
 
 from __future__ import annotations
 
-import getpass
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resp_tune.common.choices import State
 from resp_tune.common.fault_points import fault_point
@@ -27,21 +25,17 @@ from resp_tune.common.retry_queue import RetryQueue
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect, experiment_id, is_permanent
-from resp_tune.tracking.tags import RUNNING, ParentStatus, SearchRef, Tag
-from resp_tune.tracking.trial_runs import RunKey, TrialRuns, metrics_of, write
+from resp_tune.tracking.parent_run import end_search_run, open_search_run, origin, search_runs
+from resp_tune.tracking.tags import ParentStatus, SearchRef, Tag
+from resp_tune.tracking.trial_runs import RunKey, TrialRuns, metrics_of
 from resp_tune.tracking.ui_links import save_view
 from resp_tune.tracking.uri import redact, root_cause, scrub
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 30.0
 LINGER_SECONDS = 3.0  # epochs wait so long for others of their run; curves need no more
 
-_PARENT_STATE = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted"}
 _Epochs = list[tuple[dict[str, float], int]]  # of one run, each with its time in ms
 
 
@@ -69,8 +63,8 @@ class SearchRuns:
         self._client = connect(uri)
         try:
             self.experiment_id = experiment_id(self._client, uri, storage)
-            known = list(_runs(self._client, self.experiment_id, search.runs_filter()))
-            parent = self._open_parent(known, params)
+            known = list(search_runs(self._client, self.experiment_id, search))
+            parent = open_search_run(self._client, self.experiment_id, search, known, params)
             save_view(self._client, self.experiment_id, search, columns)
         except MlflowException as error:
             raise UserError(
@@ -131,27 +125,6 @@ class SearchRuns:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return scrub(lines[0], self._uri)[:300]
 
-    def _open_parent(self, known_runs: Sequence[Run], params: Mapping[str, Any]) -> Run:
-        parent = next((run for run in known_runs if run.data.tags.get(Tag.KIND) == "search"), None)
-        own = {**_origin(), **self.search.tags, Tag.KIND: "search", Tag.STATE: RUNNING}
-        own |= {Tag.METRIC: self.search.metric, Tag.MODE: self.search.mode}
-        if parent is None:
-            name = self.search.name
-            parent = self._client.create_run(self.experiment_id, run_name=name, tags=own)
-        elif parent.info.status != "RUNNING":
-            self._client.update_run(parent.info.run_id, status="RUNNING")
-        known = parent.data.params
-        # MLflow cannot change a parameter; a search that was extended has the new value in a tag.
-        changed = {
-            f"resp_tune.{key}": str(value)
-            for key, value in params.items()
-            if known.get(key, str(value)) != str(value)
-        }
-        new = {key: value for key, value in params.items() if key not in known}
-        write(self._client, parent.info.run_id, params=new, tags={**own, **changed})
-        fault_point("mlflow-search-run")
-        return parent
-
     def start_trial(
         self,
         trial: TrialKey,
@@ -167,7 +140,7 @@ class SearchRuns:
         """
         key, now = RunKey(trial.kind, trial), _now()
         self._waiting[key] = []  # later epochs must not be written before this start
-        all_params, all_tags = {**params, "seed": seed}, {**_origin(), **(tags or {})}
+        all_params, all_tags = {**params, "seed": seed}, {**origin(), **(tags or {})}
         self._queue.put(
             f"start of {key}",
             lambda: self._trial_runs.start(key, all_params, all_tags, now, again=again),
@@ -257,7 +230,7 @@ class SearchRuns:
         (`resp_tune.weights_sha256`) keep their run.
         """
         key, now = RunKey("evaluation", trial, tags.get(Tag.WEIGHTS, "")), _now()
-        all_tags, run_ids = {**_origin(), **tags}, list[str]()
+        all_tags, run_ids = {**origin(), **tags}, list[str]()
 
         def evaluate() -> None:
             run = self._trial_runs.start(key, params, all_tags, now)
@@ -289,28 +262,8 @@ class SearchRuns:
         )
 
     def _end_parent(self, status: ParentStatus, now: int) -> None:
-        self._client.set_tag(self.parent_run_id, Tag.STATE, _PARENT_STATE[status])
-        self._client.set_terminated(self.parent_run_id, status=status, end_time=now)
-
-
-def _runs(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
-    order = ["attributes.start_time ASC"]
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs(
-            [experiment], query, max_results=1000, order_by=order, page_token=token or None
-        )
-        yield from page
-        token = page.token or None
+        end_search_run(self._client, self.parent_run_id, status, now)
 
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _origin() -> dict[str, str]:
-    """Return the tags that the UI shows as source and user of a run."""
-    origin = {"mlflow.source.name": "resp_tune.search", "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):  # the user of a container may have no name
-        origin["mlflow.user"] = getpass.getuser()
-    return origin

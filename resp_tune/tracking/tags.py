@@ -21,6 +21,7 @@ class Tag:
     NUMBER = "resp_tune.trial_number"
     REPLICATE = "resp_tune.replicate"
     STATE = "resp_tune.state"
+    OUTER_FOLD = "resp_tune.outer_fold"
     METRIC = "resp_tune.metric"
     MODE = "resp_tune.mode"
     WEIGHTS = "resp_tune.weights_sha256"
@@ -44,18 +45,23 @@ class SearchRef:
     """The identity of a search in MLflow, and the metric that ranks its trials.
 
     `study_id` tells two searches of one name apart, such as one whose study was deleted and the
-    one started after it.
+    one started after it, or those of the outer folds of a nested search. `parent_run` is the id of
+    the run that the search's own run is below, if it is one of an outer fold.
     """
 
     name: str
     metric: str
     mode: Mode
     study_id: str | None = None
+    outer_fold: int | None = None
+    parent_run: str | None = None
 
     @property
     def tags(self) -> dict[str, str]:
         """Return the tags that all runs of the search carry."""
-        return {Tag.SEARCH: self.name} | ({Tag.STUDY: self.study_id} if self.study_id else {})
+        tags = {Tag.SEARCH: self.name} | ({Tag.STUDY: self.study_id} if self.study_id else {})
+        fold = {} if self.outer_fold is None else {Tag.OUTER_FOLD: str(self.outer_fold)}
+        return tags | fold
 
     def runs_filter(self, kind: str | None = None) -> str:
         """Return MLflow's filter of the search's runs, or of those of one kind."""

@@ -94,12 +94,19 @@ def save_view(
     if old is not None and json.dumps(state) in old:
         return
     now = time.time_ns() // 1_000_000
-    view = {"name": f"Search {search.name}", "createdAt": now, "updatedAt": now, "state": state}
+    fold = "" if search.outer_fold is None else f", outer fold {search.outer_fold}"
+    view = {
+        "name": f"Search {search.name}{fold}",
+        "createdAt": now,
+        "updatedAt": now,
+        "state": state,
+    }
     client.set_experiment_tag(experiment_id, tag, json.dumps(view))
 
 
 def _view_key(search: SearchRef) -> str:
-    return f"resp_tune-{search.name}"
+    fold = "" if search.outer_fold is None else f"-outer-{search.outer_fold}"
+    return f"resp_tune-{search.name}{fold}"
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,13 @@ def list_searches(uri: str) -> list[SearchEntry]:
 def _entry(client: MlflowClient, parent: Run) -> SearchEntry:
     tags, experiment = parent.data.tags, parent.info.experiment_id
     metric, mode = tags.get(Tag.METRIC, "macro_f1"), tags.get(Tag.MODE)
+    fold = tags.get(Tag.OUTER_FOLD, "")
     search = SearchRef(
-        tags[Tag.SEARCH], metric, "min" if mode == "min" else "max", tags.get(Tag.STUDY)
+        tags[Tag.SEARCH],
+        metric,
+        "min" if mode == "min" else "max",
+        tags.get(Tag.STUDY),
+        int(fold) if fold.isdecimal() else None,
     )
     best = client.search_runs(
         [experiment],

@@ -107,11 +107,16 @@ class Reshuffle:
 
 @dataclass(frozen=True)
 class DataModule:
-    """A data set, the clips of a task and their split."""
+    """A data set, the clips of a task and their split.
+
+    With `shared_caches` the feature caches hold all recordings of the split, those of the test
+    split too, so that the searches of several outer folds share them.
+    """
 
     dataset: Dataset
     clips: Clips
     split: Split
+    shared_caches: bool = False
 
     @cached_property
     def search_stems(self) -> tuple[str, ...]:
@@ -119,16 +124,21 @@ class DataModule:
         folds = self.split.folds
         return tuple(sorted({s for fold in folds for s in (*fold.train, *fold.validation)}))
 
+    @cached_property
+    def cached_stems(self) -> tuple[str, ...]:
+        """Return the recordings of the feature caches of a search, sorted."""
+        return tuple(sorted(self.split.stems)) if self.shared_caches else self.search_stems
+
     def folds(self) -> tuple[FoldTables, ...]:
-        """Return the inner folds, over the feature cache of `search_stems`."""
-        labels, folds = partial(self.clip_labels, cached_stems=self.search_stems), self.split.folds
+        """Return the inner folds, over the feature cache of `cached_stems`."""
+        labels, folds = partial(self.clip_labels, cached_stems=self.cached_stems), self.split.folds
         return tuple(
             FoldTables(labels(f.train), labels(f.validation), self.split.classes) for f in folds
         )
 
     def reshuffle(self) -> Reshuffle:
         """Return what draws the inner folds of each trial."""
-        clips = self.clip_labels(self.search_stems, self.search_stems)
+        clips = self.clip_labels(self.search_stems, self.cached_stems)
         person_of = {r.stem: r.person for r in self.dataset.recordings}
         persons = np.array([person_of[stem] for stem in clips.stem.tolist()], dtype=np.str_)
         split = self.split
@@ -168,7 +178,8 @@ def audio_sources(recordings: Sequence[Recording], workers: int) -> list[AudioSo
 def make_datamodule(dataset: Dataset, task: Task, spec: SplitSpec) -> DataModule:
     """Return the clips of `task` in `dataset`, and their split."""
     clips = make_clips(task, dataset)
-    return DataModule(dataset, clips, make_split(dataset, clips, spec))
+    split = make_split(dataset, clips, spec)
+    return DataModule(dataset, clips, split, shared_caches=spec.outer_folds > 1)
 
 
 def make_feature_caches(

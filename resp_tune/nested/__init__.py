@@ -1,0 +1,1 @@
+"""Nested searches: a search for each outer fold, then one over all patients."""
