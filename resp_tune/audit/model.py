@@ -89,6 +89,11 @@ def audit_model(
     }
     if split.test is None:
         found["reason"] = f"the protocol '{split.protocol}' has no test split: nothing is scored"
+        if provenance.get("outer_folds", 1) != 1:
+            found["reason"] = (
+                "it is the model of a nested search and was trained on all patients: nothing is "
+                "scored; `pooled` in that search's summary.json estimates the procedure"
+            )
         return found
     caches = make_feature_caches(datamodule, split.test, workers)
     access = access_by(bundle, data_digest(datamodule, caches.sources))

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ from resp_tune.common.text import amount, plural, short
 from resp_tune.data.split import Leaks
 from resp_tune.data.waveforms import describe_uneven_bands
 from resp_tune.harness.options import SearchOptions, in_ray_job
-from resp_tune.harness.spec import SearchSpec
+from resp_tune.harness.spec import OUTER, SearchSpec
 from resp_tune.reporting.format import ranged, spread
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.replicates import MAX_CANDIDATES
 from resp_tune.study.samplers import unsupported_fields
 from resp_tune.tracking.model_probe import tracking_notes
 from resp_tune.tracking.uri import redact, sqlite_file
+from resp_tune.training.datamodule import DataModule
 
 SHOWN_METRICS = ("macro_f1", "balanced_accuracy", "accuracy")
 _BASELINES = {
+    "majority": "the most frequent class",
     "device": "the device alone",
     "all": "device, location, age and sex alone",
     "audio_linear": "band statistics",
@@ -56,6 +58,9 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     yield "task", f"{split.task}: {', '.join(split.classes)}"
     fold = split.folds[0]
     test = "no test" if split.test is None else f"{len(split.test)} test (for the winner only)"
+    if spec.outer:
+        test += " (of the last search)"
+        yield "nested", _describe_outer(options, [s.data.datamodule for s in spec.outer])
     yield (
         "protocol",
         f"{options.protocol}, {plural(len(split.folds), 'inner fold')}: {len(fold.train)} "
@@ -70,7 +75,9 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     )
     unlimited = "trials until the time budget is spent"
     budget = unlimited if spec.budget is None else plural(spec.budget, "trial")
-    reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
+    reruns = ""
+    if options.replicates > 1:
+        reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
     folds = ""
     if options.in_sequence:
         folds = f" on each of {options.folds} folds in sequence ({options.rule_between_folds})"
@@ -78,8 +85,8 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
         folds = f" on {options.folds} folds together"
     yield (
         "budget",
-        f"{budget} of {plural(options.epochs, 'epoch')}{folds}, {options.sampler} and "
-        f"{options.scheduler}, {compute.slots}{reruns if options.replicates > 1 else ''}",
+        f"{_each(options)}{budget} of {plural(options.epochs, 'epoch')}{folds}, "
+        f"{options.sampler} and {options.scheduler}, {compute.slots}{reruns}",
     )
     of_each = "" if options.level == "recording" else f" of each {options.level}"
     yield "metric", f"{options.metric}{of_each} on the validation split"
@@ -93,8 +100,26 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     notes = [*_notes(space, options), *tracking_notes(location.tracking_uri)]
     notes += [*dataset.problems, *datamodule.clips.dropped]
     bands = describe_uneven_bands(dataset.recordings, spec.data.front_ends)
-    for note in filter(None, (*notes, bands, *split.notes, split.leaks(dataset).line)):
+    of_outer = [note for s in spec.outer for note in s.data.datamodule.split.notes]
+    of_splits = (*split.notes, *of_outer, split.leaks(dataset).line)
+    for note in filter(None, dict.fromkeys((*notes, bands, *of_splits))):
         yield "note", note
+
+
+def _describe_outer(options: SearchOptions, outer: Sequence[DataModule]) -> str:
+    tested = [{c.recording.person for c in d.split.select_clips(d.clips, d.split.test or ())}
+              for d in outer]  # fmt: skip
+    sizes = ", ".join(str(len(persons)) for persons in tested)
+    time = "; the time budget is divided among them" if options.time_budget is not None else ""
+    return (
+        f"{len(outer) + 1} searches: one for each of {len(outer)} outer folds, in {OUTER}/0 to "
+        f"{OUTER}/{len(outer) - 1}, tested on {sizes} patients; then one over all patients, whose "
+        f"winner is registered and has no test score{time}"
+    )
+
+
+def _each(options: SearchOptions) -> str:
+    return f"in each of {options.outer_folds + 1} searches " if options.outer_folds > 1 else ""
 
 
 def _notes(space: SearchSpace, options: SearchOptions) -> Iterator[str]:
@@ -126,8 +151,11 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     winner, metric = summary["winner"], at_level(summary["metric"], summary["level"])
     trials = ", ".join(f"{n} {state}" for state, n in summary["trials"].items() if n)
     yield f"{summary['name']}: {trials} in {summary['seconds']['total']:.0f} s"
+    if "pooled" in summary:
+        yield from _describe_pooled(summary, metric)
     params = ", ".join(f"{k} {short(v)}" for k, v in winner["params"].items())
-    yield f"winner: trial {winner['number']} ({params})"
+    last = " of the last search, over all patients" if "pooled" in summary else ""
+    yield f"winner{last}: trial {winner['number']} ({params})"
     if (reruns := winner["replicates"]) is not None:
         yield (
             f"selected among {len(summary['candidates'])} by its bound over "
@@ -135,7 +163,10 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
             f"bound {reruns['bound']:.3f}; its score in the search was {reruns['search_score']:.3f}"
         )
     yield f"validation: {_scores(winner['validation'], metric)}"
-    yield from _describe_test(winner, metric)
+    if "pooled" in summary:
+        yield "test: none for this winner, which was trained on all patients"
+    else:
+        yield from _describe_test(winner, metric)
     if (base := summary["baselines"]) is not None:
         yield (
             "without audio (macro_f1 / balanced_accuracy, patient-wise): "
@@ -159,6 +190,36 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         serve = ["bash", "scripts/ui", summary["name"], "--storage", str(folder.parent)]
         yield f"(links work while `{shlex.join(serve)}` runs)"
     yield f"report: {folder / 'report.html'}"
+
+
+def _describe_pooled(summary: dict[str, Any], metric: str) -> Iterator[str]:
+    """Yield what the outer folds say of the procedure: pooled, by fold, against baselines."""
+    pooled, outer = summary["pooled"], summary["outer"]
+    yield (
+        f"pooled test of {len(outer)} outer folds, {pooled['patients']} patients, each predicted "
+        f"by a search without them: {_scores(pooled, metric)}; majority "
+        f"{pooled['majority_accuracy']:.3f}"
+    )
+    for level in LEVELS[1:]:
+        if (values := pooled[f"by_{level}"]) is not None:
+            yield f"pooled test, each {level}: {_scores(values, SHOWN_METRICS[0])}"
+    for fold in outer:
+        yield (
+            f"outer fold {fold['fold']}: trial {fold['winner']['number']}, {metric} validation "
+            f"{fold['winner']['validation'][metric]:.3f}, test {fold['test'][metric]:.3f} on "
+            f"{plural(fold['patients'], 'patient')}"
+        )
+    if (price := pooled["price_of_searching"]) is not None:
+        yield (
+            f"best validation {price['best_validation']:.3f}, test {price['test']:.3f} on average: "
+            f"the mean price of searching is {price['difference']:.3f}"
+        )
+    for baseline, rows in pooled["differences"].items():
+        differences = ", ".join(
+            f"{name} {value:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
+            for name, (value, low, high) in rows.items()
+        )
+        yield f"pooled − {_BASELINES[baseline]}, on the same patients: {differences}"
 
 
 def _describe_test(winner: dict[str, Any], metric: str) -> Iterator[str]:

@@ -208,6 +208,7 @@ def _summarise(
     leaks = split.leaks(dataset)
     return {
         "name": spec.location.name,
+        **_outer_fold(spec.location),
         "task": datamodule.clips.task.name,
         "protocol": options.protocol,
         "metric": options.metric,
@@ -234,6 +235,10 @@ def _summarise(
         "leaks": {k: v for k, v in asdict(leaks).items() if k in ("patients", "sessions")},
         "leaked_recording_share": leaks.recording_share,
     }
+
+
+def _outer_fold(location: SearchLocation) -> dict[str, int]:
+    return {} if location.outer_fold is None else {"outer_fold": location.outer_fold}
 
 
 def _stopped_by(
@@ -353,6 +358,16 @@ def _pooled_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
+def _without_test(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return the tag of a registered model that only outer folds were tested for."""
+    if not any(name.startswith("pooled_") for name in metrics):
+        return {}
+    return {
+        "resp_tune.test": "none: trained on all patients; the metrics pooled_* of its run estimate "
+        "the procedure that made it, by models of outer folds"
+    }
+
+
 def _register(
     location: SearchLocation,
     runs: SearchRuns,
@@ -379,6 +394,6 @@ def _register(
         location.storage,
         run_id=run_id,
         bundle=location.folder / "winner",
-        tags={"resp_tune.search": location.name},
+        tags={"resp_tune.search": location.name} | _without_test(metrics),
     )
     return {"model": model.name, "version": model.version}

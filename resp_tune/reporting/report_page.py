@@ -20,6 +20,7 @@ from resp_tune.errors import RunError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.format import figure, metric_name
 from resp_tune.reporting.html_page import render_page
+from resp_tune.reporting.nested_tables import nested_tables
 from resp_tune.reporting.results import Results, items, mapping, number, objective, read_results
 
 REPORT = "report.html"
@@ -70,8 +71,10 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
     links = [(LINK_TEXTS.get(k), v) for k, v in mapping(tracking, "links").items() if _is_web(v)]
     return {
         **_winner_context(results),
+        "nested": nested_tables(results),
         "summary": summary,
         "name": str(summary.get("name", folder.name)),
+        "outer_fold": number(summary, "outer_fold"),
         "metric": metric_name(metric),
         "data": data,
         "synthetic": bool(data.get("synthetic") or provenance.get("synthetic")),

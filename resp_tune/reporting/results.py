@@ -21,7 +21,8 @@ _LARGEST = 1e300  # leaves room below the largest float for margins and sums
 class Results:
     """The files of a search's folder. Tables are rows of text by column, empty if missing.
 
-    `gaps` has a sentence for every file that is missing or damaged.
+    `gaps` has a sentence for every file that is missing or damaged. `pooled`: the test predictions
+    of all outer folds of a nested search.
     """
 
     summary: Mapping[str, Any]
@@ -30,6 +31,7 @@ class Results:
     predictions: Sequence[Row]
     config: Mapping[str, Any]
     gaps: tuple[str, ...]
+    pooled: Sequence[Row] = ()
 
 
 def read_results(folder: Path) -> Results:
@@ -39,13 +41,17 @@ def read_results(folder: Path) -> Results:
     trials = _table(folder / "trials.csv", ("number", "state", "score"), gaps)
     epochs = _table(folder / "epochs.csv", ("number", "epoch"), gaps)
     winner = folder / "winner"
-    predictions = _table(winner / "predictions.csv", ("side", "label", "predicted"), gaps)
+    needed = ("side", "label", "predicted")
+    predictions = _table(winner / "predictions.csv", needed, gaps)
+    pooled: Sequence[Row] = ()
+    if mapping(summary, "pooled"):
+        pooled = _table(folder / "predictions.csv", needed, gaps)
     config: Mapping[str, Any] = {}
     try:
         config = _object(winner / "config.json")
     except (OSError, ValueError) as error:
         gaps.append(_gap("winner/config.json", error))
-    return Results(summary, trials, epochs, predictions, config, tuple(gaps))
+    return Results(summary, trials, epochs, predictions, config, tuple(gaps), pooled)
 
 
 def value_at(value: object, *path: str) -> Any:
