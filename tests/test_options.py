@@ -14,7 +14,7 @@ from resp_tune.harness.spec import trial_identity
 from resp_tune.space.search_space import load_space
 
 # Bound to a study by what is made of them: recordings, classes, fields of the space, the split.
-BOUND_OTHERWISE = {"data", "task", "space", "hold_out_device", "drop_shared_patients"}
+BOUND_OTHERWISE = {"data", "task", "space", "hold_out_device", "drop_shared_patients", "test_fold"}
 # They may change between two runs of one search: trials with and without them are comparable.
 FREE = {
     "trials",
@@ -47,7 +47,9 @@ def test_an_option_is_part_of_a_trials_identity_or_named_here(
     class Options:
         def __getattr__(self, name: str) -> Any:
             used.add({"order": "fold_order"}.get(name, name))
-            return getattr(SearchOptions(folds=2, reshuffle=True, replicates=2), name)
+            return getattr(
+                SearchOptions(folds=2, reshuffle=True, replicates=2, outer_folds=2), name
+            )
 
     datamodule = SimpleNamespace(clips=SimpleNamespace(task=TASKS["diagnosis"]))
     data = SimpleNamespace(datamodule=datamodule, sources=(), is_resampled=False)

@@ -13,6 +13,7 @@ from resp_tune.errors import UserError
 from resp_tune.harness.options import SearchOptions
 
 NAMES = [field.name for field in fields(SplitSpec)]
+SET_BY_A_NESTED_SEARCH = {"test_fold"}
 OFFICIAL = SplitSpec("official", folds=2, split_seed=3, drop_shared_patients=True)
 
 
@@ -48,7 +49,8 @@ def test_flags_replace_fields() -> None:
 
 def test_every_field_is_a_flag_and_is_recorded() -> None:
     flags = {action.dest for action in search.parser()._actions}
-    assert set(NAMES) <= flags
-    assert set(NAMES) - {action.dest for action in train.parser()._actions} == {"folds"}
+    assert set(NAMES) - flags == SET_BY_A_NESTED_SEARCH
+    of_searches = {"folds", "outer_folds", *SET_BY_A_NESTED_SEARCH}
+    assert set(NAMES) - {action.dest for action in train.parser()._actions} == of_searches
     assert SearchOptions(folds=3).split_spec == SplitSpec(folds=3)
-    assert set(NAMES) <= SearchOptions().recorded().keys()
+    assert set(NAMES) <= SearchOptions(outer_folds=2).recorded().keys()

@@ -17,11 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class IncompleteError(RunError):
-    """Some of the last steps failed, but the search has its results; `summary` is their file."""
+    """Some of the last steps failed, but the search has its results; `summary` is their file.
 
-    def __init__(self, message: str, summary: Path) -> None:
+    `failure` is the last of them, without the words on what to do.
+    """
+
+    def __init__(self, message: str, summary: Path, failure: str) -> None:
         super().__init__(message)
-        self.summary = summary
+        self.summary, self.failure = summary, failure
 
 
 class Failures:
@@ -74,4 +77,5 @@ class Failures:
                 f"{last}; the results are in '{summary.parent}': rerun the same command with "
                 f"--name {self._location.name} to repeat only what failed",
                 summary,
+                last,
             )

@@ -106,7 +106,7 @@ class NestedSearch:
             try:
                 run_search(own, self.console, backend)
             except IncompleteError as error:
-                failures.add(f"outer fold {number}: {error}")
+                failures.add(f"outer fold {number}: {error.failure}")
             except RunError as error:
                 raise RunError(f"outer fold {number}: {error}") from error
             else:
@@ -120,7 +120,7 @@ class NestedSearch:
         try:
             summary = run_locked(last, self.console, backend, self._complete)
         except IncompleteError as error:
-            failures.add(str(error))
+            failures.add(error.failure)
             return error.summary
         begin_next_round(read_study(location.study_file, location.name), self.spec.options)
         return summary

@@ -22,6 +22,7 @@ from resp_tune.harness.run import run_search
 from resp_tune.harness.spec import Compute, SearchSpec
 from resp_tune.harness.stages import run_stages
 from resp_tune.harness.validate import validate
+from resp_tune.nested.nested_search import NestedSearch
 from resp_tune.search import read_options
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import STUDY_ID, TrialRecord, open_study
@@ -147,7 +148,10 @@ def run_small(spec: SearchSpec, backend: InstantBackend, *listeners: Events) -> 
 def search_here(spec: SearchSpec) -> Path:
     """Run a search with real trials in this process; return the path of its summary."""
     with_mlflow_store(spec.location.storage)
-    return run_search(spec, Console(file=io.StringIO()), InlineBackend)
+    console = Console(file=io.StringIO())
+    if spec.outer:
+        return NestedSearch(spec, console, InlineBackend).run()
+    return run_search(spec, console, InlineBackend)
 
 
 def done(value: Any) -> Future[Any]:
