@@ -19,7 +19,7 @@ PACKAGE = Path(resp_tune.__file__).parent
 # Packages that may import a library; commands may import any.
 OWNERS = {
     "ray": {"cluster", "execution"},
-    "optuna": {"space", "study", "execution", "harness", "reporting"},
+    "optuna": {"space", "study", "execution", "harness", "nested", "reporting"},
     "mlflow": {"tracking"},
     "torch": {
         "audit",

@@ -92,9 +92,13 @@ def validate(
     compute = Compute(machine, request, slots, cluster)
     _warn_of_passwords(arguments)
     spec = SearchSpec(options, location, data, space, compute, tuple(arguments))
-    outer = range(options.outer_folds if options.outer_folds > 1 else 0)
-    folds = tuple(_outer_search(spec, given, start, number) for number in outer)
-    return dataclasses.replace(spec, outer=folds)
+    shared, outer = dataclasses.replace(given, sources=data.sources), []
+    for number in range(options.outer_folds if options.outer_folds > 1 else 0):
+        own = dataclasses.replace(start, location=location.of_outer_fold(number))
+        its_options, its_data = _read_data(options.of_outer_fold(number), shared, own)
+        search = dataclasses.replace(spec, options=its_options, location=own.location)
+        outer.append(dataclasses.replace(search, data=its_data))
+    return dataclasses.replace(spec, outer=tuple(outer))
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,6 @@ class _Given:
     space: SearchSpace
     front_ends: tuple[FrontEnd, ...]
     sources: tuple[AudioSource, ...] | None = None
-
-
-def _outer_search(spec: SearchSpec, given: _Given, start: Start, number: int) -> SearchSpec:
-    location = spec.location.of_outer_fold(number)
-    shared = dataclasses.replace(given, sources=spec.data.sources)
-    start = dataclasses.replace(start, location=location)
-    options, data = _read_data(spec.options.of_outer_fold(number), shared, start)
-    return dataclasses.replace(spec, options=options, location=location, data=data)
 
 
 def _read_data(
