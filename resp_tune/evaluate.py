@@ -28,6 +28,7 @@ from resp_tune.errors import UserError
 from resp_tune.storage.object_store import ObjectPath, is_uri
 
 if TYPE_CHECKING:
+    from resp_tune.config import FrontEnd
     from resp_tune.training.model_bundle import Bundle
 
 
@@ -115,16 +116,24 @@ def _compare(args: Namespace) -> dict[str, Any]:
     return {"a": a, "b": b, **compare(read_predictions(a), read_predictions(b))}
 
 
+def _mel_front_ends(space: str) -> list[FrontEnd]:
+    """Return the log-mel front ends of a space; of one with encoders alone, the default space's."""
+    from resp_tune.config import FrontEnd
+    from resp_tune.space.search_space import load_space
+
+    found = [f for f in load_space(space).front_ends() if isinstance(f, FrontEnd)]
+    return found or _mel_front_ends("default.yaml")
+
+
 def _audit(args: Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     from resp_tune.audit.audit import audit
     from resp_tune.cluster.resources import this_machine
     from resp_tune.harness.preflight_checks import check_cache_folder
     from resp_tune.harness.validate import open_dataset
-    from resp_tune.space.search_space import load_space
 
     check_cache_folder()
-    front_ends = load_space(args.space or "default.yaml").front_ends()
+    front_ends = _mel_front_ends(args.space or "default.yaml")
     dataset, workers = open_dataset(args.data), this_machine().cpus
     winner, tracking_uri, model = args.winner, args.tracking_uri, {}
     if winner is not None:

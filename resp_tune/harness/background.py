@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from resp_tune.common.fault_points import fault_point
-from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.common.text import one_line
 from resp_tune.evaluation.baselines import load_baselines
 from resp_tune.features.cache import FeatureCaches
@@ -142,10 +141,11 @@ def _fill_caches(
 
     With 0 workers nothing is filled: on a cluster, Ray has to run first.
     """
-    caches = FeatureCaches(None, data.sources, cache_limit_bytes())
+    caches = data.caches
     if not workers or not data.prefilled:
         return caches
-    columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
+    what = "frames of the encoder" if data.encoders else "log-mel frames"
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
     hidden = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("fill", total=None, visible=False)

@@ -15,7 +15,7 @@ import optuna
 import resp_tune
 from resp_tune.common.paths import user_path
 from resp_tune.common.yaml_files import read_yaml
-from resp_tune.config import FIELDS, FrontEnd, TrialConfig, preset
+from resp_tune.config import FIELDS, AnyFrontEnd, TrialConfig, preset
 from resp_tune.errors import UserError, nearest
 from resp_tune.space.parameters import (
     Distribution,
@@ -36,6 +36,7 @@ MAX_FRONT_ENDS = 1024  # each has a cache on disk
 # `normalise: pcen` is another front end; its other values are one and the same.
 FRONT_END_FIELDS = (
     "sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "normalise", "resampling",
+    "encoder", "encoder_layer", "encoder_speed",
 )  # fmt: skip
 # Values of other fields beside which any value of a field can be checked alone.
 ALONE = {"sample_rate": 192_000, "f_min": 0.0, "f_max": None, "micro_batch": None}
@@ -160,7 +161,7 @@ class SearchSpace:
         """Return the searched fields of `config`."""
         return {name: getattr(config, name) for name in self.parameters}
 
-    def front_ends(self) -> tuple[FrontEnd, ...]:
+    def front_ends(self) -> tuple[AnyFrontEnd, ...]:
         """Return all front ends of trials; raise `UserError` for an invalid combination."""
         for name, parameter in self.parameters.items():
             many = isinstance(parameter, FloatRange) or len(parameter.values) > MAX_FRONT_ENDS
@@ -169,10 +170,10 @@ class SearchSpace:
                     f"{name}: type {parameter.type} has too many values, each of which has a cache "
                     "on disk: use ordinal or categorical"
                 )
-        front_ends = dict[FrontEnd, None]()
+        front_ends = dict[AnyFrontEnd, None]()
         for values in _combinations(self.base, self.parameters, FRONT_END_FIELDS, every=True):
             try:
-                front_ends[self.base.replace(values).front_end] = None
+                front_ends |= dict.fromkeys(self.base.replace(values).front_ends)
             except UserError as error:
                 listed = ", ".join(f"{k} {v}" for k, v in values.items())
                 raise UserError(f"{error}. A trial may have {listed}: {APART}") from error
