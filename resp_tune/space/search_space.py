@@ -15,7 +15,7 @@ import optuna
 import resp_tune
 from resp_tune.common.paths import user_path
 from resp_tune.common.yaml_files import read_yaml
-from resp_tune.config import FIELDS, AnyFrontEnd, TrialConfig, preset
+from resp_tune.config import FIELDS, AnyFrontEnd, TrialConfig, coerce, preset
 from resp_tune.errors import UserError, nearest
 from resp_tune.space.parameters import (
     Distribution,
@@ -32,6 +32,7 @@ from resp_tune.space.parameters import (
 MAX_COMBINATIONS = 20_000  # that are checked one by one
 NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
 APART = "`with:` moves fields together, `when:` restricts one to some values of another"
+TEXT_FIELDS = ("encoder_layer", "encoder_speed")  # whose values may be numbers in YAML
 MAX_FRONT_ENDS = 1024  # each has a cache on disk
 # `normalise: pcen` is another front end; its other values are one and the same.
 FRONT_END_FIELDS = (
@@ -233,7 +234,7 @@ def _parse(name: str, content: Any) -> SearchSpace:
     parsed = dict[str, Parameter]()
     for key, value in parameters.items():
         _check_searchable("", field := str(key))
-        parsed[field] = parse_parameter(field, value)
+        parsed[field] = parse_parameter(field, _as_text(field, value))
     for field, parameter in parsed.items():
         if field in fixed and not parameter.when:  # with one, `fixed` has its value otherwise
             raise UserError(f"'{field}' is in both 'fixed' and 'parameters'")
@@ -246,11 +247,33 @@ def _parse(name: str, content: Any) -> SearchSpace:
     return space
 
 
+def _as_text(field: str, content: Any) -> Any:
+    """Return a parameter in YAML whose layers and speeds are text, also those given as numbers."""
+
+    def of(name: object, values: Any) -> Any:
+        if name not in TEXT_FIELDS:
+            return values
+        several = isinstance(values, list)
+        return [coerce(str(name), v) for v in values] if several else coerce(str(name), values)
+
+    if not isinstance(content, dict):
+        return content
+    result = dict(content)
+    if "values" in content:
+        result["values"] = of(field, content["values"])
+    for key in ("when", "with"):
+        if isinstance(content.get(key), dict):
+            result[key] = {name: of(name, values) for name, values in content[key].items()}
+    return result
+
+
 def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
     """Check each value alone, of a range its ends; `front_ends` checks combinations."""
     for value in parameter.ends() if isinstance(parameter, Range) else parameter.values:
         for name, own in parameter.fields(field, value).items():
             base.replace({**ALONE, "batch_size": 65_536, name: own})
+    if isinstance(parameter, Range) and isinstance(FIELDS[field].default, str):
+        raise UserError(f"{field}: type {parameter.type} does not fit: use ordinal or categorical")
     if isinstance(parameter, FloatRange) and isinstance(FIELDS[field].default, int):
         raise UserError(f"{field}: type float does not fit a whole number: use int or ordinal")
 
