@@ -251,8 +251,21 @@ WRONG_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"width": {"type": "ordinal", "values": [8, "16"]}}, "width: values: "),
     ({"width": {"type": "ordinal", "values": [8, 16.5]}}, "width: 16.5 is not int"),
     ({"pad": {"type": "ordinal", "values": ["repeat", "repeat"]}}, "pad: a value is given twice"),
-    ({"encoder_layer": {"type": "int", "low": 1, "high": 5}}, "encoder_layer: type int does not"),
-    ({"encoder_speed": {"type": "categorical", "values": [1, 3]}}, "encoder_speed: '3' is not one"),
+    ({"pca": {"type": "int", "low": 0, "high": 5}}, "pca: without an encoder it changes nothing"),
+    (
+        {
+            "encoder": {"type": "categorical", "values": ["none", "e.onnx"]},
+            "encoder_layer": {"type": "int", "low": 1, "high": 5},
+        },
+        "encoder_layer: type int does not",
+    ),
+    (
+        {
+            "encoder": {"type": "categorical", "values": ["none", "e.onnx"]},
+            "encoder_speed": {"type": "categorical", "values": [1, 3]},
+        },
+        "encoder_speed: '3' is not one",
+    ),
     (
         {"pad": {"type": "categorical", "values": ["silence", "zeros"]}},
         "pad: 'zeros' is not one of",

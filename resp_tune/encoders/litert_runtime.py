@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +96,29 @@ def _dequantised(values: npt.NDArray[Any], detail: dict[str, Any]) -> npt.NDArra
     return real
 
 
+_first = threading.Lock()  # which the process's first interpreter takes
+
+
+@contextlib.contextmanager
+def _quiet_once() -> Iterator[None]:
+    """Send the process's stderr nowhere while its first interpreter is made.
+
+    LiteRT then prints, once, that it uses its delegate, and has no setting against it.
+    """
+    if not _first.acquire(blocking=False):
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _is_kept(detail: dict[str, Any]) -> bool:
     """Return whether a tensor holds real numbers: floats, or integers with a scale."""
     if not 1 <= len(detail["shape"]) <= 4:
@@ -123,13 +151,14 @@ def _interpreter(content: bytes, *, delegate: bool = True) -> Any:
         # That all tensors are preserved is meant for debugging, which `session` makes up for.
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
         try:
-            interpreter = Interpreter(
-                model_content=content,
-                num_threads=1,
-                experimental_preserve_all_tensors=True,
-                experimental_op_resolver_type=OpResolverType.AUTO if delegate else resolver,
-            )
-            interpreter.allocate_tensors()
+            with _quiet_once():
+                interpreter = Interpreter(
+                    model_content=content,
+                    num_threads=1,
+                    experimental_preserve_all_tensors=True,
+                    experimental_op_resolver_type=OpResolverType.AUTO if delegate else resolver,
+                )
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise UserError(f"LiteRT cannot read it ({shorten(str(error), 120)})") from error
     return interpreter

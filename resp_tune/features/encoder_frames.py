@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,15 +68,26 @@ def encoder_pass(
     return frames
 
 
+def encode_waveform(
+    front_ends: Sequence[EncoderFrontEnd], encoder: Encoder, load: Load
+) -> list[EncoderFrames]:
+    """Return the frames of one recording for each front end, which are not cached.
+
+    `load(rate, resampling)` gives float32 `[samples]` at `rate` Hz; else as `encoder_pass`.
+    """
+    result = []
+    for frames in encoder_pass(front_ends, encoder)(load):
+        values, centre = torch.from_numpy(frames.values), torch.from_numpy(frames.centre)
+        first, count = torch.zeros(1, dtype=torch.int64), torch.tensor([len(values)])
+        result.append(EncoderFrames(values, first, count, centre))
+    return result
+
+
 def expected_rows(seconds: float, front_end: EncoderFrontEnd, encoder: Encoder) -> int:
     """Return the frames of a recording of `seconds` s, to within those of a window."""
-    settings, kept = encoder.settings, encoder.layer(front_end.layer)
-    samples = max(seconds * settings.rate / front_end.speed, settings.window)
-    return (
-        max(1, round(samples / settings.window * kept.frames))
-        if kept.frames > 1
-        else len(window_starts(int(samples), settings))
-    )
+    settings, frames = encoder.settings, encoder.layer(front_end.layer).frames
+    windows = seconds * settings.rate / (front_end.speed * settings.window)
+    return max(math.ceil(windows * frames), expected_windows(seconds, front_end.speed, encoder))
 
 
 def expected_windows(seconds: float, speed: int, encoder: Encoder) -> int:

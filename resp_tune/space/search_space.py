@@ -32,6 +32,10 @@ from resp_tune.space.parameters import (
 MAX_COMBINATIONS = 20_000  # that are checked one by one
 NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
 APART = "`with:` moves fields together, `when:` restricts one to some values of another"
+ENCODER_FIELDS = (
+    "encoder_layer", "encoder_speed", "encoder_pool", "head", "head_c", "hidden", "feature_noise",
+    "pca",
+)  # fmt: skip
 TEXT_FIELDS = ("encoder_layer", "encoder_speed")  # whose values may be numbers in YAML
 MAX_FRONT_ENDS = 1024  # each has a cache on disk
 # `normalise: pcen` is another front end; its other values are one and the same.
@@ -238,6 +242,7 @@ def _parse(name: str, content: Any) -> SearchSpace:
     for field, parameter in parsed.items():
         if field in fixed and not parameter.when:  # with one, `fixed` has its value otherwise
             raise UserError(f"'{field}' is in both 'fixed' and 'parameters'")
+    _check_encoder_fields(base, parsed)
     _check_coupled(parsed, fixed)
     for field, parameter in parsed.items():
         _check_values(base, field, parameter)
@@ -245,6 +250,17 @@ def _parse(name: str, content: Any) -> SearchSpace:
     _check_micro_batches(space)
     space.front_ends()
     return space
+
+
+def _check_encoder_fields(base: TrialConfig, parameters: Mapping[str, Parameter]) -> None:
+    """Raise `UserError` for a searched field that changes nothing without an encoder."""
+    searched = {f for name, p in parameters.items() for f in _fields(name, p)}
+    if base.has_encoder or "encoder" in searched:
+        return
+    if idle := [name for name in ENCODER_FIELDS if name in searched]:
+        raise UserError(
+            f"{idle[0]}: without an encoder it changes nothing: give encoder: PATH under fixed"
+        )
 
 
 def _as_text(field: str, content: Any) -> Any:
