@@ -24,18 +24,29 @@ from resp_tune.harness.failures import Failures
 from resp_tune.harness.spec import SearchData, SearchSpec
 from resp_tune.study.study import STUDY_ID, TrialRecord, best_of
 from resp_tune.tracking.search_run import SearchRuns
-from resp_tune.tracking.tags import ParentStatus, SearchRef
+from resp_tune.tracking.tags import ParentStatus, SearchRef, encoder_tags
 from resp_tune.tracking.uri import root_cause
+from resp_tune.training.bundled_encoder import describe_encoder
 from resp_tune.training.metrics import METRICS
 
 log = logging.getLogger(__name__)
 
 
 class TrackingListener:
-    """A listener of the trial queue that writes to MLflow what it has not got yet."""
+    """A listener of the trial queue that writes to MLflow what it has not got yet.
 
-    def __init__(self, runs: SearchRuns, metric: str, tags: Mapping[str, str]) -> None:
+    `tags` are those of every trial, `encoders` those of the trials with an encoder, by its path.
+    """
+
+    def __init__(
+        self,
+        runs: SearchRuns,
+        metric: str,
+        tags: Mapping[str, str],
+        encoders: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.runs, self.metric, self.tags = runs, metric, tags
+        self.encoders = encoders or {}
         self.finished: list[TrialRecord] = []
 
     def replay(self, trials: Sequence[TrialRecord]) -> None:
@@ -50,8 +61,9 @@ class TrackingListener:
         params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
         # `again`: a replicate that had failed, or was stopped, runs once more.
         again = trial.state is None
+        tags = {**self.tags, **self.encoders.get(trial.config.encoder, {})}
         self.runs.start_trial(
-            trial.key, params=params, seed=trial.config.seed, tags=self.tags, again=again
+            trial.key, params=params, seed=trial.config.seed, tags=tags, again=again
         )
         # Epochs from before the driver was killed may not have reached MLflow.
         self.advanced(trial, trial.epochs)
@@ -179,7 +191,8 @@ def _open_tracking(
         },
         columns=list(spec.space.parameters),
     )
-    listener = TrackingListener(runs, metric, spec.compute.trial_tags)
+    encoders = {e.given: encoder_tags(describe_encoder(e)) for e in spec.data.encoders}
+    listener = TrackingListener(runs, metric, spec.compute.trial_tags, encoders)
     listener.replay(past)
     return listener
 

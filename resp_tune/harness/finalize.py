@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
+from torch import nn
 
 from resp_tune.common.choices import COMPARED_RUNS, STATES
 from resp_tune.common.fault_points import fault_point
@@ -55,8 +56,10 @@ from resp_tune.study.study import (
 )
 from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import Tag, encoder_tags
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact
+from resp_tune.training.bundled_encoder import describe_encoder
 from resp_tune.training.datamodule import DataModule, make_feature_caches
 from resp_tune.training.fingerprint import (
     TEST_HASHES_FILE,
@@ -67,7 +70,6 @@ from resp_tune.training.fingerprint import (
 )
 from resp_tune.training.metrics import METRICS
 from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
-from resp_tune.training.network import SoundNet
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +104,7 @@ def finalize(
         write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
     best = [trial.key for trial in ranked(trials, options.objective)[:COMPARED_RUNS]]
     summary = {
-        **_summarise(spec, study, winner, scored, failures),
+        **_summarise(spec, study, winner, bundle, scored, failures),
         "test_readings": study.user_attrs.get(READINGS, []),
         "baselines": _baselines(setup, failures),
         "seconds": seconds_spent([*trials, *replicates(study, trials)], study.user_attrs[SECONDS]),
@@ -121,7 +123,7 @@ def _save_winner(
     location: SearchLocation,
     data: SearchData,
     winner: Winner,
-    networks: Sequence[SoundNet],
+    networks: Sequence[nn.Module],
     typed: str,
 ) -> Bundle:
     """Write the winner's bundle and return it as it was written; `typed` is the command."""
@@ -135,7 +137,8 @@ def _save_winner(
         "command": typed,
     }
     details = model_details(data.datamodule, options.split_spec, data.name, provenance)
-    save_bundle(folder, winner.runs[0].config, classes, networks, details)
+    config = winner.runs[0].config
+    save_bundle(folder, config, classes, networks, details, data.encoder(config))
     bundle = load_bundle(folder)
     fault_point("bundle-written")
     return bundle
@@ -181,6 +184,7 @@ def _summarise(
     spec: SearchSpec,
     study: optuna.Study,
     winner: Winner,
+    bundle: Bundle,
     scored: TestScore | None,
     failures: Failures,
 ) -> dict[str, Any]:
@@ -206,6 +210,7 @@ def _summarise(
         "winner": {
             "number": winner.trial.number,
             "params": winner.trial.values,
+            "encoder": bundle.encoder and describe_encoder(bundle.encoder),
             "seeds": winner.seeds,
             "validation": winner.validation,
             "replicates": _replicates(winner),
@@ -328,11 +333,12 @@ def _register(
         metrics["test_majority_accuracy"] = scored.majority
         for name, (low, high) in scored.intervals.items():
             metrics |= {f"test_{name}_low": low, f"test_{name}_high": high}
+    encoder = {} if bundle.encoder is None else encoder_tags(describe_encoder(bundle.encoder))
     run_id = runs.log_evaluation(
         winner.trial.key,
         params={**winner.trial.config.as_dict(), "seed": ", ".join(map(str, winner.seeds))},
         metrics=metrics,
-        tags={"resp_tune.weights_sha256": str(bundle.details["weights_sha256"])},
+        tags={Tag.WEIGHTS: str(bundle.details["weights_sha256"]), **encoder},
     )
     if run_id is None:
         raise RunError(
@@ -344,6 +350,6 @@ def _register(
         location.storage,
         run_id=run_id,
         bundle=location.folder / "winner",
-        tags={"resp_tune.search": location.name},
+        tags={Tag.SEARCH: location.name, **encoder},
     )
     return {"model": model.name, "version": model.version}

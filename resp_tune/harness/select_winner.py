@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from torch import nn
 
 from resp_tune.errors import RunError
 from resp_tune.features.cache import FeatureCaches
@@ -18,7 +19,6 @@ from resp_tune.study.replicates import Candidate, candidates, eligible, replicat
 from resp_tune.study.study import TrialRecord, best_of
 from resp_tune.training.checkpoint import CHECKPOINT, resume, save_checkpoint
 from resp_tune.training.loop import Training
-from resp_tune.training.network import SoundNet
 
 log = logging.getLogger(__name__)
 
@@ -87,17 +87,16 @@ def select_winner(
 
 def load_networks(
     spec: SearchSpec, study_id: str, runs: Sequence[TrialRecord], caches: FeatureCaches
-) -> list[SoundNet]:
+) -> list[nn.Module]:
     """Return the networks of finished runs: those of the first run's folds, then of the next run.
 
     A run whose checkpoint is missing or damaged is trained again here.
     """
-    artifacts, compute, networks = spec.location.trials, spec.compute, list[SoundNet]()
+    artifacts, compute, networks = spec.location.trials, spec.compute, list[nn.Module]()
     for run in runs:
         path = artifacts.local_folder / run.key.folder / CHECKPOINT
-        front_end = run.config.front_end
-        frames = caches.frames(front_end, workers=compute.machine.cpus)
-        folds = [fold.tensors(frames, front_end) for fold in spec.data.datamodule.folds()]
+        tables, cpus = spec.data.datamodule.folds(), compute.machine.cpus
+        folds = [fold.load(caches, run.config, workers=cpus) for fold in tables]
         device, order = compute.driver_device_type, spec.options.order
         training = Training(run.config, folds, device, order)
         if reason := artifacts.fetch_newer_checkpoint(run.key.folder, training, study_id):

@@ -14,7 +14,7 @@ from resp_tune.cluster.connect import Cluster
 from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, ResourceRequest, TrialResources
 from resp_tune.common.paths import cache_folder, cache_limit_bytes
 from resp_tune.common.text import one_line
-from resp_tune.config import AnyFrontEnd, FrontEnd
+from resp_tune.config import AnyFrontEnd, EncoderFrontEnd, FrontEnd, TrialConfig
 from resp_tune.data.tasks import TASKS, Task
 from resp_tune.encoders.encoder_file import Encoder
 from resp_tune.execution.trial_context import TrialArtifacts
@@ -76,6 +76,13 @@ class SearchData:
     def caches(self) -> FeatureCaches:
         """Return the feature caches of the recordings, none of which is known to be filled."""
         return FeatureCaches(None, self.sources, cache_limit_bytes(), encoders=self.encoders)
+
+    def encoder(self, config: TrialConfig) -> Encoder | None:
+        """Return the encoder of a trial, None if it has none."""
+        for front_end in config.front_ends:
+            if isinstance(front_end, EncoderFrontEnd):
+                return self.caches.encoder(front_end)
+        return None
 
     @property
     def prefilled(self) -> tuple[AnyFrontEnd, ...]:

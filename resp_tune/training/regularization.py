@@ -9,8 +9,7 @@ import copy
 
 import numpy as np
 import torch
-
-from resp_tune.training.network import SoundNet
+from torch import nn
 
 
 def draw_weights(
@@ -46,7 +45,7 @@ class ModelAverage:
     weights vanish. Running statistics are averaged like weights; counters are copied.
     """
 
-    def __init__(self, trained: SoundNet, decay: float) -> None:
+    def __init__(self, trained: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(trained).requires_grad_(False)
         self.decay = decay
         self._pairs = list(  # state_dict gives the tensors themselves, not copies
