@@ -18,6 +18,7 @@ from resp_tune.encoders.layers import Graph
 from resp_tune.errors import UserError
 
 TAPER = 0.05  # of the band's end, over which a low-pass falls to zero
+_BLOCK = 4096  # samples, of multiples of which an FFT is fast
 _PADDING = 0.1  # s of silence between the end of a recording and its beginning in the FFT
 
 
@@ -91,18 +92,18 @@ def played_at(
     Nothing above `f_max` Hz of the recording is left, and nothing above `rate / (2 · speed)`: the
     last `TAPER` of the band falls to zero as half a cosine. One FFT filters and decimates.
     """
-    edge = rate / (2 * speed)
+    edge, sound = rate / (2 * speed), np.asarray(waveform.numpy(), np.float32)
     if speed == 1 and (f_max is None or f_max >= edge):
-        return np.asarray(waveform.numpy(), np.float32)
-    samples, block = waveform.numel(), 4096
-    length = block * math.ceil((samples + _PADDING * rate) / block)  # FFTs of it are fast
-    spectrum = torch.fft.rfft(waveform, n=length)[: length // (2 * speed) + 1]
-    hertz = torch.arange(len(spectrum)) * (rate / length)
+        return sound
+    # NumPy's FFT, because the rounding of torch's depends on the number of threads.
+    length = _BLOCK * math.ceil((len(sound) + _PADDING * rate) / _BLOCK)
+    spectrum = np.fft.rfft(sound, n=length)[: length // (2 * speed) + 1]
+    hertz = np.arange(len(spectrum)) * (rate / length)
     end = edge if f_max is None else min(f_max, edge)
-    fall = ((hertz - (1 - TAPER) * end) / (TAPER * end)).clamp(0, 1)
-    gain = (1 + torch.cos(math.pi * fall)) / (2 * speed)
-    played = torch.fft.irfft(spectrum * gain, n=length // speed)
-    return np.asarray(played[: math.ceil(samples / speed)].contiguous().numpy(), np.float32)
+    fall = ((hertz - (1 - TAPER) * end) / (TAPER * end)).clip(0, 1)
+    gain = (1 + np.cos(math.pi * fall)) / (2 * speed)
+    played = np.fft.irfft(spectrum * gain, n=length // speed)
+    return played[: math.ceil(len(sound) / speed)].astype(np.float32)
 
 
 def at_level(played: npt.NDArray[np.float32], level: float | None) -> npt.NDArray[np.float32]:

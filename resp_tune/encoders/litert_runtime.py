@@ -33,7 +33,7 @@ def read_graph(content: bytes) -> Graph:
         raise UserError(f"its input is {kind}: convert it with float32 as the type of its input")
     details = {d["index"]: d for d in interpreter.get_tensor_details()}
     layers = []
-    for index in _computed(content):
+    for index in _computed(content, inputs[0]["index"]):
         d = details.get(index)
         if d is not None and _is_kept(d):
             sizes = tuple(max(int(n), 0) for n in d["shape_signature"])
@@ -96,16 +96,16 @@ def _dequantised(values: npt.NDArray[Any], detail: dict[str, Any]) -> npt.NDArra
     return real
 
 
-_first = threading.Lock()  # which the process's first interpreter takes
+_SAID = threading.Event()  # LiteRT prints once in a process that it uses its delegate
 
 
 @contextlib.contextmanager
-def _quiet_once() -> Iterator[None]:
-    """Send the process's stderr nowhere while its first interpreter is made.
+def _silent(*, delegate: bool) -> Iterator[None]:
+    """Send the process's stderr nowhere while its first delegate is made.
 
-    LiteRT then prints, once, that it uses its delegate, and has no setting against it.
+    LiteRT has no setting against that line; what is wrong with a file is also in its exceptions.
     """
-    if not _first.acquire(blocking=False):
+    if _SAID.is_set() or not delegate:
         yield
         return
     sys.stderr.flush()
@@ -114,6 +114,7 @@ def _quiet_once() -> Iterator[None]:
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
+        _SAID.set()
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -129,17 +130,19 @@ def _is_kept(detail: dict[str, Any]) -> bool:
     )
 
 
-def _computed(content: bytes) -> list[int]:
-    """Return the tensors that the operators of a file compute, in order."""
+def _computed(content: bytes, given: int) -> list[int]:
+    """Return the tensors that a file computes from tensor `given`, in order."""
     from ai_edge_litert import schema_py_generated as schema
 
     graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
-    found = dict[int, None]()
+    found = {given: None}
     for i in range(graph.OperatorsLength()):
         operator = graph.Operators(i)
-        for j in range(operator.OutputsLength()):
-            found[int(operator.Outputs(j))] = None
-    return list(found)
+        if any(int(operator.Inputs(j)) in found for j in range(operator.InputsLength())):
+            found |= dict.fromkeys(
+                int(operator.Outputs(j)) for j in range(operator.OutputsLength())
+            )
+    return list(found)[1:]
 
 
 def _interpreter(content: bytes, *, delegate: bool = True) -> Any:
@@ -151,7 +154,7 @@ def _interpreter(content: bytes, *, delegate: bool = True) -> Any:
         # That all tensors are preserved is meant for debugging, which `session` makes up for.
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
         try:
-            with _quiet_once():
+            with _silent(delegate=delegate):
                 interpreter = Interpreter(
                     model_content=content,
                     num_threads=1,

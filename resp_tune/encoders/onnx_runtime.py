@@ -32,10 +32,12 @@ def read_graph(content: bytes) -> Graph:
     except (ValueError, RuntimeError) as error:
         raise UserError(f"onnx cannot read it ({shorten(str(error), 120)})") from error
     known = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output)}
-    layers = []
+    layers, heard = list[Layer](), {inputs[0].name}  # what is computed from the input
+    for node in model.graph.node:
+        heard.update(node.output if heard.intersection(node.input) else ())
     for index, name in enumerate(n for node in model.graph.node for n in node.output):
         found = known.get(name)
-        if name and (found is None or _is_kept(found)):
+        if name in heard and (found is None or _is_kept(found)):
             layers.append(Layer(index, name, () if found is None else _shape(found)))
     if not layers:
         raise UserError("it computes nothing that can be kept")

@@ -121,6 +121,10 @@ class FeatureCaches:
         encoder = self.encoder(front_end) if isinstance(front_end, EncoderFrontEnd) else None
         return root / cache_key(self.sources, front_end, encoder)
 
+    def is_there(self, front_end: AnyFrontEnd) -> bool:
+        """Return whether a cache was filled before, unless it is damaged."""
+        return (self.folder(front_end) / "index.json").exists()
+
     def expected_bytes(self, seconds: Iterable[float], front_end: AnyFrontEnd) -> int:
         """Return the size of the frames of recordings that last `seconds`, about."""
         if isinstance(front_end, FrontEnd):

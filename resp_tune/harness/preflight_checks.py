@@ -123,8 +123,6 @@ def _check_frames(start: Start) -> None:
     data, root, needed = start.data, cache_folder() / "features", 0
     if data is None:
         return
-    seconds = {r.stem: r.samples / r.sample_rate for r in data.datamodule.dataset.recordings}
-    durations = [seconds[source.stem] for source in data.sources]
     for front_end in data.prefilled:
         folder = data.caches.folder(front_end)
         for path in (folder.with_suffix(".lock"), folder, folder / "index.json"):
@@ -134,7 +132,7 @@ def _check_frames(start: Start) -> None:
                     f"{CACHE_ELSEWHERE}"
                 )
         if not folder.exists():
-            needed += (size := data.caches.expected_bytes(durations, front_end))
+            needed += (size := data.caches.expected_bytes(data.seconds, front_end))
             limits.check_file_size(size)
     check_disk("the cache folder", root, needed, CACHE_ELSEWHERE)
 

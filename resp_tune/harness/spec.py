@@ -28,7 +28,7 @@ from resp_tune.training.compute_device import ComputeDevice, detect_compute_devi
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.fingerprint import data_digest
 
-MAX_PREFILLED = 12  # front ends; of a space with more, each cache is filled by its first trial
+MAX_PREFILLED = 12  # log-mel front ends; of more, each cache is filled by its first trial
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,20 @@ class SearchData:
 
     @property
     def prefilled(self) -> tuple[AnyFrontEnd, ...]:
-        """Return the front ends whose feature caches are filled before the first trial."""
-        return self.front_ends if len(self.front_ends) <= MAX_PREFILLED else ()
+        """Return the front ends whose feature caches are filled before the first trial.
+
+        Those of encoders always are: one pass over the recordings fills all of them.
+        """
+        mels = [f for f in self.front_ends if isinstance(f, FrontEnd)]
+        few = len(mels) <= MAX_PREFILLED
+        return tuple(f for f in self.front_ends if few or isinstance(f, EncoderFrontEnd))
+
+    @cached_property
+    def seconds(self) -> tuple[float, ...]:
+        """Return how long each recording of `sources` lasts, in s."""
+        recordings = self.datamodule.dataset.recordings
+        lasts = {r.stem: r.samples / r.sample_rate for r in recordings}
+        return tuple(lasts[source.stem] for source in self.sources)
 
     @property
     def is_resampled(self) -> bool:
