@@ -87,6 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     request = read_arguments(args)
     encoder = _check_front_end(request.config)
+    if encoder is not None and request.encoder_sha256 not in (None, encoder.sha256):
+        raise UserError(
+            f"--run {args.run}: the encoder '{encoder.given}' has changed since the trial: restore "
+            f"the file with the SHA-256 {request.encoder_sha256}"
+        )
     out = None if args.out is None else _empty_folder(args.out)
     check_cache_folder()
     dataset = open_dataset(args.data)
@@ -118,7 +123,7 @@ class TrainRequest:
 
     `threads`: of torch, None for all cores. `split_sha256` is the digest of the split that a
     repeated trial had; `on_cpu` tells that it was trained on the CPU; `own_folds` is its number if
-    it had inner folds of its own.
+    it had inner folds of its own; `encoder_sha256` is the hash of its encoder's file.
     """
 
     config: TrialConfig
@@ -128,6 +133,7 @@ class TrainRequest:
     split_sha256: str | None = None
     on_cpu: bool = False
     own_folds: int | None = None
+    encoder_sha256: str | None = None
 
 
 def read_arguments(args: Namespace) -> TrainRequest:
@@ -157,7 +163,8 @@ def read_arguments(args: Namespace) -> TrainRequest:
         config, split_spec = TrialConfig.from_saved(trial.config), trial.split_spec
         task = task_from_classes(trial.task, trial.task_classes)
         threads = threads or trial.threads
-        repeated = {name: getattr(trial, name) for name in ("split_sha256", "on_cpu", "own_folds")}
+        names = ("split_sha256", "on_cpu", "own_folds", "encoder_sha256")
+        repeated = {name: getattr(trial, name) for name in names}
     if args.task is not None:
         task = find_task(args.task)
     overrides = {k: getattr(args, k) for k in ("seed", "epochs") if getattr(args, k) is not None}
