@@ -27,6 +27,8 @@ Balance = Literal[
 ]
 Compression = Literal["db", "pcen"]
 Resampling = Literal["kaiser", "hann"]
+EncoderSpeed = Literal["1", "2", "4", "1+2", "1+4", "2+4", "1+2+4"]
+EncoderPool = Literal["mean+sd", "mean", "max"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -62,6 +64,26 @@ class FrontEnd:
     def frames(self, samples: int) -> int:
         """Return the number of frames of a waveform of `samples` samples at `sample_rate`."""
         return 1 + samples // self.hop_length
+
+
+@dataclass(frozen=True)
+class EncoderFrontEnd:
+    """What a frozen encoder makes of a recording played at one speed; identifies a feature cache.
+
+    `encoder` is the path of its file, whose content is part of the cache's key in place of the
+    path. `layer`: the tensor that is kept. At speed s a recording of r Hz is taken for one of s·r
+    Hz, so that what is at f Hz reaches the encoder at s·f Hz. `f_max`: Hz in the recording, above
+    which nothing reaches the encoder; None: all does.
+    """
+
+    encoder: str
+    layer: str
+    speed: int
+    f_max: float | None
+    resampling: Resampling = "kaiser"
+
+
+AnyFrontEnd = FrontEnd | EncoderFrontEnd
 
 
 @dataclass(frozen=True)
@@ -126,10 +148,45 @@ class TrialConfig:
     precision: Precision = setting(
         "auto", "of the network's arithmetic; auto: bfloat16 where the hardware has it"
     )
+    encoder: str = setting(
+        "none",
+        "path of a frozen encoder (.tflite or .onnx), whose output a head is trained on; none: the "
+        "network is trained on log-mel frames",
+    )
+    encoder_layer: str = setting(
+        "last", "tensor of the encoder that is kept: last, its name, or its index"
+    )
+    encoder_speed: EncoderSpeed = setting(
+        "1", "speeds at which the encoder hears a recording, joined by +; features of all are used"
+    )
+    encoder_pool: EncoderPool = setting(
+        "mean+sd", "over the encoder's frames of a clip; its frequency axis is kept"
+    )
+    head: Literal["linear", "mlp"] = setting(
+        "linear",
+        "what is trained on the encoder's features: linear: balanced logistic regression; mlp: one "
+        "hidden layer",
+    )
+    head_c: float = bounded(1e-3, 1e-7, 1e4, "inverse L2 penalty of the linear head")
+    hidden: int = bounded(64, 1, 4096, "units of the mlp head's hidden layer")
+    feature_noise: float = bounded(
+        0.0, 0.0, 10.0, "sd of the noise added to standardised features while an mlp head trains"
+    )
+    pca: int = bounded(0, 0, 4096, "principal components of the features that a head gets; 0: all")
     seed: int = bounded(0, 0, 2**63 - 1, "seed of weights, random draws and dropout", metavar="N")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.has_encoder:
+            self._check_bands()
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise UserError(f"micro_batch {self.micro_batch} is above batch_size {self.batch_size}")
+        for name in ("encoder", "encoder_layer"):
+            if not getattr(self, name).strip():
+                raise UserError(f"{name}: {getattr(self, name)!r} is empty: give {WANTED[name]}")
+
+    def _check_bands(self) -> None:
+        """Raise `UserError` for mel bands that the sample rate cannot have."""
         if self.f_max is not None and self.f_max > self.sample_rate / 2:
             raise UserError(
                 f"f_max {self.f_max:g} Hz is above half the sample_rate {self.sample_rate}: "
@@ -137,12 +194,27 @@ class TrialConfig:
             )
         if self.f_min >= self.front_end.f_max:
             raise UserError(f"f_min {self.f_min:g} Hz is not below f_max {self.front_end.f_max:g}")
-        if self.micro_batch is not None and self.micro_batch > self.batch_size:
-            raise UserError(f"micro_batch {self.micro_batch} is above batch_size {self.batch_size}")
+
+    @property
+    def has_encoder(self) -> bool:
+        """Return whether a head on a frozen encoder is trained, instead of a network."""
+        return self.encoder != "none"
+
+    @property
+    def front_ends(self) -> tuple[AnyFrontEnd, ...]:
+        """Return what identifies the feature caches that the trial reads: an encoder's by speed."""
+        if not self.has_encoder:
+            return (self.front_end,)
+        return tuple(
+            EncoderFrontEnd(
+                self.encoder, self.encoder_layer, int(speed), self.f_max, self.resampling
+            )
+            for speed in self.encoder_speed.split("+")
+        )
 
     @property
     def front_end(self) -> FrontEnd:
-        """Return the part of the config that identifies a feature cache."""
+        """Return the log-mel front end, which a trial with an encoder does not use."""
         f_max = self.sample_rate / 2 if self.f_max is None else self.f_max
         compression: Compression = "pcen" if self.normalise == "pcen" else "db"
         stft = (self.sample_rate, self.n_fft, self.hop_length)
@@ -164,7 +236,7 @@ class TrialConfig:
         for name in values:
             if name not in FIELDS:
                 raise UserError(f"unknown field {name!r}: {nearest(name, FIELDS)}")
-        return dataclasses.replace(self, **{k: _coerce(k, v) for k, v in values.items()})
+        return dataclasses.replace(self, **{k: coerce(k, v) for k, v in values.items()})
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values by field name, for JSON and YAML."""
@@ -174,13 +246,19 @@ class TrialConfig:
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(TrialConfig)}
 # What trials did before a field was added, where this is not the field's default.
 BEFORE_ADDED: Mapping[str, Any] = {"resampling": "hann"}
+WANTED = {"encoder": "the path of its file, or none", "encoder_layer": "last, a name or an index"}
 _hints = functools.cache(get_type_hints)
 
 
-def _coerce(name: str, value: Any) -> Any:
-    """Convert YAML's `10` for a float field, and `1e1` for an int field."""
+def coerce(name: str, value: Any) -> Any:
+    """Convert YAML's `10` for a float or text field, `1e1` for an int field, lists of speeds."""
     if isinstance(value, bool):
         return value
+    if name == "encoder_speed" and isinstance(value, list | tuple):
+        whole = all(type(speed) is int and 0 < speed < 10 for speed in value)
+        return "+".join(map(str, value)) if whole else value
+    if name in ("encoder_layer", "encoder_speed") and isinstance(value, int):
+        return str(value) if abs(value) < 2**53 else value
     hint = _hints(TrialConfig)[name]
     kinds = get_args(hint) or (hint,)
     if isinstance(value, int) and float in kinds:

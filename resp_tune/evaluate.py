@@ -4,12 +4,14 @@
     python -m resp_tune.evaluate --data ICBHI --out audit              also audit.json, audit.html
     python -m resp_tune.evaluate --data ICBHI --winner results/first/winner
     python -m resp_tune.evaluate --compare results/first results/second
+    python -m resp_tune.evaluate --blend results/first results/second
 
 Prints counts, defects, leaks of each protocol and baselines (without audio, and linear in band
 statistics); with --winner also the model's metrics with intervals. A model is scored only on the
 test split that belongs to its training split, and each test-set access is recorded: a search has
 one record for all of its winners, each bundle of `train --out` its own. --compare reads no
-recordings, only the predictions that two searches or trials have saved.
+recordings, only the predictions that two searches or trials have saved. --blend mixes those of two
+winners, by a weight that their validation predictions choose.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from resp_tune.errors import UserError
 from resp_tune.storage.object_store import ObjectPath, is_uri
 
 if TYPE_CHECKING:
+    from resp_tune.config import FrontEnd
     from resp_tune.training.model_bundle import Bundle
 
 
@@ -52,6 +55,13 @@ def parser() -> Parser:
         "replicate (trials/N/replicates/K): A - B on the same patients",
     )
     p.add_argument(
+        "--blend",
+        nargs=2,
+        metavar=("A", "B"),
+        help="the folders of two searches of one split: what the mean of their winners' "
+        "predictions is worth, weighted by what validation says",
+    )
+    p.add_argument(
         "--space",
         metavar="FILE",
         help="search space whose front ends are tested for what they show of the device (default: "
@@ -70,12 +80,15 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the audit; with `--out` the last line is the path of the page."""
     args = parser().parse(argv)
-    for flag, folders in (("--winner", [args.winner or ""]), ("--compare", args.compare or [])):
-        for folder in folders:
+    given = {"--winner": [args.winner or ""], "--compare": args.compare, "--blend": args.blend}
+    for flag, folders in given.items():
+        for folder in folders or []:
             _check_local(flag, folder)
     out = None
     if args.compare is not None:
         found = _compare(args)
+    elif args.blend is not None:
+        found = _blend(args)
     elif args.tracking_uri and not (args.winner or "").startswith("models:/"):
         raise UserError("--tracking-uri says where --winner models:/NAME@ALIAS is: give both")
     else:
@@ -85,9 +98,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         print(text)
     else:
-        from resp_tune.audit.audit_console import show, show_comparison
+        from resp_tune.audit.audit_console import show, show_blend, show_comparison
 
-        show(found) if args.compare is None else show_comparison(found)
+        if args.compare is not None:
+            show_comparison(found)
+        elif args.blend is not None:
+            show_blend(found)
+        else:
+            show(found)
     if out is not None:
         page = _write(out, text, found)
         if not args.json:
@@ -104,15 +122,37 @@ def _check_local(flag: str, text: str) -> None:
         )
 
 
+def _check_alone(mode: str, args: Namespace) -> None:
+    """Refuse flags that a mode which reads saved predictions does not need."""
+    for name in ("data", "winner", "space", "out", "tracking_uri", "blend"):
+        flag = f"--{name.replace('_', '-')}"
+        if getattr(args, name) and flag != mode:
+            raise UserError(f"{mode} reads saved predictions and needs no {flag}: drop it")
+
+
+def _blend(args: Namespace) -> dict[str, Any]:
+    _check_alone("--blend", args)
+    from resp_tune.evaluation.blend import blend
+
+    a, b = args.blend
+    return {"a": a, "b": b, **blend(a, b)}
+
+
 def _compare(args: Namespace) -> dict[str, Any]:
-    for name in ("data", "winner", "space", "out", "tracking_uri"):
-        if getattr(args, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"--compare reads saved predictions and needs no {flag}: drop it")
+    _check_alone("--compare", args)
     from resp_tune.evaluation.compare import compare, read_predictions
 
     a, b = args.compare
     return {"a": a, "b": b, **compare(read_predictions(a), read_predictions(b))}
+
+
+def _mel_front_ends(space: str) -> list[FrontEnd]:
+    """Return the log-mel front ends of a space; of one with encoders alone, the default space's."""
+    from resp_tune.config import FrontEnd
+    from resp_tune.space.search_space import load_space
+
+    found = [f for f in load_space(space).front_ends() if isinstance(f, FrontEnd)]
+    return found or _mel_front_ends("default.yaml")
 
 
 def _audit(args: Namespace) -> dict[str, Any]:
@@ -121,10 +161,9 @@ def _audit(args: Namespace) -> dict[str, Any]:
     from resp_tune.cluster.resources import this_machine
     from resp_tune.harness.preflight_checks import check_cache_folder
     from resp_tune.harness.validate import open_dataset
-    from resp_tune.space.search_space import load_space
 
     check_cache_folder()
-    front_ends = load_space(args.space or "default.yaml").front_ends()
+    front_ends = _mel_front_ends(args.space or "default.yaml")
     dataset, workers = open_dataset(args.data), this_machine().cpus
     winner, tracking_uri, model = args.winner, args.tracking_uri, {}
     if winner is not None:

@@ -95,17 +95,18 @@ def predict_file(
 
     path = user_path(file)
     sound = read_sound(path)
-    waveform = resample(sound, bundle.config.sample_rate, bundle.config.resampling)
+    waveform = resample(sound, bundle.sample_rate, bundle.config.resampling)
     remarks[path] = sound.remarks
     warnings = [str(remark) for remark in sound.remarks]
     cycles = []
     if bundle.details.get("task") == "cycles":
-        cycles = _read_cycles(path, waveform.numel() / bundle.config.sample_rate)
+        cycles = _read_cycles(path, waveform.numel() / bundle.sample_rate)
         if not cycles:
-            window = f"{bundle.config.clip_seconds:g} s"
+            windows = f"in windows of {bundle.config.clip_seconds:g} s"
+            what = windows if bundle.encoder is None else "the whole of it"
             log.info(
                 f"note: '{path}' has no breathing cycles in '{path.stem}.txt' beside it: "
-                f"predicting in windows of {window}, which the winner was not trained on"
+                f"predicting {what}, which the winner was not trained on"
             )
     if not cycles:
         whole = _prediction(bundle, bundle.predict_waveform(waveform))

@@ -26,6 +26,7 @@ from resp_tune.harness.options import SearchOptions
 
 if TYPE_CHECKING:
     from resp_tune.data.tasks import Task
+    from resp_tune.encoders.encoder_file import Encoder
     from resp_tune.training.datamodule import DataModule, FoldTables
     from resp_tune.training.loop import Training
 
@@ -86,6 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.training.network_registry import check_network
 
     request = read_arguments(args)
+    encoder = _check_front_end(request.config)
+    if encoder is not None and request.encoder_sha256 not in (None, encoder.sha256):
+        raise UserError(
+            f"--run {args.run}: the encoder '{encoder.given}' has changed since the trial: restore "
+            f"the file with the SHA-256 {request.encoder_sha256}"
+        )
     out = None if args.out is None else _empty_folder(args.out)
     check_cache_folder()
     dataset = open_dataset(args.data)
@@ -96,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--data of its search, and the same task, protocol and --split-seed",
             dataset.problems,
         )
-    bands = describe_uneven_bands(dataset.recordings, [request.config.front_end])
+    bands = describe_uneven_bands(dataset.recordings, request.config.front_ends)
     notes = (*dataset.problems, *datamodule.clips.dropped, bands, *datamodule.split.notes)
     for note in filter(None, notes):
         log.info(f"note: {note}")
@@ -109,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = _train(request, datamodule, folds)
     _print_result(training, datamodule, folds)
     if out is not None:
-        print(_save(out, training, datamodule, request.split_spec))
+        print(_save(out, training, datamodule, request.split_spec, encoder))
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class TrainRequest:
 
     `threads`: of torch, None for all cores. `split_sha256` is the digest of the split that a
     repeated trial had; `on_cpu` tells that it was trained on the CPU; `own_folds` is its number if
-    it had inner folds of its own.
+    it had inner folds of its own; `encoder_sha256` is the hash of its encoder's file.
     """
 
     config: TrialConfig
@@ -128,6 +135,7 @@ class TrainRequest:
     split_sha256: str | None = None
     on_cpu: bool = False
     own_folds: int | None = None
+    encoder_sha256: str | None = None
 
 
 def read_arguments(args: Namespace) -> TrainRequest:
@@ -157,7 +165,8 @@ def read_arguments(args: Namespace) -> TrainRequest:
         config, split_spec = TrialConfig.from_saved(trial.config), trial.split_spec
         task = task_from_classes(trial.task, trial.task_classes)
         threads = threads or trial.threads
-        repeated = {name: getattr(trial, name) for name in ("split_sha256", "on_cpu", "own_folds")}
+        names = ("split_sha256", "on_cpu", "own_folds", "encoder_sha256")
+        repeated = {name: getattr(trial, name) for name in names}
     if args.task is not None:
         task = find_task(args.task)
     overrides = {k: getattr(args, k) for k in ("seed", "epochs") if getattr(args, k) is not None}
@@ -173,27 +182,36 @@ def _empty_folder(path: str) -> Path:
     return folder
 
 
+def _check_front_end(config: TrialConfig) -> Encoder | None:
+    """Return the config's encoder; raise `UserError` for one or for filters that cannot be used."""
+    from resp_tune.encoders.encoder_file import merge_encoders, open_encoders
+    from resp_tune.features.logmel import check_filters
+
+    if config.has_encoder:
+        return merge_encoders(open_encoders(config.front_ends))
+    check_filters(config.front_end)
+    return None
+
+
 def _train(request: TrainRequest, datamodule: DataModule, folds: Sequence[FoldTables]) -> Training:
     import torch
 
     from resp_tune.cluster.resources import this_machine
-    from resp_tune.features.logmel import check_filters
     from resp_tune.training.compute_device import detect_compute_device, resolve_precision
     from resp_tune.training.datamodule import make_feature_caches
     from resp_tune.training.loop import Training
     from resp_tune.training.memory import keep_freed_memory
 
-    config, front_end = request.config, request.config.front_end
-    check_filters(front_end)
+    config = request.config
     device = "cuda" if torch.cuda.is_available() and not request.on_cpu else "cpu"
     workers = this_machine().cpus
     caches = make_feature_caches(datamodule, datamodule.cached_stems, workers)
-    frames = caches.frames(front_end, workers=workers)
+    data = [fold.load(caches, config, workers=workers) for fold in folds]
     torch.set_num_threads(request.threads or workers)
     keep_freed_memory()
     config = resolve_precision(config, detect_compute_device(device))
     log.info(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
-    training = Training(config, [f.tensors(frames, front_end) for f in folds], device)
+    training = Training(config, data, device)
     print("epoch", *COLUMNS, "seconds", sep="\t")
     while not training.done:
         epoch = training.run_epoch()
@@ -221,7 +239,13 @@ def _print_result(training: Training, datamodule: DataModule, folds: Sequence[Fo
         print("the data is SYNTHETIC: these scores say nothing about patients")
 
 
-def _save(folder: Path, training: Training, datamodule: DataModule, split_spec: SplitSpec) -> Path:
+def _save(
+    folder: Path,
+    training: Training,
+    datamodule: DataModule,
+    split_spec: SplitSpec,
+    encoder: Encoder | None,
+) -> Path:
     import pandas as pd
 
     from resp_tune.harness.result_files import model_details, write_csv
@@ -229,7 +253,8 @@ def _save(folder: Path, training: Training, datamodule: DataModule, split_spec: 
 
     name, validation = one_line(datamodule.dataset.root.name), training.history[-1].metrics
     details = model_details(datamodule, split_spec, name, {"validation": validation})
-    save_bundle(folder, training.config, datamodule.split.classes, training.networks(), details)
+    classes, networks = datamodule.split.classes, training.networks()
+    save_bundle(folder, training.config, classes, networks, details, encoder)
     write_csv(folder / "epochs.csv", pd.DataFrame([e.row() for e in training.history]))
     return folder
 

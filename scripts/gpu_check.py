@@ -33,7 +33,8 @@ from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.training.compute_device import detect_compute_device, resolve_precision
-from resp_tune.training.loop import SplitTensors, Training, TrainingData
+from resp_tune.training.fold_training import SplitTensors, TrainingData
+from resp_tune.training.loop import Training
 from resp_tune.training.memory import keep_freed_memory
 
 CLASSES = ("low", "high", "noise")

@@ -41,8 +41,8 @@ from resp_tune.features.logmel import join_frames, log_mels  # noqa: E402
 from resp_tune.space.search_space import load_space  # noqa: E402
 from resp_tune.study.study import read_epochs  # noqa: E402
 from resp_tune.study.trial_queue import SamplerSource, TrialQueue, TrialSettings  # noqa: E402
-from resp_tune.training.loop import SplitTensors, Training, TrainingData  # noqa: E402
-from resp_tune.training.network_registry import build_network  # noqa: E402
+from resp_tune.training.fold_training import SplitTensors, TrainingData  # noqa: E402
+from resp_tune.training.loop import Training, build_network  # noqa: E402
 
 NOTEBOOK = preset("notebook")
 

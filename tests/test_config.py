@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resp_tune.config import FIELDS, PRESETS, FrontEnd, TrialConfig, preset
+from resp_tune.config import FIELDS, PRESETS, EncoderFrontEnd, FrontEnd, TrialConfig, coerce, preset
 from resp_tune.errors import UserError
 
 
@@ -51,6 +51,15 @@ def test_the_baseline_is_the_default() -> None:
     assert not TrialConfig().augment_validation
 
 
+def test_an_encoder_has_a_front_end_for_each_speed() -> None:
+    assert TrialConfig().front_ends == (TrialConfig().front_end,)
+    fields = {"encoder": "e.onnx", "encoder_layer": 3, "encoder_speed": [1, 4], "f_max": 3000}
+    assert TrialConfig().replace(fields).front_ends == (
+        EncoderFrontEnd("e.onnx", "3", 1, 3000.0, "kaiser"),
+        EncoderFrontEnd("e.onnx", "3", 4, 3000.0, "kaiser"),
+    )
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_round_trip_through_json(name: str) -> None:
     config = preset(name)
@@ -76,6 +85,9 @@ def test_every_field_says_what_it_is() -> None:
         ({"f_max": 1500}, 1500.0),
         ({"micro_batch": 8.0}, 8),
         ({"micro_batch": None}, None),
+        ({"encoder_layer": 108}, "108"),
+        ({"encoder_speed": 2}, "2"),
+        ({"encoder_speed": [1, 2, 4]}, "1+2+4"),
     ],
 )
 def test_whole_numbers_are_taken_either_way(given: dict[str, Any], kept: Any) -> None:
@@ -106,6 +118,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"f_min": 2000.0}, "f_min 2000 Hz is not below f_max 2000"),
     ({"f_min": 600.0, "f_max": 500.0}, "f_min 600 Hz is not below f_max 500"),
     ({"micro_batch": 64}, "micro_batch 64 is above batch_size 32"),
+    ({"encoder": " "}, "encoder: ' ' is empty: give the path of its file, or none"),
+    ({"encoder_layer": ""}, "encoder_layer: '' is empty: give last, a name or an index"),
+    ({"encoder_layer": 1.5}, "encoder_layer: 1.5 is not str"),
+    ({"encoder_speed": 3}, "encoder_speed: '3' is not one of 1, 2, 4, 1+2, 1+4, 2+4, 1+2+4"),
+    ({"encoder_speed": [2, 1]}, "encoder_speed: '2+1' is not one of"),
+    ({"encoder_speed": []}, "encoder_speed: '' is not one of"),
+    ({"encoder_speed": [[1]]}, "encoder_speed: [[1]] is not one of"),
+    ({"head_c": 0.0}, "head_c: 0.0 is outside 1e-07 to 10000"),
 ]
 
 
@@ -144,7 +164,7 @@ def test_any_value_gives_a_config_or_a_line(values: dict[str, Any]) -> None:
     if message:
         assert len(message.splitlines()) == 1
     else:
-        assert all(getattr(config, name) == value for name, value in values.items())
+        assert all(getattr(config, n) == coerce(n, value) for n, value in values.items())
         assert config.clip_frames > 0
 
 

@@ -9,7 +9,8 @@ from support.toy import toy_config, toy_data, toy_folds, trained
 
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.logmel import Frames
-from resp_tune.training.loop import SplitTensors, Training, TrainingData, fit
+from resp_tune.training.fold_training import SplitTensors, TrainingData
+from resp_tune.training.loop import Training, fit
 
 
 def overwritten(side: SplitTensors, value: float, folds: list[TrainingData]) -> list[TrainingData]:

@@ -24,6 +24,7 @@ OWNERS = {
     "torch": {
         "audit",
         "data",
+        "encoders",
         "features",
         "training",
         "cluster",
@@ -33,6 +34,9 @@ OWNERS = {
         "tracking",
     },
     "plotly": {"reporting"},
+    "ai_edge_litert": {"encoders"},
+    "onnx": {"encoders"},
+    "onnxruntime": {"encoders"},
     "obstore": {"storage"},
     "jinja2": {"reporting", "audit"},
     "sqlalchemy": {"tracking", "study"},

@@ -34,7 +34,7 @@ from support.toy_stores import (
 from resp_tune.config import preset
 from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
-from resp_tune.features import cache, logmel
+from resp_tune.features import cache, cache_files, logmel
 from resp_tune.features.cache import AudioSource, cache_key, open_cache
 from resp_tune.features.logmel import SILENCE_DB
 
@@ -222,14 +222,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
 ) -> None:
     """Writes to /dev/full fail as on a full disk: while recordings come, or only at the end."""
-    open_writer = cache._Writer.__init__
+    open_writer = cache_files.CacheWriter.__init__
 
     def onto_a_full_disk(writer: Any, stack: ExitStack, *args: Any) -> None:
         open_writer(writer, stack, *args)
         writer.file = stack.enter_context(Path("/dev/full").open("wb"))  # noqa: SIM115
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._Writer, "__init__", onto_a_full_disk)
+        patch.setattr(cache_files.CacheWriter, "__init__", onto_a_full_disk)
         with pytest.raises(RunError) as caught:
             fill(tmp_path, recordings(n), [SMALL, COARSE], limit_bytes=PLENTY)
     assert str(caught.value) == (

@@ -29,7 +29,7 @@ from support.toy_stores import (
 )
 
 from resp_tune.config import FrontEnd
-from resp_tune.features import cache
+from resp_tune.features import cache, cache_files
 from resp_tune.features.cache import open_cache
 
 _processes = multiprocessing.get_context("forkserver")
@@ -83,7 +83,7 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path: Path) -> None:
         process.kill()
         process.join()
         for folder in root.glob("*/"):
-            assert folder.suffix == ".part" or cache._is_valid(folder)
+            assert folder.suffix == ".part" or cache_files.is_valid(folder)
     # What a killed process had begun is removed with the next fill, of whatever.
     for attempt in range(3):
         one(tmp_path / str(attempt), OTHER_STFT)
@@ -129,7 +129,7 @@ def fill_without_room(root: Path, turn: int, tell: Connection) -> None:
     for i in range(8):
         front_end = SAME_SIZE[(i + turn) % len(SAME_SIZE)]
         filled = fill(root, recordings(2), [front_end], limit_bytes=0)
-        assert cache._is_valid(filled.folders[front_end])
+        assert cache_files.is_valid(filled.folders[front_end])
         cache._PINNED.clear()
     tell.send("done")
 

@@ -20,15 +20,8 @@ from resp_tune.config import TrialConfig
 from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.study.schedulers import Steps
-from resp_tune.training.loop import (
-    EpochResult,
-    SplitTensors,
-    Training,
-    TrainingData,
-    batch_bounds,
-    fit,
-    predict,
-)
+from resp_tune.training.fold_training import SplitTensors, TrainingData, batch_bounds
+from resp_tune.training.loop import EpochResult, Training, fit, predict
 from resp_tune.training.metrics import all_metrics, majority_accuracy
 
 

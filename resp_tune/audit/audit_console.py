@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resp_tune.audit.sections import Section, audit_sections, compare_sections
+from resp_tune.audit.sections import Section, audit_sections, blend_sections, compare_sections
 from resp_tune.common.text import amount, one_line
 from resp_tune.training.metrics import CYCLE_CLASSES
 
@@ -35,6 +35,13 @@ def show_comparison(found: Mapping[str, Any]) -> None:
     models = [f"{key.upper()}: {found[key]}" for key in ("a", "b")]
     left_out = (f"{split} is not compared: {why}" for split, why in found["left_out"].items())
     _print(models, compare_sections(found), left_out)
+
+
+def show_blend(found: Mapping[str, Any]) -> None:
+    """Print what the blend of two winners is worth."""
+    weights = found["weights"]
+    models = [f"{key.upper()}: {found[key]}, weight {weights[key]:g}" for key in ("a", "b")]
+    _print(models, blend_sections(found))
 
 
 def _print(first: Iterable[str], sections: Iterable[Section], last: Iterable[str] = ()) -> None:

@@ -79,6 +79,40 @@ def compare_sections(found: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
+def blend_sections(found: Mapping[str, Any]) -> list[Section]:
+    """Return a section on validation, which chose the weights, and one for each level of test."""
+    name = metric_name(found["metric"])
+    rows = [(name, *(figure(found["validation"][key]) for key in ("a", "b", "blend")))]
+    chosen = "the weights were chosen here, so the blend's metric is too high"
+    sections = [Section("validation", ("", "A", "B", "blend"), rows, lines=[chosen])]
+    headers = ("", "blend", "95 % interval", "blend - A", "95 % interval", "blend - B",
+               "95 % interval")  # fmt: skip
+    for level, scores in (found["test"] or {}).items():
+        rows = [
+            (
+                metric_name(key),
+                figure(scores[key]),
+                _span(scores["intervals"].get(key)),
+                *(cell for ab in ("a", "b") for cell in _difference(scores, ab, key)),
+            )
+            for key in scores["differences"]["a"]
+        ]
+        size = amount(scores["clips"], "clip", scores["patients"])
+        sections.append(Section(f"test, by {level}: {size}", headers, rows))
+    if found["test"] is None:
+        sections.append(Section("test", lines=["the two have no test split in common"]))
+    return sections
+
+
+def _difference(scores: Mapping[str, Any], other: str, key: str) -> tuple[str, str]:
+    value, *span = scores["differences"][other][key]
+    return signed(value), _span(None if None in span else span)
+
+
+def _span(ends: Sequence[float] | None) -> str:
+    return "–" if ends is None else f"{figure(ends[0])} to {figure(ends[1])}"
+
+
 def _model_sections(model: Mapping[str, Any]) -> list[Section]:
     search = f"{model['search']}, trial {model['trial']}, " if model["search"] else ""
     title = f"Model: {search}{model['task']}, {model['protocol']}, split seed {model['split_seed']}"

@@ -1,4 +1,4 @@
-"""Send recordings to nodes that cannot read them, and fill the feature caches of the nodes."""
+"""Send files to nodes that cannot read them, and fill the feature caches of the nodes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from resp_tune.cluster.connect import Node
 from resp_tune.cluster.node_calls import call_on_nodes
 from resp_tune.common.paths import cache_folder, write_atomically
-from resp_tune.config import FrontEnd, Resampling
+from resp_tune.config import AnyFrontEnd, Resampling
+from resp_tune.encoders.encoder_file import Encoder, read_unchanged
 from resp_tune.errors import RunError
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.compute_device import (
@@ -29,10 +30,14 @@ from resp_tune.training.datamodule import load_unchanged
 log = logging.getLogger(__name__)
 
 CONCURRENT_READS = 4
+T = TypeVar("T")
 
 
 class RecordingServer:
-    """Serve the recordings of a search from the driver's machine to nodes that lack them."""
+    """Serve the recordings of a search from the driver's machine to nodes that lack them.
+
+    Encoders too: they are files that trials read.
+    """
 
     def __init__(self, recordings: Mapping[str, Path]) -> None:
         """Start an actor on this machine; `recordings` holds paths by SHA-256."""
@@ -52,8 +57,12 @@ class RecordingServer:
         def load(digest: str) -> Callable[[int, Resampling], torch.Tensor]:
             return partial(_load_or_fetch, self._recordings[digest], digest, self._actor)
 
-        sources = [dataclasses.replace(s, load=load(s.digest)) for s in caches.sources]
-        return dataclasses.replace(caches, sources=tuple(sources))
+        def read(encoder: Encoder) -> Callable[[], bytes]:
+            return partial(_use_or_fetch, encoder.path, encoder.sha256, self._actor, read_unchanged)
+
+        sources = tuple(dataclasses.replace(s, load=load(s.digest)) for s in caches.sources)
+        encoders = tuple(dataclasses.replace(e, read=read(e)) for e in caches.encoders)
+        return dataclasses.replace(caches, sources=sources, encoders=encoders)
 
     def bytes_sent(self) -> int:
         """Return the bytes that nodes have fetched so far."""
@@ -78,7 +87,16 @@ class _RecordingActor:
 def _load_or_fetch(
     path: Path, digest: str, actor: Any, sample_rate: int, resampling: Resampling
 ) -> torch.Tensor:
-    """Load a recording from its path, or from this node's cache, fetched from the driver first.
+    """Return the waveform of a recording that may have to be fetched from the driver."""
+
+    def load(path: Path, digest: str) -> torch.Tensor:
+        return load_unchanged(path, digest, sample_rate, resampling)
+
+    return _use_or_fetch(path, digest, actor, load)
+
+
+def _use_or_fetch(path: Path, digest: str, actor: Any, use: Callable[[Path, str], T]) -> T:
+    """Use a file at its path, or in this node's cache, fetched from the driver first.
 
     Raises the `RunError` of its path if the driver cannot read it either, or reads other bytes.
     """
@@ -88,7 +106,7 @@ def _load_or_fetch(
     copy = cache_folder() / "recordings" / f"{digest}{path.suffix}"
     if not copy.exists():
         try:
-            return load_unchanged(path, digest, sample_rate, resampling)
+            return use(path, digest)
         except RunError as unreadable:
             try:
                 content = ray.get(actor.read.remote(digest))
@@ -98,7 +116,7 @@ def _load_or_fetch(
                 raise
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(copy, content)
-    return load_unchanged(copy, digest, sample_rate, resampling)
+    return use(copy, digest)
 
 
 def common_device(nodes: Sequence[Node], device_type: str, gpus: float) -> ComputeDevice:
@@ -108,7 +126,7 @@ def common_device(nodes: Sequence[Node], device_type: str, gpus: float) -> Compu
 
 
 def fill_caches(
-    nodes: Sequence[Node], caches: FeatureCaches, front_ends: Sequence[FrontEnd]
+    nodes: Sequence[Node], caches: FeatureCaches, front_ends: Sequence[AnyFrontEnd]
 ) -> None:
     """Fill the feature caches of all nodes at the same time; raises `RunError` if one fails."""
     arguments = {n.id: (caches, list(front_ends), max(1, n.machine.cpus)) for n in nodes}
@@ -117,7 +135,7 @@ def fill_caches(
         log.info(f"cache of {node}: {done}, {seconds:.1f} s")
 
 
-def _fill(caches: FeatureCaches, front_ends: list[FrontEnd], workers: int) -> tuple[float, int]:
+def _fill(caches: FeatureCaches, front_ends: list[AnyFrontEnd], workers: int) -> tuple[float, int]:
     begun = time.monotonic()
     computed = caches.fill(front_ends, workers=workers)
     return time.monotonic() - begun, len(computed)

@@ -19,7 +19,7 @@ import torch
 import torchaudio
 
 from resp_tune.common.text import plural
-from resp_tune.config import FrontEnd, Resampling
+from resp_tune.config import AnyFrontEnd, FrontEnd, Resampling
 from resp_tune.data.dataset import Recording
 from resp_tune.data.sounds.sound import Sound, read_sound
 
@@ -48,7 +48,7 @@ def resample(sound: Sound, sample_rate: int, resampling: Resampling) -> torch.Te
 
 
 def describe_uneven_bands(
-    recordings: Sequence[Recording], front_ends: Sequence[FrontEnd]
+    recordings: Sequence[Recording], front_ends: Sequence[AnyFrontEnd]
 ) -> str | None:
     """Return a line if some front end has bands that only a part of the recordings can fill.
 
@@ -59,10 +59,15 @@ def describe_uneven_bands(
     lowest = min(made_at)
     worst: tuple[float, float] | None = None  # the bank's end, and where all are alike
     for front_end in front_ends:
-        alike = FLAT_TO * min(lowest, front_end.sample_rate) / 2
-        same = len(made_at) == 1 or lowest > front_end.sample_rate
-        if not same and front_end.f_max > alike:
-            worst = max(worst or (0.0, 0.0), (front_end.f_max, alike))
+        if isinstance(front_end, FrontEnd):
+            rate, f_max = front_end.sample_rate, front_end.f_max
+        else:  # an encoder, of whatever rate, may hear all of it
+            rate = max(made_at)
+            f_max = rate / 2 if front_end.f_max is None else front_end.f_max
+        alike = FLAT_TO * min(lowest, rate) / 2
+        same = len(made_at) == 1 or lowest > rate
+        if not same and f_max > alike:
+            worst = max(worst or (0.0, 0.0), (f_max, alike))
     if worst is None:
         return None
     end, alike = worst

@@ -29,7 +29,7 @@ MAJORITY = "majority"
 SAME = "compare two runs of one --task, --protocol, --split-seed and --folds"
 
 
-def read_predictions(given: str) -> pd.DataFrame:
+def read_predictions(given: str, flag: str = "--compare") -> pd.DataFrame:
     """Read the predictions of a search, a `winner/` folder, or a trial's or replicate's folder.
 
     Raises `UserError` without readable predictions.
@@ -38,7 +38,7 @@ def read_predictions(given: str) -> pd.DataFrame:
     path = next((p for p in (folder / FILE, folder / "winner" / FILE) if p.is_file()), None)
     if path is None:
         raise UserError(
-            f"--compare '{given}': no {FILE} there: give a finished search's folder, its winner/, "
+            f"{flag} '{given}': no {FILE} there: give a finished search's folder, its winner/, "
             "results/NAME/trials/N of a finished trial, or replicates/K in that"
         )
     try:
@@ -66,11 +66,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict[str, Any]]:
     metrics as `paired_differences`. Raises `UserError` without such a split, or if their classes
     differ.
     """
-    classes = _classes(a)
-    if differing := sorted(set(classes) ^ set(_classes(b))):
-        raise UserError(
-            f"the two have different classes (only one has {', '.join(differing)}): {SAME}"
-        )
+    classes = classes_of_both(a, b)
     splits = [split for split in SPLITS if split in set(a["side"]) and split in set(b["side"])]
     if not splits:
         raise UserError(
@@ -80,14 +76,23 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict[str, Any]]:
     compared: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     for split in splits:
-        of_a, of_b = (_rows(table[table["side"] == split]) for table in (a, b))
         try:
-            compared[split] = _compare_split(split, of_a, of_b, tuple(classes))
+            compared[split] = _compare_split(*clips_of_both(split, a, b), tuple(classes))
         except UserError as error:
             left_out[split] = str(error)
     if not compared:
         raise UserError("; ".join(left_out.values()))
     return {"sides": compared, "left_out": left_out}
+
+
+def classes_of_both(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
+    """Return the classes of two models' predictions; raise `UserError` if they differ."""
+    classes = _classes(a)
+    if differing := sorted(set(classes) ^ set(_classes(b))):
+        raise UserError(
+            f"the two have different classes (only one has {', '.join(differing)}): {SAME}"
+        )
+    return classes
 
 
 def _classes(table: pd.DataFrame) -> list[str]:
@@ -100,9 +105,13 @@ def _rows(table: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(clip=rows.groupby("recording").cumcount()).set_index(["recording", "clip"])
 
 
-def _compare_split(
-    split: str, a: pd.DataFrame, b: pd.DataFrame, classes: tuple[str, ...]
-) -> dict[str, Any]:
+def clips_of_both(
+    split: str, a: pd.DataFrame, b: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of `split` in both tables, in one order; raise `UserError` if they differ."""
+    a, b = (_rows(table[table["side"] == split]) for table in (a, b))
+    if not len(a) and not len(b):
+        raise UserError(f"neither of the two has predictions of the {split} split: {SAME}")
     alone = [one.index.difference(other.index) for one, other in ((a, b), (b, a))]
     if example := [*alone[0], *alone[1]]:
         raise UserError(
@@ -117,6 +126,10 @@ def _compare_split(
                 f"the two {split} splits differ in the {name} of "
                 f"{plural(int(other.sum()), 'clip')}, e.g. of {a.index[other][0][0]}: {SAME}"
             )
+    return a, b
+
+
+def _compare_split(a: pd.DataFrame, b: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, Any]:
     labels, of_a = labels_and_probabilities(a, classes)
     _, of_b = labels_and_probabilities(b, classes)
     patients, names = list(a["patient"]), all_metrics(labels, of_a, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +28,12 @@ def open_winner(winner: str, tracking_uri: str | None) -> Bundle:
     with tempfile.TemporaryDirectory(prefix="resp_tune_") as scratch:
         folder = Path(scratch)
         if not registered:
-            return load_bundle(_download(winner, folder))
+            return load_bundle(_download(winner, folder), temporary=True)
         from resp_tune.tracking.registry import fetch_bundle
         from resp_tune.tracking.uri import resolve_uri
 
         uri = resolve_uri(tracking_uri, Path("results").absolute())
-        return load_bundle(fetch_bundle(winner, uri, folder))
+        return load_bundle(fetch_bundle(winner, uri, folder), temporary=True)
 
 
 def _download(winner: str, folder: Path) -> Path:
@@ -41,6 +42,8 @@ def _download(winner: str, folder: Path) -> Path:
     check_store("--winner", source, write=False)
     try:
         there = [source.fetch(file, folder / file, LARGEST) for file in BUNDLE]
+        for file in _encoder_files(folder) if all(there) else ():
+            source.fetch(file, folder / file, LARGEST)  # `load_bundle` says which is missing
     except StorageError as error:
         raise UserError(f"--winner '{source}' cannot be read ({error})") from error
     if not all(there):
@@ -49,3 +52,16 @@ def _download(winner: str, folder: Path) -> Path:
             "s3://BUCKET/PREFIX/NAME/winner of a finished search"
         )
     return folder
+
+
+def _encoder_files(folder: Path) -> tuple[str, ...]:
+    """Return the files of an encoder that the bundle's config names."""
+    from resp_tune.training.bundled_encoder import ENCODERS, SETTINGS
+
+    try:
+        content = json.loads((folder / "config.json").read_bytes())
+        entry = content.get("encoder") if isinstance(content, dict) else None
+    except (ValueError, RecursionError):  # `load_bundle` says what is wrong with it
+        return ()
+    file = entry.get("file") if isinstance(entry, dict) else None
+    return (file, SETTINGS) if file in ENCODERS else ()

@@ -50,12 +50,11 @@ def predict_validation_split(
     Nothing is augmented, so with the preset `notebook` they differ a little from the trial's own.
     """
     config, folds = bundle.config, datamodule.folds()
-    frames = caches.frames(config.front_end, workers=1)
     parts = []
     for n, fold in enumerate(folds):
         own = replace(bundle, networks=bundle.networks[n :: len(folds)])
-        clips = fold.validation.tensors(frames, config.front_end).clips
-        probabilities = own.predict_clips(clips)
+        split = fold.validation.load(caches, config, workers=1)
+        probabilities = own.predict_clips(split.clips)
         parts.append(prediction_table("validation", fold.validation, bundle.classes, probabilities))
     return pd.concat(parts, ignore_index=True)
 
@@ -80,11 +79,9 @@ def score_test_split(
 
     `caches` are of its recordings; raises `RunError` if one has changed since it was hashed.
     """
-    front_end, classes = bundle.config.front_end, bundle.classes
-    frames = caches.frames(front_end, workers=workers)
-    stems = datamodule.split.test or ()
+    classes, stems = bundle.classes, datamodule.split.test or ()
     clips = datamodule.clip_labels(stems, stems)
-    split = clips.tensors(frames, front_end)
+    split = clips.load(caches, bundle.config, workers=workers)
     each = bundle.predict_each(split.clips)
     labels, folds = split.labels.numpy(), len(datamodule.split.folds)
     by_seed = [

@@ -108,7 +108,7 @@ def _check_in_worker(
 def _fill_cache(context: TrialContext, config: TrialConfig) -> None:
     """Fill the feature cache, which takes its own time; an error here will fail the batch too."""
     with contextlib.suppress(Exception):
-        context.caches.frames(config.front_end, workers=context.threads)
+        context.caches.filled_folders(config.front_ends, workers=context.threads)
 
 
 def _timeout_message(context: TrialContext) -> str:

@@ -98,9 +98,8 @@ class TrialContext:
         from resp_tune.training.loop import Training
 
         torch.set_num_threads(self.threads)
-        frames = self.caches.frames(config.front_end, workers=self.threads)
         tables = self.folds if key is None else self.folds_of(key)
-        folds = [fold.tensors(frames, config.front_end) for fold in tables]
+        folds = [fold.load(self.caches, config, workers=self.threads) for fold in tables]
         return Training(config, folds, self.device(), self.fold_order)
 
     def resume_training(self, config: TrialConfig, key: TrialKey) -> tuple[Training, str | None]:

@@ -7,7 +7,7 @@ import logging
 import math
 import multiprocessing
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -30,7 +30,9 @@ from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.logmel import Frames
-from resp_tune.training.loop import SplitTensors, Training, TrainingData
+from resp_tune.features.pooled_clips import PooledClips
+from resp_tune.training.fold_training import SplitTensors, TrainingData
+from resp_tune.training.loop import Training
 from resp_tune.training.memory import is_out_of_memory, keep_freed_memory, limit_gpu_memory
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 COUNTS = (1, 2, 4, 8)
 EPOCHS = 3  # of each trial that is measured
 MIN_GAIN = 1.05  # more trials at once must bring this much more work, or each only takes longer
+ENCODER_FEATURES = 4096  # that stand in for those of an encoder
 START_SECONDS = 300.0  # for torch, the device and the first epoch, of all processes at once
 
 
@@ -101,20 +104,34 @@ def benchmark_slots(
 
 def stand_in(config: TrialConfig, load: Workload) -> list[TrainingData]:
     """Return folds of the given size, of noise: an epoch costs the same on any sound."""
-    clips, rows = load.train + load.validation, config.clip_frames
-    generator = torch.Generator().manual_seed(0)
+    clips, generator = load.train + load.validation, torch.Generator().manual_seed(0)
+    labels = torch.arange(clips) % load.classes
+    make = _noise_features if config.has_encoder else _noise_frames
+    parts = make(config, clips, generator, (slice(load.train), slice(load.train, None)))
+    train, validation = (SplitTensors(clips, labels[chosen]) for clips, chosen in parts)
+    names = tuple(str(n) for n in range(load.classes))
+    return [TrainingData(train, validation, names)] * load.folds
+
+
+Parts = list[tuple[ClipIndex | PooledClips, slice]]
+
+
+def _noise_features(
+    config: TrialConfig, clips: int, generator: torch.Generator, splits: Sequence[slice]
+) -> Parts:
+    values = torch.randn(clips, ENCODER_FEATURES, generator=generator)
+    return [(PooledClips(values[chosen], f"noise {chosen}"), chosen) for chosen in splits]
+
+
+def _noise_frames(
+    config: TrialConfig, clips: int, generator: torch.Generator, splits: Sequence[slice]
+) -> Parts:
+    rows = config.clip_frames
     values = torch.randn(clips * rows + 1, config.n_mels, generator=generator).mul_(10).sub_(50)
     count = torch.full((clips,), rows)
     first = count.cumsum(0) - count
     frames = Frames(values.half(), first, count)
-    labels = torch.arange(clips) % load.classes
-
-    def split(chosen: slice) -> SplitTensors:
-        return SplitTensors(ClipIndex(frames, first[chosen], count[chosen]), labels[chosen])
-
-    names = tuple(str(n) for n in range(load.classes))
-    train, validation = split(slice(load.train)), split(slice(load.train, None))
-    return [TrainingData(train, validation, names)] * load.folds
+    return [(ClipIndex(frames, first[chosen], count[chosen]), chosen) for chosen in splits]
 
 
 def measure(

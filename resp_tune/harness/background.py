@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from resp_tune.common.fault_points import fault_point
-from resp_tune.common.paths import cache_limit_bytes
 from resp_tune.common.text import one_line
 from resp_tune.evaluation.baselines import load_baselines
 from resp_tune.features.cache import FeatureCaches
@@ -27,8 +26,9 @@ from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.study import STUDY_ID, TrialRecord, best_of
 from resp_tune.tracking.search_run import SearchRuns
-from resp_tune.tracking.tags import ParentStatus, SearchRef
+from resp_tune.tracking.tags import ParentStatus, SearchRef, encoder_tags
 from resp_tune.tracking.uri import root_cause
+from resp_tune.training.bundled_encoder import describe_encoder
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import METRICS
 
@@ -36,10 +36,20 @@ log = logging.getLogger(__name__)
 
 
 class TrackingListener:
-    """A listener of the trial queue that writes to MLflow what it has not got yet."""
+    """A listener of the trial queue that writes to MLflow what it has not got yet.
 
-    def __init__(self, runs: SearchRuns, metric: str, tags: Mapping[str, str]) -> None:
+    `tags` are those of every trial, `encoders` those of the trials with an encoder, by its path.
+    """
+
+    def __init__(
+        self,
+        runs: SearchRuns,
+        metric: str,
+        tags: Mapping[str, str],
+        encoders: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.runs, self.metric, self.tags = runs, metric, tags
+        self.encoders = encoders or {}
         self.finished: list[TrialRecord] = []
 
     def replay(self, trials: Sequence[TrialRecord]) -> None:
@@ -54,8 +64,9 @@ class TrackingListener:
         params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
         # `again`: a replicate that had failed, or was stopped, runs once more.
         again = trial.state is None
+        tags = {**self.tags, **self.encoders.get(trial.config.encoder, {})}
         self.runs.start_trial(
-            trial.key, params=params, seed=trial.config.seed, tags=self.tags, again=again
+            trial.key, params=params, seed=trial.config.seed, tags=tags, again=again
         )
         # Epochs from before the driver was killed may not have reached MLflow.
         self.advanced(trial, trial.epochs)
@@ -145,10 +156,11 @@ def _fill_caches(
 
     With 0 workers nothing is filled: on a cluster, Ray has to run first.
     """
-    caches = FeatureCaches(None, data.sources, cache_limit_bytes())
+    caches = data.caches
     if not workers or not data.prefilled:
         return caches
-    columns = (TextColumn("log-mel frames"), BarColumn(), MofNCompleteColumn())
+    what = "frames of the encoder" if data.encoders else "log-mel frames"
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
     hidden = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("fill", total=None, visible=False)
@@ -173,7 +185,9 @@ def _open_tracking(
         params=run_params(options, spec.data.datamodule, space),
         columns=list(space.parameters),
     )
-    listener = TrackingListener(runs, options.objective, spec.compute.trial_tags)
+    encoders = {e.given: encoder_tags(describe_encoder(e)) for e in spec.data.encoders}
+    tags = spec.compute.trial_tags
+    listener = TrackingListener(runs, options.objective, tags, encoders)
     listener.replay(past)
     return listener
 

@@ -16,10 +16,14 @@ from rich.markup import escape
 from resp_tune.cluster.connect import AUTO
 from resp_tune.common.choices import LEVELS, at_level
 from resp_tune.common.text import amount, plural, short
+from resp_tune.config import EncoderFrontEnd
 from resp_tune.data.split import Leaks
 from resp_tune.data.waveforms import describe_uneven_bands
+from resp_tune.encoders.encode import seconds_a_window
+from resp_tune.encoders.encoder_file import Encoder
+from resp_tune.features.encoder_frames import expected_windows
 from resp_tune.harness.options import SearchOptions, in_ray_job
-from resp_tune.harness.spec import OUTER, SearchSpec
+from resp_tune.harness.spec import OUTER, SearchData, SearchSpec
 from resp_tune.reporting.format import ranged, spread
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.replicates import MAX_CANDIDATES
@@ -67,6 +71,8 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
         f"recordings train, {len(fold.validation)} validation, {test}",
     )
     prefilled = "before the search" if spec.data.prefilled else "when a trial first needs it"
+    for encoder in spec.data.encoders:
+        yield "encoder", f"{encoder.line}; {_filling(spec.data, encoder)}"
     front_ends = plural(len(spec.data.front_ends), "front end")
     points = "" if space.size == math.inf else f"{plural(int(space.size), 'point')}; "
     yield (
@@ -120,6 +126,24 @@ def _describe_outer(options: SearchOptions, outer: Sequence[DataModule]) -> str:
 
 def _each(options: SearchOptions) -> str:
     return f"in each of {options.outer_folds + 1} searches " if options.outer_folds > 1 else ""
+
+
+def _filling(data: SearchData, encoder: Encoder) -> str:
+    """Return how long it takes to fill the missing caches of an encoder."""
+    own = [f for f in data.front_ends if isinstance(f, EncoderFrontEnd)]
+    missing = [f for f in own if f.encoder == encoder.given and not data.caches.is_there(f)]
+    if not missing:
+        return "its caches are filled"
+    windows = sum(
+        expected_windows(seconds, speed, encoder)
+        for speed in {f.speed for f in missing}
+        for seconds in data.seconds
+    )
+    each = seconds_a_window(encoder)
+    return (
+        f"filling {plural(len(missing), 'cache')} takes {windows:,} windows of "
+        f"{1000 * each:.2g} ms, about {windows * each:,.0f} s of one core"
+    )
 
 
 def _notes(space: SearchSpace, options: SearchOptions) -> Iterator[str]:

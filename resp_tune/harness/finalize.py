@@ -56,8 +56,10 @@ from resp_tune.study.study import (
 )
 from resp_tune.tracking.registry import register_winner
 from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.tracking.tags import Tag, encoder_tags
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact
+from resp_tune.training.bundled_encoder import describe_encoder
 from resp_tune.training.datamodule import DataModule, make_feature_caches
 from resp_tune.training.fingerprint import (
     TEST_HASHES_FILE,
@@ -94,7 +96,8 @@ def finalize(
     winner = select_winner(study, trials, options.objective, options.replicates)
     networks = load_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
     typed, datamodule = command(spec.arguments, options.data), spec.data.datamodule
-    plain = Bundle(winner.runs[0].config, datamodule.split.classes, tuple(networks), {})
+    config, classes = winner.runs[0].config, datamodule.split.classes
+    plain = Bundle(config, classes, tuple(networks), {}, spec.data.encoder(config))
     validation = predict_validation_split(plain, datamodule, caches)
     point = operating_point(validation, plain.classes, options.metric)
     bundle = _save_winner(options, spec.location, spec.data, winner, plain, typed, point)
@@ -109,7 +112,7 @@ def finalize(
         table = pd.concat(predictions, ignore_index=True)
         write_csv(folder / "winner" / "predictions.csv", table, digits=FLOAT32_DIGITS)
     best = [trial.key for trial in ranked(trials, options.objective)[:COMPARED_RUNS]]
-    described = _summarise(spec, study, winner, scored, failures)
+    described = _summarise(spec, study, winner, bundle, scored, failures)
     described["winner"]["operating_point"] = point or None
     found = {
         **described,
@@ -153,7 +156,7 @@ def _save_winner(
     details = model_details(data.datamodule, options.split_spec, data.name, provenance)
     if point:
         details[OPERATING_POINT] = dict(point)
-    save_bundle(folder, plain.config, plain.classes, plain.networks, details)
+    save_bundle(folder, plain.config, plain.classes, plain.networks, details, plain.encoder)
     bundle = load_bundle(folder)
     fault_point("bundle-written")
     return bundle
@@ -199,6 +202,7 @@ def _summarise(
     spec: SearchSpec,
     study: optuna.Study,
     winner: Winner,
+    bundle: Bundle,
     scored: TestScore | None,
     failures: Failures,
 ) -> dict[str, Any]:
@@ -225,6 +229,7 @@ def _summarise(
         "winner": {
             "number": winner.trial.number,
             "params": winner.trial.values,
+            "encoder": bundle.encoder and describe_encoder(bundle.encoder),
             "seeds": winner.seeds,
             "validation": winner.validation,
             "replicates": _replicates(winner),
@@ -376,11 +381,12 @@ def _register(
     bundle: Bundle,
 ) -> dict[str, Any]:
     """Log the evaluation and register the model; return its `model` and `version`."""
+    encoder = {} if bundle.encoder is None else encoder_tags(describe_encoder(bundle.encoder))
     run_id = runs.log_evaluation(
         winner.trial.key,
         params={**winner.trial.config.as_dict(), "seed": ", ".join(map(str, winner.seeds))},
-        metrics=metrics,
-        tags={"resp_tune.weights_sha256": str(bundle.details["weights_sha256"])},
+        metrics=dict(metrics),
+        tags={Tag.WEIGHTS: str(bundle.details["weights_sha256"]), **encoder},
     )
     if run_id is None:
         raise RunError(
@@ -394,6 +400,6 @@ def _register(
         location.storage,
         run_id=run_id,
         bundle=location.folder / "winner",
-        tags={"resp_tune.search": location.name} | _without_test(metrics),
+        tags={Tag.SEARCH: location.name, **encoder} | _without_test(metrics),
     )
     return {"model": model.name, "version": model.version}

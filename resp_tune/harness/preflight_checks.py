@@ -17,7 +17,6 @@ from resp_tune.cluster.resources import Machine
 from resp_tune.common.file_systems import check_disk, check_flock, check_sqlite
 from resp_tune.common.paths import cache_folder, cache_limit_bytes, folder_to_write
 from resp_tune.errors import UserError
-from resp_tune.features.cache import cache_key, expected_bytes
 from resp_tune.harness.spec import SearchData, SearchLocation
 from resp_tune.storage.object_store import ObjectPath, check_store
 from resp_tune.tracking.mlflow_internals import check_variables
@@ -124,10 +123,8 @@ def _check_frames(start: Start) -> None:
     data, root, needed = start.data, cache_folder() / "features", 0
     if data is None:
         return
-    seconds = {r.stem: r.samples / r.sample_rate for r in data.datamodule.dataset.recordings}
-    durations = [seconds[source.stem] for source in data.sources]
     for front_end in data.prefilled:
-        folder = root / cache_key(data.sources, front_end)
+        folder = data.caches.folder(front_end)
         for path in (folder.with_suffix(".lock"), folder, folder / "index.json"):
             if path.exists() and not os.access(path, os.R_OK | os.W_OK):
                 raise UserError(
@@ -135,7 +132,7 @@ def _check_frames(start: Start) -> None:
                     f"{CACHE_ELSEWHERE}"
                 )
         if not folder.exists():
-            needed += (size := expected_bytes(durations, front_end))
+            needed += (size := data.caches.expected_bytes(data.seconds, front_end))
             limits.check_file_size(size)
     check_disk("the cache folder", root, needed, CACHE_ELSEWHERE)
 

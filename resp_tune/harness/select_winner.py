@@ -95,9 +95,8 @@ def load_networks(
     artifacts, compute, networks = spec.location.trials, spec.compute, list[nn.Module]()
     for run in runs:
         path = artifacts.local_folder / run.key.folder / CHECKPOINT
-        front_end = run.config.front_end
-        frames = caches.frames(front_end, workers=compute.machine.cpus)
-        folds = [fold.tensors(frames, front_end) for fold in spec.data.datamodule.folds()]
+        tables, cpus = spec.data.datamodule.folds(), compute.machine.cpus
+        folds = [fold.load(caches, run.config, workers=cpus) for fold in tables]
         device, order = compute.driver_device_type, spec.options.order
         training = Training(run.config, folds, device, order)
         if reason := artifacts.fetch_newer_checkpoint(run.key.folder, training, study_id):

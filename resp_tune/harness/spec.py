@@ -12,12 +12,13 @@ from typing import Any
 
 from resp_tune.cluster.connect import Cluster
 from resp_tune.cluster.resources import LOGICAL_GPUS, Machine, ResourceRequest, TrialResources
-from resp_tune.common.paths import cache_folder
+from resp_tune.common.paths import cache_folder, cache_limit_bytes
 from resp_tune.common.text import one_line
-from resp_tune.config import FrontEnd
+from resp_tune.config import AnyFrontEnd, EncoderFrontEnd, FrontEnd, TrialConfig
 from resp_tune.data.tasks import TASKS, Task
+from resp_tune.encoders.encoder_file import Encoder
 from resp_tune.execution.trial_context import TrialArtifacts
-from resp_tune.features.cache import AudioSource
+from resp_tune.features.cache import AudioSource, FeatureCaches
 from resp_tune.harness.options import SearchOptions
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.storage.object_store import ObjectPath
@@ -29,7 +30,7 @@ from resp_tune.training.fingerprint import data_digest
 from resp_tune.training.network_registry import BUILT_IN, network_origin
 
 OUTER = "outer"  # the folder of the searches of outer folds, in that of the nested search
-MAX_PREFILLED = 12  # front ends; of a space with more, each cache is filled by its first trial
+MAX_PREFILLED = 12  # log-mel front ends; of more, each cache is filled by its first trial
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,49 @@ class SearchLocation:
 class SearchData:
     """The recordings of the training and validation splits, and the front ends of the space.
 
-    `sources` holds a content hash of each recording that trials read.
+    `sources` holds a content hash of each recording that trials read. `encoders` are those of the
+    front ends.
     """
 
     datamodule: DataModule
     sources: tuple[AudioSource, ...]
-    front_ends: tuple[FrontEnd, ...]
+    front_ends: tuple[AnyFrontEnd, ...]
+    encoders: tuple[Encoder, ...] = ()
 
     @property
-    def prefilled(self) -> tuple[FrontEnd, ...]:
-        """Return the front ends whose feature caches are filled before the first trial."""
-        return self.front_ends if len(self.front_ends) <= MAX_PREFILLED else ()
+    def caches(self) -> FeatureCaches:
+        """Return the feature caches of the recordings, none of which is known to be filled."""
+        return FeatureCaches(None, self.sources, cache_limit_bytes(), encoders=self.encoders)
+
+    def encoder(self, config: TrialConfig) -> Encoder | None:
+        """Return the encoder of a trial, None if it has none."""
+        for front_end in config.front_ends:
+            if isinstance(front_end, EncoderFrontEnd):
+                return self.caches.encoder(front_end)
+        return None
+
+    @property
+    def prefilled(self) -> tuple[AnyFrontEnd, ...]:
+        """Return the front ends whose feature caches are filled before the first trial.
+
+        Those of encoders always are: one pass over the recordings fills all of them.
+        """
+        mels = [f for f in self.front_ends if isinstance(f, FrontEnd)]
+        few = len(mels) <= MAX_PREFILLED
+        return tuple(f for f in self.front_ends if few or isinstance(f, EncoderFrontEnd))
+
+    @cached_property
+    def seconds(self) -> tuple[float, ...]:
+        """Return how long each recording of `sources` lasts, in s."""
+        recordings = self.datamodule.dataset.recordings
+        lasts = {r.stem: r.samples / r.sample_rate for r in recordings}
+        return tuple(lasts[source.stem] for source in self.sources)
 
     @property
     def is_resampled(self) -> bool:
         """Return whether a trial may resample a recording."""
-        rates = {front_end.sample_rate for front_end in self.front_ends}
+        rates = {f.sample_rate for f in self.front_ends if isinstance(f, FrontEnd)}
+        rates |= {encoder.settings.rate for encoder in self.encoders}
         return any(rates != {r.sample_rate} for r in self.datamodule.dataset.recordings)
 
     @cached_property
@@ -206,6 +234,8 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
     }
     if not data.is_resampled:
         fixed.pop("field resampling", None)  # it would refuse to resume older searches for nothing
+    # The path may stay and the file change. Older searches have none.
+    encoders = {f"encoder '{e.given}'": e.sha256 for e in data.encoders}
     ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
     order = {FOLD_ORDER: options.order} if options.folds > 1 else {}
     outer = {OUTER_FOLDS: options.outer_folds} if options.outer_folds > 1 else {}
@@ -225,6 +255,7 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
         "searched fields": sorted(space.parameters),
         **ranges,
         **fixed,
+        **encoders,
     }
 
 

@@ -125,7 +125,8 @@ def _warm_up_nodes(data: SearchData, used: Sequence[Node], caches: FeatureCaches
 
     A node that joins later fetches and computes what its first trial needs.
     """
-    server = RecordingServer({s.digest: data.paths[s.stem] for s in data.sources})
+    recordings = {s.digest: data.paths[s.stem] for s in data.sources}
+    server = RecordingServer({**recordings, **{e.sha256: e.path for e in data.encoders}})
     caches = server.serve(caches)
     if data.prefilled:
         fill_caches(used, caches, data.prefilled)

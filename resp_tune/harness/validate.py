@@ -19,12 +19,13 @@ from resp_tune.cluster.resources import (
     this_machine,
 )
 from resp_tune.common.paths import cache_folder, user_path
-from resp_tune.config import FrontEnd
+from resp_tune.config import AnyFrontEnd, FrontEnd
 from resp_tune.data.dataset import Dataset, load_dataset, refusal
 from resp_tune.data.split import load_same_split
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.task_files import find_task
 from resp_tune.data.tasks import Task
+from resp_tune.encoders.encoder_file import Encoder, open_encoders
 from resp_tune.errors import UserError, named_in_errors
 from resp_tune.evaluation.baselines import check_enough
 from resp_tune.features.cache import AudioSource
@@ -66,7 +67,7 @@ def validate(
     local = connection is None or options.ray_address == "local"
     address = None if local else resolve_address(options.ray_address)
     task = find_task(options.task)
-    space, front_ends = _load_space(options.space)
+    space, front_ends, encoders = _load_space(options.space)
     machine = this_machine()
     request = ResourceRequest(
         gpus=options.gpus,
@@ -80,7 +81,8 @@ def validate(
     location, store = _locate(options)
     start = Start(location, store, machine, private_ray=not address)
     run_checks(start)
-    given = _Given(open_dataset(options.data, keep=not options.dry_run), task, space, front_ends)
+    dataset = open_dataset(options.data, keep=not options.dry_run)
+    given = _Given(dataset, task, space, front_ends, encoders)
     options, data = _read_data(options, given, start)
     cluster, machines = None, [machine]
     if address and connection:
@@ -108,7 +110,8 @@ class _Given:
     dataset: Dataset
     task: Task
     space: SearchSpace
-    front_ends: tuple[FrontEnd, ...]
+    front_ends: tuple[AnyFrontEnd, ...]
+    encoders: tuple[Encoder, ...]
     sources: tuple[AudioSource, ...] | None = None
 
 
@@ -144,7 +147,7 @@ def _read_data(
         if sources is None:
             stems = datamodule.cached_stems
             sources = tuple(datamodule.audio_sources(stems, start.machine.cpus))
-        data = SearchData(datamodule, sources, given.front_ends)
+        data = SearchData(datamodule, sources, given.front_ends, given.encoders)
         run_checks(dataclasses.replace(start, data=data))
         if study is not None:
             changed = changed_recordings(folder, recording_hashes(datamodule, sources))
@@ -161,12 +164,17 @@ def _warn_of_passwords(arguments: Sequence[str]) -> None:
         )
 
 
-def _load_space(name: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
+def _load_space(name: str) -> tuple[SearchSpace, tuple[AnyFrontEnd, ...], tuple[Encoder, ...]]:
     space = load_space(name)
     front_ends = space.front_ends()
     try:
+        encoders = open_encoders(front_ends)
+    except UserError as error:
+        raise UserError(f"space '{name}': {error}") from error
+    try:
         for front_end in front_ends:
-            check_filters(front_end)
+            if isinstance(front_end, FrontEnd):
+                check_filters(front_end)
     except UserError as error:
         raise UserError(f"space '{name}': {error}. To keep values apart: {APART}") from error
     for config in space.examples("network"):
@@ -174,7 +182,7 @@ def _load_space(name: str) -> tuple[SearchSpace, tuple[FrontEnd, ...]]:
             network_origin(config.network)
         except UserError as error:
             raise UserError(f"space '{name}': network: {error}") from error
-    return space, front_ends
+    return space, front_ends, encoders
 
 
 def _locate(options: SearchOptions) -> tuple[SearchLocation, ObjectPath | None]:

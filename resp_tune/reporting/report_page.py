@@ -81,6 +81,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
         "notes": [str(note) for note in items(data, "notes")],
         "winner": winner,
         "params": mapping(winner, "params"),
+        "encoder": mapping(winner, "encoder"),
         "seeds": items(winner, "seeds"),
         "leaks": mapping(summary, "leaks"),
         "leaked_share": summary.get("leaked_recording_share"),

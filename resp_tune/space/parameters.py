@@ -207,25 +207,34 @@ class ValueList(_Parameter):
 
 
 class Ordinal(ValueList):
-    """A few numbers in ascending order, of which samplers know the neighbours.
+    """A few numbers in ascending order, or text as listed, of which samplers know the neighbours.
 
     Evenly spaced integers are an integer parameter of the study. Of others it has the positions, as
     `<name>_index`, since Optuna has no distribution over uneven values.
     """
 
     type: Literal["ordinal"]
-    values: list[Whole | float] = Field(min_length=2, max_length=1000)
+    values: list[Whole | float | str] = Field(min_length=2, max_length=1000)
 
     @model_validator(mode="after")
     def _check_order(self) -> Ordinal:
-        for one, other in itertools.pairwise(self.values):
+        numbers = self._numbers
+        if 0 < len(numbers) < len(self.values):
+            raise ValueError("values: numbers and text have no order: use categorical")
+        if len(set(self.values)) < len(self.values) and not numbers:
+            raise ValueError("a value is given twice")
+        for one, other in itertools.pairwise(numbers):
             if one >= other:
                 raise ValueError(f"values must ascend, {other:g} follows {one:g}")
         return self
 
     @property
+    def _numbers(self) -> list[int | float]:
+        return [v for v in self.values if not isinstance(v, str)]
+
+    @property
     def _step(self) -> int | None:
-        steps = {b - a for a, b in itertools.pairwise(self.values)}
+        steps = {b - a for a, b in itertools.pairwise(self._numbers)}
         whole = all(isinstance(v, int) for v in self.values)
         return int(steps.pop()) if whole and len(steps) == 1 else None
 
@@ -236,10 +245,15 @@ class Ordinal(ValueList):
             return IntDistribution(int(self.values[0]), int(self.values[-1]), step=step)
         return IntDistribution(0, len(self.values) - 1)
 
-    def nearest(self, value: Any) -> float:
-        """Return the value in the space that is nearest to `value`; of null, the highest."""
-        wanted = self.values[-1] if value is None else value
-        return min(self.values, key=lambda v: abs(v - wanted))
+    def nearest(self, value: Any) -> float | str:
+        """Return the value in the space that is nearest to `value`; of null, the highest.
+
+        Of text that is not in the space, the last.
+        """
+        if not self._numbers:
+            return str(value) if value in self.values else self.values[-1]
+        wanted = self._numbers[-1] if value is None else value
+        return min(self._numbers, key=lambda v: abs(v - wanted))
 
     def param_name(self, name: str) -> str:
         """Return what the Optuna study calls the parameter of field `name`."""
@@ -250,7 +264,7 @@ class Ordinal(ValueList):
         index = self.values.index(value)
         return index if self._step is None else self.values[index]
 
-    def value(self, param: int) -> float:
+    def value(self, param: int) -> float | str:
         """Return the value of the field for a parameter of the Optuna study."""
         return self.values[param] if self._step is None else int(param)
 

@@ -15,7 +15,7 @@ import optuna
 import resp_tune
 from resp_tune.common.paths import user_path
 from resp_tune.common.yaml_files import read_yaml
-from resp_tune.config import FIELDS, FrontEnd, TrialConfig, preset
+from resp_tune.config import FIELDS, AnyFrontEnd, TrialConfig, coerce, preset
 from resp_tune.errors import UserError, nearest
 from resp_tune.space.parameters import (
     Distribution,
@@ -32,10 +32,16 @@ from resp_tune.space.parameters import (
 MAX_COMBINATIONS = 20_000  # that are checked one by one
 NOT_SEARCHED = ("seed", "epochs")  # set by --seed and --epochs for every trial
 APART = "`with:` moves fields together, `when:` restricts one to some values of another"
+ENCODER_FIELDS = (
+    "encoder_layer", "encoder_speed", "encoder_pool", "head", "head_c", "hidden", "feature_noise",
+    "pca",
+)  # fmt: skip
+TEXT_FIELDS = ("encoder_layer", "encoder_speed")  # whose values may be numbers in YAML
 MAX_FRONT_ENDS = 1024  # each has a cache on disk
 # `normalise: pcen` is another front end; its other values are one and the same.
 FRONT_END_FIELDS = (
     "sample_rate", "n_fft", "hop_length", "n_mels", "f_min", "f_max", "normalise", "resampling",
+    "encoder", "encoder_layer", "encoder_speed",
 )  # fmt: skip
 # Values of other fields beside which any value of a field can be checked alone.
 ALONE = {"sample_rate": 192_000, "f_min": 0.0, "f_max": None, "micro_batch": None}
@@ -181,7 +187,7 @@ class SearchSpace:
         """Return the searched fields of `config`."""
         return {name: getattr(config, name) for name in self.parameters}
 
-    def front_ends(self) -> tuple[FrontEnd, ...]:
+    def front_ends(self) -> tuple[AnyFrontEnd, ...]:
         """Return all front ends of trials; raise `UserError` for an invalid combination."""
         for name, parameter in self.parameters.items():
             many = isinstance(parameter, FloatRange) or len(parameter.values) > MAX_FRONT_ENDS
@@ -190,10 +196,10 @@ class SearchSpace:
                     f"{name}: type {parameter.type} has too many values, each of which has a cache "
                     "on disk: use ordinal or categorical"
                 )
-        front_ends = dict[FrontEnd, None]()
+        front_ends = dict[AnyFrontEnd, None]()
         for values in _combinations(self.base, self.parameters, FRONT_END_FIELDS, every=True):
             try:
-                front_ends[self.base.replace(values).front_end] = None
+                front_ends |= dict.fromkeys(self.base.replace(values).front_ends)
             except UserError as error:
                 listed = ", ".join(f"{k} {v}" for k, v in values.items())
                 raise UserError(f"{error}. A trial may have {listed}: {APART}") from error
@@ -253,10 +259,11 @@ def _parse(name: str, content: Any) -> SearchSpace:
     parsed = dict[str, Parameter]()
     for key, value in parameters.items():
         _check_searchable("", field := str(key))
-        parsed[field] = parse_parameter(field, value)
+        parsed[field] = parse_parameter(field, _as_text(field, value))
     for field, parameter in parsed.items():
         if field in fixed and not parameter.when:  # with one, `fixed` has its value otherwise
             raise UserError(f"'{field}' is in both 'fixed' and 'parameters'")
+    _check_encoder_fields(base, parsed)
     _check_coupled(parsed, fixed)
     for field, parameter in parsed.items():
         _check_values(base, field, parameter)
@@ -266,11 +273,44 @@ def _parse(name: str, content: Any) -> SearchSpace:
     return space
 
 
+def _check_encoder_fields(base: TrialConfig, parameters: Mapping[str, Parameter]) -> None:
+    """Raise `UserError` for a searched field that changes nothing without an encoder."""
+    searched = {f for name, p in parameters.items() for f in _fields(name, p)}
+    if base.has_encoder or "encoder" in searched:
+        return
+    if idle := [name for name in ENCODER_FIELDS if name in searched]:
+        raise UserError(
+            f"{idle[0]}: without an encoder it changes nothing: give encoder: PATH under fixed"
+        )
+
+
+def _as_text(field: str, content: Any) -> Any:
+    """Return a parameter in YAML whose layers and speeds are text, also those given as numbers."""
+
+    def of(name: object, values: Any) -> Any:
+        if name not in TEXT_FIELDS:
+            return values
+        several = isinstance(values, list)
+        return [coerce(str(name), v) for v in values] if several else coerce(str(name), values)
+
+    if not isinstance(content, dict):
+        return content
+    result = dict(content)
+    if "values" in content:
+        result["values"] = of(field, content["values"])
+    for key in ("when", "with"):
+        if isinstance(content.get(key), dict):
+            result[key] = {name: of(name, values) for name, values in content[key].items()}
+    return result
+
+
 def _check_values(base: TrialConfig, field: str, parameter: Parameter) -> None:
     """Check each value alone, of a range its ends; `front_ends` checks combinations."""
     for value in parameter.ends() if isinstance(parameter, Range) else parameter.values:
         for name, own in parameter.fields(field, value).items():
             base.replace({**ALONE, "batch_size": 65_536, name: own})
+    if isinstance(parameter, Range) and isinstance(FIELDS[field].default, str):
+        raise UserError(f"{field}: type {parameter.type} does not fit: use ordinal or categorical")
     if isinstance(parameter, FloatRange) and isinstance(FIELDS[field].default, int):
         raise UserError(f"{field}: type float does not fit a whole number: use int or ordinal")
 

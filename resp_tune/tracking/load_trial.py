@@ -25,7 +25,8 @@ class TrialRun:
 
     `task_classes` holds the diagnoses by class, None if the run has none or they are unreadable.
     With `on_cpu` a GPU cannot repeat the score to the last bit. `own_folds` is the number of a
-    trial that had inner folds of its own (`--reshuffle`), else None.
+    trial that had inner folds of its own (`--reshuffle`), else None. `encoder_sha256` is the hash
+    of its encoder's file.
     """
 
     config: dict[str, Any]
@@ -36,6 +37,7 @@ class TrialRun:
     threads: int
     on_cpu: bool
     own_folds: int | None = None
+    encoder_sha256: str | None = None
 
 
 def load_trial_run(uri: str, run_id: str) -> TrialRun:
@@ -72,6 +74,7 @@ def load_trial_run(uri: str, run_id: str) -> TrialRun:
         threads=int(tags.get(THREADS, "1")),
         on_cpu=tags.get(DEVICE, "").startswith("cpu"),
         own_folds=int(tags[Tag.NUMBER]) if reshuffled and tags[Tag.KIND] == "trial" else None,
+        encoder_sha256=tags.get(Tag.ENCODER_SHA256),
     )
 
 

@@ -26,7 +26,13 @@ log = logging.getLogger(__name__)
 BUNDLE = "artifacts/winner"  # `served_model.ARTIFACT` names the same
 _LOGGED = re.compile(r"models:/(m-\w+)")
 _MOST_BYTES = 1 << 30
-_NAMES = re.compile(r"config\.json|[\w.-]+\.safetensors")
+# Of a bundle; `training/bundled_encoder.py` names those of its encoder.
+_NAMES = re.compile(r"config\.json|[\w.-]+\.safetensors|encoder\.(tflite|onnx|yaml)")
+
+
+def bundle_files(bundle: Path) -> list[Path]:
+    """Return the files in a folder that belong to a bundle."""
+    return sorted(path for path in bundle.iterdir() if _NAMES.fullmatch(path.name))
 
 
 def model_folder(client: MlflowClient, uri: str, version: ModelVersion) -> Path | None:
@@ -87,7 +93,7 @@ def _is_deleted(client: MlflowClient, version: ModelVersion) -> bool:
 
 def holds(sizes: Mapping[str, int | None], bundle: Path) -> bool:
     """Return whether `bundle_sizes` are those of the files in the folder `bundle`."""
-    own = {p.name: p.stat().st_size for p in bundle.iterdir() if _NAMES.fullmatch(p.name)}
+    own = {p.name: p.stat().st_size for p in bundle_files(bundle)}
     return bool(own) and all(sizes.get(name, -1) in (size, None) for name, size in own.items())
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
-from resp_tune.tracking.model_files import BUNDLE, bundle_sizes, fetch_files, holds
+from resp_tune.tracking.model_files import BUNDLE, bundle_files, bundle_sizes, fetch_files, holds
 from resp_tune.tracking.moved_store import is_writable, readable
 from resp_tune.tracking.store_probe import check_there, probe
 from resp_tune.tracking.tags import Tag
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9]\d{0,8}))")
 _REQUIRED = ("mlflow", "numpy", "pandas", "safetensors", "torch", "torchaudio", "soundfile")
 _OWN = "resp-tune"  # its code goes into the model
+_OF_ENCODERS = ((".tflite", "ai-edge-litert"), (".onnx", "onnx"), (".onnx", "onnxruntime"))
 _EXAMPLE_SECONDS = 0.25
 
 READING = "resp_tune.test_reading"  # `.2` and so on: with other recordings
@@ -142,7 +143,7 @@ def _log(client: MlflowClient, experiment: str, run_id: str, bundle: Path) -> st
         # Under the name of the artefact, and without other files of the search's folder.
         copy = Path(scratch) / PurePosixPath(BUNDLE).name
         copy.mkdir()
-        for file in [bundle / "config.json", *bundle.glob("*.safetensors")]:
+        for file in bundle_files(bundle):
             shutil.copy(file, copy)
         code = Path(scratch) / package.name
         shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
@@ -158,7 +159,7 @@ def _log(client: MlflowClient, experiment: str, run_id: str, bundle: Path) -> st
             code_paths=[str(code)],
             signature=signature,
             input_example=example,
-            pip_requirements=_requirements(bundle),
+            pip_requirements=_requirements(copy),
         )
     return str(model.model_id)
 
@@ -182,7 +183,8 @@ def _requirements(bundle: Path) -> list[str]:
     network = json.loads((bundle / "config.json").read_bytes()).get("network", {})
     name = network.get("distribution", _OWN)
     # The installed versions, without a suffix such as `+cpu`, which package indexes lack.
-    versions = {name: importlib.metadata.version(name) for name in _REQUIRED}
+    encoders = (name for suffix, name in _OF_ENCODERS if (bundle / f"encoder{suffix}").exists())
+    versions = {name: importlib.metadata.version(name) for name in (*_REQUIRED, *encoders)}
     if name != _OWN:
         versions[name] = network["version"]
     return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]

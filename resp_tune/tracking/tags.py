@@ -25,6 +25,9 @@ class Tag:
     METRIC = "resp_tune.metric"
     MODE = "resp_tune.mode"
     WEIGHTS = "resp_tune.weights_sha256"
+    ENCODER = "resp_tune.encoder"  # its name; of a head's trials and models
+    ENCODER_SHA256 = "resp_tune.encoder_sha256"
+    ENCODER_LICENCE = "resp_tune.encoder_licence"
     MICRO_BATCH = "resp_tune.micro_batch"  # that a trial ended with
     PARENT = "mlflow.parentRunId"
 
@@ -38,6 +41,15 @@ STATUS: dict[State, ParentStatus] = {
     "diverged": "FAILED",
     "failed": "FAILED",
 }
+
+
+def encoder_tags(encoder: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that describe an encoder `{name, sha256, licence}`."""
+    return {
+        Tag.ENCODER: encoder["name"],
+        Tag.ENCODER_SHA256: encoder["sha256"],
+        Tag.ENCODER_LICENCE: encoder["licence"],
+    }
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import cache_limit_bytes
-from resp_tune.config import FrontEnd, Resampling
+from resp_tune.config import FrontEnd, Resampling, TrialConfig
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import Rows, make_split, reshuffled_folds
 from resp_tune.data.sounds.audio_files import AudioError
@@ -28,7 +28,8 @@ from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
 from resp_tune.features.cache import AudioSource, FeatureCaches
 from resp_tune.features.logmel import Frames
-from resp_tune.training.loop import SplitTensors, TrainingData
+from resp_tune.features.pooled_clips import pooled_clips
+from resp_tune.training.fold_training import SplitTensors, TrainingData
 from resp_tune.training.metrics import Probabilities
 
 if TYPE_CHECKING:
@@ -57,11 +58,22 @@ class ClipLabels:
         own = np.isin(self.stem, list(stems))
         return ClipLabels(*(getattr(self, field.name)[own] for field in fields(ClipLabels)))
 
+    def load(self, caches: FeatureCaches, config: TrialConfig, *, workers: int) -> SplitTensors:
+        """Return what a network of `config` is trained on, after filling missing caches."""
+        if not config.has_encoder:
+            return self.tensors(caches.frames(config.front_end, workers=workers), config.front_end)
+        clips = pooled_clips(caches, config, self._places(), workers=workers)
+        return SplitTensors(clips, torch.from_numpy(self.label), self.groups())
+
     def tensors(self, frames: Frames, front_end: FrontEnd) -> SplitTensors:
         """Return the clips as rows of `frames`; a clip has at least one frame."""
-        index, start, end = map(torch.from_numpy, (self.cache_index, self.start, self.end))
-        clips = cut_clips(frames, front_end, index, start, end)
+        clips = cut_clips(frames, front_end, *self._places())
         return SplitTensors(clips, torch.from_numpy(self.label), self.groups())
+
+    def _places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the index of each clip's recording in the cache, its start and its end in s."""
+        index, start, end = map(torch.from_numpy, (self.cache_index, self.start, self.end))
+        return index, start, end
 
     def groups(self) -> dict[str, npt.NDArray[np.int64]]:
         """Return the number of each clip's session and patient, by level."""
@@ -76,6 +88,12 @@ class FoldTables:
     train: ClipLabels
     validation: ClipLabels
     classes: tuple[str, ...]
+
+    def load(self, caches: FeatureCaches, config: TrialConfig, *, workers: int) -> TrainingData:
+        """Return what a network of `config` is trained on, after filling missing caches."""
+        splits = (self.train, self.validation)
+        train, validation = (split.load(caches, config, workers=workers) for split in splits)
+        return TrainingData(train, validation, self.classes)
 
     def tensors(self, frames: Frames, front_end: FrontEnd) -> TrainingData:
         """Return what a network is trained on, as rows of the frames of one front end."""

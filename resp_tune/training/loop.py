@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,39 +14,23 @@ import torch
 from torch import nn
 
 from resp_tune.common.choices import METRIC_NAMES, FoldOrder
-from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.features.augment import AugmentParams, augment_params, eval_params
 from resp_tune.features.batches import ClipIndex, make_batch
 from resp_tune.features.logmel import Frames
-from resp_tune.training.balance import draw_clips, make_loss
-from resp_tune.training.metrics import all_metrics
+from resp_tune.training.fold_training import (
+    FoldTraining,
+    GradientFold,
+    SplitTensors,
+    TrainingData,
+    mixed,
+)
+from resp_tune.training.heads.head_fold import head_folds
 from resp_tune.training.network_registry import build_network, set_band_statistics
-from resp_tune.training.regularization import ModelAverage, blend, blended_loss, draw_weights
+from resp_tune.training.regularization import draw_weights
 from resp_tune.training.seeds import mix_seed
 
 EVALUATION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class SplitTensors:
-    """Clips of one split: their frames, and their labels as int64 `[clips]` on the CPU.
-
-    `groups` holds the number of each clip's session and patient, by level.
-    """
-
-    clips: ClipIndex
-    labels: torch.Tensor
-    groups: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Training and validation split of one network, over the same frames."""
-
-    train: SplitTensors
-    validation: SplitTensors
-    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -125,12 +109,8 @@ class Training:
         self.config = config
         self.in_sequence = order == "sequence" and len(folds) > 1
         self.history: list[EpochResult] = []
-        shared = folds[0].train.clips.frames
-        splits = [split for data in folds for split in (data.train, data.validation)]
-        if any(split.clips.frames is not shared for split in splits):
-            raise ValueError("all splits of all folds must be clips of the same frames")
-        frames = shared.to(torch.device(device))  # once for all folds
-        self.folds = [_FoldTraining(config, data, frames, n) for n, data in enumerate(folds)]
+        make_folds = head_folds if config.has_encoder else network_folds
+        self.folds = make_folds(config, folds, torch.device(device))
 
     @property
     def done(self) -> bool:
@@ -209,96 +189,49 @@ class Training:
             fold.load_state(saved)
 
 
-class _FoldTraining:
-    """One network, trained and validated on one fold."""
+def network_folds(
+    config: TrialConfig, folds: Sequence[TrainingData], device: torch.device
+) -> Sequence[FoldTraining]:
+    """Return the training of a network on each fold; all folds are clips of the same frames."""
+    splits = [framed(split) for data in folds for split in (data.train, data.validation)]
+    shared = splits[0].frames
+    if any(clips.frames is not shared for clips in splits):
+        raise ValueError("all splits of all folds must be clips of the same frames")
+    frames = shared.to(device)  # once for all folds
+    return [_NetworkFold(config, data, frames, n) for n, data in enumerate(folds)]
+
+
+class _NetworkFold(GradientFold[AugmentParams]):
+    """One network, trained and validated on the frames of one fold."""
 
     def __init__(self, config: TrialConfig, data: TrainingData, frames: Frames, fold: int) -> None:
-        device = frames.values.device
-        self.config, self.device, self.fold = config, device, fold
-        self.labels = (data.train.labels, data.validation.labels)
-        self.groups = data.validation.groups
-        self.classes = data.classes
-        self.counts = (data.train.clips.count, data.validation.clips.count)
-        self.clips = tuple(
-            split.clips.with_level(config).over(frames) for split in (data.train, data.validation)
-        )
-        self.device_labels = data.train.labels.to(device)
-        torch.manual_seed(mix_seed(config.seed, fold, 0))
-        network = build_network(config, len(data.classes))
-        if config.normalise == "band":
-            set_band_statistics(network, *band_statistics(data.train.clips, config.top_db))
-        self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.average = ModelAverage(self.network, config.ema) if config.ema else None
-        self.loss = make_loss(config, self.device_labels, len(data.classes))
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
-        self.batches = batch_bounds(len(data.train.labels), config.batch_size)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=config.lr, total_steps=len(self.batches) * config.epochs
-        )
-        self.lr = math.nan  # of the last step taken
+        train, validation = framed(data.train), framed(data.validation)
+        self.counts = (train.count, validation.count)
+        self.clips = tuple(c.with_level(config).over(frames) for c in (train, validation))
+        super().__init__(config, data, frames.values.device, fold)
 
-    @property
-    def evaluated(self) -> nn.Module:
-        """Return the network that is scored and saved: the average, if there is one."""
-        return self.network if self.average is None else self.average.network
+    def make_network(self, data: TrainingData) -> nn.Module:
+        network = build_network(self.config, len(data.classes))
+        if self.config.normalise == "band":
+            statistics = band_statistics(framed(data.train), self.config.top_db)
+            set_band_statistics(network, *statistics)
+        return network.to(self.device).to(memory_format=torch.channels_last)
 
     def try_one_batch(self) -> None:
         clip = torch.arange(self.batches[0][1])
-        generator = torch.Generator().manual_seed(0)
-        draws = augment_params(clip, self.counts[0], self.config, generator).to(self.device)
+        draws = self.draw(clip, torch.Generator().manual_seed(0))
         self.network.train()
         self._step(draws, draw_weights(len(clip), self.config.mixup, 0, self.device))
         plain = eval_params(self.counts[1], self.config)[:EVALUATION_BATCH]
         predict(self.evaluated, self.clips[1], plain, self.config)
 
-    def train(self, epoch: int) -> float:
-        """Train for an epoch and return the mean loss over its items."""
-        seed = mix_seed(self.config.seed, self.fold, epoch)
-        torch.manual_seed(seed)  # dropout
-        generator = torch.Generator().manual_seed(seed)
-        clip = draw_clips(self.config.balance, *self.labels, generator)
-        draws = augment_params(clip, self.counts[0], self.config, generator).to(self.device)
-        mix = draw_weights(len(clip), self.config.mixup, seed, self.device)
-        self.network.train()
-        total = torch.zeros((), device=self.device)
-        for start, stop in self.batches:
-            # Summed on the compute device: fetching each loss would wait for every step.
-            total += self._step(draws[start:stop], None if mix is None else mix[start:stop])
-            self.lr = float(self.optimizer.param_groups[0]["lr"])
-            self.schedule.step()
-            if self.average is not None:
-                self.average.update(self.schedule.last_epoch)
-        return float(total) / self.batches[-1][1]
+    def draw(self, clip: torch.Tensor, generator: torch.Generator) -> AugmentParams:
+        return augment_params(clip, self.counts[0], self.config, generator).to(self.device)
 
-    def _step(self, draws: AugmentParams, mix: torch.Tensor | None) -> torch.Tensor:
-        """Take an optimiser step on the gradients of all micro-batches; return the summed loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        size = self.config.micro_batch or len(draws)
-        total = torch.zeros((), device=self.device)
-        for start, stop in batch_bounds(len(draws), size):
-            fault_point("training-step")
-            loss = self._losses(draws[start:stop], None if mix is None else mix[start:stop]).sum()
-            (loss / len(draws)).backward()  # type: ignore[no-untyped-call]  # torch's own
-            total += loss.detach()
-        self.optimizer.step()
-        return total
-
-    def _losses(self, draws: AugmentParams, mix: torch.Tensor | None) -> torch.Tensor:
-        """Return the loss of each item, `[items]`, which `mix` blends with its neighbour."""
-        x, labels = make_batch(self.clips[0], draws, self.config), self.device_labels[draws.clip]
+    def logits(self, draws: AugmentParams, mix: torch.Tensor | None) -> torch.Tensor:
+        x = mixed(make_batch(self.clips[0], draws, self.config), mix)
         with autocast(self.config, self.device):
-            logits = self.network(x if mix is None else blend(x, mix)).float()
-        own = self.loss(logits, labels)
-        return own if mix is None else blended_loss(own, self.loss(logits, labels.roll(1)), mix)
-
-    def validate(self, epoch: int) -> dict[str, float]:
-        """Return metrics of the validation split, none if a probability is not finite."""
-        probabilities = self.predict_validation(epoch)
-        if not np.isfinite(probabilities).all():
-            return {}
-        return all_metrics(self.labels[1].numpy(), probabilities, self.classes, self.groups)
+            return self.network(x).float()  # type: ignore[no-any-return]  # torch types modules as Any
 
     def predict_validation(self, epoch: int) -> npt.NDArray[np.float32]:
         config, count = self.config, self.counts[1]
@@ -308,22 +241,12 @@ class _FoldTraining:
             draws = augment_params(torch.arange(len(count)), count, config, generator)
         return predict(self.evaluated, self.clips[1], draws, config)
 
-    def state(self) -> dict[str, Any]:
-        """Return the state; `trained` is there only if the evaluated `network` is an average."""
-        average = {} if self.average is None else {"trained": self.network.state_dict()}
-        return {
-            "network": self.evaluated.state_dict(),
-            **average,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.evaluated.load_state_dict(state["network"])
-        if self.average is not None:
-            self.network.load_state_dict(state["trained"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+def framed(split: SplitTensors) -> ClipIndex:
+    """Return the clips of a split as rows of frames; raises `TypeError` for pooled features."""
+    if not isinstance(split.clips, ClipIndex):
+        raise TypeError("a network needs frames, and these clips are pooled features")
+    return split.clips
 
 
 def band_statistics(clips: ClipIndex, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -365,15 +288,3 @@ def predict(
 def autocast(config: TrialConfig, device: torch.device) -> torch.autocast:
     """Return autocast to the dtype of `config.precision`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
-
-
-def batch_bounds(items: int, size: int) -> list[tuple[int, int]]:
-    """Return start and stop of each batch of an epoch, of which no item is left out.
-
-    A rest of a quarter batch or less joins the batch before it: batch statistics of a few items are
-    noisy, and a step on them undoes many good ones.
-    """
-    starts = list(range(0, items, size))
-    if len(starts) > 1 and items - starts[-1] <= max(1, size // 4):
-        starts.pop()
-    return list(zip(starts, [*starts[1:], items], strict=True))

@@ -1,12 +1,10 @@
-"""Save and load a trained model as a folder: `weights.safetensors` and `config.json`."""
+"""Save and load a trained model as a folder: `weights.safetensors`, `config.json`, any encoder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,23 +19,21 @@ from safetensors.torch import load, save
 from torch import nn
 
 from resp_tune.common.paths import write_atomically
-from resp_tune.common.text import one_line
-from resp_tune.config import TrialConfig
+from resp_tune.config import EncoderFrontEnd, TrialConfig
+from resp_tune.encoders.encoder_file import Encoder
 from resp_tune.errors import UserError
 from resp_tune.features.augment import eval_params
 from resp_tune.features.batches import ClipIndex, cut_clips
+from resp_tune.features.encoder_frames import encode_waveform
 from resp_tune.features.logmel import join_frames, log_mels, silence
+from resp_tune.features.pooled_clips import PooledClips, pool_frames
+from resp_tune.training.bundled_encoder import count_features, load_encoder, save_encoder
+from resp_tune.training.bundled_network import check_installed, describe_network, saved_origin
+from resp_tune.training.heads.head_fold import predict_head
+from resp_tune.training.heads.head_network import empty_head
 from resp_tune.training.loop import predict
-from resp_tune.training.network_registry import (
-    BUILT_IN,
-    NetworkOrigin,
-    build_network,
-    check_network,
-    network_origin,
-)
+from resp_tune.training.network_registry import BUILT_IN, build_network
 from resp_tune.training.operating_point import log_offsets, move
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -49,15 +45,22 @@ class Bundle:
     """Networks of one config, one for each seed and inner fold.
 
     A prediction is the mean of theirs, at the operating point in `details`, if there is one.
+    With an `encoder` the networks are heads, and `config.encoder` is the path of the bundle's copy.
     """
 
     config: TrialConfig
     classes: tuple[str, ...]
     networks: tuple[nn.Module, ...]
     details: dict[str, Any]
+    encoder: Encoder | None = None
+
+    @property
+    def sample_rate(self) -> int:
+        """Return the rate, in Hz, of the waveforms that are predicted."""
+        return self.config.sample_rate if self.encoder is None else self.encoder.settings.rate
 
     def predict_waveform(self, waveform: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Return class probabilities `[classes]` of float32 `[samples]` at `config.sample_rate`."""
+        """Return class probabilities `[classes]` of float32 `[samples]` at `sample_rate`."""
         whole: npt.NDArray[np.float32] = self.predict_spans(waveform, [(0.0, math.inf)])[0]
         return whole
 
@@ -65,20 +68,32 @@ class Bundle:
         self, waveform: torch.Tensor, spans: Sequence[tuple[float, float]]
     ) -> npt.NDArray[np.float32]:
         """Return class probabilities `[spans, classes]` of parts of `waveform`, in seconds."""
-        front_end = self.config.front_end
+        first = torch.zeros(len(spans), dtype=torch.int64)
+        start, end = torch.tensor(spans, dtype=torch.float64).clamp(max=1e9).T
         with torch.inference_mode():
-            mels = log_mels(waveform, [front_end])
-            frames = join_frames(mels, silence(front_end))
-            start, end = torch.tensor(spans, dtype=torch.float64).clamp(max=1e9).T
-            first = torch.zeros(len(spans), dtype=torch.int64)
+            if self.encoder is not None:
+                end = end.clamp(max=waveform.numel() / self.sample_rate)
+                return self.predict_clips(self._features(waveform, first, start, end))
+            front_end = self.config.front_end
+            frames = join_frames(log_mels(waveform, [front_end]), silence(front_end))
             return self.predict_clips(cut_clips(frames, front_end, first, start, end))
 
-    def predict_clips(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
+    def _features(self, waveform: torch.Tensor, *clips: torch.Tensor) -> PooledClips:
+        if self.encoder is None:
+            raise ValueError("a bundle without an encoder has no features")
+        front_ends = [f for f in self.config.front_ends if isinstance(f, EncoderFrontEnd)]
+        each = encode_waveform(front_ends, self.encoder, lambda rate, resampling: waveform)
+        pooled = [pool_frames(frames, self.config.encoder_pool, *clips) for frames in each]
+        return PooledClips(torch.cat(pooled, dim=1), "")
+
+    def predict_clips(self, clips: ClipIndex | PooledClips) -> npt.NDArray[np.float32]:
         """Return class probabilities `[clips, classes]`, without augmentation."""
         return self.combine(self.predict_each(clips))
 
-    def predict_each(self, clips: ClipIndex) -> npt.NDArray[np.float32]:
+    def predict_each(self, clips: ClipIndex | PooledClips) -> npt.NDArray[np.float32]:
         """Return each network's own class probabilities, `[networks, clips, classes]`."""
+        if isinstance(clips, PooledClips):
+            return np.stack([predict_head(n, clips) for n in self.networks])
         draws, prepared = eval_params(clips.count, self.config), clips.with_level(self.config)
         return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])
 
@@ -94,10 +109,12 @@ def save_bundle(
     classes: Sequence[str],
     networks: Sequence[nn.Module],
     details: Mapping[str, Any],
+    encoder: Encoder | None = None,
 ) -> str:
     """Write a bundle into `folder` and return the SHA-256 of its weights.
 
-    `details` (task, provenance …) go into `config.json` beside what loading needs.
+    `details` (task, provenance …) go into `config.json` beside what loading needs. A config with an
+    encoder needs the one that its heads were trained on.
     """
     tensors = {
         f"fold{n}.{name}": value.detach().cpu().contiguous()
@@ -109,21 +126,33 @@ def save_bundle(
     content = {
         "format": FORMAT,
         "classes": list(classes),
-        "front_end": asdict(config.front_end),
+        "front_end": _describe_front_end(config, encoder),
         "trial_config": config.as_dict(),
-        "network": network_origin(config.network).as_dict(),
+        **describe_network(config),
         "folds": len(networks),
         "weights_sha256": digest,
         **details,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    content |= save_encoder(folder, encoder)
     write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
     return digest
 
 
-def load_bundle(folder: str | Path) -> Bundle:
-    """Load the bundle in `folder`; raises `UserError` if it is missing, damaged or not one."""
+def _describe_front_end(config: TrialConfig, encoder: Encoder | None) -> dict[str, Any]:
+    if encoder is None:
+        return asdict(config.front_end)
+    names = ("encoder_layer", "encoder_speed", "encoder_pool", "f_max", "resampling")
+    fields = {name: getattr(config, name) for name in names}
+    return {"sample_rate": encoder.settings.rate, "encoder": encoder.sha256, **fields}
+
+
+def load_bundle(folder: str | Path, *, temporary: bool = False) -> Bundle:
+    """Load the bundle in `folder`; raises `UserError` if it is missing, damaged or not one.
+
+    The encoder of a `temporary` folder is copied to the cache folder.
+    """
     folder = Path(folder)
     content = _read_config(folder)
     path = folder / WEIGHTS
@@ -137,55 +166,28 @@ def load_bundle(folder: str | Path) -> Bundle:
         for key in ("trial_config", "provenance", OPERATING_POINT):
             if not isinstance(content.get(key, {}), dict):
                 raise TypeError(f"{key} is not a mapping")
-        config = TrialConfig.from_saved(content["trial_config"])
-        classes, origin = _classes(content["classes"]), _saved_origin(content)
+        config, encoder = TrialConfig.from_saved(content["trial_config"]), None
+        classes = _classes(content["classes"])
         log_offsets(content.get(OPERATING_POINT, {}), classes)
+        origin = saved_origin(content)
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise _invalid(folder, error) from error
-    _check_installed(folder, config, origin, len(classes))
+    check_installed(folder, config, origin, len(classes))
     try:
+        if config.has_encoder:
+            encoder = load_encoder(folder, content, config, copy=temporary)
+            config = config.replace({"encoder": encoder.given})
         networks = _load_networks(load(weights), content["folds"], config, len(classes))
+        features = len(networks[0].state_dict().get("mean", ()))
+        if encoder is not None and features != count_features(config, encoder):
+            raise ValueError("its weights do not fit its encoder")
     except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise _invalid(folder, error) from error
-    return Bundle(config, classes, networks, content)
+    return Bundle(config, classes, networks, content, encoder)
 
 
 def _invalid(folder: Path, error: Exception) -> UserError:
     return UserError(f"'{folder}' is not a valid bundle ({error}): save it again")
-
-
-def _saved_origin(content: Mapping[str, Any]) -> NetworkOrigin | None:
-    """Return where a bundle's network came from; bundles of 0.1.0 do not say."""
-    saved = content.get("network")
-    if saved is None:
-        return None
-    if not isinstance(saved, dict) or not all(isinstance(v, str) for v in saved.values()):
-        raise TypeError("network is not a mapping of texts")
-    return NetworkOrigin(saved["name"], saved["distribution"], saved["version"])
-
-
-def _check_installed(
-    folder: Path, config: TrialConfig, origin: NetworkOrigin | None, classes: int
-) -> None:
-    """Raise `UserError` if the bundle's network is not installed or does not work here."""
-    if config.network in BUILT_IN:
-        return
-    package = "the package that offers it"
-    if origin is not None and re.fullmatch(r"[\w.-]{1,100}", origin.distribution, re.ASCII):
-        version = one_line(origin.version)[:100]
-        package = f"the package {origin.distribution} (it was saved with version {version})"
-    try:
-        installed = network_origin(config.network)
-    except UserError as error:
-        raise UserError(
-            f"'{folder}' needs the network {reprlib.repr(config.network)}, which is not installed: "
-            f"install {package}, if you trust it"
-        ) from error
-    if origin is not None and (installed.distribution, installed.version) != (
-        origin.distribution, origin.version,
-    ):  # fmt: skip
-        log.warning(f"'{folder}' was saved with {one_line(str(origin))}; installed: {installed}")
-    check_network(config, classes)
 
 
 def _classes(names: Any) -> tuple[str, ...]:
@@ -204,18 +206,27 @@ def _load_networks(
     if not saved or saved != {f"fold{n}" for n in range(len(saved))} or folds != len(saved):
         raise ValueError(f"its weights are not those of {reprlib.repr(folds)} folds")
     networks = []
-    # Takes no memory, whatever the sizes in the config. Packages may not support it.
-    with torch.device("meta" if config.network in BUILT_IN else "cpu"):
-        shapes = {k: v.shape for k, v in build_network(config, classes).state_dict().items()}
+    known = config.has_encoder or config.network in BUILT_IN
     for n in range(len(saved)):
         prefix = f"fold{n}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        # Takes no memory, whatever the sizes in the config. Packages may not support it.
+        with torch.device("meta" if known else "cpu"):
+            untrained = _untrained(config, own, classes).state_dict()
+            shapes = {name: value.shape for name, value in untrained.items()}
         if {name: value.shape for name, value in own.items()} != shapes:
             raise ValueError("its weights do not fit its trial config and classes")
-        network = build_network(config, classes)
+        network = _untrained(config, own, classes)
         network.load_state_dict(own)
         networks.append(network.eval())
     return tuple(networks)
+
+
+def _untrained(config: TrialConfig, saved: Mapping[str, torch.Tensor], classes: int) -> nn.Module:
+    """Return the network of a config for the weights `saved`, which tell the sizes of a head."""
+    if config.has_encoder:
+        return empty_head(config, saved, classes)
+    return build_network(config, classes)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from torch import nn
 
 from resp_tune.features.augment import augment_params
 from resp_tune.features.batches import make_batch
-from resp_tune.training.loop import EVALUATION_BATCH, Training, autocast, batch_bounds
+from resp_tune.training.fold_training import batch_bounds
+from resp_tune.training.loop import EVALUATION_BATCH, Training, autocast
 
 MicroBatches = list[tuple[torch.Tensor, torch.Tensor]]  # inputs and labels
 

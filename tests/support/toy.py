@@ -11,7 +11,8 @@ import torch
 from resp_tune.config import TrialConfig
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.logmel import Frames, join_frames, log_mels
-from resp_tune.training.loop import SplitTensors, Training, TrainingData
+from resp_tune.training.fold_training import SplitTensors, TrainingData
+from resp_tune.training.loop import Training
 
 TONES = (200.0, 600.0, 1400.0)  # Hz
 CLASSES = ("low", "middle", "high")

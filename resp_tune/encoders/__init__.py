@@ -1,0 +1,1 @@
+"""Frozen pretrained encoders: from a waveform to the outputs of an encoder's layers."""

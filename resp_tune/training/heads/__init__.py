@@ -1,0 +1,1 @@
+"""Heads: small classifiers that are trained on the pooled features of a frozen encoder."""

@@ -1,0 +1,97 @@
+"""Standardise pooled features and reduce them to what the training clips can tell apart.
+
+There are far fewer clips n than features d. All that depends on inner products of the training
+clips, principal components and L2-regularised linear models, follows from their n × n Gram matrix.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from resp_tune.features.pooled_clips import PooledClips
+
+# Of the largest eigenvalue: below, float64 rounding errors of the Gram matrix.
+SMALLEST_EIGENVALUE = 1e-10
+KEPT = 16  # matrices of the latest folds in a process that runs many trials; each n × n
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Training clips in a basis in which their weighted second moments are diagonal.
+
+    `clips` float64 `[n, r]`; `moments` `[r]`: the diagonal of `clipsᵀ · diag(weight) · clips`. A
+    model `[r, classes]` in this basis is `matrix.directions(features, origin @ model)` in theirs.
+    """
+
+    clips: torch.Tensor
+    moments: torch.Tensor
+    origin: torch.Tensor
+
+
+class TrainingMatrix:
+    """The training clips' standardised features X, `[clips, features]`, and their Gram matrix X·Xᵀ.
+
+    `mean` and `scale`, float32 `[features]`: a feature x becomes `(x − mean) · scale`, which has
+    zero mean and unit standard deviation over the training clips. A feature that is constant there
+    has the scale 0: it tells nothing, and elsewhere it could be any number of deviations away.
+    """
+
+    def __init__(self, features: PooledClips) -> None:
+        values = features.values.double()
+        mean, sd = values.mean(0), values.std(0, correction=0)
+        varies = sd > 1e-6 * values.abs().amax(0)  # more than rounding errors
+        self.mean = mean.float()
+        self.scale = torch.where(varies, 1 / sd.where(varies, torch.ones_like(sd)), 0.0).float()
+        x = self.standardised(features).double()
+        self.gram = x @ x.T
+        self.spans: dict[bytes, Coordinates] = {}  # by the weights of the clips: the latest
+
+    def standardised(self, features: PooledClips) -> torch.Tensor:
+        """Return X, float32 `[clips, features]`, of `features`, which the matrix does not keep."""
+        return (features.values - self.mean) * self.scale
+
+    def directions(self, features: PooledClips, weights: torch.Tensor) -> torch.Tensor:
+        """Return `Xᵀ · weights`, float32 `[features, k]`, for float64 weights `[clips, k]`."""
+        return self.standardised(features).T @ weights.float()
+
+    @cached_property
+    def components(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the eigenvalues of the Gram matrix, descending, and their vectors in columns.
+
+        Float64 `[n]` and `[n, n]`, without those that are zero but for rounding errors.
+        """
+        return eigenvectors(self.gram)
+
+    def principal(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first `count` principal components: of the clips, and as directions.
+
+        Float64 coordinates `[clips, k]` and the weights `[clips, k]` that `directions` makes unit
+        vectors of. k is `count`, or less where the clips span fewer dimensions.
+        """
+        values, vectors = (part[..., :count] for part in self.components)
+        return vectors * values.sqrt(), vectors / values.sqrt()
+
+
+def eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the eigenvalues above 0 of a positive matrix, descending, and their vectors."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = values.flip(0), vectors.flip(1)
+    kept = values > SMALLEST_EIGENVALUE * values[0].clamp(min=SMALLEST_EIGENVALUE)
+    return values[kept], vectors[:, kept]
+
+
+_MATRICES: OrderedDict[str, TrainingMatrix] = OrderedDict()
+
+
+def training_matrix(features: PooledClips) -> TrainingMatrix:
+    """Return the matrix of a fold's training clips, computed once for all trials that have it."""
+    if features.key not in _MATRICES:
+        _MATRICES[features.key] = TrainingMatrix(features)
+        while len(_MATRICES) > KEPT:
+            _MATRICES.popitem(last=False)
+    _MATRICES.move_to_end(features.key)
+    return _MATRICES[features.key]

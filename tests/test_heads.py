@@ -1,0 +1,223 @@
+"""Heads on pooled features: compared with scikit-learn, resumed to the same bits, safe to save."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from support.features import CLASSES, FEATURES, feature_folds, head_config, pooled, toy_features
+from support.toy import toy_data
+
+from resp_tune.features.pooled_clips import PooledClips
+from resp_tune.training.checkpoint import resume, save_checkpoint
+from resp_tune.training.fold_training import TrainingData
+from resp_tune.training.heads import reduction
+from resp_tune.training.heads.head_network import HeadNetwork, empty_head
+from resp_tune.training.heads.logistic_regression import patient_weights
+from resp_tune.training.heads.reduction import TrainingMatrix
+from resp_tune.training.loop import Training
+
+HEADS = {
+    "linear": {"head": "linear"},
+    "linear pca": {"head": "linear", "pca": 20},
+    "mlp": {"head": "mlp", "dropout": 0.2},
+    "mlp pca": {"head": "mlp", "pca": 20, "feature_noise": 0.3},
+    "mlp average": {"head": "mlp", "ema": 0.9, "mixup": 0.4, "pca": 1000},
+}
+
+
+def run(training: Training) -> Training:
+    while not training.done:
+        training.run_epoch()
+    return training
+
+
+def reference(data: TrainingData, c: float, pca: int) -> np.ndarray:
+    """The validation probabilities of scikit-learn's model on the same clips and weights."""
+    train, validation = (s.clips.values.numpy() for s in (data.train, data.validation))  # type: ignore[union-attr]
+    scaler = StandardScaler().fit(train.astype(np.float64))
+    x, other = scaler.transform(train), scaler.transform(validation)
+    if pca:
+        reduction = PCA(pca, svd_solver="full").fit(x)
+        x, other = reduction.transform(x), reduction.transform(other)
+    labels = data.train.labels
+    weight = patient_weights(labels, data.train.groups["patient"]).numpy()
+    model = LogisticRegression(C=c, tol=1e-9, max_iter=20_000).fit(x, labels, weight)
+    return model.predict_proba(other)
+
+
+@pytest.mark.parametrize("c", [1e-6, 1e-3, 1e-1, 10.0])
+@pytest.mark.parametrize("pca", [0, 4])
+def test_the_linear_head_is_scikit_learns_logistic_regression(c: float, pca: int) -> None:
+    data = feature_folds()[0]
+    training = run(Training(head_config(head_c=c, pca=pca, epochs=1), [data]))
+    found = training.predict_validation()[0]
+    np.testing.assert_allclose(found, reference(data, c, pca), atol=2e-3)
+
+
+def test_more_components_than_the_clips_have_are_all() -> None:
+    data = feature_folds()[0]
+    every, more = (
+        run(Training(head_config(epochs=1, pca=pca), [data])).predict_validation()[0]
+        for pca in (0, 4000)
+    )
+    np.testing.assert_allclose(more, every, atol=2e-3)
+
+
+def test_classes_and_patients_weigh_the_same() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    patients = np.array([0, 0, 0, 1, 2, 2])
+    weight = patient_weights(labels, patients)
+    assert weight.sum() == pytest.approx(6)
+    assert weight[labels == 0].sum() == pytest.approx(3)
+    assert weight[:3].sum() == pytest.approx(float(weight[3]))
+    assert torch.equal(weight[4], weight[5])
+    balanced = patient_weights(labels)
+    assert balanced.tolist() == pytest.approx([0.75] * 4 + [1.5] * 2)
+
+
+def test_a_patient_with_cycles_of_several_classes_weighs_in_each() -> None:
+    labels = torch.tensor([0, 0, 1, 0])
+    weight = patient_weights(labels, np.array([0, 0, 0, 1]))
+    assert weight.tolist() == pytest.approx([0.5, 0.5, 2.0, 1.0])
+
+
+def test_a_linear_head_is_fitted_once_and_keeps_its_figures() -> None:
+    training = run(Training(head_config(epochs=3), feature_folds(2), order="sequence"))
+    assert [e.epoch for e in training.history] == [1, 2, 3, 4, 5, 6]
+    assert [e.fold for e in training.history] == [0, 0, 0, 1, 1, 1]
+    first = training.history[:3]
+    assert len({tuple(e.metrics.items()) for e in first}) == 1
+    assert len({e.train_loss for e in first}) == 1
+    assert math.isnan(first[0].lr)
+
+
+@pytest.mark.parametrize("values", HEADS.values(), ids=HEADS)
+def test_heads_learn_and_resume_to_the_same_bits(values: dict[str, object], tmp_path: Path) -> None:
+    config, folds = head_config(**{"epochs": 6, **values}), feature_folds(2)
+    whole = run(Training(config, folds))
+    assert whole.history[-1].metrics["balanced_accuracy"] > 0.6
+    half = Training(config, folds)
+    for _ in range(2):
+        half.run_epoch()
+    save_checkpoint(tmp_path / "checkpoint.pt", half)
+    again = Training(config, folds)
+    assert resume(again, tmp_path / "checkpoint.pt") is None
+    run(again)
+    for one, other in zip(whole.networks(), again.networks(), strict=True):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    assert [e.metrics for e in whole.history] == [e.metrics for e in again.history]
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_folds_in_sequence_give_the_same_networks(head: str) -> None:
+    config, folds = head_config(head=head), feature_folds(2)
+    together, sequence = (run(Training(config, folds, order=o)) for o in ("together", "sequence"))
+    for one, other in zip(
+        together.predict_validation(), sequence.predict_validation(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    last = (t.history[-1].metrics["macro_f1"] for t in (together, sequence))
+    assert next(last) == pytest.approx(next(last))
+
+
+def test_seeds_make_other_mlps_and_the_same_linear_head() -> None:
+    for head, equal in (("linear", True), ("mlp", False)):
+        one, other = (
+            run(Training(head_config(head=head, seed=s), feature_folds())).predict_validation()[0]
+            for s in (0, 1)
+        )
+        assert np.array_equal(one, other) is equal
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    """A head has no batch statistics, so the parts of a batch give the gradient of the whole."""
+    whole, parts = (
+        run(Training(head_config(head="mlp", dropout=0.0, micro_batch=m), feature_folds()))
+        for m in (None, 2)
+    )
+    np.testing.assert_allclose(
+        whole.predict_validation()[0], parts.predict_validation()[0], atol=1e-4
+    )
+
+
+def test_a_feature_that_is_constant_in_training_counts_for_nothing() -> None:
+    data = feature_folds()[0]
+    far = data.validation.clips.values.clone()  # type: ignore[union-attr]
+    far[:, -1] = 1e6
+    moved = dataclasses.replace(data.validation, clips=pooled(far))
+    for head in ("linear", "mlp"):
+        config = head_config(head=head)
+        found = run(Training(config, [data])).predict_validation()[0]
+        other = dataclasses.replace(data, validation=moved)
+        np.testing.assert_array_equal(found, run(Training(config, [other])).predict_validation()[0])
+
+
+def test_features_that_are_all_constant_give_the_balanced_prior() -> None:
+    train = toy_features(16, 0)
+    same = dataclasses.replace(train, clips=pooled(torch.ones(16, 5)))
+    training = run(Training(head_config(epochs=1), [TrainingData(same, same, CLASSES)]))
+    np.testing.assert_allclose(training.predict_validation()[0], 1 / 3, atol=1e-3)
+
+
+def test_components_are_those_of_the_training_clips() -> None:
+    data = feature_folds()[0]
+    values = data.train.clips.values.numpy().astype(np.float64)  # type: ignore[union-attr]
+    x = StandardScaler().fit_transform(values)
+    expected = PCA(3, svd_solver="full").fit_transform(x)
+    clips, weights = TrainingMatrix(data.train.clips).principal(3)  # type: ignore[arg-type]
+    np.testing.assert_allclose(np.abs(clips.numpy()), np.abs(expected), atol=1e-3)
+    matrix = TrainingMatrix(data.train.clips)  # type: ignore[arg-type]
+    directions = matrix.directions(data.train.clips, weights)  # type: ignore[arg-type]
+    assert directions.shape == (FEATURES, 3)
+    np.testing.assert_allclose((directions.T @ directions).numpy(), np.eye(3), atol=1e-4)
+    beyond, _ = matrix.principal(60)
+    assert beyond.shape == (40, 39)
+
+
+def test_the_matrix_of_a_fold_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    original = TrainingMatrix.__init__
+
+    def counted(self: TrainingMatrix, features: PooledClips) -> None:
+        computed.append(features.key)
+        original(self, features)
+
+    monkeypatch.setattr(TrainingMatrix, "__init__", counted)
+    monkeypatch.setattr(reduction, "_MATRICES", OrderedDict())
+    for values in ({"head_c": 0.1}, {"head_c": 0.2}, {"head": "mlp"}):
+        run(Training(head_config(epochs=1, **values), feature_folds(2)))
+    assert len(computed) == len(set(computed)) == 2
+
+
+def test_a_head_refuses_frames_and_a_network_features() -> None:
+    with pytest.raises(TypeError, match="a head needs pooled features"):
+        Training(head_config(), [toy_data(head_config())])
+    with pytest.raises(TypeError, match="a network needs frames"):
+        Training(head_config(encoder="none"), feature_folds())
+
+
+def test_one_batch_is_tried() -> None:
+    for head in ("linear", "mlp"):
+        Training(head_config(head=head, pca=3), feature_folds()).try_one_batch()
+
+
+def test_a_saved_head_has_the_sizes_of_its_weights() -> None:
+    config = head_config(head="mlp", pca=5, hidden=8)
+    network = run(Training(config, feature_folds())).networks()[0]
+    loaded = empty_head(config, network.state_dict(), len(CLASSES))
+    loaded.load_state_dict(network.state_dict())
+    assert isinstance(network, HeadNetwork)
+    features = feature_folds()[0].validation.clips.values  # type: ignore[union-attr]
+    assert torch.equal(loaded.eval()(features), network.eval()(features))
+    with pytest.raises(ValueError, match="not those of a head"):
+        empty_head(config, {"output.weight": torch.zeros(3, 8)}, len(CLASSES))
