@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from resp_tune.harness.preflight_checks import check_cache_folder
     from resp_tune.harness.validate import open_dataset
     from resp_tune.training.datamodule import make_datamodule
-    from resp_tune.training.network_registry import check_network
+    from resp_tune.training.networks.network_registry import check_network
 
     request = read_arguments(args)
     encoder = _check_front_end(request.config)

@@ -11,7 +11,7 @@ from support.toy import toy_config, toy_data
 from torch import nn
 
 from resp_tune.training.loop import Training
-from resp_tune.training.network import SoundNet, two_by_two
+from resp_tune.training.networks.network import SoundNet, two_by_two
 
 
 def plain(classes: int, width: int, dropout: float, channels: int) -> nn.Module:

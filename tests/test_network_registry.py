@@ -28,9 +28,13 @@ from resp_tune.space.search_space import load_space
 from resp_tune.tracking.registry import fetch_bundle
 from resp_tune.training.loop import Training
 from resp_tune.training.model_bundle import load_bundle, save_bundle
-from resp_tune.training.network import SoundNet
-from resp_tune.training.network_registry import build_network, check_network, network_origin
-from resp_tune.training.resnet import ResidualBlock, ResNet
+from resp_tune.training.networks.network import SoundNet
+from resp_tune.training.networks.network_registry import (
+    build_network,
+    check_network,
+    network_origin,
+)
+from resp_tune.training.networks.resnet import ResidualBlock, ResNet
 
 BOTH = pytest.mark.parametrize("name", ["resnet", "temporal"])
 SMALL = "{n_mels: 16, width: 2, clip_seconds: 1.0, sample_rate: 4000, batch_size: 8"

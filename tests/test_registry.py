@@ -37,7 +37,7 @@ from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.ui_links import SearchEntry, list_searches
 from resp_tune.training.model_bundle import load_bundle, save_bundle
-from resp_tune.training.network_registry import build_network
+from resp_tune.training.networks.network_registry import build_network
 
 NAMES = ["config.json", "weights.safetensors"]
 CLASSES = ["COPD", "Healthy", "URTI & co"]

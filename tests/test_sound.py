@@ -22,7 +22,7 @@ from resp_tune.data.sounds.audio_files import AudioError
 from resp_tune.data.sounds.container_repair import repair_container
 from resp_tune.data.sounds.sound import find_sound, read_sound
 from resp_tune.training.model_bundle import save_bundle
-from resp_tune.training.network_registry import build_network
+from resp_tune.training.networks.network_registry import build_network
 
 RATE = 8000
 NOISE = np.random.default_rng(0).normal(0, 0.1, 2 * RATE).astype(np.float32)

@@ -21,7 +21,7 @@ from resp_tune.errors import RunError
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.watchdog import MARGIN_SECONDS
 from resp_tune.training.memory import is_out_of_memory
-from resp_tune.training.network_registry import BUILT_IN
+from resp_tune.training.networks.network_registry import BUILT_IN
 
 Failure = tuple[str, str]  # a line, and the whole traceback
 MIN_SECONDS = 30.0  # the first batch imports what later ones need not, which may take long

@@ -50,7 +50,7 @@ from resp_tune.tracking.uri import redact, resolve_uri
 from resp_tune.training.datamodule import make_datamodule
 from resp_tune.training.fingerprint import changed_recordings, recording_hashes
 from resp_tune.training.metrics import are_cycles
-from resp_tune.training.network_registry import check_network, network_origin
+from resp_tune.training.networks.network_registry import check_network, network_origin
 
 log = logging.getLogger(__name__)
 

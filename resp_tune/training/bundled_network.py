@@ -12,7 +12,7 @@ from typing import Any
 from resp_tune.common.text import one_line
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
-from resp_tune.training.network_registry import (
+from resp_tune.training.networks.network_registry import (
     BUILT_IN,
     NetworkOrigin,
     check_network,

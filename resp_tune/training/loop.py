@@ -26,7 +26,7 @@ from resp_tune.training.fold_training import (
     mixed,
 )
 from resp_tune.training.heads.head_fold import head_folds
-from resp_tune.training.network_registry import build_network, set_band_statistics
+from resp_tune.training.networks.network_registry import build_network, set_band_statistics
 from resp_tune.training.regularization import draw_weights
 from resp_tune.training.seeds import mix_seed
 

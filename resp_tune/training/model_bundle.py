@@ -32,7 +32,7 @@ from resp_tune.training.bundled_network import check_installed, describe_network
 from resp_tune.training.heads.head_fold import predict_head
 from resp_tune.training.heads.head_network import empty_head
 from resp_tune.training.loop import predict
-from resp_tune.training.network_registry import BUILT_IN, build_network
+from resp_tune.training.networks.network_registry import BUILT_IN, build_network
 from resp_tune.training.operating_point import log_offsets, move
 
 FORMAT = 1

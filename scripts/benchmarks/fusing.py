@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state
 
 from benchmarks.in_memory import InMemoryTraining, MicroBatches
-from resp_tune.training.network import SoundNet
+from resp_tune.training.networks.network import SoundNet
 
 
 class FusedTraining:

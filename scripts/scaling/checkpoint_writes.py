@@ -14,7 +14,7 @@ import torch
 
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig, preset
-from resp_tune.training.network_registry import build_network
+from resp_tune.training.networks.network_registry import build_network
 from scaling.sizes import Sizes
 
 CLASSES = 6

@@ -20,8 +20,8 @@ from torch.nn.parameter import is_lazy
 from resp_tune import __version__
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError, nearest
-from resp_tune.training.network import SoundNet, Standardize
-from resp_tune.training.resnet import make_resnet
+from resp_tune.training.networks.network import SoundNet, Standardize
+from resp_tune.training.networks.resnet import make_resnet
 
 GROUP = "resp_tune.networks"
 Factory = Callable[[int, TrialConfig], nn.Module]

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import nn
 
-from resp_tune.training.batch_norm import BatchNorm
+from resp_tune.training.networks.batch_norm import BatchNorm
 
 
 class SoundNet(nn.Module):

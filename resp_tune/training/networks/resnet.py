@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from resp_tune.config import TrialConfig
-from resp_tune.training.batch_norm import BatchNorm
-from resp_tune.training.network import SameInputConv
+from resp_tune.training.networks.batch_norm import BatchNorm
+from resp_tune.training.networks.network import SameInputConv
 
 
 class ResNet(nn.Module):
