@@ -144,7 +144,7 @@ def test_workers_need_neither_the_path_nor_the_library(tmp_path: Path, config: T
     opened = dataclasses.replace(caches, encoders=open_encoders(config.front_ends))
     opened.fill(config.front_ends)
     Path(config.encoder).unlink()
-    sent = pickle.loads(pickle.dumps(opened))  # noqa: S301 - what Ray does
+    sent = pickle.loads(pickle.dumps(opened))  # noqa: S301  # as Ray sends it
     assert sent.fill(config.front_ends) == ()
     shutil.rmtree(tmp_path / "store")
     with pytest.raises(RunError, match=r"encoder '.*tiny.onnx' cannot be read"):
