@@ -12,11 +12,13 @@ from support.encoders import save_encoder
 from support.small_sets import write_set
 
 from resp_tune import search
-from resp_tune.config import EncoderFrontEnd
+from resp_tune.config import EncoderFrontEnd, TrialConfig
+from resp_tune.evaluate import _mel_front_ends
 from resp_tune.harness.console import describe_plan
 from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.spec import MAX_PREFILLED, SearchSpec, trial_identity
 from resp_tune.harness.validate import validate
+from resp_tune.space.search_space import load_space
 
 DIAGNOSES = {
     f"{100 + n}_1b1_{place}_sc_{device}": ("COPD", "Healthy", "URTI")[n % 3]
@@ -76,6 +78,16 @@ def test_another_encoder_under_the_same_path_is_another_search(place: Path) -> N
     assert not [key for key in trial_identity(spec.options, spec.space, spec.data)
                 if key.startswith("encoder")]  # fmt: skip
     assert not any(isinstance(f, EncoderFrontEnd) for f in spec.data.front_ends)
+
+
+def test_the_audit_tests_mel_bands_alone(place: Path) -> None:
+    """Of a space with encoders alone, those of the default space."""
+    assert _mel_front_ends("space.yaml") == list(load_space("default.yaml").front_ends())
+    (place / "both.yaml").write_text(
+        "parameters: {encoder: {type: categorical, values: [none, tiny.onnx]}}"
+    )
+    assert _mel_front_ends("both.yaml") == [TrialConfig().front_end]
+    assert len(load_space("both.yaml").front_ends()) == 2
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
