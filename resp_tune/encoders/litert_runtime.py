@@ -26,8 +26,6 @@ def read_graph(content: bytes) -> Graph:
     """Return what a TFLite file holds; raise `UserError` for one that cannot be used."""
     interpreter = _interpreter(content)
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    if len(inputs) != 1:
-        raise UserError(f"it has {len(inputs)} inputs, an encoder has one")
     if inputs[0]["dtype"] is not np.float32:
         kind = inputs[0]["dtype"].__name__
         raise UserError(f"its input is {kind}: convert it with float32 as the type of its input")
@@ -163,11 +161,12 @@ def _interpreter(
                     experimental_preserve_all_tensors=True,
                     experimental_op_resolver_type=OpResolverType.AUTO if delegate else resolver,
                 )
-                shape = tuple(interpreter.get_input_details()[0]["shape_signature"])
+                inputs = interpreter.get_input_details()
+                if len(inputs) != 1:
+                    raise UserError(f"it has {len(inputs)} inputs, an encoder has one")
+                shape = tuple(inputs[0]["shape_signature"])
                 if input_shape is not None and input_shape != shape:
-                    interpreter.resize_tensor_input(
-                        interpreter.get_input_details()[0]["index"], input_shape
-                    )
+                    interpreter.resize_tensor_input(inputs[0]["index"], input_shape)
                 if input_shape is not None or min(shape, default=1) > 0:
                     interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
