@@ -15,7 +15,7 @@ import torchaudio
 from support.front_ends import FILTERS
 from support.small_sets import imagined, originals, write_audio
 
-from resp_tune.config import FrontEnd, Resampling, preset
+from resp_tune.config import EncoderFrontEnd, FrontEnd, Resampling, preset
 from resp_tune.data.sounds.audio_files import AudioError, read_audio
 from resp_tune.data.sounds.sound import read_sound
 from resp_tune.data.waveforms import FLAT_TO, describe_uneven_bands, load_waveform, resampler
@@ -131,6 +131,20 @@ def test_bands_that_not_all_recordings_fill(
     ]
     found = describe_uneven_bands(recordings, [FrontEnd(target, 256, 128, 32, 50.0, f_max)])
     assert found is None if line is None else found is not None and line in found
+
+
+@pytest.mark.parametrize(("f_max", "end"), [(None, 22_050), (2000.0, 2000), (1900.0, None)])
+def test_an_encoder_may_hear_what_not_all_recordings_hold(
+    f_max: float | None, end: int | None
+) -> None:
+    names = [(f"{100 + i}_1b1_Al_sc_Meditron", "COPD") for i in range(2)]
+    one, other = imagined(names).recordings
+    recordings = [
+        dataclasses.replace(one, sample_rate=4000), dataclasses.replace(other, sample_rate=44_100),
+    ]  # fmt: skip
+    found = describe_uneven_bands(recordings, [EncoderFrontEnd("e.onnx", "last", 2, f_max)])
+    expected = f"frequencies above 1900 Hz (here up to {end} Hz) show which"
+    assert found is None if end is None else found is not None and expected in found
 
 
 def test_rates_without_a_common_divisor(tmp_path: Path) -> None:

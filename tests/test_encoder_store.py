@@ -8,17 +8,21 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from support.encoders import caches_of, ramp, real_encoder, save_encoder
 
+from resp_tune.cluster.node_setup import _use_or_fetch
 from resp_tune.config import EncoderFrontEnd, TrialConfig
 from resp_tune.encoders import onnx_runtime
-from resp_tune.encoders.encoder_file import open_encoders
+from resp_tune.encoders.encoder_file import open_encoders, read_unchanged
 from resp_tune.errors import RunError
 from resp_tune.features import cache, pooled_clips
 from resp_tune.features.cache import open_encoder_cache
@@ -144,11 +148,35 @@ def test_workers_need_neither_the_path_nor_the_library(tmp_path: Path, config: T
     opened = dataclasses.replace(caches, encoders=open_encoders(config.front_ends))
     opened.fill(config.front_ends)
     Path(config.encoder).unlink()
-    sent = pickle.loads(pickle.dumps(opened))  # noqa: S301 - what Ray does
+    sent = pickle.loads(pickle.dumps(opened))  # noqa: S301  # as Ray sends it
     assert sent.fill(config.front_ends) == ()
     shutil.rmtree(tmp_path / "store")
     with pytest.raises(RunError, match=r"encoder '.*tiny.onnx' cannot be read"):
         sent.fill(config.front_ends)
+
+
+def test_a_node_without_the_file_fetches_it_from_the_driver(
+    tmp_path: Path, config: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does recordings: by content, into its cache, and only if the bytes are right."""
+    monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    (encoder,) = open_encoders(config.front_ends)
+    path, content, asked = encoder.path, encoder.read(), list[str]()
+
+    def read(digest: str) -> bytes:
+        asked.append(digest)
+        return content if len(asked) > 1 else b"other bytes"
+
+    actor = SimpleNamespace(read=SimpleNamespace(remote=read))
+    fetch = partial(_use_or_fetch, path, encoder.sha256, actor, read_unchanged)
+    assert fetch() == content
+    assert asked == []
+    path.unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        fetch()
+    assert fetch() == fetch() == content
+    assert asked == [encoder.sha256] * 2
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

@@ -52,7 +52,7 @@ def test_an_option_is_part_of_a_trials_identity_or_named_here(
             )
 
     datamodule = SimpleNamespace(clips=SimpleNamespace(task=TASKS["diagnosis"]))
-    data = SimpleNamespace(datamodule=datamodule, sources=(), is_resampled=False)
+    data = SimpleNamespace(datamodule=datamodule, sources=(), is_resampled=False, encoders=())
     trial_identity(cast(Any, Options()), load_space("smoke.yaml"), cast(Any, data))
     assert used | BOUND_OTHERWISE | FREE == {field.name for field in fields(SearchOptions)}
     assert not used & (BOUND_OTHERWISE | FREE)

@@ -14,7 +14,6 @@ from support.toy import CLASSES, toy_config
 from support.toy_trials import CLIPS, caches, context, rows, run, trial
 
 from resp_tune.cluster.resources import LOGICAL_GPUS
-from resp_tune.features import cache
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.metrics import compute_metrics
 
@@ -87,8 +86,10 @@ def test_a_store_is_filled_by_whoever_wants_it_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    compute = cache._compute_pass
-    monkeypatch.setattr(cache, "_compute_pass", lambda *a: (made.append("once"), compute(*a)))
+    compute = FeatureCaches._compute_pass
+    monkeypatch.setattr(
+        FeatureCaches, "_compute_pass", lambda *a: (made.append("once"), compute(*a))
+    )
     lazy: FeatureCaches = pickle.loads(pickle.dumps(caches(tmp_path)))  # noqa: S301  # as Ray sends it
     small, wide = toy_config().front_end, toy_config(n_mels=24).front_end
     assert lazy.frames(small, workers=1) is lazy.frames(small, workers=1)

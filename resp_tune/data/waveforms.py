@@ -71,9 +71,11 @@ def describe_uneven_bands(
     if worst is None:
         return None
     end, alike = worst
+    mels = all(isinstance(front_end, FrontEnd) for front_end in front_ends)
+    bands = "mel bands" if mels else "frequencies"
     return (
         f"{made_at[lowest]} of {plural(len(recordings), 'recording')} made at {lowest} Hz, the "
-        f"others at up to {max(made_at)} Hz: mel bands above {alike:g} Hz (here up to {end:g} Hz) "
+        f"others at up to {max(made_at)} Hz: {bands} above {alike:g} Hz (here up to {end:g} Hz) "
         f"show which, and so the stethoscope; end them with f_max: {alike:g}"
     )
 

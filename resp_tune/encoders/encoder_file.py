@@ -120,7 +120,7 @@ def sidecar_path(path: Path) -> Path:
 def _open(given: str, path: Path, layers: tuple[str, ...], _stamps: object) -> Encoder:
     where = f"encoder '{shorten(given, 200)}'"
     if not path.is_file():
-        kind = "a folder" if path.is_dir() else "not there"
+        kind = "a folder" if path.is_dir() else "no file" if path.exists() else "not there"
         raise UserError(f"{where} is {kind}: give the path of a .tflite or .onnx file, or none")
     suffix = path.suffix.lower()
     runtime = _runtime(suffix, given)

@@ -26,8 +26,6 @@ def read_graph(content: bytes) -> Graph:
     """Return what a TFLite file holds; raise `UserError` for one that cannot be used."""
     interpreter = _interpreter(content)
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    if len(inputs) != 1:
-        raise UserError(f"it has {len(inputs)} inputs, an encoder has one")
     if inputs[0]["dtype"] is not np.float32:
         kind = inputs[0]["dtype"].__name__
         raise UserError(f"its input is {kind}: convert it with float32 as the type of its input")
@@ -66,18 +64,17 @@ def _alike(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> bool
     if np.array_equal(one, other):
         return True
     a, b = (x.ravel().astype(np.float64) - x.mean(dtype=np.float64) for x in (one, other))
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return norms > 0 and float(a @ b) / norms > SAME
+    # Not by BLAS: OpenBLAS ends its threads when the process forks, and a product that runs at that
+    # moment, while Ray starts, never returns.
+    norms = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return norms > 0 and float((a * b).sum()) / norms > SAME
 
 
 def _runner(
     content: bytes, layers: Sequence[Layer], input_shape: tuple[int, ...], *, delegate: bool
 ) -> Callable[[npt.NDArray[np.float32]], list[npt.NDArray[np.float32]]]:
-    interpreter = _interpreter(content, delegate=delegate)
+    interpreter = _interpreter(content, input_shape, delegate=delegate)
     index = interpreter.get_input_details()[0]["index"]
-    if tuple(interpreter.get_input_details()[0]["shape"]) != input_shape:
-        interpreter.resize_tensor_input(index, input_shape)
-        interpreter.allocate_tensors()
     details = {d["index"]: d for d in interpreter.get_tensor_details()}
 
     def run(values: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
@@ -145,8 +142,13 @@ def _computed(content: bytes, given: int) -> list[int]:
     return list(found)[1:]
 
 
-def _interpreter(content: bytes, *, delegate: bool = True) -> Any:
-    """Return an interpreter with one thread; raise `UserError` for a file that it refuses."""
+def _interpreter(
+    content: bytes, input_shape: tuple[int, ...] | None = None, *, delegate: bool = True
+) -> Any:
+    """Return an interpreter with one thread; raise `UserError` for a file that it refuses.
+
+    Without an `input_shape` it can run only if the file fixes that of its input.
+    """
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -161,7 +163,14 @@ def _interpreter(content: bytes, *, delegate: bool = True) -> Any:
                     experimental_preserve_all_tensors=True,
                     experimental_op_resolver_type=OpResolverType.AUTO if delegate else resolver,
                 )
-                interpreter.allocate_tensors()
+                inputs = interpreter.get_input_details()
+                if len(inputs) != 1:
+                    raise UserError(f"it has {len(inputs)} inputs, an encoder has one")
+                shape = tuple(inputs[0]["shape_signature"])
+                if input_shape is not None and input_shape != shape:
+                    interpreter.resize_tensor_input(inputs[0]["index"], input_shape)
+                if input_shape is not None or min(shape, default=1) > 0:
+                    interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise UserError(f"LiteRT cannot read it ({shorten(str(error), 120)})") from error
     return interpreter
