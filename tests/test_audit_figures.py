@@ -246,7 +246,7 @@ def test_answers_are_fitted_once(datamodule: DataModule, monkeypatch: pytest.Mon
     def never(*_: object, **__: object) -> None:
         raise AssertionError("fitted again")
 
-    for fit in ("_forest", "_regression"):
+    for fit in ("predict_forest", "_regression"):
         monkeypatch.setattr(baselines, fit, never)
     assert load_baselines(datamodule, 1) == found
     assert load_baseline_predictions(datamodule).scores() == found["test_side"]

@@ -11,24 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import threading
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, cpu_count, delayed, parallel_config
-from joblib.externals.loky import get_reusable_executor
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from joblib import cpu_count
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -46,12 +41,14 @@ from resp_tune.evaluation.band_statistics import (
     select,
     statistics_key,
 )
+from resp_tune.evaluation.logistic import fit_logistic
+from resp_tune.evaluation.sklearn_internals import draw_bootstraps, predict_forest
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import Floats, Labels, compute_metrics, majority_accuracy
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 FOLDS = 5
 ADULT = 18.0  # years
 COLUMNS = {"device": ("device",), "all": ("device", "location", "age", "sex")}
@@ -71,7 +68,8 @@ def load_baselines(
 ) -> dict[str, Any]:
     """Return `score_baselines` of the data set; those of the test split under `test_side`.
 
-    `report` is called after each recording whose band statistics are computed.
+    `report` is called after each recording whose band statistics are computed, and after each fold;
+    if it raises, nothing is kept.
     """
     scores = load_baseline_scores(datamodule.dataset, datamodule.clips, jobs, report)
     if datamodule.split.test is not None:
@@ -89,7 +87,7 @@ def load_baseline_scores(
 
     def score() -> dict[str, Any]:
         statistics = load_band_statistics(dataset, clips.task.unit, jobs or cpu_count(), report)
-        return score_baselines(clips, statistics, jobs=jobs)
+        return score_baselines(clips, statistics, jobs=jobs, report=report)
 
     return cached(f"{_key(dataset, clips)}.json", score, _read_scores)
 
@@ -150,27 +148,37 @@ def _key(dataset: Dataset, clips: Clips, *more: str) -> str:
 
 
 def score_baselines(
-    clips: Clips, statistics: BandStatistics, *, seeds: int = 5, jobs: int | None = None
+    clips: Clips,
+    statistics: BandStatistics,
+    *,
+    seeds: int = 5,
+    jobs: int | None = None,
+    report: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Score each of `BASELINES`, cross-validated by patient in 5 folds, and the majority class.
 
     Returns `{"majority_accuracy": a, "device": {"balanced_accuracy": b, "macro_f1": f}, "all":
     {…}, "audio_linear": {…}}`, all in 0…1. Out-of-fold predictions of a seed are pooled before they
     are scored; scores are means over the seeds 0 to `seeds − 1`. Each clip is a row, with its
-    recording's metadata and its own band statistics. `jobs` is the number of processes, by default
-    one a core. Raises the `UserError` of `check_enough`.
+    recording's metadata and its own band statistics. `jobs` is the number of threads, by default
+    one a core; `report` is called after each fold. Raises the `UserError` of `check_enough`.
     """
     check_enough(clips)
     table = _metadata(clips.clips)
     features = _features(clips.clips, table, statistics)
     return {
         "majority_accuracy": majority_accuracy(table["label"].to_numpy()),
-        **cross_validate(features, table, seeds=seeds, jobs=jobs),
+        **cross_validate(features, table, seeds=seeds, jobs=jobs, report=report),
     }
 
 
 def cross_validate(
-    features: Mapping[str, Floats], table: pd.DataFrame, *, seeds: int, jobs: int | None
+    features: Mapping[str, Floats],
+    table: pd.DataFrame,
+    *,
+    seeds: int,
+    jobs: int | None,
+    report: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Return the `SCORES` of a prediction from each of `features`, as `score_baselines` does.
 
@@ -181,36 +189,18 @@ def cross_validate(
     # Small sets: there cannot be more folds than patients, nor than clips of the largest class.
     folds = min(FOLDS, table["patient"].nunique(), int(np.bincount(labels).max()))
     splits = [split for seed in range(seeds) for split in _splits(table, folds, seed)]
-    # Processes, because a small tree is mostly Python: threads are slower than none.
-    try:
-        with parallel_config("loky", initializer=_end_with, initargs=(os.getpid(),)):
-            predictions = iter(
-                Parallel(n_jobs=jobs or cpu_count())(
-                    delayed(_predictor(name))(x, table, train, test, seed)
-                    for name, x in features.items()
-                    for seed, train, test in splits
-                )
-            )
-    finally:
-        get_reusable_executor().shutdown()  # their memory would be kept for five minutes
-    scores = {}
-    for name in features:
-        pooled = np.empty((seeds, len(labels)), dtype=np.int64)
-        for seed, _, test in splits:
-            pooled[seed, test] = next(predictions)
-        scores[name] = _mean([_scores(labels, row) for row in pooled])
-    return scores
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent has ended, which may have been killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+    pooled = {name: np.empty((seeds, len(labels)), dtype=np.int64) for name in features}
+    # BLAS's own threads would spin, over matrices this small.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(jobs or cpu_count()) as p:
+        try:
+            fitted = p.map(partial(_predict_fold, features, table), splits)
+            for (seed, _, test), predictions in zip(splits, fitted, strict=True):
+                for name, predicted in predictions.items():
+                    pooled[name][seed, test] = predicted
+                report()
+        finally:
+            p.shutdown(cancel_futures=True)
+    return {name: _mean([_scores(labels, row) for row in rows]) for name, rows in pooled.items()}
 
 
 def check_enough(clips: Clips, problems: Sequence[str] = ()) -> None:
@@ -273,10 +263,20 @@ def predict_baselines(
     table = _metadata(known + unseen)
     labels = table["label"].to_numpy()
     train, test = np.split(np.arange(len(labels)), [len(known)])
-    by_baseline = {}
-    for name, x in _features(known + unseen, table, statistics).items():
-        predict, used = _predictor(name), range(1 if name == AUDIO else seeds)
-        by_baseline[name] = np.stack([predict(x, table, train, test, seed) for seed in used])
+    features = _features(known + unseen, table, statistics)
+    with threadpool_limits(limits=1, user_api="blas"):
+        by_seed = [
+            _predict_fold(
+                features if seed == 0 else {name: features[name] for name in COLUMNS},
+                table,
+                (seed, train, test),
+            )
+            for seed in range(seeds)
+        ]
+    by_baseline = {
+        name: np.stack([predicted[name] for predicted in by_seed if name in predicted])
+        for name in features
+    }
     return BaselinePredictions(
         stems=tuple(clip.recording.stem for clip in unseen),
         labels=labels[test],
@@ -368,27 +368,24 @@ def _splits(table: pd.DataFrame, folds: int, seed: int) -> Iterator[tuple[int, L
             yield seed, train, test
 
 
-def _predictor(name: str) -> Callable[..., Labels]:
-    return _regression if name == AUDIO else _forest
-
-
-def _forest(
-    features: Floats, table: pd.DataFrame, train: Labels, test: Labels, seed: int
-) -> Labels:
-    forest = RandomForestClassifier(
-        TREES, min_samples_leaf=3, class_weight="balanced", random_state=seed, n_jobs=1
-    )
+def _predict_fold(
+    features: Mapping[str, Floats], table: pd.DataFrame, split: tuple[int, Labels, Labels]
+) -> dict[str, Labels]:
+    """Return what each of `features` predicts for the test rows of (seed, train, test)."""
+    seed, train, test = split
     labels, weights = (table[name].to_numpy()[train] for name in ("label", "weight"))
-    forest.fit(features[train], labels, sample_weight=weights)
-    # Many clips have the same metadata: each is predicted once.
-    distinct, rows = np.unique(features[test], axis=0, return_inverse=True)
-    predicted: Labels = forest.predict(distinct)[rows.ravel()]
+    bootstraps = None
+    predicted = {}
+    for name, x in features.items():
+        if name == AUDIO:
+            predicted[name] = _regression(x, table, train, test)
+            continue
+        bootstraps = bootstraps or draw_bootstraps(labels, weights, seed, TREES)
+        predicted[name] = predict_forest(bootstraps, x[train], x[test])
     return predicted
 
 
-def _regression(
-    features: Floats, table: pd.DataFrame, train: Labels, test: Labels, _seed: int
-) -> Labels:
+def _regression(features: Floats, table: pd.DataFrame, train: Labels, test: Labels) -> Labels:
     """Predict by a logistic regression on standardised features.
 
     All classes weigh the same, and within a class each patient does. The weights sum to the number
@@ -400,12 +397,9 @@ def _regression(
     labels, of_rows = fitted["label"].to_numpy(), weights.to_numpy()
     if len(set(labels)) == 1:
         return np.full(len(test), labels[0])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000))
-    for_each = {f"{step}__sample_weight": of_rows for step in model.named_steps}
-    with threadpool_limits(limits=1, user_api="blas"):  # threads spin, over matrices this small
-        model.fit(features[train], labels, **for_each)
-        predicted: Labels = model.predict(features[test])
-    return predicted
+    scaler = StandardScaler().fit(features[train], sample_weight=of_rows)
+    known, unseen = (scaler.transform(features[rows]) for rows in (train, test))
+    return fit_logistic(known, labels, of_rows, C).predict(unseen)
 
 
 def _scores(labels: Labels, predicted: Labels, names: Sequence[str] = SCORES) -> dict[str, float]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from joblib import Parallel
 
 from resp_tune import train
 from resp_tune.audit import shortcuts
@@ -29,7 +28,6 @@ def few_trees() -> Iterator[None]:
     """Forests of two trees in this process: what they score is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "TREES", 2)
-        patch.setattr(baselines, "Parallel", lambda n_jobs: Parallel(n_jobs=1))
         patch.setattr(shortcuts, "PERMUTATIONS", 3000)
         yield
 

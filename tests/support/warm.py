@@ -149,12 +149,9 @@ def _run(
 
 def grow_few_trees() -> None:
     """Let the forests of a search's baselines take no seconds; their scores have other tests."""
-    from joblib import Parallel
-
     from resp_tune.evaluation import baselines
 
     baselines.TREES = 2
-    baselines.Parallel = lambda n_jobs: Parallel(n_jobs=1)  # type: ignore[assignment,misc]  # in a fork
 
 
 @atexit.register

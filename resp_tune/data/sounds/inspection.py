@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.common.text import join_names, plural
 from resp_tune.data.sounds.audio_files import AudioError, read_content
@@ -108,6 +110,12 @@ def _inspect(path_of: Mapping[str, Path], patients: Mapping[Path, str]) -> _Foun
     size = sum(path.stat().st_size for path in path_of.values())
     if size > _ANNOUNCED:
         log.info(f"data: reading {len(path_of)} recordings ({size / 1e6:.0f} MB) to compare them")
+    # BLAS's own threads would spin beside these, over matrices this small.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _read_and_compare(path_of, patients)
+
+
+def _read_and_compare(path_of: Mapping[str, Path], patients: Mapping[Path, str]) -> _Found:
     read = _in_threads(len(os.sched_getaffinity(0)), lambda d: _read(d, path_of[d]), path_of)
     sounds: dict[str, Envelope] = {}
     owners: dict[str, str] = {}
