@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from resp_tune import __version__
+from resp_tune.common import timeline
 from resp_tune.common.fault_points import read_environment
 from resp_tune.common.log import configure, fill_closed_streams, never_fail_to_encode
 from resp_tune.common.paths import describe_file_error, user_path
@@ -123,6 +124,7 @@ def _reader(kinds: tuple[Any, ...], meta: Mapping[str, Any]) -> Callable[[str], 
 
 def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 failed, 2 wrong input, 130 interrupted."""
+    timeline.restart()
     fill_closed_streams()
     interrupt_by_signals()
     never_fail_to_encode()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from resp_tune.cli import Parser, add_fields, read_mapping, run
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import full_disk_in_one_line
+from resp_tune.common.timeline import span
 from resp_tune.errors import UserError, nearest
 from resp_tune.harness.options import GROUPS, SearchOptions
 
@@ -84,18 +85,21 @@ def main(
     `backend` makes what runs the trials; the default is Ray Tune.
     """
     options = read_options(argv)
-    from rich.console import Console
+    with span("imports of the plan"):
+        from rich.console import Console
 
-    from resp_tune.harness.console import describe_plan, show_plan, show_result
-    from resp_tune.harness.validate import validate
+        from resp_tune.harness.console import describe_plan, show_plan, show_result
+        from resp_tune.harness.validate import validate
 
     with ExitStack() as connection:
         fault_point("search-starts")
-        spec = validate(options, sys.argv[1:] if argv is None else argv, connection)
+        with span("checks"):
+            spec = validate(options, sys.argv[1:] if argv is None else argv, connection)
         # The plan is the result of a dry run, and else a message: stdout is for results.
         is_quiet = not (options.dry_run or log.isEnabledFor(logging.INFO))
         console = Console(stderr=not options.dry_run, quiet=is_quiet)
-        show_plan(describe_plan(spec), console)
+        with span("plan"):
+            show_plan(describe_plan(spec), console)
         if spec.compute.cluster is not None:
             from resp_tune.harness.preflight import check_nodes
 
@@ -106,10 +110,11 @@ def main(
         from resp_tune.harness.failures import IncompleteError
 
         give_ray_a_home()
-        from resp_tune.harness.run import run_search
-        from resp_tune.harness.signals import handle_interrupts
-        from resp_tune.harness.stages import RayBackend
-        from resp_tune.nested.nested_search import NestedSearch
+        with span("imports of the search"):
+            from resp_tune.harness.run import run_search
+            from resp_tune.harness.signals import handle_interrupts
+            from resp_tune.harness.stages import RayBackend
+            from resp_tune.nested.nested_search import NestedSearch
 
         location = spec.location
         resume = f"everything is kept; rerun the same command with --name {location.name} to resume"

@@ -25,6 +25,7 @@ from resp_tune.cluster.processes import kill, process_tree, with_argument
 from resp_tune.cluster.ray_thread import run_in_thread
 from resp_tune.cluster.resources import Machine
 from resp_tune.common.paths import folder_to_write, full_disk, has_home
+from resp_tune.common.timeline import span
 from resp_tune.errors import RunError, UserError
 
 MAX_SOCKET_BYTES = 107  # of the path of a Unix socket
@@ -41,7 +42,8 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
     """
     raise_soft_limits()
     ray_internals.prepare()
-    import ray
+    with span("import of Ray"):
+        import ray
 
     with private_ray_env() as folder:
         options: dict[str, Any] = {
@@ -59,15 +61,17 @@ def local_ray(machine: Machine, gpus: int) -> Iterator[None]:
 
         def begin() -> None:
             try:
-                ray.init(**options)
+                with span("Ray starts"):
+                    ray.init(**options)
             except Exception as error:  # each part of Ray that does not start has its own
                 raise RunError(_start_failed(error, folder, machine.cpus)) from error
             daemons.extend(with_argument(str(folder)))
 
         def end() -> None:
             started = [process for daemon in daemons for process in process_tree(daemon)]
-            ray.shutdown()
-            kill(started)  # its agents would notice only after half a minute that they are alone
+            with span("Ray ends"):
+                ray.shutdown()
+                kill(started)  # its agents would notice only after half a minute
 
         with run_in_thread(begin, end):
             yield

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from resp_tune.common.timeline import add_first_step, add_span
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
@@ -22,6 +25,7 @@ from resp_tune.study.trial_queue import TrialQueue
 log = logging.getLogger(__name__)
 
 WORKER_RETRIES = 3  # a trial whose worker dies more often than this has failed
+SLOT = "slot "  # before the number of a track of the timeline, which has one trial at a time
 NODE_LOST = "node has died"  # in Ray's message about the worker
 
 
@@ -31,6 +35,36 @@ class RestartTrialsError(RunError):
     Ray counts the loss of a worker twice if the worker died between two trials, and takes the next
     trial for failed at its first loss.
     """
+
+
+class _TrialSpans:
+    """The spans of running trials, by Ray's id; each is on the first track that is free."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, tuple[int, float, float | None]] = {}
+
+    def begin(self, trial_id: str) -> None:
+        """Note that a trial is handed out."""
+        taken = {slot for slot, _, _ in self._running.values()}
+        free = next(slot for slot in count(1) if slot not in taken)
+        self._running[trial_id] = (free, time.monotonic(), None)
+
+    def advance(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Note when a trial began to train, which its result tells for any machine's clock."""
+        slot, begin, first_step = self._running[trial_id]
+        if first_step is None and result.get("trained_for") is not None:
+            first_step = max(begin, time.monotonic() - result["trained_for"])
+            self._running[trial_id] = slot, begin, first_step
+            add_first_step(first_step)
+
+    def end(self, trial_id: str, label: str, result: Mapping[str, Any]) -> None:
+        """Record a trial that has ended with `result`, and within it its training."""
+        self.advance(trial_id, result)
+        slot, begin, first_step = self._running.pop(trial_id)
+        now = time.monotonic()
+        add_span(f"trial {label}", begin, now, f"{SLOT}{slot}")
+        if first_step is not None:
+            add_span("training", first_step, now, f"{SLOT}{slot}")
 
 
 class StudySearcher(Searcher):
@@ -48,6 +82,7 @@ class StudySearcher(Searcher):
         self.worker_losses: dict[str, int] = {}
         self.stop_reasons: dict[TrialKey, str] = {}  # of trials that Ray is told to stop
         self.fatal_error: Exception | None = None
+        self._spans = _TrialSpans()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Ray pickles a copy for `Tuner.restore`, which is never used."""
@@ -63,11 +98,13 @@ class StudySearcher(Searcher):
         if run is None:
             return Searcher.FINISHED
         self.keys[trial_id] = run["key"]
+        self._spans.begin(trial_id)
         return run
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record the new epochs of a trial that continues."""
         with self._errors_are_fatal():
+            self._spans.advance(trial_id, result)
             self._record(self.keys[trial_id], result)
 
     def on_trial_complete(
@@ -75,6 +112,7 @@ class StudySearcher(Searcher):
     ) -> None:
         """Record the end of a trial; with `error` or without `result`, Ray has given it up."""
         key = self.keys.pop(trial_id)
+        self._spans.end(trial_id, key.label, result or {})
         losses = self.worker_losses.pop(trial_id, 0)
         given_up = error or result is None
         if given_up and losses < WORKER_RETRIES:

@@ -39,7 +39,8 @@ class TrialTrainable(tune.Trainable):
     """Run the epochs of one trial after another, in a worker process.
 
     A result holds `epoch`, `epochs` (the rows since the last result of this attempt), `diverged`,
-    `error`, `micro_batch` (if memory was short), and a `message` for the terminal. An exception of
+    `error`, `micro_batch` (if memory was short), `trained_for` (seconds since this attempt's first
+    epoch began, None before), and a `message` for the terminal. An exception of
     the training ends the trial with `error` and leaves the worker usable; only a dead worker is
     Ray's to retry. What is not the trial's fault and would hit the next one too (a full disk, a
     changed recording) is a `fatal_error`: the search must stop, and the trial has not ended.
@@ -73,6 +74,7 @@ class TrialTrainable(tune.Trainable):
         self.message: str | None = None
         self.micro_batch: int | None = None
         self.trace = ""
+        self.training_began: float | None = None  # of the monotonic clock
         self._stop_watchdog()
 
     def _stop_watchdog(self) -> None:
@@ -145,6 +147,7 @@ class TrialTrainable(tune.Trainable):
             if self.watchdog is not None and self.watchdog.expired:
                 raise TrialTimeoutError(str(self.watchdog))
             fault_point("epoch", subject, len(training.history) + 1)
+            self.training_began = self.training_began or time.monotonic()
             training.run_epoch()
             unsaved = time.monotonic() - self.saved_at + training.history[-1].seconds
             due = training.done or unsaved > CHECKPOINT_SECONDS
@@ -177,6 +180,7 @@ class TrialTrainable(tune.Trainable):
             "fatal_error": fatal_error,
             "micro_batch": self.micro_batch,
             "message": message,
+            "trained_for": self.training_began and time.monotonic() - self.training_began,
             "done": error is not None or (self.training is not None and self.training.done),
         }
 

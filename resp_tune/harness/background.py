@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.text import one_line
+from resp_tune.common.timeline import span
 from resp_tune.evaluation.baselines import load_baselines
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.failures import Failures
@@ -121,7 +122,7 @@ def background_setup(
     """
     ended, datamodule, cpus = threading.Event(), spec.data.datamodule, spec.compute.machine.cpus
     on_cluster = spec.compute.cluster is not None
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(3, thread_name_prefix="background") as pool:
 
         def stop_if_ended() -> None:
             if ended.is_set():
@@ -129,7 +130,8 @@ def background_setup(
 
         def baselines() -> Mapping[str, Any]:
             caches.result()  # which trials wait for: band statistics would take cores from it
-            return load_baselines(datamodule, cpus, stop_if_ended)
+            with span("baselines"):
+                return load_baselines(datamodule, cpus, stop_if_ended)
 
         workers = 0 if on_cluster else cpus
         caches = pool.submit(_fill_caches, spec.data, workers, console, stop_if_ended)
@@ -146,7 +148,8 @@ def background_setup(
             raise
         finally:
             ended.set()
-            _close_runs(setup.tracking, spec.location.tracking_uri, error, failures)
+            with span("MLflow runs end"):
+                _close_runs(setup.tracking, spec.location.tracking_uri, error, failures)
 
 
 def _fill_caches(
@@ -169,10 +172,12 @@ def _fill_caches(
             stop_if_ended()
             bar.update(task, completed=done, total=total, visible=True)
 
-        caches.fill(data.prefilled, workers=workers, progress=progress)
+        with span("feature caches"):
+            caches.fill(data.prefilled, workers=workers, progress=progress)
     return dataclasses.replace(caches, filled=frozenset(data.prefilled))
 
 
+@span("MLflow opens")
 def _open_tracking(
     spec: SearchSpec, study_id: str, past: Sequence[TrialRecord]
 ) -> TrackingListener:

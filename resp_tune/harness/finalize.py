@@ -17,6 +17,7 @@ import pandas as pd
 from resp_tune.common.choices import COMPARED_RUNS, STATES
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.text import one_line
+from resp_tune.common.timeline import span
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import RunError
 from resp_tune.evaluation.compare import baseline_differences
@@ -94,19 +95,21 @@ def finalize(
     options, folder, runs = spec.options, spec.location.folder, setup.tracking.result().runs
     trials, caches = records(study, spec.space), setup.caches.result()
     winner = select_winner(study, trials, options.objective, options.replicates)
-    networks = load_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
     typed, datamodule = command(spec.arguments, options.data), spec.data.datamodule
     config, classes = winner.runs[0].config, datamodule.split.classes
-    plain = Bundle(config, classes, tuple(networks), {}, spec.data.encoder(config))
-    validation = predict_validation_split(plain, datamodule, caches)
-    point = operating_point(validation, plain.classes, options.metric)
-    bundle = _save_winner(options, spec.location, spec.data, winner, plain, typed, point)
-    if point:
-        validation = predict_validation_split(bundle, datamodule, caches)
+    with span("winner"):
+        networks = load_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
+        plain = Bundle(config, classes, tuple(networks), {}, spec.data.encoder(config))
+        validation = predict_validation_split(plain, datamodule, caches)
+        point = operating_point(validation, plain.classes, options.metric)
+        bundle = _save_winner(options, spec.location, spec.data, winner, plain, typed, point)
+        if point:
+            validation = predict_validation_split(bundle, datamodule, caches)
     predictions, scored = [validation], None
     if datamodule.split.test is not None:
         cpus = spec.compute.machine.cpus
-        scored = _score_test_split(datamodule, folder, study, sync, bundle, cpus)
+        with span("test split"):
+            scored = _score_test_split(datamodule, folder, study, sync, bundle, cpus)
         predictions.append(scored.predictions)
     with failures.collected("winner/predictions.csv could not be written"):
         table = pd.concat(predictions, ignore_index=True)
@@ -126,7 +129,8 @@ def finalize(
     path = _write_results(folder, summary, failures)
     with failures.collected("the winner could not be registered in MLflow"):
         metrics = _evaluation_metrics(scored) | _pooled_metrics(summary)
-        model = _register(spec.location, runs, winner, metrics, bundle)
+        with span("registration"):
+            model = _register(spec.location, runs, winner, metrics, bundle)
         _write_results(folder, {**summary, "mlflow": {**summary["mlflow"], **model}}, failures)
     return path
 
@@ -182,7 +186,7 @@ def _score_test_split(
 
 
 def _baselines(setup: BackgroundSetup, failures: Failures) -> dict[str, Any] | None:
-    with failures.collected("the baselines could not be computed"):
+    with failures.collected("the baselines could not be computed"), span("baselines are awaited"):
         return dict(setup.baselines.result())
     return None
 
@@ -192,7 +196,7 @@ def _write_results(folder: Path, summary: Mapping[str, Any], failures: Failures)
     path = folder / "summary.json"
     fault_point("summary-writes")
     write_summary(path, summary)
-    with failures.collected("report.html could not be written"):
+    with failures.collected("report.html could not be written"), span("report"):
         fault_point("report-writes")
         render(folder)
     return path

@@ -13,8 +13,10 @@ from rich.console import Console
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.paths import remove_parts
+from resp_tune.common.timeline import span, timeline_table, write_trace
 from resp_tune.data.split import Split, load_split, save_split
 from resp_tune.errors import UserError
+from resp_tune.execution.searcher import SLOT
 from resp_tune.execution.tuner import check_some_finished
 from resp_tune.harness.background import background_setup
 from resp_tune.harness.failures import Failures
@@ -68,7 +70,8 @@ def run_locked(
     with failures, synchronize_storage(location) as sync, study_in_one_line(location.study_file):
         remove_parts(location.folder)
         fault_point("study-opens")
-        study = prepare_study(spec)
+        with span("study opens"):
+            study = prepare_study(spec)
         sync.opened(study)
         trials = records(study, spec.space)
         past = [*trials, *replicates(study, trials)]
@@ -85,7 +88,11 @@ def run_locked(
                 location.folder, trials, replicates(study, trials), runs.run_ids(), failures
             )
             check_some_finished(trials)
-            summary = finalize(spec, study, sync, setup, failures, complete)
+            with span("last steps"):
+                summary = finalize(spec, study, sync, setup, failures, complete)
+        with failures.collected("trace.json could not be written"):
+            write_trace(location.folder / "trace.json")
+        log.debug(timeline_table(SLOT))
         with failures.collected(f"not everything could be uploaded to '{location.remote}'"):
             sync.complete()
     failures.raise_if_any(summary)

@@ -21,6 +21,7 @@ from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.node_setup import RecordingServer, fill_caches
 from resp_tune.cluster.resources import trial_capacity
 from resp_tune.common.fault_points import fault_point
+from resp_tune.common.timeline import span
 from resp_tune.config import TrialConfig
 from resp_tune.execution.sanity_check import check_baseline
 from resp_tune.execution.searcher import RestartTrialsError
@@ -102,7 +103,8 @@ def run_stages(
     if not new_trials and not stages.replicate_source().missing():
         return
     with backend.started():
-        caches, tracking = setup.caches.result(), setup.tracking.result()
+        with span("caches and MLflow are awaited"):
+            caches, tracking = setup.caches.result(), setup.tracking.result()
         if spec.compute.cluster is not None:
             nodes, slots = spec.compute.cluster.nodes, spec.compute.slots
             used = [node for node in nodes if trial_capacity(slots, [node.machine])]
@@ -110,7 +112,8 @@ def run_stages(
         context = stages.trial_context(caches)
         for example in spec.space.examples("network"):
             config = resolve_precision(example, spec.compute.device)
-            backend.check(context, config, spec.location.folder)
+            with span("sanity check"):
+                backend.check(context, config, spec.location.folder)
         fault_point("sanity-checked")
         limit = spec.options.time_budget
         deadline = None if limit is None else time.monotonic() + limit
@@ -213,7 +216,7 @@ class _Stages:
         )
         table = LiveTable(self.console, options, "trials", self.spec.budget, past)
         queue = TrialQueue(source, [*listeners, table])
-        with table.live:
+        with table.live, span("trials"):
             self.backend.run(queue, context)
 
     def run_replicates(self, context: TrialContext, listeners: Sequence[Listener]) -> None:
@@ -230,5 +233,5 @@ class _Stages:
         queue = TrialQueue(source, [*listeners, table])
         # Replicates are not compared before their end, so they need no reports at rungs.
         context = dataclasses.replace(context, rungs=())
-        with table.live:
+        with table.live, span("replicates"):
             self.backend.run(queue, context)
