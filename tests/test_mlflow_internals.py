@@ -13,10 +13,11 @@ from contextlib import closing
 from pathlib import Path
 
 import mlflow
+import pytest
 from support.mlflow_stores import template
 
 from resp_tune.tracking import mlflow_internals
-from resp_tune.tracking.mlflow_internals import ADDRESSES, known_schemas
+from resp_tune.tracking.mlflow_internals import ADDRESSES, known_schemas, without_package_index
 
 
 def test_the_head_of_the_schema_is_mlflows_own() -> None:
@@ -73,3 +74,20 @@ def test_names_of_settings_and_loggers() -> None:
         "MLflow's server reads its store from another variable: adapt ui.py, or the store's URI "
         "must be an argument, which other users of the machine can see"
     )
+
+
+def test_requirements_are_checked_without_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.utils import requirements_utils as utils
+
+    def never() -> None:
+        raise AssertionError(
+            "MLflow makes an index of all installed modules again, which takes seconds at the end "
+            "of each search: mend without_package_index()"
+        )
+
+    monkeypatch.setattr(utils, "_MODULES_TO_PACKAGES", None)
+    monkeypatch.setattr(utils.importlib_metadata, "packages_distributions", never)
+    with without_package_index():
+        assert utils._check_requirement_satisfied(f"mlflow=={mlflow.__version__}") is None
+        assert utils._check_requirement_satisfied("mlflow==0.1") is not None
+    assert utils._MODULES_TO_PACKAGES is None  # as it was, for whoever infers requirements

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from resp_tune.data.dataset import Dataset
 from resp_tune.data.split_spec import OUTER_FOLDS
@@ -86,6 +85,8 @@ def age_shortcut(dataset: Dataset) -> dict[str, Any] | None:
     labels: Labels = np.array([d == SICK for _, d in ages.values()], dtype=np.int64)
     if len(set(labels.tolist())) < 2:
         return None
+    from scipy.stats import rankdata  # slow to import
+
     ranks: Floats = rankdata([age for age, _ in ages.values()])
     rng = np.random.default_rng(0)
     test = _permutation_test(lambda sick: _either_way(sick, ranks), labels, rng, AGE_ALPHA)

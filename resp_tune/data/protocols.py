@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import StratifiedGroupKFold
 
 from resp_tune.common.text import amount, shorten
 from resp_tune.data.dataset import Dataset, refusal
@@ -199,6 +198,8 @@ def _group_folds(rows: Rows, folds: int, state: int) -> Iterator[tuple[Rows, Row
     labels = np.array([np.bincount(rows.label[recording == i]).argmax() for i in range(len(stems))])
     if np.bincount(labels).max() < folds:
         labels = np.zeros_like(labels)  # too few of each to be spread, which sklearn refuses
+    from sklearn.model_selection import StratifiedGroupKFold  # workers make no splits
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
     with warnings.catch_warnings():
         # Whether every split has every class is checked on the clips, by the caller.

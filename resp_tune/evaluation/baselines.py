@@ -22,9 +22,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from joblib import cpu_count
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from resp_tune.common.paths import cache_folder, write_atomically
@@ -86,7 +83,7 @@ def load_baseline_scores(
     """Return `score_baselines` of the clips."""
 
     def score() -> dict[str, Any]:
-        statistics = load_band_statistics(dataset, clips.task.unit, jobs or cpu_count(), report)
+        statistics = load_band_statistics(dataset, clips.task.unit, jobs or _cpus(), report)
         return score_baselines(clips, statistics, jobs=jobs, report=report)
 
     return cached(f"{_key(dataset, clips)}.json", score, _read_scores)
@@ -97,7 +94,7 @@ def load_baseline_predictions(datamodule: DataModule) -> BaselinePredictions:
     dataset, clips, split = datamodule.dataset, datamodule.clips, datamodule.split
 
     def predict() -> dict[str, Any]:
-        statistics = load_band_statistics(dataset, clips.task.unit, cpu_count())
+        statistics = load_band_statistics(dataset, clips.task.unit, _cpus())
         return asdict(predict_baselines(clips, split, statistics))
 
     key = _key(dataset, clips, split.digest)
@@ -191,7 +188,7 @@ def cross_validate(
     splits = [split for seed in range(seeds) for split in _splits(table, folds, seed)]
     pooled = {name: np.empty((seeds, len(labels)), dtype=np.int64) for name in features}
     # BLAS's own threads would spin, over matrices this small.
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(jobs or cpu_count()) as p:
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(jobs or _cpus()) as p:
         try:
             fitted = p.map(partial(_predict_fold, features, table), splits)
             for (seed, _, test), predictions in zip(splits, fitted, strict=True):
@@ -201,6 +198,13 @@ def cross_validate(
         finally:
             p.shutdown(cancel_futures=True)
     return {name: _mean([_scores(labels, row) for row in rows]) for name, rows in pooled.items()}
+
+
+def _cpus() -> int:
+    """Return the cores that this process may use, by affinity and by the quota of its container."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def check_enough(clips: Clips, problems: Sequence[str] = ()) -> None:
@@ -359,6 +363,8 @@ def _encode(table: pd.DataFrame, names: Iterable[str]) -> Floats:
 
 
 def _splits(table: pd.DataFrame, folds: int, seed: int) -> Iterator[tuple[int, Labels, Labels]]:
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import, often not needed
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class with fewer clips than folds is predicted wrongly by the folds that lack it, as the
@@ -391,6 +397,8 @@ def _regression(features: Floats, table: pd.DataFrame, train: Labels, test: Labe
     All classes weigh the same, and within a class each patient does. The weights sum to the number
     of patients, of whom there are fewer than clips, so that clips do not outweigh the penalty.
     """
+    from sklearn.preprocessing import StandardScaler
+
     fitted = table.iloc[train]
     weights = fitted["weight"] / fitted.groupby("label")["weight"].transform("sum")
     weights *= fitted["patient"].nunique() / weights.sum()

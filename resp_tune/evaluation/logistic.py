@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
-from scipy.optimize import minimize
 
 from resp_tune.errors import RunError
 from resp_tune.training.metrics import Floats, Labels
@@ -46,6 +44,9 @@ def fit_logistic(features: Floats, labels: Labels, weights: Floats, c: float) ->
     each row. The intercepts are not penalised. With more than two classes there is one logit for
     each. Raises `RunError` if no optimum is found.
     """
+    from scipy.linalg import cholesky, solve_triangular  # slow to import
+    from scipy.optimize import minimize
+
     classes, codes = np.unique(labels, return_inverse=True)
     logits = 1 if len(classes) == 2 else len(classes)
     columns = features.shape[1]

@@ -11,10 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.tree._criterion import Gini
-from sklearn.tree._splitter import BestSplitter
-from sklearn.tree._tree import DepthFirstTreeBuilder, Tree
-from sklearn.utils.class_weight import compute_class_weight
 
 from resp_tune.training.metrics import Floats, Labels
 
@@ -42,6 +38,8 @@ def draw_bootstraps(labels: Labels, weights: Floats, seed: int, trees: int) -> B
     `labels` and `weights` are of each row. A row is drawn with a probability in proportion to its
     weight times its class's.
     """
+    from sklearn.utils.class_weight import compute_class_weight  # slow to import
+
     classes, codes = np.unique(labels, return_inverse=True)
     of_class = compute_class_weight("balanced", classes=classes, y=labels, sample_weight=weights)
     drawn = weights * of_class[codes]
@@ -63,6 +61,10 @@ def predict_forest(bootstraps: Bootstraps, train: Floats, test: Floats) -> Label
 
     The forest is `RandomForestClassifier(trees, min_samples_leaf=MIN_LEAF, …)` of the same seed.
     """
+    from sklearn.tree._criterion import Gini
+    from sklearn.tree._splitter import BestSplitter
+    from sklearn.tree._tree import DepthFirstTreeBuilder, Tree
+
     # Many rows may have the same features: each is predicted once.
     distinct, inverse = np.unique(test, axis=0, return_inverse=True)
     rows, questions = np.asfortranarray(train, np.float32), np.ascontiguousarray(distinct, "f4")

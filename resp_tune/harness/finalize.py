@@ -44,6 +44,7 @@ from resp_tune.harness.select_winner import Winner, load_networks, select_winner
 from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
 from resp_tune.harness.test_access_log import access_by, add_access
 from resp_tune.reporting.report_page import render
+from resp_tune.reporting.search_plots import Chart
 from resp_tune.study.replicates import replicates
 from resp_tune.study.study import (
     READINGS,
@@ -126,12 +127,14 @@ def finalize(
         "versions": versions(),
     }
     summary = complete(found)
-    path = _write_results(folder, summary, failures)
+    figures: list[Chart] = []
+    path = _write_results(folder, summary, figures, failures)
     with failures.collected("the winner could not be registered in MLflow"):
         metrics = _evaluation_metrics(scored) | _pooled_metrics(summary)
         with span("registration"):
             model = _register(spec.location, runs, winner, metrics, bundle)
-        _write_results(folder, {**summary, "mlflow": {**summary["mlflow"], **model}}, failures)
+        registered = {**summary, "mlflow": {**summary["mlflow"], **model}}
+        _write_results(folder, registered, figures, failures)
     return path
 
 
@@ -191,14 +194,16 @@ def _baselines(setup: BackgroundSetup, failures: Failures) -> dict[str, Any] | N
     return None
 
 
-def _write_results(folder: Path, summary: Mapping[str, Any], failures: Failures) -> Path:
-    """Write `summary.json` and the page that is made from it."""
+def _write_results(
+    folder: Path, summary: Mapping[str, Any], figures: list[Chart], failures: Failures
+) -> Path:
+    """Write `summary.json` and the page that is made from it; `figures` are drawn once."""
     path = folder / "summary.json"
     fault_point("summary-writes")
     write_summary(path, summary)
     with failures.collected("report.html could not be written"), span("report"):
         fault_point("report-writes")
-        render(folder)
+        render(folder, drawn=figures)
     return path
 
 

@@ -26,16 +26,20 @@ from resp_tune.reporting.results import Results, items, mapping, number, objecti
 REPORT = "report.html"
 
 
-def render(folder: Path, page: Path | None = None) -> Path:
+def render(
+    folder: Path, page: Path | None = None, drawn: list[search_plots.Chart] | None = None
+) -> Path:
     """Write the page of the result files in `folder` to `folder/report.html`, or to `page`.
 
-    Returns the path of the page.
+    Returns the path of the page. `drawn` takes the figures, or holds those of the same tables.
 
     Raises `UserError` without `summary.json`; the page names whatever else is missing. Raises
     `RunError` after it was written if it lacks a figure that could not be drawn.
     """
     results, undrawn = read_results(folder), list[str]()
-    charts = _charts(results, undrawn)
+    charts = drawn or _charts(results, undrawn)
+    if drawn is not None and not undrawn:
+        drawn[:] = charts
     script = package_files("resp_tune.reporting").joinpath("script.js").read_text("utf-8")
     scripts = (get_plotlyjs(), script)
     context = {

@@ -27,7 +27,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from resp_tune.common.choices import METRIC_MODES, TRIAL_COLUMNS
@@ -229,6 +228,8 @@ def _importances(study: optuna.Study, finished: int, searched: int, score: str) 
     studies of 50 trials, fANOVA in 28 (in 26 of 30 with 20 trials). Parameters that not every
     trial has are left out by fANOVA.
     """
+    from optuna.importance import FanovaImportanceEvaluator  # imports scikit-learn's forests
+
     try:
         figure = visualization.plot_param_importances(
             study, evaluator=FanovaImportanceEvaluator(seed=0), target_name=score

@@ -14,9 +14,8 @@ import threading
 import warnings
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cmaes
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
@@ -30,6 +29,9 @@ from threadpoolctl import threadpool_limits
 
 from resp_tune.study.safe_cmaes import read_optimiser
 from resp_tune.study.scored_trials import scored_trials
+
+if TYPE_CHECKING:
+    import cmaes
 
 log = logging.getLogger(__name__)
 

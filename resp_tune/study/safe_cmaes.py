@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
-
-import cmaes
+from typing import TYPE_CHECKING, Any
 
 from resp_tune.errors import RunError
+
+if TYPE_CHECKING:
+    import cmaes
 
 _NAMES = {
     ("cmaes._cma", "CMA"),
@@ -30,6 +31,8 @@ def read_optimiser(text: str, number: int) -> cmaes.CMA:
 
     Raises `RunError` for text that is anything else.
     """
+    import cmaes  # slow, by scipy.stats
+
     try:
         optimiser = _SafeUnpickler(io.BytesIO(bytes.fromhex(text))).load()
     except Exception as error:  # a damaged pickle may raise anything

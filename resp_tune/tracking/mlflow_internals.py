@@ -11,8 +11,8 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,24 @@ def quiet() -> None:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger(DATABASE_LOGGER).setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+
+
+@contextmanager
+def without_package_index() -> Iterator[None]:
+    """Log models without an index of every module of every installed package, which takes seconds.
+
+    MLflow makes it to warn of requirements that are not installed; it then finds them by their
+    names alone, as ours are.
+    """
+    from mlflow.utils import requirements_utils as utils
+
+    before = utils._MODULES_TO_PACKAGES
+    if before is None:
+        utils._MODULES_TO_PACKAGES = {}  # type: ignore[assignment]  # its type is that of None
+    try:
+        yield
+    finally:
+        utils._MODULES_TO_PACKAGES = before
 
 
 @dataclass(frozen=True)

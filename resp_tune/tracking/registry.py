@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
+from resp_tune.tracking.mlflow_internals import without_package_index
 from resp_tune.tracking.model_files import BUNDLE, bundle_files, bundle_sizes, fetch_files, holds
 from resp_tune.tracking.moved_store import is_writable, readable
 from resp_tune.tracking.store_probe import check_there, probe
@@ -149,18 +150,19 @@ def _log(client: MlflowClient, experiment: str, run_id: str, bundle: Path) -> st
         shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__"))
         # Created here, because MLflow would use the default experiment and `./mlruns`.
         model = client.create_logged_model(experiment, name="winner", source_run_id=run_id)
-        Model.log(
-            artifact_path=None,
-            flavor=mlflow.pyfunc,
-            run_id=run_id,
-            model_id=model.model_id,
-            python_model=str(served_model.__file__),
-            artifacts={served_model.ARTIFACT: str(copy)},
-            code_paths=[str(code)],
-            signature=signature,
-            input_example=example,
-            pip_requirements=_requirements(copy),
-        )
+        with without_package_index():
+            Model.log(
+                artifact_path=None,
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                model_id=model.model_id,
+                python_model=str(served_model.__file__),
+                artifacts={served_model.ARTIFACT: str(copy)},
+                code_paths=[str(code)],
+                signature=signature,
+                input_example=example,
+                pip_requirements=_requirements(copy),
+            )
     return str(model.model_id)
 
 
