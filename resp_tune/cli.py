@@ -125,6 +125,9 @@ def _reader(kinds: tuple[Any, ...], meta: Mapping[str, Any]) -> Callable[[str], 
 def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 failed, 2 wrong input, 130 interrupted."""
     timeline.restart()
+    # OpenBLAS's own threads are ended by a fork, such as those of Ray's start, and a thread that is
+    # multiplying then waits for them forever. What runs in parallel here has threads of its own.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     fill_closed_streams()
     interrupt_by_signals()
     never_fail_to_encode()

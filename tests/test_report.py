@@ -13,6 +13,7 @@ from resp_tune import report
 from resp_tune.cli import run
 from resp_tune.errors import UserError
 from resp_tune.reporting.report_page import render
+from resp_tune.reporting.search_plots import Chart
 
 
 @pytest.fixture
@@ -87,6 +88,10 @@ def test_every_access_to_the_test_split_is_listed(folder: Path) -> None:
 def test_page_is_alone_and_the_same_again(folder: Path) -> None:
     first = render(folder).read_bytes()
     assert render(folder).read_bytes() == first
+    drawn: list[Chart] = []
+    for _ in range(2):  # the second time with the figures of the first
+        assert render(folder, drawn=drawn).read_bytes() == first
+    assert drawn
     page = Page(folder / "report.html")
     loading = ("src", "srcset", "poster", "action", "data")
     assert not [a for a in page.attributes if a[0] in loading]

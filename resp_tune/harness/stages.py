@@ -20,6 +20,7 @@ from resp_tune.cluster.local_ray import local_ray
 from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.node_setup import RecordingServer, fill_caches
 from resp_tune.cluster.resources import trial_capacity
+from resp_tune.common.deadline import call_in_thread
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.timeline import span
 from resp_tune.config import TrialConfig
@@ -55,6 +56,11 @@ class RayBackend:
         if self.compute.cluster is not None:
             return nullcontext()
         return local_ray(machine, machine.gpus if gpus is None else gpus)
+
+    @property
+    def checks_here(self) -> bool:
+        """Return whether the sanity check needs no Ray: trials run on this machine's CPUs."""
+        return self.compute.cluster is None and not self.compute.slots.gpus
 
     def check(self, context: TrialContext, config: TrialConfig, folder: Path) -> None:
         """Raise `RunError` if one batch of `config` fails; the traceback goes to `folder`."""
@@ -102,6 +108,18 @@ def run_stages(
     new_trials = needs_trials(study, spec.budget, spec.options.stop)
     if not new_trials and not stages.replicate_source().missing():
         return
+    study_id = study.user_attrs[STUDY_ID]
+    examples = spec.space.examples("network")
+
+    @span("sanity check")
+    def check(caches: FeatureCaches) -> None:
+        context = stages.trial_context(study_id, caches)
+        for example in examples:
+            config = resolve_precision(example, spec.compute.device)
+            backend.check(context, config, spec.location.folder)
+
+    # Where it needs no Ray, it runs while Ray starts.
+    early = call_in_thread(lambda: check(setup.caches.result())) if backend.checks_here else None
     with backend.started():
         with span("caches and MLflow are awaited"):
             caches, tracking = setup.caches.result(), setup.tracking.result()
@@ -109,11 +127,9 @@ def run_stages(
             nodes, slots = spec.compute.cluster.nodes, spec.compute.slots
             used = [node for node in nodes if trial_capacity(slots, [node.machine])]
             caches = _warm_up_nodes(spec.data, used, caches)
-        context = stages.trial_context(caches)
-        for example in spec.space.examples("network"):
-            config = resolve_precision(example, spec.compute.device)
-            with span("sanity check"):
-                backend.check(context, config, spec.location.folder)
+        context = stages.trial_context(study_id, caches)
+        with span("sanity check is awaited"):
+            check(caches) if early is None else early.result()
         fault_point("sanity-checked")
         limit = spec.options.time_budget
         deadline = None if limit is None else time.monotonic() + limit
@@ -166,7 +182,7 @@ class _Stages:
     backend: RayBackend
     console: Console
 
-    def trial_context(self, caches: FeatureCaches) -> TrialContext:
+    def trial_context(self, study_id: str, caches: FeatureCaches) -> TrialContext:
         """Return what every trial needs beside its config."""
         options, location, compute = self.spec.options, self.spec.location, self.spec.compute
         datamodule, steps = self.spec.data.datamodule, (options.epochs, options.folds_in_sequence)
@@ -178,7 +194,7 @@ class _Stages:
             folds=datamodule.folds(),
             caches=caches,
             artifacts=location.trials,
-            study=self.study.user_attrs[STUDY_ID],
+            study=study_id,
             metric=options.objective,
             rungs=decision_steps(options.scheduler, Steps(*steps)),
             fold_order=options.order,
