@@ -145,3 +145,18 @@ print(*sorted({heavy!r} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_command_loads_blas_with_one_thread() -> None:
+    """More would be ended by the forks of Ray's start, while another thread waits for them."""
+    code = (
+        "from resp_tune.cli import run\n"
+        "def body(argv):\n"
+        "    import numpy\n"
+        "    from threadpoolctl import threadpool_info\n"
+        "    blas = [i for i in threadpool_info() if i['user_api'] == 'blas']\n"
+        "    print(len(blas) > 0, {i['num_threads'] for i in blas})\n"
+        "run(body)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True {1}\n"
