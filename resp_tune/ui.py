@@ -22,9 +22,13 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from resp_tune.cli import Parser, integer, run
+from resp_tune.cluster.processes import kill, process_tree
 from resp_tune.common.choices import LINK_TEXTS, MLFLOW_PORT
 from resp_tune.common.paths import user_path
+from resp_tune.common.signal_handlers import interrupts_noted
 from resp_tune.errors import RunError, UserError, nearest
 from resp_tune.storage.object_store import ObjectPath, is_uri
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("resp_tune.ui")
 
 START_SECONDS = 180.0
+END_SECONDS = 10.0  # that each process of the server has to end
 _PORTS_TRIED = 100
 
 
@@ -72,13 +77,13 @@ def _serve(uri: str, folder: Path | None, searches: Sequence[SearchEntry], args:
         )
     port = _choose_port(args.host, args.port)
     log.info(f"starting MLflow's pages of {redact(uri)} …")
-    with _server(uri, folder, args.host, port) as process:
+    with _server(uri, folder, args.host, port) as process, suppress(KeyboardInterrupt):
+        # Whoever has read the last link may press Ctrl-C.
         _print(searches, f"http://{_address(args.host)}:{port}")
         log.info("Ctrl-C ends it")
-        with suppress(KeyboardInterrupt):
-            process.wait()
-            raise RunError(f"MLflow's server ended by itself (status {process.returncode})")
-        log.info("ended")
+        process.wait()
+        raise RunError(f"MLflow's server ended by itself (status {process.returncode})")
+    log.info("ended")
 
 
 def parser() -> Parser:
@@ -181,7 +186,7 @@ def _server(
         command += ["--artifacts-destination", artifacts.as_uri()]
         command += ["--host", host, "--port", str(port), "--workers", "1"]
         output = Path(scratch) / "output"
-        with output.open("wb") as file_handle:
+        with output.open("wb") as file_handle, interrupts_noted() as noted:
             process = subprocess.Popen(  # noqa: S603  # our own arguments, no shell
                 command,
                 stdin=subprocess.DEVNULL,
@@ -193,6 +198,8 @@ def _server(
                 start_new_session=True,  # so that Ctrl-C reaches only us
             )
         try:
+            if noted:
+                raise KeyboardInterrupt
             _await_answer(process, f"{_address(host)}:{port}")
             yield process
         except RunError as error:
@@ -203,11 +210,36 @@ def _server(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, number)
-            process.wait(timeout=10.0)
-    process.wait()
+    """End the server and all it has started, whatever signals arrive meanwhile.
+
+    Those at the bottom are asked first and waited for: MLflow's command ends at once and leaves
+    the server that it has started, which would be killed in the middle of its end. When this
+    returns, none of them lives, so that what they use may be removed.
+    """
+    with interrupts_noted():
+        tree = [] if process.poll() is not None else process_tree(psutil.Process(process.pid))
+        for one in reversed(tree):  # a process stands before its children
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+            _wait_for([one], END_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        kill(tree)
+        _wait_for(tree, END_SECONDS)
+        process.wait()
+
+
+def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> None:
+    """Wait until all have ended; those that nobody has waited for have ended too."""
+    deadline = time.monotonic() + seconds
+    while any(map(_lives, processes)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _await_answer(process: subprocess.Popen[bytes], address: str) -> None:
