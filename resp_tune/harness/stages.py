@@ -118,8 +118,9 @@ def run_stages(
             config = resolve_precision(example, spec.compute.device)
             backend.check(context, config, spec.location.folder)
 
-    # Where it needs no Ray, it runs while Ray starts.
-    early = call_in_thread(lambda: check(setup.caches.result())) if backend.checks_here else None
+    # Where it needs no Ray, it runs while Ray starts; but not against the clock, beside imports.
+    can_be_early = backend.checks_here and spec.options.trial_timeout is None
+    early = call_in_thread(lambda: check(setup.caches.result())) if can_be_early else None
     with backend.started():
         with span("caches and MLflow are awaited"):
             caches, tracking = setup.caches.result(), setup.tracking.result()
