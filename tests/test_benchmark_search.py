@@ -426,16 +426,19 @@ def test_the_cost_of_folds(tmp_path: Path) -> None:
         },
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    pd.DataFrame({"seconds": [10.0, 20.0, 5.0], "epochs": [4, 4, 2]}).to_csv(
-        tmp_path / "trials.csv", index=False
+    pd.DataFrame({"seconds": [10.0, 20.0, 5.0]}).to_csv(tmp_path / "epochs.csv", index=False)
+    together = fold_costs.read_cost(tmp_path, 4, 30.0)
+    assert together.epochs == 12
+    pd.DataFrame({"seconds": [10.0, 20.0, 5.0], "fold": 0}).to_csv(
+        tmp_path / "epochs.csv", index=False
     )
-    one = fold_costs.read_cost(tmp_path, 30.0)
-    assert (one.training_seconds, one.epochs, one.price) == (35.0, 10, 0.1)
+    one = fold_costs.read_cost(tmp_path, 4, 30.0)
+    assert (one.training_seconds, one.epochs, one.price) == (35.0, 3, 0.1)
     assert one.states == {"finished": 2, "pruned": 1}
     costs = {"--folds 1": one, "--folds 4": replace(one, training_seconds=49.0)}
     page = fold_costs.page(costs, {"command": "c"})
     assert (
-        "| --folds 4 | 30 | 49 | 1.40 | 10 | 2 finished, 1 pruned | 0.500 | 0.400 | 0.100 |" in page
+        "| --folds 4 | 30 | 49 | 1.40 | 3 | 2 finished, 1 pruned | 0.500 | 0.400 | 0.100 |" in page
     )
 
 

@@ -201,8 +201,8 @@ def page(
         "choice leads the mean configuration in the search's own score than on unseen patients. "
         "With reshuffling a trial has its own of the recorded folds, and training the best four "
         "again on common folds is part of the time. A search tries at most "
-        f"{MAX_SHARE:.0%} of the table: of what is left then, the nearest is not what was "
-        "suggested. ± is the standard error over seeds, of one "
+        f"{MAX_SHARE:.0%} of the table, since what is left then is not what was suggested. "
+        "± is the standard error over seeds, of one "
         "recording: the split of the patients is the same in all.",
         "",
         f"Mean configuration: {np.nanmean(unseen):.3f} unseen; the best of the table, which only "

@@ -27,7 +27,10 @@ SEARCHES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class FoldCost:
-    """A finished search: seconds of its command and of its trials, and what it chose."""
+    """A finished search: seconds of its command and of its epochs, and what it chose.
+
+    `epochs` are those of a fold.
+    """
 
     seconds: float
     training_seconds: float
@@ -41,12 +44,12 @@ class FoldCost:
 def run_searches(storage: Path, flags: Sequence[str]) -> dict[str, FoldCost]:
     """Run the searches of `SEARCHES` with `flags`, below `storage`, and return what they cost."""
     return {
-        name: _run(storage, f"folds-{n}", [*own, *flags])
+        name: _run(storage, f"folds-{n}", int(own[1]), [*own, *flags])
         for n, (name, own) in enumerate(SEARCHES.items())
     }
 
 
-def _run(storage: Path, name: str, flags: Sequence[str]) -> FoldCost:
+def _run(storage: Path, name: str, folds: int, flags: Sequence[str]) -> FoldCost:
     arguments = ["--storage", str(storage), "--name", name, *flags]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     begun = time.monotonic()
@@ -60,18 +63,19 @@ def _run(storage: Path, name: str, flags: Sequence[str]) -> FoldCost:
     if done.returncode:
         last = " / ".join(done.stderr.strip().splitlines()[-5:])
         raise RunError(f"the search '{name}' ended with exit code {done.returncode}: {last}")
-    return read_cost(storage / name, time.monotonic() - begun)
+    return read_cost(storage / name, folds, time.monotonic() - begun)
 
 
-def read_cost(folder: Path, seconds: float) -> FoldCost:
-    """Return what the finished search in `folder` cost; `seconds`: of its command."""
+def read_cost(folder: Path, folds: int, seconds: float) -> FoldCost:
+    """Return what the finished search in `folder` cost, of `folds`, in `seconds`."""
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_bytes())
-    trials, metric = pd.read_csv(folder / "trials.csv"), summary["metric"]
+    epochs, metric = pd.read_csv(folder / "epochs.csv"), summary["metric"]
+    trained = len(epochs) * (1 if "fold" in epochs else folds)  # together: one row for all folds
     price = summary["winner"]["price_of_searching"]
     return FoldCost(
         seconds,
-        float(trials["seconds"].sum()),
-        int(trials["epochs"].sum()),
+        float(epochs["seconds"].sum()),
+        trained,
         {state: n for state, n in summary["trials"].items() if n},
         float(price["best_validation"]),
         float(summary["winner"]["test"][metric]),
@@ -87,8 +91,9 @@ def page(costs: Mapping[str, FoldCost], facts: Mapping[str, str]) -> str:
         "",
         *(f"{name}: {text}  " for name, text in facts.items()),
         "",
-        "`training`: seconds of all trials, of which two run at a time, and as a multiple of one "
-        "fold's. `price`: the best validation score minus the test score of the winner; one search "
+        "`training`: seconds of all epochs, of which two are trained at a time, and as a multiple "
+        "of one fold's; `epochs`: of a fold. `price`: the best validation score minus the winner's "
+        "test score; one search "
         "says little about it, see SEARCH.md.",
         "",
         "| search | command, s | training, s | × | epochs | trials | best validation | test "

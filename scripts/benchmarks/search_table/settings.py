@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from resp_tune.common import choices
 
 # Rules that resp_tune does not have are Optuna's pruners, with its defaults.
-SCHEDULERS = ("none", "asha", "hyperband", "median")
+SCHEDULERS = tuple(dict.fromkeys(("none", "asha", "hyperband", "median", *choices.SCHEDULERS)))
 FOLD_RULES = (*choices.FOLD_RULES, "together")
 OPTUNA, RAY, RANDOM = "plain Optuna", "plain Ray Tune", "random search"
 # A suggestion of Optuna's Gaussian process takes 0.1 s and more: it gets fewer trials and seeds.
