@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ class TrainingData:
 class FoldTraining(ABC):
     """One network, trained on the training split of a fold and scored on its validation split.
 
-    `lr` is the learning rate of the last step taken, NaN before the first and without any.
+    `lr` is the learning rate of the last step taken, 0 before the first and without any.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class FoldTraining(ABC):
         self.labels = (data.train.labels, data.validation.labels)
         self.groups = data.validation.groups
         self.classes = data.classes
-        self.lr = math.nan
+        self.lr = 0.0
 
     @property
     @abstractmethod
