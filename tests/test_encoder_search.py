@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from support.small_sets import write_set
 from resp_tune import search
 from resp_tune.config import EncoderFrontEnd, TrialConfig
 from resp_tune.evaluate import _mel_front_ends
+from resp_tune.features import cache
 from resp_tune.harness.console import describe_plan
 from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.spec import MAX_PREFILLED, SearchSpec, trial_identity
@@ -34,13 +35,14 @@ parameters:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_set(tmp_path / "data", DIAGNOSES)
     (tmp_path / "space.yaml").write_text(SPACE)
     save_encoder(tmp_path / "tiny.onnx")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    yield tmp_path
+    cache._PINNED.clear()
 
 
 def validated(**options: object) -> SearchSpec:

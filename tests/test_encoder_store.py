@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ from resp_tune.features.encoder_frames import (
     expected_rows,
     expected_windows,
 )
+from resp_tune.features.parallel import in_order, recording_pool
 from resp_tune.features.pooled_clips import clip_rows, pool_frames
 
 SECONDS = (1.0, 0.35, 0.8)  # of three recordings: 10, 3.5 and 8 windows of the tiny encoder
@@ -104,6 +107,28 @@ def test_all_layers_and_speeds_are_filled_in_one_pass(
         assert caches.is_there(front_end)
         assert rows * 4 <= caches.expected_bytes(SECONDS, front_end)
         assert abs(caches.expected_bytes(SECONDS, front_end) - size) <= 0.15 * size
+
+
+def test_few_recordings_wait_behind_a_slow_one() -> None:
+    """Or the frames of all others would be in memory."""
+    first, begun = threading.Event(), list[int]()
+
+    def one(i: int) -> int:
+        begun.append(i)
+        if i == 0:
+            assert first.wait(30)
+        return i
+
+    with recording_pool(3) as pool:
+        results = in_order(pool, one, range(100), ahead=5)
+        seen = [pool.submit(next, results)]
+        while len(begun) < 5:
+            assert not seen[0].done()
+            time.sleep(0.001)
+        time.sleep(0.05)
+        assert sorted(begun) == [0, 1, 2, 3, 4]
+        first.set()
+        assert [seen[0].result(), *results] == list(range(100))
 
 
 def test_several_workers_write_the_same_bytes(tmp_path: Path, config: TrialConfig) -> None:

@@ -47,7 +47,7 @@ from resp_tune.features.encoder_frames import (
     expected_rows,
 )
 from resp_tune.features.logmel import Frames, log_mels, silence
-from resp_tune.features.parallel import recording_pool
+from resp_tune.features.parallel import in_order, recording_pool
 
 ELSEWHERE = ", or set RESP_TUNE_CACHE to a folder on another disk"
 Progress = Callable[[int, int], None]
@@ -211,7 +211,7 @@ class FeatureCaches:
         with full_disk_in_one_line(root, ELSEWHERE), contextlib.ExitStack() as stack:
             writers = [CacheWriter(stack, folder, self._kind(f)) for folder, f in folders.items()]
             pool = stack.enter_context(recording_pool(workers))
-            for blocks in pool.map(one, self.sources):
+            for blocks in in_order(pool, one, self.sources, ahead=4 * workers):
                 for writer, block in zip(writers, blocks, strict=True):
                     writer.append(*block)
                 report()
