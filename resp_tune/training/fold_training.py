@@ -108,7 +108,12 @@ D = TypeVar("D", bound=Draws)
 
 
 class GradientFold(FoldTraining, Generic[D]):
-    """A fold whose network is trained by AdamW under a OneCycle schedule, batch by batch."""
+    """A fold whose network is trained by AdamW under a OneCycle schedule, batch by batch.
+
+    `fused`: the kind of AdamW, None for torch's choice; the kinds differ in the last bits.
+    """
+
+    fused: bool | None = None
 
     def __init__(
         self, config: TrialConfig, data: TrainingData, device: torch.device, fold: int
@@ -120,7 +125,9 @@ class GradientFold(FoldTraining, Generic[D]):
         self.average = ModelAverage(self.network, config.ema) if config.ema else None
         self.loss = make_loss(config, self.device_labels, len(data.classes))
         groups = self.parameter_groups()
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.lr, weight_decay=config.weight_decay, fused=self.fused
+        )
         self.batches = batch_bounds(len(data.train.labels), config.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
