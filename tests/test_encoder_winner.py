@@ -23,6 +23,7 @@ from support.instant import search_here, small_spec
 from resp_tune import evaluate, predict, train
 from resp_tune.cli import run
 from resp_tune.errors import UserError
+from resp_tune.harness.background import without_repeats
 from resp_tune.study.study import read_study
 from resp_tune.training.model_bundle import load_bundle
 
@@ -305,3 +306,20 @@ def test_cycles_are_cut_at_the_annotations(
     wav.with_suffix(".txt").write_text("0.0\t0.7\t0\t1\n0.7\t2.0\t1\t0\n")
     found = predicted(capsys, str(wav), "--winner", str(out))
     assert [(c["start"], c["end"]) for c in found["cycles"]] == [(0.0, 0.7), (0.7, 2.0)]
+
+
+def test_mlflow_gets_no_repeated_epochs(done: Any) -> None:
+    """Of a linear head one for each fold; of all others every epoch."""
+    client = MlflowClient(done.uri)
+    trials = pd.read_csv(done.folder / "trials.csv")
+    for trial in trials[trials["state"] == "finished"].to_dict("records"):
+        history = client.get_metric_history(trial["mlflow_run_id"], "val_macro_f1")
+        expected = [1, 3] if trial["head"] == "linear" else [1, 2, 3, 4]
+        assert sorted(m.step for m in history) == expected
+        assert client.get_run(trial["mlflow_run_id"]).data.metrics["macro_f1"] == trial["score"]
+    epochs = pd.read_csv(done.folder / "epochs.csv")
+    assert set(epochs.groupby("number").size()) <= {1, 2, 3, 4}
+    repeated = without_repeats(
+        [{"epoch": 1, "x": 1.0}, {"epoch": 2, "x": 1.0}, {"epoch": 3, "x": 2}]
+    )
+    assert [row["epoch"] for row in repeated] == [1, 3]

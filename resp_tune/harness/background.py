@@ -73,8 +73,8 @@ class TrackingListener:
         self.advanced(trial, trial.epochs)
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
-        """Log new epochs."""
-        self.runs.log_epochs(trial.key, epochs)
+        """Log new epochs, but those that only repeat the figures of the one before."""
+        self.runs.log_epochs(trial.key, without_repeats(epochs))
 
     def ended(self, trial: TrialRecord) -> None:
         """End the trial's run; the parent run carries the best score so far."""
@@ -95,6 +95,22 @@ class TrackingListener:
             best = best_of(self.finished, self.metric)
             if best is not None and best.score is not None:
                 self.runs.log_best(best.score, best.number)
+
+
+def without_repeats(epochs: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Return the rows of `epochs` that differ from the one before in more than time.
+
+    A linear head is fitted in the first epoch of a fold: its others would cost more in MLflow than
+    the fit.
+    """
+    kept: list[Mapping[str, float]] = []
+    before: Mapping[str, float] = {}
+    for row in epochs:
+        figures = {name: value for name, value in row.items() if name not in ("epoch", "seconds")}
+        if figures != before:
+            kept.append(row)
+        before = figures
+    return kept
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ class TrainingData:
 class FoldTraining(ABC):
     """One network, trained on the training split of a fold and scored on its validation split.
 
-    `lr` is the learning rate of the last step taken, NaN before the first and without any.
+    `lr` is the learning rate of the last step taken, 0 before the first and without any.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class FoldTraining(ABC):
         self.labels = (data.train.labels, data.validation.labels)
         self.groups = data.validation.groups
         self.classes = data.classes
-        self.lr = math.nan
+        self.lr = 0.0
 
     @property
     @abstractmethod
@@ -109,7 +108,12 @@ D = TypeVar("D", bound=Draws)
 
 
 class GradientFold(FoldTraining, Generic[D]):
-    """A fold whose network is trained by AdamW under a OneCycle schedule, batch by batch."""
+    """A fold whose network is trained by AdamW under a OneCycle schedule, batch by batch.
+
+    `fused`: the kind of AdamW, None for torch's choice; the kinds differ in the last bits.
+    """
+
+    fused: bool | None = None
 
     def __init__(
         self, config: TrialConfig, data: TrainingData, device: torch.device, fold: int
@@ -121,7 +125,9 @@ class GradientFold(FoldTraining, Generic[D]):
         self.average = ModelAverage(self.network, config.ema) if config.ema else None
         self.loss = make_loss(config, self.device_labels, len(data.classes))
         groups = self.parameter_groups()
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.lr, weight_decay=config.weight_decay, fused=self.fused
+        )
         self.batches = batch_bounds(len(data.train.labels), config.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,

@@ -133,6 +133,7 @@ class MlpFold(GradientFold[ShownClips]):
     """
 
     network: HeadNetwork
+    fused = True  # one pass over a hidden layer of up to a million weights, which is most of a step
 
     def make_network(self, data: TrainingData) -> HeadNetwork:
         """Return the untrained network, of which the first epoch fits the buffers."""
