@@ -233,7 +233,7 @@ def test_where_the_device_tells_all() -> None:
 def test_other_clips_are_refused(datamodule: DataModule) -> None:
     frame = frame_of(datamodule, right=0.6)
     for wrong in (frame[1:], frame[::-1], frame.assign(label=frame["label"].iloc[0])):
-        with pytest.raises(ValueError, match="not the predictions of the test split"):
+        with pytest.raises(ValueError, match="not predictions of the test split"):
             baseline_differences(wrong, datamodule)
 
 

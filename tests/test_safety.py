@@ -177,7 +177,7 @@ import resp_tune.data.protocols, soundfile, numpy
 sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
 data = load_dataset(root)
 print(len(data.recordings))
-print(*sorted(p for p in opened if "secret" in p), sep="\\n")
+print(*sorted(p for p in opened if "outsider" in p), sep="\\n")
 """
 
 
@@ -186,14 +186,14 @@ def test_tables_lead_to_no_file_outside(tmp_path: Path) -> None:
     data = tmp_path / "data"
     made = command("synth", str(data), "--recordings", "30", "--seconds", "2")
     assert made.code == 0, made.err
-    (tmp_path / "secret.wav").write_bytes(b"")
-    (tmp_path / "secret.txt").write_text("0\t1\t0\t0\n")
+    (tmp_path / "outsider.wav").write_bytes(b"")
+    (tmp_path / "outsider.txt").write_text("0\t1\t0\t0\n")
     outside = [
-        "../secret",
-        str(tmp_path / "secret"),
-        "..\\secret",
-        "%2e%2e/secret",
-        "../secret.wav",
+        "../outsider",
+        str(tmp_path / "outsider"),
+        "..\\outsider",
+        "%2e%2e/outsider",
+        "../outsider.wav",
     ]
     rows = "".join(f"{name},URTI\n" for name in outside)
     table = data / "patient_diagnosis.csv"

@@ -15,7 +15,7 @@ from support.trial_queues import next_of, row, settings_of
 
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.harness.console import describe_plan
-from resp_tune.harness.run import _open_study
+from resp_tune.harness.run import prepare_study
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_internals import one_commit
 from resp_tune.study.samplers import SAMPLERS, make_sampler, resumed_sampler
@@ -204,8 +204,8 @@ def test_a_resumed_qmc_search_continues_its_sequence(tmp_path: Path) -> None:
 def test_a_resumed_search_has_the_sampler_of_its_options(tmp_path: Path) -> None:
     spec = small_spec(tmp_path, "--sampler", "qmc", "--seed", "5", "--trials", "6")
     spec.location.folder.mkdir(parents=True)
-    run(queue_over(_open_study(spec), spec.space, 3), 3)
-    study = _open_study(spec)
+    run(queue_over(prepare_study(spec), spec.space, 3), 3)
+    study = prepare_study(spec)
     run(queue_over(study, spec.space, 6), 3)
     whole = tmp_path / "whole"
     whole.mkdir()
