@@ -121,6 +121,47 @@ def test_the_command_prints_and_writes_nothing(
     assert files_below(tmp_path) == before
 
 
+def nested(folder: Path, knows: int) -> str:
+    """A nested search of two outer folds, whose test patients differ."""
+    for number in (0, 1):
+        table = predictions(7 * number + knows, knows)
+        table["patient"] = str(number) + table["patient"]
+        save(table, folder / "outer" / str(number), split_sha256=f"fold {number}")
+    (folder / "predictions.csv").write_text("the pooled ones, which are not needed")
+    return str(folder)
+
+
+def test_each_outer_fold_has_its_own_weight(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (nested(tmp_path / str(knows), knows) for knows in (0, 1))
+    found = blend(a, b)
+    parts, labels, patients = [], [], []
+    for number, outer in enumerate(found["outer"]):
+        folders = [f"{folder}/outer/{number}" for folder in (a, b)]
+        alone = blend(*folders)
+        assert outer["weights"] == alone["weights"]
+        assert outer["validation"] == alone["validation"]
+        (own, p, patient), (_, q, _) = (
+            probabilities(pd.read_csv(Path(f, "winner", "predictions.csv")), "test")
+            for f in folders
+        )
+        weight = alone["weights"]["a"]
+        parts.append(weight * p + (1 - weight) * q)
+        labels.append(own)
+        patients.append(patient)
+    pooled, truth = np.concatenate(parts), np.concatenate(labels)
+    expected = all_metrics(truth, pooled, CLASSES)["macro_f1"]
+    assert found["test"]["recording"]["macro_f1"] == pytest.approx(expected)
+    group = np.unique(np.concatenate(patients), return_inverse=True)[1]
+    expected = all_metrics(*pool(truth, pooled, group), CLASSES)["macro_f1"]
+    assert found["test"]["patient"]["macro_f1"] == pytest.approx(expected)
+    assert found["test"]["patient"]["patients"] == 40
+    assert run(evaluate.main, ["--blend", a, b]) == 0
+    assert "test, by patient" in capsys.readouterr().out
+    refused(["--blend", a, f"{a}/outer/0"], "2 and 0 outer folds", capsys)
+
+
 def test_trials_without_a_test_split(tmp_path: Path) -> None:
     """A trial's folder has no config.json, and no test predictions."""
     folders = []

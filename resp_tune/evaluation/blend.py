@@ -1,14 +1,17 @@
 """Blend two winners: mix their saved probabilities, by a weight that validation chooses.
 
 Nothing is predicted here: the test predictions are those of each winner's own test-set access,
-which is on record. The weight is chosen on the validation split alone.
+which is on record. The weight is chosen on the validation split alone; of two nested searches, in
+each outer fold on its own validation split.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from resp_tune.errors import UserError
 from resp_tune.evaluation.compare import SAME, classes_of_both, clips_of_both, read_predictions
 from resp_tune.evaluation.score import labels_and_probabilities
 from resp_tune.training.bootstrap import bootstrap, intervals, paired_differences
-from resp_tune.training.metrics import METRICS, Labels, Probabilities, all_metrics, pool
+from resp_tune.training.metrics import METRICS, Floats, Labels, Probabilities, all_metrics, pool
 
 STEPS = 20  # of weights from 0 to 1: a finer grid would be decided by single clips
 OBJECTIVE = "macro_f1"  # of winners that do not say which
@@ -38,8 +41,11 @@ class _Pair:
     each: tuple[Probabilities, Probabilities]
     patients: Sequence[str]
 
-    def mixed(self, weight: float) -> Probabilities:
-        """Return the probabilities of the blend in which the first winner has `weight`."""
+    def mixed(self, weight: float | Floats) -> Probabilities:
+        """Return the probabilities of the blend in which the first winner has `weight`.
+
+        It is one for all clips, or `[clips, 1]`.
+        """
         return weight * self.each[0] + (1 - weight) * self.each[1]
 
     @property
@@ -48,14 +54,84 @@ class _Pair:
         return np.unique(np.asarray(self.patients), return_inverse=True)[1]
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """The weight that one validation split has chosen, its scores, and the test predictions."""
+
+    metric: str
+    classes: tuple[str, ...]
+    weight: float
+    validation: dict[str, float]
+    test: _Pair | None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each winner."""
+        return {"a": self.weight, "b": round(1 - self.weight, 6)}
+
+
 def blend(a: str, b: str) -> dict[str, Any]:
     """Return what the blend of the winners in the folders `a` and `b` is worth.
 
     `{metric, weights{a, b}, validation{a, b, blend}, test}`. `test` is None without a test split,
     else by level `{clips, patients, classes, metric: value …, intervals{}, differences{a, b}}`: a
     difference `{metric: [value, low, high]}` is the blend minus that winner on the same resamples
-    of the patients. Raises `UserError` if the two are not of one split.
+    of the patients. Of two nested searches `test` is of the pooled predictions, weights and
+    validation are means over the outer folds, and `outer` has those of each. Raises `UserError` if
+    the two are not of one split.
     """
+    nested = _outer_folders(a), _outer_folders(b)
+    if nested == ([], []):
+        choice = _choose(a, b)
+        return _result(choice, choice.weights, choice.validation, choice.test, choice.weight)
+    if len(nested[0]) != len(nested[1]):
+        counts = " and ".join(str(len(folders)) for folders in nested)
+        raise UserError(f"--blend: the two have {counts} outer folds: give two of one number")
+    choices = [_choose(*folders) for folders in zip(*nested, strict=True)]
+    tests = [choice.test for choice in choices if choice.test is not None]
+    if len(tests) < len(choices) or len({choice.classes for choice in choices}) > 1:
+        raise UserError(
+            "--blend: an outer fold has no test predictions, or other classes than the next: rerun "
+            "the commands of the two searches"
+        )
+    each = (np.concatenate([t.each[0] for t in tests]), np.concatenate([t.each[1] for t in tests]))
+    patients = [patient for test in tests for patient in test.patients]
+    pooled = _Pair(np.concatenate([test.labels for test in tests]), each, patients)
+    weight = np.concatenate([np.full((len(c.test.labels), 1), c.weight) for c in choices if c.test])
+    outer = [
+        {"fold": number, "weights": choice.weights, "validation": choice.validation}
+        for number, choice in enumerate(choices)
+    ]
+    weights = {n: fmean(c.weights[n] for c in choices) for n in ("a", "b")}
+    validation = {n: fmean(c.validation[n] for c in choices) for n in choices[0].validation}
+    return {**_result(choices[0], weights, validation, pooled, weight), "outer": outer}
+
+
+def _outer_folders(given: str) -> list[str]:
+    """Return the folders of a nested search's outer folds, in order; none of another search."""
+    folder = user_path(given) / "outer"
+    numbers = itertools.takewhile(lambda n: (folder / str(n)).is_dir(), itertools.count())
+    return [str(folder / str(number)) for number in numbers]
+
+
+def _result(
+    choice: _Choice,
+    weights: Mapping[str, float],
+    validation: Mapping[str, float],
+    test: _Pair | None,
+    weight: float | Floats,
+) -> dict[str, Any]:
+    scores = None
+    if test is not None:
+        # A breathing cycle has another label than the next one, so cycles have no other level.
+        labelled = pd.Series(test.labels).groupby(list(test.patients)).nunique()
+        levels = LEVELS if (labelled == 1).all() else LEVELS[:1]
+        scores = {level: _score(test, weight, choice.classes, level) for level in levels}
+    known = {"metric": choice.metric, "weights": weights, "validation": validation}
+    return {**known, "test": scores}
+
+
+def _choose(a: str, b: str) -> _Choice:
     found = [_read(folder) for folder in (a, b)]
     digests = {digest for _, digest, _ in found if digest is not None}
     if len(digests) > 1:
@@ -66,22 +142,13 @@ def blend(a: str, b: str) -> dict[str, Any]:
     known = _scores(validation, 1.0, classes)
     metric = next((m for _, _, m in found if m is not None and m in known), OBJECTIVE)
     weight = _best_weight(validation, metric, classes)
-    result: dict[str, Any] = {
-        "metric": metric,
-        "weights": {"a": weight, "b": round(1 - weight, 6)},
-        "validation": {
-            name: _scores(validation, w, classes)[metric]
-            for name, w in (("a", 1.0), ("b", 0.0), ("blend", weight))
-        },
-        "test": None,
+    scores = {
+        name: _scores(validation, w, classes)[metric]
+        for name, w in (("a", 1.0), ("b", 0.0), ("blend", weight))
     }
-    if all("test" in set(table["side"]) for table in tables):
-        test = _pair("test", tables, classes)
-        # A breathing cycle has another label than the next one, so cycles have no other level.
-        one_label = (tables[0].groupby("patient")["label"].nunique() == 1).all()
-        levels = LEVELS if one_label else LEVELS[:1]
-        result["test"] = {level: _score(test, weight, classes, level) for level in levels}
-    return result
+    tested = all("test" in set(table["side"]) for table in tables)
+    test = _pair("test", tables, classes) if tested else None
+    return _Choice(metric, classes, weight, scores, test)
 
 
 def _read(folder: str) -> tuple[pd.DataFrame, str | None, str | None]:
@@ -122,7 +189,9 @@ def _best_weight(pair: _Pair, metric: str, classes: tuple[str, ...]) -> float:
     return max(weights, key=ranked.__getitem__)
 
 
-def _score(pair: _Pair, weight: float, classes: tuple[str, ...], level: str) -> dict[str, Any]:
+def _score(
+    pair: _Pair, weight: float | Floats, classes: tuple[str, ...], level: str
+) -> dict[str, Any]:
     """Return metrics of the blend with intervals, and its differences from each winner."""
     labels, patients = pair.labels, pair.patients
     mixed, *each = pair.mixed(weight), *pair.each
