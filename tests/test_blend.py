@@ -195,6 +195,14 @@ def test_other_splits_are_refused(
     refused(["--blend", a, unlike], "different classes", capsys)
 
 
+def test_an_objective_that_predictions_do_not_tell_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = {"session_macro_f1": 0.5}
+    folders = [save(predictions(n, n), tmp_path / str(n), score=score) for n in (0, 1)]
+    refused(["--blend", *folders], "cannot be chosen by session_macro_f1", capsys)
+
+
 def test_wrong_inputs_are_refused(
     two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

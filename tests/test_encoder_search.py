@@ -13,6 +13,7 @@ from support.small_sets import write_set
 
 from resp_tune import search
 from resp_tune.config import EncoderFrontEnd, TrialConfig
+from resp_tune.errors import UserError
 from resp_tune.evaluate import _mel_front_ends
 from resp_tune.features import cache
 from resp_tune.harness.console import describe_plan
@@ -80,6 +81,11 @@ def test_another_encoder_under_the_same_path_is_another_search(place: Path) -> N
     assert not [key for key in trial_identity(spec.options, spec.space, spec.data)
                 if key.startswith("encoder")]  # fmt: skip
     assert not any(isinstance(f, EncoderFrontEnd) for f in spec.data.front_ends)
+
+
+def test_a_linear_head_has_no_epochs_to_pair(place: Path) -> None:
+    with pytest.raises(UserError, match="all epochs of a linear head are one"):
+        validated(folds=2, fold_rule="wilcoxon")
 
 
 def test_the_audit_tests_mel_bands_alone(place: Path) -> None:

@@ -27,8 +27,8 @@ from support.encoders import (
 from resp_tune.encoders import litert_runtime
 from resp_tune.encoders.encode import encode, frame_centres, nearest_frames, seconds_a_window
 from resp_tune.encoders.encoder_file import Encoder, open_encoder
-from resp_tune.encoders.encoder_input import at_level, played_at, window_starts
-from resp_tune.encoders.encoder_settings import EncoderSettings
+from resp_tune.encoders.encoder_input import at_level, played_at, time_frames, window_starts
+from resp_tune.encoders.encoder_settings import EncoderSettings, MelSettings
 from resp_tune.encoders.layers import find_layer
 from resp_tune.errors import RunError, UserError
 
@@ -189,6 +189,31 @@ def test_a_missing_extra_is_one_line(
         UserError, match=rf"needs {library}, not installed here: pip install 'resp-"
     ):
         open_encoder(str(tmp_path / name))
+
+
+def test_the_identity_changes_with_all_that_the_frames_depend_on(tmp_path: Path) -> None:
+    found = set()
+    for number, (seed, settings, layer) in enumerate(
+        [(0, "", "map"), (1, "", "map"), (0, "level: -26\n", "map"), (0, "", "hidden")]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = save_encoder(folder / "tiny.onnx", seed=seed)
+        if settings:
+            path.with_suffix(".yaml").write_text(settings)
+        found.add(open_encoder(str(path), (layer,)).identity)
+    assert len(found) == 4
+    (tmp_path / "copy").mkdir()
+    copy = save_encoder(tmp_path / "copy" / "renamed.onnx")
+    assert open_encoder(str(copy), ("map",)).identity in found, "the path has no part in it"
+
+
+@pytest.mark.parametrize(
+    ("shape", "frames"), [((1, 64, 0), 0), ((1, 0, 64), 0), ((1, 96, 64), 96), ((1, 64, 96), 96)]
+)
+def test_the_time_axis_is_the_one_that_is_not_the_bands(shape: list[int], frames: int) -> None:
+    mel = MelSettings(n_fft=400, hop_length=160, n_mels=64)
+    assert time_frames(shape, mel) == frames
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:

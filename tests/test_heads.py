@@ -164,8 +164,10 @@ def test_a_feature_that_is_constant_in_training_counts_for_nothing() -> None:
 def test_features_that_are_all_constant_give_the_balanced_prior() -> None:
     train = toy_features(16, 0)
     same = dataclasses.replace(train, clips=pooled(torch.ones(16, 5)))
-    training = run(Training(head_config(epochs=1), [TrainingData(same, same, CLASSES)]))
-    np.testing.assert_allclose(training.predict_validation()[0], 1 / 3, atol=1e-3)
+    for pca in (0, 3):
+        config = head_config(epochs=1, pca=pca)
+        training = run(Training(config, [TrainingData(same, same, CLASSES)]))
+        np.testing.assert_allclose(training.predict_validation()[0], 1 / 3, atol=1e-3)
 
 
 def test_components_are_those_of_the_training_clips() -> None:

@@ -65,7 +65,9 @@ def test_a_bundle_predicts_at_its_operating_point(tmp_path: Path) -> None:
     assert odds[1] - odds[0] == pytest.approx(np.full(12, 0.7), abs=1e-4)
 
 
-@pytest.mark.parametrize("point", [{"nobody": 0.1}, {"low": float("nan")}, {"low": "x"}, [1]])
+@pytest.mark.parametrize(
+    "point", [{"nobody": 0.1}, {"low": float("nan")}, {"low": "x"}, {"low": 10**400}, [1]]
+)
 def test_a_wrong_operating_point_is_one_line(point: object, tmp_path: Path) -> None:
     config = toy_config(epochs=1)
     training = Training(config, toy_folds(config, 1))
@@ -112,6 +114,8 @@ def test_a_search_for_the_icbhi_score_moves_its_winner(tmp_path: Path) -> None:
             assert scores[1] == pytest.approx(winner["test"]["icbhi_score"])
             unmoved = winner["test"]["without_operating_point"]
             assert scores[0] == pytest.approx(unmoved["icbhi_score"])
+            price = winner["price_of_searching"]
+            assert price["test"] == pytest.approx(scores[0]), "as trials are scored"
     assert (
         "The operating point was chosen on the validation split"
         in (spec.location.folder / "report.html").read_text()

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from resp_tune.common.paths import user_path
 from resp_tune.common.text import one_line, shorten
 from resp_tune.config import EncoderFrontEnd
 from resp_tune.encoders import litert_runtime, onnx_runtime
-from resp_tune.encoders.encoder_input import check_input, shaped_input
+from resp_tune.encoders.encoder_input import check_input, identity, shaped_input
 from resp_tune.encoders.encoder_settings import (
     UNKNOWN_LICENCE,
     EncoderSettings,
@@ -63,6 +64,13 @@ class Encoder:
     def line(self) -> str:
         """Return name, hash and licence in one line."""
         return f"{self.name}, SHA-256 {self.sha256[:12]}…, licence: {self.licence}"
+
+    @property
+    def identity(self) -> str:
+        """Return the SHA-256 of what the frames depend on: file, settings and wanted layers."""
+        layers = [[text, kept.layer.index, kept.axes] for text, kept in self.kept]
+        content = [self.sha256, identity(self.settings), layers]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def session(self, layers: Sequence[KeptLayer]) -> Callable[[Any], list[Any]]:
         """Return a function from an input to the values of `layers`, for one thread."""

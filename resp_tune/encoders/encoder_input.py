@@ -49,7 +49,11 @@ def check_input(
     window = fixed if sidecar.window is None else round(sidecar.window * rate)
     if window == 0:
         raise UserError("its input may have any length: set window (s) in the YAML beside the file")
-    if fixed and window != fixed and (mel is None or _mel_frames(window, mel) != _axis(shape, mel)):
+    if (
+        fixed
+        and window != fixed
+        and (mel is None or _mel_frames(window, mel) != time_frames(shape, mel))
+    ):
         raise UserError(
             f"window {window / rate:g} s gives {window} samples at {rate} Hz, and its input has "
             f"{shown} values: leave window out"
@@ -67,10 +71,12 @@ def _layouts(given: Sequence[str], default: Sequence[str]) -> tuple[str, ...]:
     return (*given, *(axes for axes in default if len(axes) not in map(len, given)))
 
 
-def _axis(shape: Sequence[int], mel: MelSettings) -> int:
+def time_frames(shape: Sequence[int], mel: MelSettings) -> int:
     """Return the size of the time axis of an input of log-mel frames, 0 if it is free."""
     time, bands = shape[-2:]
-    return time if bands in (mel.n_mels, 0) else bands
+    if bands == mel.n_mels or (bands == 0 and time != mel.n_mels):
+        return time
+    return bands
 
 
 def _mel_frames(samples: int, mel: MelSettings) -> int:
@@ -80,7 +86,7 @@ def _mel_frames(samples: int, mel: MelSettings) -> int:
 
 def _mel_samples(shape: Sequence[int], mel: MelSettings) -> int:
     """Return the least samples that give the frames of an input of log-mel frames."""
-    frames = _axis(shape, mel)
+    frames = time_frames(shape, mel)
     return frames and (frames - 1) * mel.hop_length + (1 if mel.centre else mel.n_fft)
 
 
@@ -143,7 +149,7 @@ def shaped_input(
         whole = (*(1 for _ in shape[:-1]), len(window))
         return np.ascontiguousarray(window, np.float32).reshape(whole), whole
     frames = _log_mels(torch.from_numpy(window), settings.rate, settings.mel)
-    time_first = _axis(shape, settings.mel) == shape[-2]
+    time_first = time_frames(shape, settings.mel) == shape[-2]
     values = (frames if time_first else frames.T).contiguous().numpy()
     whole = (*(1 for _ in shape[:-2]), *values.shape)
     return values.reshape(whole), whole

@@ -29,7 +29,7 @@ def read_graph(content: bytes) -> Graph:
         raise UserError("its input is not float32: export it with a float32 input")
     try:
         inferred = onnx.shape_inference.infer_shapes(model).graph
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # InferenceError derives from Exception alone
         raise UserError(f"onnx cannot read it ({shorten(str(error), 120)})") from error
     known = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output)}
     layers, heard = list[Layer](), {inputs[0].name}  # what is computed from the input

@@ -140,7 +140,12 @@ def _choose(a: str, b: str) -> _Choice:
     classes = tuple(classes_of_both(*tables))
     validation = _pair("validation", tables, classes)
     known = _scores(validation, 1.0, classes)
-    metric = next((m for _, _, m in found if m is not None and m in known), OBJECTIVE)
+    metric = next((m for _, _, m in found if m is not None), OBJECTIVE)
+    if metric not in known:
+        raise UserError(
+            f"--blend: the weights cannot be chosen by {metric}, the metric of '{a}': saved "
+            "predictions do not tell it; blend searches of --level recording or patient"
+        )
     weight = _best_weight(validation, metric, classes)
     scores = {
         name: _scores(validation, w, classes)[metric]

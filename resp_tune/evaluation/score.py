@@ -31,7 +31,8 @@ SUBSET_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", *CYCLE_METRICS)
 class TestScore:
     """Predictions of the test split and their metrics; `by_seed` is of each seed's networks.
 
-    `unmoved` are the metrics without the model's operating point, if it has one.
+    `plain_by_seed` is without the model's operating point, as scores of trials are. `unmoved` are
+    the metrics without it, if the model has one.
     """
 
     metrics: dict[str, float]
@@ -39,6 +40,7 @@ class TestScore:
     majority: float
     intervals: dict[str, list[float]]
     predictions: pd.DataFrame
+    plain_by_seed: dict[str, list[float]]
     unmoved: dict[str, float] | None = None
 
 
@@ -90,10 +92,18 @@ def score_test_split(
     ]
     table = prediction_table("test", clips, classes, bundle.combine(each))
     metrics, spans = metrics_by_level(table, datamodule)
-    seeds = {name: [values[name] for values in by_seed] for name in metrics}
+    starts = range(0, len(each), folds)
+    plain = [
+        all_metrics(labels, each[start : start + folds].mean(axis=0), classes, split.groups)
+        for start in starts
+    ]
+    seeds, plain_seeds = (
+        {name: [values[name] for values in found] for name in metrics} for found in (by_seed, plain)
+    )
     moved = bool(bundle.details.get(OPERATING_POINT))
     unmoved = all_metrics(labels, each.mean(axis=0), classes) if moved else None
-    return TestScore(metrics, seeds, majority_accuracy(labels), spans, table, unmoved)
+    majority = majority_accuracy(labels)
+    return TestScore(metrics, seeds, majority, spans, table, plain_seeds, unmoved)
 
 
 def metrics_by_level(

@@ -16,7 +16,7 @@ from resp_tune.features.cache import FeatureCaches, open_encoder_cache
 from resp_tune.features.encoder_frames import EncoderFrames
 from resp_tune.features.parallel import one_thread
 
-MOST = 32  # caches whose pooled clips a process remembers
+MOST_BYTES = 1 << 31  # of pooled clips that a process remembers, of the caches last used
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _pool_of(folder: Path, pool: EncoderPool) -> _Pool:
     """Return what the process remembers of a cache, the caches last used first."""
     if (folder, pool) not in _POOLS:
         _POOLS[folder, pool] = _Pool(folder, pool)
-        while len(_POOLS) > MOST:
+        while len(_POOLS) > 1 and sum(p.values.nbytes for p in _POOLS.values()) > MOST_BYTES:
             _POOLS.popitem(last=False)
     _POOLS.move_to_end((folder, pool))
     return _POOLS[folder, pool]
@@ -120,8 +120,8 @@ def clip_rows(
     span = float(frames.centre.max()) + 1
     start, end = start.clamp(max=span), end.clamp(max=span)  # may be infinite
     recording = torch.repeat_interleave(torch.arange(len(frames.count)), frames.count)
-    times = frames.centre.double() + recording * span
-    offset = index * span
+    times = frames.centre.double() + recording.double() * span
+    offset = index.double() * span
     first = torch.searchsorted(times, start + offset)
     last = torch.searchsorted(times, end + offset)
     own_first, own_last = frames.first[index], frames.first[index] + frames.count[index] - 1

@@ -279,12 +279,13 @@ def _price(
     """Return how much of the best validation score was luck: the best of many is lucky too.
 
     Positive: worse on the test split, whichever direction is better. With several seeds, the test
-    value is their mean: an average of networks would hide some of the price.
+    value is their mean: an average of networks would hide some of the price. It is without the
+    winner's operating point, which trials do not have.
     """
     best = best_of(trials, metric)
-    if best is None or best.score is None or metric not in scored.by_seed:
+    if best is None or best.score is None or metric not in scored.plain_by_seed:
         return None
-    test = statistics.fmean(scored.by_seed[metric])
+    test = statistics.fmean(scored.plain_by_seed[metric])
     sign = 1 if METRICS[metric].mode == "max" else -1
     return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
 

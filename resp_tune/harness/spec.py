@@ -234,8 +234,8 @@ def trial_identity(options: SearchOptions, space: SearchSpace, data: SearchData)
     }
     if not data.is_resampled:
         fixed.pop("field resampling", None)  # it would refuse to resume older searches for nothing
-    # The path may stay and the file change. Older searches have none.
-    encoders = {f"encoder '{e.given}'": e.sha256 for e in data.encoders}
+    # The path may stay while the file, or the YAML beside it, changes. Older searches have none.
+    encoders = {f"encoder '{e.given}'": e.identity for e in data.encoders}
     ranges = {f"parameter {k}": p.model_dump() for k, p in space.parameters.items()}
     order = {FOLD_ORDER: options.order} if options.folds > 1 else {}
     outer = {OUTER_FOLDS: options.outer_folds} if options.outer_folds > 1 else {}

@@ -68,6 +68,14 @@ def validate(
     address = None if local else resolve_address(options.ray_address)
     task = find_task(options.task)
     space, front_ends, encoders = _load_space(options.space)
+    linear = any(
+        config.has_encoder and config.head == "linear" for config in space.examples("head")
+    )
+    if options.fold_rule == "wilcoxon" and linear:
+        raise UserError(
+            "--fold-rule wilcoxon pairs epochs, and all epochs of a linear head are one: give "
+            "--fold-rule forgiving, or a space with the head mlp alone"
+        )
     machine = this_machine()
     request = ResourceRequest(
         gpus=options.gpus,

@@ -115,10 +115,14 @@ class NestedSearch:
             times.spend(time.monotonic() - begun)
             fault_point("outer-fold-ended", str(number))
         self._announce("last search, over all patients, for the model that is registered")
-        options = _settled(times.share(spec.options), spec.compute)
+        options = times.share(spec.options)
+        if remaining:  # else Ray has not started, and the last search measures for itself
+            options = _settled(options, spec.compute)
         last = dataclasses.replace(spec, options=options, outer=())
         try:
-            summary = run_locked(last, self.console, backend, self._complete)
+            summary = run_locked(
+                last, self.console, backend, lambda found: self._complete(found, failures)
+            )
         except IncompleteError as error:
             failures.add(error.failure)
             return error.summary
@@ -128,7 +132,7 @@ class NestedSearch:
     def _announce(self, text: str) -> None:
         log.info(f"search '{self.spec.location.name}': {text}")
 
-    def _complete(self, summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _complete(self, summary: Mapping[str, Any], failures: Failures) -> Mapping[str, Any]:
         """Add what the outer folds have found, and write their pooled predictions."""
         results = [
             read_outer_result(search.location.folder, number, search.data.datamodule)
@@ -136,7 +140,7 @@ class NestedSearch:
         ]
         table = pool_predictions(results)
         write_csv(self.spec.location.folder / PREDICTIONS, table, digits=FLOAT32_DIGITS)
-        return add_outer(summary, results, self.spec.data.datamodule)
+        return add_outer(summary, results, self.spec.data.datamodule, failures)
 
 
 def _settled(options: SearchOptions, compute: Compute) -> SearchOptions:

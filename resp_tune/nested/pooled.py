@@ -18,8 +18,9 @@ import pandas as pd
 
 from resp_tune.common.choices import STATES
 from resp_tune.errors import RunError
-from resp_tune.evaluation.compare import pooled_differences
+from resp_tune.evaluation.compare import BaselineDifferences, pooled_differences
 from resp_tune.evaluation.score import group_metrics, labels_and_probabilities, metrics_by_level
+from resp_tune.harness.failures import Failures
 from resp_tune.harness.spec import OUTER
 from resp_tune.training.datamodule import DataModule
 from resp_tune.training.metrics import majority_accuracy
@@ -44,6 +45,13 @@ def read_outer_result(folder: Path, fold: int, datamodule: DataModule) -> OuterR
         table = pd.read_csv(path, dtype=texts, keep_default_na=False)
         test = table[table["side"] == "test"].reset_index(drop=True)
         summary["winner"]["test"]["intervals"]
+        for key in ("trials", "seconds", "mlflow", "stopped_by", "test_readings"):
+            summary[key]
+        split = datamodule.split
+        labels_and_probabilities(test, split.classes)
+        clips = split.select_clips(datamodule.clips, split.test or ())
+        if list(test["recording"]) != [clip.recording.stem for clip in clips]:
+            raise ValueError("the test predictions are not of its test split")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"the results of outer fold {fold} in '{folder}' cannot be read "
@@ -58,19 +66,23 @@ def pool_predictions(results: Iterable[OuterResult]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def pooled_metrics(results: Sequence[OuterResult], datamodule: DataModule) -> dict[str, Any]:
+def pooled_metrics(
+    results: Sequence[OuterResult], datamodule: DataModule, failures: Failures
+) -> dict[str, Any]:
     """Return the key `pooled` of `summary.json`; `datamodule` is that of all patients.
 
     Metrics at each level with 95 % patient-bootstrap intervals, and of groups; the differences to
     each baseline, fitted on the same outer folds, as `{metric: [difference, low, high]}`; the mean
-    price of searching.
+    price of searching. What prevents the differences is added to `failures`.
     """
     table = pool_predictions(results)
     metrics, spans = metrics_by_level(table, datamodule)
     labels, _ = labels_and_probabilities(table, datamodule.split.classes)
-    differences = pooled_differences(
-        [result.predictions for result in results], [result.datamodule for result in results]
-    )
+    differences: BaselineDifferences = {}
+    with failures.collected("the pooled predictions could not be compared with the baselines"):
+        differences = pooled_differences(
+            [result.predictions for result in results], [result.datamodule for result in results]
+        )
     return {
         "clips": len(table),
         "patients": int(table["patient"].nunique()),
@@ -107,7 +119,10 @@ def mean_price(results: Iterable[OuterResult]) -> dict[str, float | None] | None
 
 
 def add_outer(
-    summary: Mapping[str, Any], results: Sequence[OuterResult], datamodule: DataModule
+    summary: Mapping[str, Any],
+    results: Sequence[OuterResult],
+    datamodule: DataModule,
+    failures: Failures,
 ) -> dict[str, Any]:
     """Return the summary of a nested search, from that of its last search, which has no test score.
 
@@ -121,7 +136,7 @@ def add_outer(
         name: round(sum(search["seconds"][name] for search in searches), 3)
         for name in ("total", "training")
     }
-    pooled = pooled_metrics(results, datamodule)
+    pooled = pooled_metrics(results, datamodule, failures)
     return {
         **summary,
         "trials": {state: sum(search["trials"][state] for search in searches) for state in STATES},

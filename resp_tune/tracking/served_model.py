@@ -1,8 +1,8 @@
 """Serve the winner as an MLflow model ("models from code": nothing is pickled).
 
 `mlflow.pyfunc.load_model("models:/resp_tune@champion").predict(waveforms)` takes float32 waveforms
-`[batch, samples]` at the front end's sample rate and gives probabilities `[batch, classes]`, a data
-frame with one column a class.
+`[batch, samples]` at the sample rate of the front end, or of the encoder, and gives probabilities
+`[batch, classes]`, a data frame with one column a class.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ afterwards is known as threshold moving (Provost, 2000).
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from resp_tune.training.metrics import SMALLEST, Floats, Labels, Probabilities
 
+LARGEST = 1000.0  # offset: far more than the logarithm of the smallest probability
 METRIC = "icbhi_score"  # the metric for which an operating point is chosen
 
 
@@ -43,14 +45,15 @@ def choose_normal_offset(labels: Labels, probabilities: Probabilities) -> float:
 def log_offsets(point: Mapping[str, float], classes: Sequence[str]) -> Floats:
     """Return the offsets `[classes]` of an operating point, which names classes.
 
-    Raises `ValueError` for a class that is not there and for an offset that is not finite.
+    Raises `ValueError` for a class that is not there, and for an offset that is not a number from
+    -1000 to 1000.
     """
     if unknown := sorted(set(point) - set(classes)):
         raise ValueError(f"operating_point names {unknown[0]!r}, which is not a class")
-    offsets = np.array([float(point.get(name, 0.0)) for name in classes])
-    if not np.isfinite(offsets).all():
-        raise ValueError("operating_point holds an offset that is not finite")
-    return offsets
+    for name, value in point.items():
+        if not isinstance(value, float | int) or not -LARGEST <= value <= LARGEST:
+            raise ValueError(f"operating_point: {reprlib.repr(value)} of {name!r} is no offset")
+    return np.array([float(point.get(name, 0.0)) for name in classes])
 
 
 def move(probabilities: npt.NDArray[np.float32], offsets: Floats) -> npt.NDArray[np.float32]:

@@ -16,7 +16,7 @@ from resp_tune.features.pooled_clips import PooledClips
 
 # Of the largest eigenvalue: below, float64 rounding errors of the Gram matrix.
 SMALLEST_EIGENVALUE = 1e-10
-KEPT = 16  # matrices of the latest folds in a process that runs many trials; each n × n
+KEPT_BYTES = 1 << 30  # of the latest folds' matrices, in a process that runs many trials
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class TrainingMatrix:
         self.gram = x @ x.T
         self.spans: dict[bytes, Coordinates] = {}  # by the weights of the clips: the latest
 
+    @property
+    def nbytes(self) -> int:
+        """Return the size of what is kept, once eigenvectors have been computed as well."""
+        return 4 * self.gram.nbytes
+
     def standardised(self, features: PooledClips) -> torch.Tensor:
         """Return X, float32 `[clips, features]`, of `features`, which the matrix does not keep."""
         return (features.values - self.mean) * self.scale
@@ -78,6 +83,8 @@ class TrainingMatrix:
 
 def eigenvectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the eigenvalues above 0 of a positive matrix, descending, and their vectors."""
+    if not len(matrix):  # all features are constant
+        return matrix.new_zeros(0), matrix
     values, vectors = torch.linalg.eigh(matrix)
     values, vectors = values.flip(0), vectors.flip(1)
     kept = values > SMALLEST_EIGENVALUE * values[0].clamp(min=SMALLEST_EIGENVALUE)
@@ -91,7 +98,7 @@ def training_matrix(features: PooledClips) -> TrainingMatrix:
     """Return the matrix of a fold's training clips, computed once for all trials that have it."""
     if features.key not in _MATRICES:
         _MATRICES[features.key] = TrainingMatrix(features)
-        while len(_MATRICES) > KEPT:
+        while len(_MATRICES) > 1 and sum(m.nbytes for m in _MATRICES.values()) > KEPT_BYTES:
             _MATRICES.popitem(last=False)
     _MATRICES.move_to_end(features.key)
     return _MATRICES[features.key]
