@@ -93,6 +93,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--run {args.run}: the encoder '{encoder.given}' has changed since the trial: restore "
             f"the file with the SHA-256 {request.encoder_sha256}"
         )
+    if encoder is not None and request.encoder_settings_sha256 not in (
+        None, encoder.settings_sha256
+    ):  # fmt: skip
+        raise UserError(
+            f"--run {args.run}: the settings of the encoder '{encoder.given}' have changed since "
+            "the trial: restore the YAML beside the file"
+        )
     out = None if args.out is None else _empty_folder(args.out)
     check_cache_folder()
     dataset = open_dataset(args.data)
@@ -125,7 +132,8 @@ class TrainRequest:
 
     `threads`: of torch, None for all cores. `split_sha256` is the digest of the split that a
     repeated trial had; `on_cpu` tells that it was trained on the CPU; `own_folds` is its number if
-    it had inner folds of its own; `encoder_sha256` is the hash of its encoder's file.
+    it had inner folds of its own; `encoder_sha256` is the hash of its encoder's file,
+    and `encoder_settings_sha256` that of the settings it was used with.
     """
 
     config: TrialConfig
@@ -136,6 +144,7 @@ class TrainRequest:
     on_cpu: bool = False
     own_folds: int | None = None
     encoder_sha256: str | None = None
+    encoder_settings_sha256: str | None = None
 
 
 def read_arguments(args: Namespace) -> TrainRequest:
@@ -165,7 +174,7 @@ def read_arguments(args: Namespace) -> TrainRequest:
         config, split_spec = TrialConfig.from_saved(trial.config), trial.split_spec
         task = task_from_classes(trial.task, trial.task_classes)
         threads = threads or trial.threads
-        names = ("split_sha256", "on_cpu", "own_folds", "encoder_sha256")
+        names = ("split_sha256", "on_cpu", "own_folds", "encoder_sha256", "encoder_settings_sha256")
         repeated = {name: getattr(trial, name) for name in names}
     if args.task is not None:
         task = find_task(args.task)

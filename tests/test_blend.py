@@ -207,7 +207,7 @@ def test_wrong_inputs_are_refused(
     two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = two
-    refused(["--blend", a, f"{tmp_path}/none"], "--blend", capsys)
+    refused(["--blend", a, f"{tmp_path}/none"], "none' is no folder", capsys)
     refused(["--blend", a, b, "--compare", a, b], "needs no --blend: drop it", capsys)
     refused(["--blend", a, b, "--data", a], "--blend reads saved predictions", capsys)
     refused(["--blend", a, "s3://bucket/search"], "must be a local folder", capsys)

@@ -212,6 +212,13 @@ def test_a_trial_is_repeated_by_train(done: Any, capsys: pytest.CaptureFixture[s
         epochs = pd.read_csv(done.root / "repeated" / "epochs.csv")
         assert epochs["val_macro_f1"].iloc[-1] == pytest.approx(finished["score"], abs=1e-6)
         assert load_bundle(done.root / "repeated").encoder is not None
+        sidecar = encoder.with_suffix(".yaml")
+        before = sidecar.read_text()
+        sidecar.write_text(f"{before}\nlevel: -33\n")
+        capsys.readouterr()
+        assert run(train.main, [*args[:-1], str(done.root / "third")]) == 2
+        assert "the settings of the encoder" in capsys.readouterr().err
+        sidecar.write_text(before)
         shutil.copy(save_encoder(done.root / "other.onnx", seed=1), encoder)
         capsys.readouterr()
         assert run(train.main, [*args[:-1], str(done.root / "third")]) == 2

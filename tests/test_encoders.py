@@ -131,6 +131,8 @@ REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
     "YAML: a bound": (sidecar("rate: 10"), "'e.yaml': rate: 10 is outside 1000 to 192000"),
     "YAML: a type": (sidecar("licence: 3"), "'e.yaml': licence: 3 is not str or null"),
     "YAML: gaps": (sidecar("hop: 1"), "hop 1 s leaves gaps between windows of 0.1 s"),
+    "YAML: layout of a mapping": (sidecar("layout: {a: 1}"), "is no list of texts"),
+    "YAML: layout of a number": (sidecar("layout: 3"), "is no list of texts"),
     "YAML: mel alone": (sidecar("mel: {n_mels: 8}"), "'input: log-mel' and 'mel: {…}' are given"),
     "YAML: layout": (sidecar("layout: NTCX"), "layout: 'NTCX' is not N followed by"),
     "YAML: last": (sidecar("last: nothing"), "encoder_layer 'nothing' is not one of its"),

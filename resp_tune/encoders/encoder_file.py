@@ -66,6 +66,11 @@ class Encoder:
         return f"{self.name}, SHA-256 {self.sha256[:12]}…, licence: {self.licence}"
 
     @property
+    def settings_sha256(self) -> str:
+        """Return the SHA-256 of the settings, from the file and the YAML beside it."""
+        return hashlib.sha256(json.dumps(identity(self.settings)).encode()).hexdigest()
+
+    @property
     def identity(self) -> str:
         """Return the SHA-256 of what the frames depend on: file, settings and wanted layers."""
         layers = [[text, kept.layer.index, kept.axes] for text, kept in self.kept]

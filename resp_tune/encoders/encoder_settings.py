@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from resp_tune.common.text import shorten
 from resp_tune.config import bounded, check_fields, setting
 from resp_tune.errors import UserError, nearest
 
@@ -85,6 +86,8 @@ def read_sidecar(where: str, values: Any) -> SidecarFile:
             given["layout"] = given["layout"].split()
         if isinstance(given.get("layout"), list):
             given["layout"] = tuple(map(str, given["layout"]))
+        if not isinstance(given.get("layout", ()), tuple):
+            raise UserError(f"layout: {shorten(str(given['layout']), 80)} is no list of texts")
         if type(given.get("last")) is int:
             given["last"] = str(given["last"])
         settings: SidecarFile = _made(SidecarFile, given)

@@ -109,6 +109,8 @@ def blend(a: str, b: str) -> dict[str, Any]:
 
 def _outer_folders(given: str) -> list[str]:
     """Return the folders of a nested search's outer folds, in order; none of another search."""
+    if "://" not in given and not user_path(given).is_dir():
+        raise UserError(f"--blend: '{given}' is no folder: give those of two searches")
     folder = user_path(given) / "outer"
     numbers = itertools.takewhile(lambda n: (folder / str(n)).is_dir(), itertools.count())
     return [str(folder / str(number)) for number in numbers]

@@ -27,7 +27,7 @@ from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.study import STUDY_ID, TrialRecord, best_of
 from resp_tune.tracking.search_run import SearchRuns
-from resp_tune.tracking.tags import ParentStatus, SearchRef, encoder_tags
+from resp_tune.tracking.tags import ParentStatus, SearchRef, Tag, encoder_tags
 from resp_tune.tracking.uri import root_cause
 from resp_tune.training.bundled_encoder import describe_encoder
 from resp_tune.training.datamodule import DataModule
@@ -206,7 +206,10 @@ def _open_tracking(
         params=run_params(options, spec.data.datamodule, space),
         columns=list(space.parameters),
     )
-    encoders = {e.given: encoder_tags(describe_encoder(e)) for e in spec.data.encoders}
+    encoders = {
+        e.given: encoder_tags(describe_encoder(e)) | {Tag.ENCODER_SETTINGS: e.settings_sha256}
+        for e in spec.data.encoders
+    }
     tags = spec.compute.trial_tags
     listener = TrackingListener(runs, options.objective, tags, encoders)
     listener.replay(past)

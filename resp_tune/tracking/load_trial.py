@@ -26,7 +26,7 @@ class TrialRun:
     `task_classes` holds the diagnoses by class, None if the run has none or they are unreadable.
     With `on_cpu` a GPU cannot repeat the score to the last bit. `own_folds` is the number of a
     trial that had inner folds of its own (`--reshuffle`), else None. `encoder_sha256` is the hash
-    of its encoder's file.
+    of its encoder's file, `encoder_settings_sha256` that of the settings it was used with.
     """
 
     config: dict[str, Any]
@@ -38,6 +38,7 @@ class TrialRun:
     on_cpu: bool
     own_folds: int | None = None
     encoder_sha256: str | None = None
+    encoder_settings_sha256: str | None = None
 
 
 def load_trial_run(uri: str, run_id: str) -> TrialRun:
@@ -75,6 +76,7 @@ def load_trial_run(uri: str, run_id: str) -> TrialRun:
         on_cpu=tags.get(DEVICE, "").startswith("cpu"),
         own_folds=int(tags[Tag.NUMBER]) if reshuffled and tags[Tag.KIND] == "trial" else None,
         encoder_sha256=tags.get(Tag.ENCODER_SHA256),
+        encoder_settings_sha256=tags.get(Tag.ENCODER_SETTINGS),
     )
 
 

@@ -28,6 +28,7 @@ class Tag:
     ENCODER = "resp_tune.encoder"  # its name; of a head's trials and models
     ENCODER_SHA256 = "resp_tune.encoder_sha256"
     ENCODER_LICENCE = "resp_tune.encoder_licence"
+    ENCODER_SETTINGS = "resp_tune.encoder_settings_sha256"
     MICRO_BATCH = "resp_tune.micro_batch"  # that a trial ended with
     PARENT = "mlflow.parentRunId"
 

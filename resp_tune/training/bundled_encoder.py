@@ -15,7 +15,7 @@ from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.encoders.encoder_file import RUNTIMES, Encoder, open_encoder, sidecar_path
 from resp_tune.encoders.encoder_settings import UNKNOWN_LICENCE
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 
 SETTINGS = "encoder.yaml"
 ENCODERS = tuple(f"encoder{suffix}" for suffix in RUNTIMES)
@@ -30,6 +30,7 @@ def save_encoder(folder: Path, encoder: Encoder | None) -> dict[str, Any]:
     """Write a bundle's encoder, or remove that of an earlier one; return its part of the config.
 
     The settings are those of its own YAML, with the name that follows from its path otherwise.
+    Raises `RunError` if they have changed since the encoder was opened.
     """
     file = None if encoder is None else f"encoder{encoder.suffix}"
     for name in {*ENCODERS, SETTINGS} - ({file, SETTINGS} if file else set()):
@@ -38,6 +39,12 @@ def save_encoder(folder: Path, encoder: Encoder | None) -> dict[str, Any]:
         return {}
     from resp_tune.common.yaml_files import read_yaml  # needs more than a bare host has
 
+    now = open_encoder(str(encoder.path), tuple(text for text, _ in encoder.kept))
+    if now.identity != encoder.identity:
+        raise RunError(
+            f"the encoder '{encoder.given}', or the YAML beside it, has changed since this command "
+            "began: restore it and rerun the same command"
+        )
     sidecar = sidecar_path(encoder.path)
     settings = read_yaml(f"encoder settings '{sidecar.name}'", sidecar) if sidecar.is_file() else {}
     named = {"name": encoder.name, "licence": encoder.licence}
