@@ -86,24 +86,22 @@ def score_test_split(
     split = clips.load(caches, bundle.config, workers=workers)
     each = bundle.predict_each(split.clips)
     labels, folds = split.labels.numpy(), len(datamodule.split.folds)
-    by_seed = [
-        all_metrics(labels, bundle.combine(each[start : start + folds]), classes, split.groups)
-        for start in range(0, len(each), folds)
-    ]
     table = prediction_table("test", clips, classes, bundle.combine(each))
     metrics, spans = metrics_by_level(table, datamodule)
-    starts = range(0, len(each), folds)
-    plain = [
-        all_metrics(labels, each[start : start + folds].mean(axis=0), classes, split.groups)
-        for start in starts
-    ]
-    seeds, plain_seeds = (
-        {name: [values[name] for values in found] for name in metrics} for found in (by_seed, plain)
-    )
-    moved = bool(bundle.details.get(OPERATING_POINT))
-    unmoved = all_metrics(labels, each.mean(axis=0), classes) if moved else None
-    majority = majority_accuracy(labels)
-    return TestScore(metrics, seeds, majority, spans, table, plain_seeds, unmoved)
+
+    def score_seeds(model: Bundle) -> dict[str, list[float]]:
+        found = [
+            all_metrics(labels, model.combine(each[start : start + folds]), classes, split.groups)
+            for start in range(0, len(each), folds)
+        ]
+        return {name: [values[name] for values in found] for name in metrics}
+
+    by_seed, majority = score_seeds(bundle), majority_accuracy(labels)
+    if not bundle.details.get(OPERATING_POINT):
+        return TestScore(metrics, by_seed, majority, spans, table, by_seed)
+    plain = replace(bundle, details={})
+    unmoved = all_metrics(labels, plain.combine(each), classes)
+    return TestScore(metrics, by_seed, majority, spans, table, score_seeds(plain), unmoved)
 
 
 def metrics_by_level(

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from resp_tune.cluster.connect import AUTO
+from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.choices import LEVELS, at_level
 from resp_tune.common.text import amount, plural, short
 from resp_tune.config import EncoderFrontEnd
@@ -79,21 +80,7 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
         "space",
         f"{options.space}: {', '.join(space.parameters)}; {points}{front_ends}, filled {prefilled}",
     )
-    unlimited = "trials until the time budget is spent"
-    budget = unlimited if spec.budget is None else plural(spec.budget, "trial")
-    reruns = ""
-    if options.replicates > 1:
-        reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
-    folds = ""
-    if options.in_sequence:
-        folds = f" on each of {options.folds} folds in sequence ({options.rule_between_folds})"
-    elif options.folds > 1:
-        folds = f" on {options.folds} folds together"
-    yield (
-        "budget",
-        f"{_each(options)}{budget} of {plural(options.epochs, 'epoch')}{folds}, "
-        f"{options.sampler} and {options.scheduler}, {compute.slots}{reruns}",
-    )
+    yield "budget", _describe_budget(options, spec.budget, compute.slots)
     of_each = "" if options.level == "recording" else f" of each {options.level}"
     yield "metric", f"{options.metric}{of_each} on the validation split"
     tracking = redact(location.tracking_uri)
@@ -110,6 +97,22 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     of_splits = (*split.notes, *of_outer, split.leaks(dataset).line)
     for note in filter(None, dict.fromkeys((*notes, bands, *of_splits))):
         yield "note", note
+
+
+def _describe_budget(options: SearchOptions, trials: int | None, slots: TrialResources) -> str:
+    budget = "trials until the time budget is spent" if trials is None else plural(trials, "trial")
+    reruns = ""
+    if options.replicates > 1:
+        reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
+    folds = ""
+    if options.in_sequence:
+        folds = f" on each of {options.folds} folds in sequence ({options.rule_between_folds})"
+    elif options.folds > 1:
+        folds = f" on {options.folds} folds together"
+    return (
+        f"{_each(options)}{budget} of {plural(options.epochs, 'epoch')}{folds}, "
+        f"{options.sampler} and {options.scheduler}, {slots}{reruns}"
+    )
 
 
 def _describe_outer(options: SearchOptions, outer: Sequence[DataModule]) -> str:
