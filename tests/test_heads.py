@@ -175,13 +175,15 @@ def test_components_are_those_of_the_training_clips() -> None:
     values = data.train.clips.values.numpy().astype(np.float64)  # type: ignore[union-attr]
     x = StandardScaler().fit_transform(values)
     expected = PCA(3, svd_solver="full").fit_transform(x)
-    clips, weights = TrainingMatrix(data.train.clips).principal(3)  # type: ignore[arg-type]
+    features = data.train.clips
+    assert isinstance(features, PooledClips)
+    matrix = TrainingMatrix(features)
+    clips, weights = matrix.principal(features, 3)
     np.testing.assert_allclose(np.abs(clips.numpy()), np.abs(expected), atol=1e-3)
-    matrix = TrainingMatrix(data.train.clips)  # type: ignore[arg-type]
-    directions = matrix.directions(data.train.clips, weights)  # type: ignore[arg-type]
+    directions = matrix.directions(features, weights)
     assert directions.shape == (FEATURES, 3)
     np.testing.assert_allclose((directions.T @ directions).numpy(), np.eye(3), atol=1e-4)
-    beyond, _ = matrix.principal(60)
+    beyond, _ = matrix.principal(features, 60)
     assert beyond.shape == (40, 39)
 
 
@@ -198,6 +200,18 @@ def test_the_matrix_of_a_fold_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
     for values in ({"head_c": 0.1}, {"head_c": 0.2}, {"head": "mlp"}):
         run(Training(head_config(epochs=1, **values), feature_folds(2)))
     assert len(computed) == len(set(computed)) == 2
+    assert all(matrix.nbytes > 0 for matrix in reduction._MATRICES.values())
+
+
+def test_an_mlp_without_pca_needs_no_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(self: TrainingMatrix, features: PooledClips) -> None:
+        raise AssertionError("takes seconds for thousands of clips")
+
+    monkeypatch.setattr(TrainingMatrix, "gram", unexpected)
+    monkeypatch.setattr(reduction, "_MATRICES", OrderedDict())
+    run(Training(head_config(epochs=1, head="mlp"), feature_folds(2)))
+    with pytest.raises(AssertionError, match="takes seconds"):
+        run(Training(head_config(epochs=1, head="mlp", pca=3), feature_folds(2)))
 
 
 def test_a_head_refuses_frames_and_a_network_features() -> None:

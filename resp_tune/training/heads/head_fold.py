@@ -75,7 +75,7 @@ class LinearFold(FoldTraining):
         """Fit the head unless that is done; return the weighted mean loss over the clips."""
         if self.loss is None:
             matrix = training_matrix(self.train_features)
-            at = coordinates(matrix, self.weight, self.config.pca)
+            at = coordinates(matrix, self.train_features, self.weight, self.config.pca)
             labels, classes = self.labels[0], len(self.classes)
             fit = fit_logistic_regression(at, labels, self.weight, classes, self.config.head_c)
             self.network.fit(matrix.mean, matrix.scale)
@@ -222,7 +222,7 @@ def _components(matrix: TrainingMatrix, features: PooledClips, count: int) -> to
     They are scaled by one factor, by which the mean variance of the components becomes 1. Where the
     clips span fewer dimensions, the rest is 0.
     """
-    clips, weights = matrix.principal(count)
+    clips, weights = matrix.principal(features, count)
     variance = clips.square().sum() / (len(clips) * count)
     directions = matrix.directions(features, weights * variance.clamp(min=1e-12).rsqrt())
     return nn.functional.pad(directions, (0, count - directions.shape[1]))

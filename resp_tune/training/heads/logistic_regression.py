@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import one_hot
 
+from resp_tune.features.pooled_clips import PooledClips
 from resp_tune.training.heads.reduction import Coordinates, TrainingMatrix, eigenvectors
 
 # Of the gradient in coordinates of unit curvature: probabilities are then within .001 of the
@@ -37,7 +38,9 @@ def patient_weights(
     return weight * len(labels) / weight.sum()
 
 
-def coordinates(matrix: TrainingMatrix, weight: torch.Tensor, pca: int) -> Coordinates:
+def coordinates(
+    matrix: TrainingMatrix, features: PooledClips, weight: torch.Tensor, pca: int
+) -> Coordinates:
     """Return the coordinates of the clips of `matrix` with weights `[n]`, all above 0.
 
     They are within the span of the first `pca` principal components or, with 0, of all clips:
@@ -46,16 +49,16 @@ def coordinates(matrix: TrainingMatrix, weight: torch.Tensor, pca: int) -> Coord
     if not pca:
         key = weight.numpy().tobytes()
         if key not in matrix.spans:
-            matrix.spans = {key: _in_the_span(matrix, weight)}
+            matrix.spans = {key: _in_the_span(matrix.gram(features), weight)}
         return matrix.spans[key]
-    clips, origin = matrix.principal(pca)
+    clips, origin = matrix.principal(features, pca)
     values, vectors = eigenvectors(clips.T @ (weight[:, None] * clips))
     return Coordinates(clips @ vectors, values, origin @ vectors)
 
 
-def _in_the_span(matrix: TrainingMatrix, weight: torch.Tensor) -> Coordinates:
+def _in_the_span(gram: torch.Tensor, weight: torch.Tensor) -> Coordinates:
     root = weight.sqrt()[:, None]
-    values, vectors = eigenvectors(root * matrix.gram * root.T)
+    values, vectors = eigenvectors(root * gram * root.T)
     scale = values.sqrt()
     return Coordinates(vectors * scale / root, values, root * vectors / scale)
 

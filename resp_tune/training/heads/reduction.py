@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -33,8 +32,9 @@ class Coordinates:
 
 
 class TrainingMatrix:
-    """The training clips' standardised features X, `[clips, features]`, and their Gram matrix X·Xᵀ.
+    """What is computed of the training clips' standardised features X, `[clips, features]`.
 
+    It does not keep the features: methods that need them get those that it was made from again.
     `mean` and `scale`, float32 `[features]`: a feature x becomes `(x − mean) · scale`, which has
     zero mean and unit standard deviation over the training clips. A feature that is constant there
     has the scale 0: it tells nothing, and elsewhere it could be any number of deviations away.
@@ -46,38 +46,42 @@ class TrainingMatrix:
         varies = sd > 1e-6 * values.abs().amax(0)  # more than rounding errors
         self.mean = mean.float()
         self.scale = torch.where(varies, 1 / sd.where(varies, torch.ones_like(sd)), 0.0).float()
-        x = self.standardised(features).double()
-        self.gram = x @ x.T
         self.spans: dict[bytes, Coordinates] = {}  # by the weights of the clips: the latest
+        self._gram: torch.Tensor | None = None
+        self._components: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
-        """Return the size of what is kept, once eigenvectors have been computed as well."""
-        return 4 * self.gram.nbytes
+        """Return the size of what is kept now."""
+        kept = [self.mean, self.scale, *(self._components or ())]
+        kept += [part for at in self.spans.values() for part in (at.clips, at.moments, at.origin)]
+        kept += [] if self._gram is None else [self._gram]
+        return sum(part.nbytes for part in kept)
 
     def standardised(self, features: PooledClips) -> torch.Tensor:
-        """Return X, float32 `[clips, features]`, of `features`, which the matrix does not keep."""
+        """Return X, float32 `[clips, features]`."""
         return (features.values - self.mean) * self.scale
+
+    def gram(self, features: PooledClips) -> torch.Tensor:
+        """Return the Gram matrix X·Xᵀ, float64 `[clips, clips]`."""
+        if self._gram is None:
+            x = self.standardised(features).double()
+            self._gram = x @ x.T
+        return self._gram
 
     def directions(self, features: PooledClips, weights: torch.Tensor) -> torch.Tensor:
         """Return `Xᵀ · weights`, float32 `[features, k]`, for float64 weights `[clips, k]`."""
         return self.standardised(features).T @ weights.float()
 
-    @cached_property
-    def components(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the eigenvalues of the Gram matrix, descending, and their vectors in columns.
-
-        Float64 `[n]` and `[n, n]`, without those that are zero but for rounding errors.
-        """
-        return eigenvectors(self.gram)
-
-    def principal(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def principal(self, features: PooledClips, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first `count` principal components: of the clips, and as directions.
 
         Float64 coordinates `[clips, k]` and the weights `[clips, k]` that `directions` makes unit
         vectors of. k is `count`, or less where the clips span fewer dimensions.
         """
-        values, vectors = (part[..., :count] for part in self.components)
+        if self._components is None:
+            self._components = eigenvectors(self.gram(features))
+        values, vectors = (part[..., :count] for part in self._components)
         return vectors * values.sqrt(), vectors / values.sqrt()
 
 
@@ -95,7 +99,10 @@ _MATRICES: OrderedDict[str, TrainingMatrix] = OrderedDict()
 
 
 def training_matrix(features: PooledClips) -> TrainingMatrix:
-    """Return the matrix of a fold's training clips, computed once for all trials that have it."""
+    """Return what is known of a fold's training clips, computed once for all trials that have it.
+
+    Sizes are those of earlier trials; what this one adds counts at the next call.
+    """
     if features.key not in _MATRICES:
         _MATRICES[features.key] = TrainingMatrix(features)
         while len(_MATRICES) > 1 and sum(m.nbytes for m in _MATRICES.values()) > KEPT_BYTES:
