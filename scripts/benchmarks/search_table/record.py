@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shlex
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,9 +75,12 @@ class Recorder:
     def record(self, number: int, config: TrialConfig) -> list[dict[str, float]]:
         """Return the rows of a trial but for its parameters, without epochs after a divergence."""
         training = self.context.start_training(config, TrialKey(number))
+        seconds = []
         while not training.done:
+            start = time.process_time()
             training.run_epoch()
-        rows = fold_rows(training)
+            seconds.append(time.process_time() - start)
+        rows = fold_rows(training, seconds)
         if training.history[-1].finite:
             for fold, metrics in enumerate(self._score_unseen(training)):
                 rows[(fold + 1) * config.epochs - 1] |= metrics
@@ -94,8 +98,12 @@ class Recorder:
             yield {f"unseen_{name}": value for name, value in metrics.items()}
 
 
-def fold_rows(training: Training) -> list[dict[str, float]]:
-    """Return a row for each epoch of each fold, with that fold's own metrics."""
+def fold_rows(training: Training, seconds: Sequence[float]) -> list[dict[str, float]]:
+    """Return a row for each epoch of each fold, with that fold's own metrics.
+
+    `seconds` are the CPU seconds of each step: with one thread they are the time that the step
+    takes on a free core, also where other work delayed it.
+    """
     history, epochs = [result.row() for result in training.history], training.config.epochs
     steps = Steps(epochs, len(training.folds))
     names = [name for name in history[0] if name.startswith("val_")]
@@ -104,10 +112,10 @@ def fold_rows(training: Training) -> list[dict[str, float]]:
         {
             "fold": step // epochs,
             "epoch": step % epochs + 1,
-            "seconds": row["seconds"],
+            "seconds": seconds[step],
             **{name: scores[step] for name, scores in own.items()},
         }
-        for step, row in enumerate(history)
+        for step in range(len(history))
     ]
 
 
