@@ -49,7 +49,7 @@ class FrontEnd:
     Frames are `10·log10(max(mel power, 1e-10))` of a centred Hann STFT of `n_fft` samples, every
     `hop_length`, through `n_mels` HTK triangles from `f_min` to `f_max` Hz, without filter norm.
     With `compression: pcen` the power is divided by its own recent past instead of logged.
-    `resampling`: the low-pass filter for recordings of another rate, see `data/waveforms.py`.
+    `resampling`: the low-pass filter for recordings of another rate (`data/sounds/waveforms.py`).
     """
 
     sample_rate: int

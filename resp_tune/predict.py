@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from resp_tune.cli import Parser, run
 from resp_tune.common.paths import user_path
 from resp_tune.common.text import one_line
-from resp_tune.data.sounds.remarks import Remark, remark_lines
+from resp_tune.data.sounds.audio_files import Remark, remark_lines
 from resp_tune.errors import RunError, UserError
 from resp_tune.evaluation.open_winner import CHAMPION, open_winner
 
@@ -90,8 +90,7 @@ def predict_file(
     A winner of the task `cycles` predicts each breathing cycle listed in the `.txt` file of the
     same name: `cycles` holds `{start, end, class, probabilities}`, the file's own are their mean.
     """
-    from resp_tune.data.sounds.sound import read_sound
-    from resp_tune.data.waveforms import resample
+    from resp_tune.data.sounds.waveforms import read_sound, resample
 
     path = user_path(file)
     sound = read_sound(path)

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train and print every epoch; with `--out` the last line on stdout is the model's folder."""
     args = parser().parse(argv)
     from resp_tune.data.dataset import refusal
-    from resp_tune.data.waveforms import describe_uneven_bands
+    from resp_tune.data.sounds.waveforms import describe_uneven_bands
     from resp_tune.harness.preflight_checks import check_cache_folder
     from resp_tune.harness.validate import open_dataset
     from resp_tune.training.datamodule import make_datamodule

@@ -17,8 +17,13 @@ from support.small_sets import imagined, originals, write_audio
 
 from resp_tune.config import EncoderFrontEnd, FrontEnd, Resampling, preset
 from resp_tune.data.sounds.audio_files import AudioError, read_audio
-from resp_tune.data.sounds.sound import read_sound
-from resp_tune.data.waveforms import FLAT_TO, describe_uneven_bands, load_waveform, resampler
+from resp_tune.data.sounds.waveforms import (
+    FLAT_TO,
+    describe_uneven_bands,
+    load_waveform,
+    read_sound,
+    resampler,
+)
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import log_mels
 

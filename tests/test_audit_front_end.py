@@ -16,7 +16,7 @@ from support.small_sets import imagined, originals
 from resp_tune.audit import front_end
 from resp_tune.audit.front_end import front_end_giveaways, giveaway_warnings
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.waveforms import resampler
+from resp_tune.data.sounds.waveforms import resampler
 from resp_tune.space.search_space import load_space
 
 DEFAULT = load_space("default.yaml").front_ends()

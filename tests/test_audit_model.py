@@ -21,9 +21,9 @@ from resp_tune.audit.sections import model_rows
 from resp_tune.cli import run
 from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import make_split
+from resp_tune.data.sounds.waveforms import load_waveform
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
-from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import UserError
 from resp_tune.training.model_bundle import Bundle, load_bundle
 

@@ -19,8 +19,8 @@ from support.audits import imagined_statistics
 from support.small_sets import imagined, write_set
 
 from resp_tune.data.dataset import Dataset, load_dataset
+from resp_tune.data.sounds.waveforms import load_waveform
 from resp_tune.data.tasks import Clips, get_task, make_clips
-from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError
 from resp_tune.evaluation import band_statistics as module
 from resp_tune.evaluation.band_statistics import (

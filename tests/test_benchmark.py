@@ -32,7 +32,7 @@ from benchmarks.sizes import FULL, QUICK, RATE  # noqa: E402
 
 from resp_tune.config import TrialConfig, preset  # noqa: E402
 from resp_tune.data.dataset import load_dataset  # noqa: E402
-from resp_tune.data.waveforms import load_waveform  # noqa: E402
+from resp_tune.data.sounds.waveforms import load_waveform  # noqa: E402
 from resp_tune.errors import RunError, UserError  # noqa: E402
 from resp_tune.execution.searcher import StudySearcher  # noqa: E402
 from resp_tune.features.augment import eval_params  # noqa: E402

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from support.toy import toy_config, toy_folds
 
-from resp_tune.data.waveforms import load_waveform
+from resp_tune.data.sounds.waveforms import load_waveform
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.predict import main

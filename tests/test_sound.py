@@ -18,9 +18,8 @@ from resp_tune import predict
 from resp_tune.cli import run
 from resp_tune.config import TrialConfig
 from resp_tune.data.dataset import load_dataset
-from resp_tune.data.sounds.audio_files import AudioError
-from resp_tune.data.sounds.container_repair import repair_container
-from resp_tune.data.sounds.sound import find_sound, read_sound
+from resp_tune.data.sounds.audio_files import AudioError, repair_container
+from resp_tune.data.sounds.waveforms import find_sound, read_sound
 from resp_tune.training.model_bundle import save_bundle
 from resp_tune.training.networks.network_registry import build_network
 

@@ -14,7 +14,7 @@ from support.spaces import all_configs, new_study, space_of
 
 from resp_tune.common.yaml_files import MAX_BYTES
 from resp_tune.config import Balance, EncoderFrontEnd, FrontEnd, preset
-from resp_tune.data.waveforms import FLAT_TO
+from resp_tune.data.sounds.waveforms import FLAT_TO
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
 from resp_tune.space.search_space import load_space

@@ -32,7 +32,7 @@ from support.toy_stores import (
 )
 
 from resp_tune.config import preset
-from resp_tune.data.waveforms import load_waveform
+from resp_tune.data.sounds.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features import cache, cache_files, logmel
 from resp_tune.features.cache import AudioSource, cache_key, open_cache

@@ -15,8 +15,8 @@ from resp_tune.data.annotations import Cycle, Note, join_notes, parse_cycles
 from resp_tune.data.discovery import Layout, Name
 from resp_tune.data.labels import Labels, read_labels
 from resp_tune.data.metadata import DIAGNOSES, Person
-from resp_tune.data.same_sound import drop_duplicates, resolve_copies
 from resp_tune.data.sounds.inspection import Inspection, inspect_recordings
+from resp_tune.data.sounds.same_sound import drop_duplicates, resolve_copies
 from resp_tune.data.tables import read_text
 from resp_tune.errors import UserError
 

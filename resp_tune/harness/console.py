@@ -18,8 +18,8 @@ from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.choices import LEVELS, at_level
 from resp_tune.common.text import amount, plural, short
 from resp_tune.config import EncoderFrontEnd
+from resp_tune.data.sounds.waveforms import describe_uneven_bands
 from resp_tune.data.split import Leaks
-from resp_tune.data.waveforms import describe_uneven_bands
 from resp_tune.encoders.encode import seconds_a_window
 from resp_tune.encoders.encoder_file import Encoder
 from resp_tune.features.encoder_frames import expected_windows

@@ -20,10 +20,10 @@ from resp_tune.config import FrontEnd, Resampling, TrialConfig
 from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import Rows, make_split, reshuffled_folds
 from resp_tune.data.sounds.audio_files import AudioError
+from resp_tune.data.sounds.waveforms import load_waveform
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clips, Task, make_clips
-from resp_tune.data.waveforms import load_waveform
 from resp_tune.errors import RunError, UserError
 from resp_tune.features.batches import cut_clips
 from resp_tune.features.cache import AudioSource, FeatureCaches

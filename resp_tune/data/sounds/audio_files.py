@@ -1,19 +1,20 @@
-"""Decode audio files with libsndfile."""
+"""Decode audio files with libsndfile, after repairing headers, and remark on what is odd."""
 
 from __future__ import annotations
 
 import io
 import re
 import stat
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from resp_tune.data.sounds.container_repair import repair_container
-from resp_tune.data.sounds.remarks import Remark
 from resp_tune.errors import UserError
 
 MIN_SECONDS = 0.1  # shorter than any breath
@@ -21,6 +22,7 @@ MIN_RATE, MAX_RATE = 100, 768_000  # Hz
 _MAX_SAMPLES_PER_BYTE = 8192  # FLAC's largest blocks of silence hold some 5000 per byte
 _BLOCK = 1 << 20  # samples per channel that are decoded at once where the length is unknown
 _GIT_LFS = b"version https://git-lfs"
+_PADDING_SECONDS = 0.1  # beyond the announced end of a wav, up to which it is no sound
 # In libsndfile's log of a wav, AIFF, AU, W64 or RF64 that is cut off.
 _SHORTER = re.compile(
     r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE
@@ -37,6 +39,47 @@ class AudioError(UserError):
     def __reduce__(self) -> tuple[type[AudioError], tuple[str | Path, str]]:
         """Let it pass between processes, where an exception is made again from its arguments."""
         return AudioError, (self.path, self.defect)
+
+
+class Remark(NamedTuple):
+    """A defect that leaves a file usable: its kind, and what it is in this file."""
+
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        one, _, consequence = _TEXTS[self.kind]
+        return f"{one} ({self.detail}): {consequence}"
+
+
+_TEXTS = {  # of each kind: what is wrong with one and with several files, and what is done
+    "unfinished": ("has an unfinished header", "have unfinished headers", "read to the end"),
+    "cut off": ("is cut off", "are cut off", "what is there is used"),
+    "channel": (
+        "has too little sound on its first channel",
+        "have too little sound on their first channel",
+        "another channel is used",
+    ),
+    "above 1": ("exceeds ±1", "exceed ±1", "used as it is"),
+    "integers": ("holds integers as floats", "hold integers as floats", "scaled to ±1"),
+}
+
+
+def remark_lines(remarks: Mapping[Path, Iterable[Remark]]) -> list[str]:
+    """Return a line for each kind of remark, with the number of files and an example."""
+    by_kind: dict[str, list[tuple[Path, Remark]]] = {}
+    for path, own in remarks.items():
+        for remark in own:
+            by_kind.setdefault(remark.kind, []).append((path, remark))
+    lines = []
+    for kind, found in by_kind.items():
+        (path, first), (_, several, consequence) = found[0], _TEXTS[kind]
+        if len(found) == 1:
+            lines.append(f"'{path}' {first}")
+            continue
+        what = f"{len(found)} recordings {several}"
+        lines.append(f"{what}: {consequence}; e.g. '{path}' ({first.detail})")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -161,3 +204,104 @@ def _cut_off(file: _Sequential, samples: int) -> str | None:
     if not present < announced < 0x7FFF0000:
         return None
     return f"{present} of {announced} announced bytes"
+
+
+def repair_container(content: bytes) -> tuple[bytes, str | None]:
+    """Return `content` in a form that libsndfile reads to its end, and what was repaired.
+
+    A wav whose header was never finished announces no sound, or less than the file holds. An MP3
+    of variable bit rate without a Xing tag is read for the length that its first frame suggests.
+    """
+    if content[:4] == b"RIFF" and content[8:12] == b"WAVE":
+        return _complete_wav(content)
+    return _tag_mp3(content), None
+
+
+def _complete_wav(content: bytes) -> tuple[bytes, str | None]:
+    position, bytes_per_second = 12, 0
+    while content[position : position + 4] != b"data":
+        if position + 8 > len(content):
+            return content, None
+        name, size = content[position : position + 4], _size(content, position)
+        if name == b"fmt " and position + 20 <= len(content):
+            bytes_per_second = struct.unpack_from("<I", content, position + 16)[0]
+        position += 8 + size + size % 2
+    if (start := position + 8) > len(content):
+        return content, None
+    announced, present = _size(content, position), len(content) - start
+    beyond = content[start + announced :]
+    if len(beyond) <= bytes_per_second * _PADDING_SECONDS or not any(beyond):
+        return content, None
+    if _is_chunk(beyond) or _is_chunk(beyond[announced % 2 :]):
+        return content, None
+    sizes = (struct.pack("<I", min(n, 0xFFFFFFFF)) for n in (len(content) - 8, present))
+    riff, data = sizes
+    whole = b"".join((b"RIFF", riff, content[8 : position + 4], data, content[start:]))
+    return whole, f"{announced} of {present} bytes announced"
+
+
+def _size(content: bytes, position: int) -> int:
+    return int.from_bytes(content[position + 4 : position + 8], "little")
+
+
+def _is_chunk(rest: bytes) -> bool:
+    """Tell whether `rest` begins with a RIFF chunk, such as tags after the sound."""
+    is_name = all(0x20 <= byte < 0x7F for byte in rest[:4])
+    return is_name and 8 + _size(rest, 0) <= len(rest) + 1
+
+
+class _Mp3Frame(NamedTuple):
+    """The length in bytes of an MPEG audio frame of layer III, and where its tag would be."""
+
+    size: int
+    tag: int
+
+
+_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8000)}  # Hz
+_MPEG_1 = 3
+_KBIT = {
+    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}  # per second, by whether it is MPEG 1
+_TAGS = (b"Xing", b"Info")
+
+
+def _mp3_frame(head: bytes) -> _Mp3Frame | None:
+    """Read the four bytes at the start of a frame (ISO 11172-3, 2.4.1.3)."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:  # sync word and layer III
+        return None
+    version, rate, kbit = head[1] >> 3 & 3, head[2] >> 2 & 3, head[2] >> 4
+    if version not in _RATES or rate == 3 or kbit in (0, 15):
+        return None
+    first, mono = version == _MPEG_1, head[3] >> 6 == 3
+    samples = 1152 if first else 576
+    size = samples // 8 * _KBIT[first][kbit] * 1000 // _RATES[version][rate] + (head[2] >> 1 & 1)
+    side = (17 if mono else 32) if first else (9 if mono else 17)
+    return _Mp3Frame(size, 4 + side)
+
+
+def _tag_mp3(content: bytes) -> bytes:
+    """Put a frame with a Xing tag, which holds the number of frames, before an MP3 without one."""
+    start = 0
+    while content[start : start + 3] == b"ID3" and len(content) > start + 10:
+        a, b, c, d = content[start + 6 : start + 10]
+        start += 10 + (a << 21 | b << 14 | c << 7 | d)
+    head = content[start : start + 4]
+    first = _mp3_frame(head)
+    if first is None:
+        return content
+    tag = start + first.tag
+    if content[tag : tag + 4] in _TAGS or content[start + 36 : start + 40] == b"VBRI":
+        return content
+    count, position = 0, start
+    while frame := _mp3_frame(content[position : position + 4]):
+        count, position = count + 1, position + frame.size
+    if count < 3:  # not an MP3 after all
+        return content
+    for kbit in range(1, 15):  # the smallest frame that has room for the tag
+        silent = bytes((head[0], head[1] | 1, head[2] & 0x0D | kbit << 4, head[3]))
+        frame = _mp3_frame(silent)
+        if frame is not None and frame.size >= frame.tag + 12:
+            body = silent.ljust(frame.tag, b"\0") + struct.pack(">4sII", b"Xing", 1, count)
+            return content[:start] + body.ljust(frame.size, b"\0") + content[start:]
+    return content

@@ -22,10 +22,9 @@ from threadpoolctl import threadpool_limits
 
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.common.text import join_names, plural
-from resp_tune.data.sounds.audio_files import AudioError, read_content
-from resp_tune.data.sounds.near_copies import Envelope, NearCopies, envelope, find_near_copies
-from resp_tune.data.sounds.remarks import Remark, remark_lines
-from resp_tune.data.sounds.sound import find_sound
+from resp_tune.data.sounds.audio_files import AudioError, Remark, read_content, remark_lines
+from resp_tune.data.sounds.same_sound import Envelope, NearCopies, envelope, find_near_copies
+from resp_tune.data.sounds.waveforms import find_sound
 from resp_tune.errors import RespTuneError, UserError
 
 log = logging.getLogger(__name__)
