@@ -11,6 +11,7 @@ from resp_tune.common.text import shorten
 from resp_tune.data.tables import Row, TableError
 
 _HEADER_WITHIN = 10  # rows: titles and remarks may be above it
+DECIMALS = re.compile(r"(?<=\d)[.,]00?$")  # of spreadsheets; `1.000` may be a thousand
 _INDEX = re.compile(r"(unnamed|index|row|rownumber|column)?\d*")
 
 
@@ -75,6 +76,12 @@ def squeeze(word: str) -> str:
     """Return `patientid` for `Patient ID`, `diagnostico` for `Diagnóstico`."""
     plain = unicodedata.normalize("NFKD", word.casefold())
     return "".join(c for c in plain if c.isalnum())
+
+
+def plain_patient(name: str) -> str:
+    """Return a patient without what spreadsheets and people change: case, leading zeros, `.0`."""
+    name = DECIMALS.sub("", name.casefold())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", name)
 
 
 def any_word(words: str) -> re.Pattern[str]:
@@ -186,3 +193,69 @@ def unclear(grid: Grid, what: str, *columns: Column) -> TableError:
         f"it has {grid.width} columns and no known header, but {grid.rows[0]}: name the columns "
         f"({words})"
     )
+
+
+# The words by which headers name their columns, in the languages of spreadsheets.
+_IDS = "(id|ids|no|nr|num|number|code|key|identifier|nummer|numero)?"
+_PERSONS = (
+    "patients?|subjects?|participants?|pacientes?|patienten|patientin|pazient[ei]|doentes?|"
+    "utentes?|hasta|患者|病人|환자|пациент"
+)
+PATIENT = Column(
+    "patient",
+    "patient, patient ID, subject, participant",
+    re.compile(
+        unicodedata.normalize("NFKD", f"(id|no|nr|num|numero|cod|code)?({_PERSONS}){_IDS}|pid")
+    ),
+    frozenset(
+        (
+            "id",
+            "ids",
+            "case",
+            "cases",
+            "caseid",
+            "caseno",
+            "casenumber",
+            "person",
+            "personid",
+            "name",
+        )
+    ),
+)
+DIAGNOSIS = Column(
+    "diagnosis",
+    "diagnosis, disease, label, class, condition",
+    any_word(
+        "diagnosis diagnoses diagnose diagnosen diagnostic diagnóstico diagnosi diagnoza disease "
+        "diseases dx enfermedad maladie krankheit malattia doença tanı tani 诊断 診断 진단 диагноз"
+    ),
+    frozenset(("label", "labels", "class", "condition", "pathology")),
+)
+AGE = Column(
+    "age",
+    "age, age (years)",
+    re.compile(
+        "(age|edad|alter|eta|idade|yas|年齢|年龄|возраст)"
+        "((in)?(y|yo|yrs?|years?|jahren?|anos|anni|ans|yıl|岁))?"
+    ),
+)
+SEX = Column(
+    "sex",
+    "sex, gender",
+    any_word("sex gender sexo sexe sesso género geschlecht cinsiyet 性别 性別 пол"),
+)
+RECORDING = Column(
+    "recording",
+    "recording, file, filename",
+    any_word(
+        "recording recordings recordingid recordingname file files "
+        "filename stem wav wavfile audio audiofile"
+    ),
+    frozenset(("name", "id", "record")),
+)
+SPLIT = Column(
+    "split",
+    "split, set, subset",
+    any_word("split splits set subset partition officialsplit traintest"),
+)
+COLUMNS = (PATIENT, DIAGNOSIS, AGE, SEX, RECORDING, SPLIT)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Generic, Literal, NamedTuple, TypeVar
 
-from resp_tune.common.text import join_names, plural, shorten
+from resp_tune.common.text import join_names, shorten
 from resp_tune.data.columns import (
+    AGE,
+    COLUMNS,
+    DECIMALS,
+    DIAGNOSIS,
+    PATIENT,
+    RECORDING,
+    SEX,
+    SPLIT,
     Column,
     Grid,
     Keys,
@@ -20,12 +28,10 @@ from resp_tune.data.columns import (
     find_header,
     find_key,
     find_value,
+    plain_patient,
     squeeze,
     unclear,
 )
-from resp_tune.data.discovery import Name, parse_stem
-from resp_tune.data.header_words import AGE, COLUMNS, DIAGNOSIS, PATIENT, RECORDING, SEX, SPLIT
-from resp_tune.data.patients import DECIMALS, plain_patient
 from resp_tune.data.tables import Row, TableError, drop_ragged, read_text, split_rows
 
 DIAGNOSES = (
@@ -170,45 +176,6 @@ def read_official(paths: Sequence[Path], stems: Iterable[str] = ()) -> Table[Off
         return parse
 
     return _merge(paths, columns, keys, (RECORDING, SPLIT))
-
-
-def match_official(
-    names: Mapping[Path, Name], official: Mapping[str, OfficialSplit]
-) -> tuple[dict[Path, OfficialSplit], list[str]]:
-    """Return the official split of each recording, and a line for each that has none.
-
-    The published table names one device wrongly: a recording that is not in it is matched by its
-    name without the device, if that is unique.
-    """
-    splits = {path: official[path.stem] for path in names if path.stem in official}
-    problems: list[str] = []
-    unmatched = [path for path in names if path not in splits]
-    here = {path.stem for path in names}
-    unused = {stem: split for stem, split in official.items() if stem not in here}
-    aliases: dict[tuple[str, ...], list[str]] = {}
-    for stem in unused:
-        if alias := parse_stem(stem):
-            aliases.setdefault(alias[:-1], []).append(stem)
-    wanted = Counter(names[path][:-1] for path in unmatched)
-    for path in list(unmatched):
-        key = names[path][:-1]
-        if len(stems := aliases.get(key, [])) == wanted[key] == 1:
-            splits[path] = unused.pop(stems[0])
-            unmatched.remove(path)
-            problems.append(
-                f"the official split calls {path.stem} {stems[0]}: matched without the device"
-            )
-    if unused:
-        problems.append(
-            f"the official split names {plural(len(unused), 'recording')} not here: "
-            f"{join_names(sorted(unused))}"
-        )
-    if unmatched:
-        stems = sorted(path.stem for path in unmatched)
-        problems.append(
-            f"{plural(len(stems), 'recording')} not in the official split: {join_names(stems)}"
-        )
-    return splits, problems
 
 
 def _merge(
