@@ -17,13 +17,12 @@ from resp_tune.data.dataset import Dataset, load_dataset
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
-from resp_tune.data.tasks import Clips, get_task, make_clips
+from resp_tune.data.tasks import Clips, check_enough, get_task, make_clips
 from resp_tune.errors import UserError
 from resp_tune.evaluation import baselines
 from resp_tune.evaluation.band_statistics import load_band_statistics
 from resp_tune.evaluation.baselines import (
     BASELINES,
-    check_enough,
     controlled_clips,
     patient_lookup,
     predict_baselines,

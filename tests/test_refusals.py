@@ -12,9 +12,8 @@ from resp_tune.data.dataset import Dataset, load_dataset, refusal
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import load_same_split, save_split
 from resp_tune.data.split_spec import SplitSpec
-from resp_tune.data.tasks import get_task, make_clips
+from resp_tune.data.tasks import check_enough, get_task, make_clips
 from resp_tune.errors import UserError
-from resp_tune.evaluation.baselines import check_enough
 
 CAUSES = ("the table has 85, 86", "no annotation can be read", "the official split is unread", "x")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from resp_tune.common.text import amount, shorten
+from resp_tune.common.text import amount, plural, shorten
 from resp_tune.data.dataset import Dataset, Recording, refusal
 from resp_tune.data.metadata import DIAGNOSES
 from resp_tune.errors import UserError, nearest
@@ -137,6 +138,23 @@ def make_clips(task: Task, dataset: Dataset) -> Clips:
             *(("annotation", ".txt") if task.unit == "cycle" else ()),
         )
     return Clips(task, tuple(clips), tuple(dropped))
+
+
+def check_enough(clips: Clips, problems: Sequence[str] = ()) -> None:
+    """Raise `UserError` for fewer than two patients, or no class with two clips."""
+    patients = {clip.recording.person for clip in clips.clips}
+    if len(patients) < 2:
+        raise refusal(
+            f"the task '{clips.task.name}' has the clips of {plural(len(patients), 'patient')} "
+            "here, but the no-audio baselines need at least two patients: give more recordings",
+            problems,
+        )
+    if max(Counter(clip.label for clip in clips.clips).values()) < 2:
+        raise refusal(
+            f"the task '{clips.task.name}' has one clip of each class here, but the no-audio "
+            "baselines need a class with at least two clips: give more recordings",
+            problems,
+        )
 
 
 def _check_diagnoses(task: Task, dataset: Dataset) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,12 +24,12 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from resp_tune.common.paths import cache_folder, write_atomically
-from resp_tune.common.text import one_line, plural
-from resp_tune.data.dataset import Dataset, Recording, refusal
+from resp_tune.common.text import one_line
+from resp_tune.data.dataset import Dataset, Recording
 from resp_tune.data.protocols import make_split
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
-from resp_tune.data.tasks import Clip, Clips, get_task, make_clips
+from resp_tune.data.tasks import Clip, Clips, check_enough, get_task, make_clips
 from resp_tune.errors import RunError, UserError
 from resp_tune.evaluation.band_statistics import (
     BandStatistics,
@@ -205,23 +204,6 @@ def _cpus() -> int:
     from joblib import cpu_count
 
     return int(cpu_count())
-
-
-def check_enough(clips: Clips, problems: Sequence[str] = ()) -> None:
-    """Raise `UserError` for fewer than two patients, or no class with two clips."""
-    patients = {clip.recording.person for clip in clips.clips}
-    if len(patients) < 2:
-        raise refusal(
-            f"the task '{clips.task.name}' has the clips of {plural(len(patients), 'patient')} "
-            "here, but the no-audio baselines need at least two patients: give more recordings",
-            problems,
-        )
-    if max(Counter(clip.label for clip in clips.clips).values()) < 2:
-        raise refusal(
-            f"the task '{clips.task.name}' has one clip of each class here, but the no-audio "
-            "baselines need a class with at least two clips: give more recordings",
-            problems,
-        )
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,9 @@ from resp_tune.data.dataset import Dataset, load_dataset, refusal
 from resp_tune.data.split import load_same_split
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.task_files import find_task
-from resp_tune.data.tasks import Task
+from resp_tune.data.tasks import Task, check_enough
 from resp_tune.encoders.encoder_file import Encoder, open_encoders
 from resp_tune.errors import UserError, named_in_errors
-from resp_tune.evaluation.baselines import check_enough
 from resp_tune.features.cache import AudioSource
 from resp_tune.features.logmel import check_filters
 from resp_tune.harness.options import SearchOptions
