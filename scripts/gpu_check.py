@@ -29,8 +29,7 @@ from benchmarks.in_memory import InMemoryTraining, synchronize
 
 from resp_tune.config import TrialConfig, preset
 from resp_tune.execution.trials_per_gpu import Workload, measure_all
-from resp_tune.features.augment import eval_params
-from resp_tune.features.batches import ClipIndex, make_batch
+from resp_tune.features.batches import ClipIndex, eval_params, make_batch
 from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.training.compute_device import detect_compute_device, resolve_precision
 from resp_tune.training.fold_training import SplitTensors, TrainingData

@@ -17,8 +17,7 @@ from resp_tune.common.choices import METRIC_NAMES
 from resp_tune.errors import UserError
 from resp_tune.evaluation.compare import compare, read_predictions
 from resp_tune.reporting.format import signed
-from resp_tune.training.bootstrap import bootstrap, intervals
-from resp_tune.training.metrics import compute_metrics
+from resp_tune.training.metrics import bootstrap, compute_metrics, intervals
 
 CLASSES = ("normal", "crackle", "wheeze", "both")
 

@@ -14,8 +14,13 @@ from scipy import stats
 from support.toy import toy_config, toy_frames
 
 from resp_tune.config import TrialConfig, preset
-from resp_tune.features.augment import AugmentParams, augment_params, eval_params
-from resp_tune.features.batches import ClipIndex, make_batch
+from resp_tune.features.batches import (
+    AugmentParams,
+    ClipIndex,
+    augment_params,
+    eval_params,
+    make_batch,
+)
 from resp_tune.features.logmel import SILENCE_DB, Frames, join_frames, log_mels
 
 # Shorter, equal and longer than the toy clips of 16 frames; one is a part of its recording.

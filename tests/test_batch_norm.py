@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from resp_tune.training.networks.batch_norm import BatchNorm
+from resp_tune.training.networks.network import BatchNorm
 
 SHAPES = [(4, 8, 6, 32), (3, 12, 7, 5), (2, 16, 9, 3), (5, 64, 4, 2), (1, 8, 1, 4), (2, 1, 8, 8)]
 

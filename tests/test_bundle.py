@@ -16,8 +16,7 @@ from support.toy import CLASSES, toy_config, toy_folds, toy_side
 
 from resp_tune.config import TrialConfig
 from resp_tune.errors import UserError
-from resp_tune.features.augment import eval_params
-from resp_tune.features.batches import ClipIndex
+from resp_tune.features.batches import ClipIndex, eval_params
 from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.training.loop import Training, predict
 from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle

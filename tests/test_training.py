@@ -17,8 +17,7 @@ from support.toy import fingerprint, toy_config, toy_data, toy_folds, toy_side, 
 from torch import nn
 
 from resp_tune.config import TrialConfig
-from resp_tune.features.augment import eval_params
-from resp_tune.features.batches import ClipIndex, make_batch
+from resp_tune.features.batches import ClipIndex, eval_params, make_batch
 from resp_tune.study.schedulers import Steps
 from resp_tune.training.fold_training import SplitTensors, TrainingData, batch_bounds
 from resp_tune.training.loop import EpochResult, Training, fit, predict

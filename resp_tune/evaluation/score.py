@@ -15,9 +15,16 @@ import pandas as pd
 from resp_tune.common.choices import CYCLE_METRICS, LEVELS, METRIC_NAMES, at_level
 from resp_tune.evaluation.baselines import is_controlled
 from resp_tune.features.cache import FeatureCaches
-from resp_tune.training.bootstrap import bootstrap, intervals
 from resp_tune.training.datamodule import DataModule, prediction_table
-from resp_tune.training.metrics import Labels, Probabilities, all_metrics, majority_accuracy, pool
+from resp_tune.training.metrics import (
+    Labels,
+    Probabilities,
+    all_metrics,
+    bootstrap,
+    intervals,
+    majority_accuracy,
+    pool,
+)
 from resp_tune.training.model_bundle import OPERATING_POINT, Bundle
 from resp_tune.training.operating_point import METRIC as OPTIMISED
 from resp_tune.training.operating_point import choose_normal_offset

@@ -15,8 +15,13 @@ from torch import nn
 
 from resp_tune.common.choices import METRIC_NAMES, FoldOrder
 from resp_tune.config import TrialConfig
-from resp_tune.features.augment import AugmentParams, augment_params, eval_params
-from resp_tune.features.batches import ClipIndex, make_batch
+from resp_tune.features.batches import (
+    AugmentParams,
+    ClipIndex,
+    augment_params,
+    eval_params,
+    make_batch,
+)
 from resp_tune.features.logmel import Frames
 from resp_tune.training.fold_training import (
     FoldTraining,

@@ -22,8 +22,7 @@ from resp_tune.common.paths import write_atomically
 from resp_tune.config import EncoderFrontEnd, TrialConfig
 from resp_tune.encoders.encoder_file import Encoder
 from resp_tune.errors import UserError
-from resp_tune.features.augment import eval_params
-from resp_tune.features.batches import ClipIndex, cut_clips
+from resp_tune.features.batches import ClipIndex, cut_clips, eval_params
 from resp_tune.features.encoder_frames import encode_waveform
 from resp_tune.features.logmel import join_frames, log_mels, silence
 from resp_tune.features.pooled_clips import PooledClips, pool_frames

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from resp_tune.features.augment import augment_params
-from resp_tune.features.batches import make_batch
+from resp_tune.features.batches import augment_params, make_batch
 from resp_tune.training.fold_training import batch_bounds
 from resp_tune.training.loop import EVALUATION_BATCH, Training, autocast
 

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from resp_tune.config import TrialConfig
-from resp_tune.training.networks.batch_norm import BatchNorm
-from resp_tune.training.networks.network import SameInputConv
+from resp_tune.training.networks.network import BatchNorm, SameInputConv
 
 
 class ResNet(nn.Module):
