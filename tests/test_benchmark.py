@@ -35,11 +35,7 @@ from resp_tune.data.dataset import load_dataset  # noqa: E402
 from resp_tune.data.sounds.waveforms import load_waveform  # noqa: E402
 from resp_tune.errors import RunError, UserError  # noqa: E402
 from resp_tune.execution.searcher import StudySearcher  # noqa: E402
-from resp_tune.features.batches import (  # noqa: E402
-    ClipIndex,
-    eval_params,
-    make_batch,
-)
+from resp_tune.features.batches import ClipIndex, eval_params, make_batch  # noqa: E402
 from resp_tune.features.logmel import join_frames, log_mels  # noqa: E402
 from resp_tune.space.search_space import load_space  # noqa: E402
 from resp_tune.study.study import read_epochs  # noqa: E402

@@ -17,8 +17,7 @@ from resp_tune.evaluation.baselines import load_baseline_predictions
 from resp_tune.evaluation.compare import baseline_differences
 from resp_tune.evaluation.score import group_metrics, metrics_with_intervals, score_test_split
 from resp_tune.harness.test_access_log import access_by
-from resp_tune.training.datamodule import DataModule, make_feature_caches
-from resp_tune.training.fingerprint import data_digest
+from resp_tune.training.datamodule import DataModule, data_digest, make_feature_caches
 from resp_tune.training.model_bundle import Bundle
 
 log = logging.getLogger(__name__)

@@ -62,11 +62,12 @@ from resp_tune.tracking.tags import Tag, encoder_tags
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import redact
 from resp_tune.training.bundled_encoder import describe_encoder
-from resp_tune.training.datamodule import DataModule, make_feature_caches
-from resp_tune.training.fingerprint import (
+from resp_tune.training.datamodule import (
     TEST_HASHES_FILE,
+    DataModule,
     changed_recordings,
     data_digest,
+    make_feature_caches,
     recording_hashes,
     save_recording_hashes,
 )

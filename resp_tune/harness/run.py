@@ -38,7 +38,7 @@ from resp_tune.study.study import (
     records,
     study_in_one_line,
 )
-from resp_tune.training.fingerprint import recording_hashes, save_recording_hashes
+from resp_tune.training.datamodule import recording_hashes, save_recording_hashes
 
 log = logging.getLogger(__name__)
 

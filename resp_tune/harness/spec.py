@@ -25,8 +25,7 @@ from resp_tune.storage.object_store import ObjectPath
 from resp_tune.study.study import FOLD_ORDER, LEVEL, OUTER_FOLDS, RECORDINGS, RESHUFFLE
 from resp_tune.tracking.load_trial import DEVICE, THREADS
 from resp_tune.training.compute_device import ComputeDevice, detect_compute_device
-from resp_tune.training.datamodule import DataModule
-from resp_tune.training.fingerprint import data_digest
+from resp_tune.training.datamodule import DataModule, data_digest
 from resp_tune.training.networks.network_registry import BUILT_IN, network_origin
 
 OUTER = "outer"  # the folder of the searches of outer folds, in that of the nested search

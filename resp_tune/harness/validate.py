@@ -46,8 +46,7 @@ from resp_tune.storage.remote_datasets import fetch_dataset
 from resp_tune.study.replicates import check_count
 from resp_tune.study.study import OUTER_FOLDS, SPLIT, check_settings, fold_order, read_study
 from resp_tune.tracking.uri import redact, resolve_uri
-from resp_tune.training.datamodule import make_datamodule
-from resp_tune.training.fingerprint import changed_recordings, recording_hashes
+from resp_tune.training.datamodule import changed_recordings, make_datamodule, recording_hashes
 from resp_tune.training.metrics import are_cycles
 from resp_tune.training.networks.network_registry import check_network, network_origin
 

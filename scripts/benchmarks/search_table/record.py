@@ -34,10 +34,10 @@ from resp_tune.training.compute_device import detect_compute_device, resolve_pre
 from resp_tune.training.datamodule import (
     ClipLabels,
     DataModule,
+    data_digest,
     make_datamodule,
     make_feature_caches,
 )
-from resp_tune.training.fingerprint import data_digest
 from resp_tune.training.loop import Training
 from resp_tune.training.memory import keep_freed_memory
 from resp_tune.training.metrics import all_metrics
