@@ -14,10 +14,10 @@ from support.instant import search_here, small_spec
 from support.toy import CLASSES, toy_config, toy_folds, toy_side
 
 from resp_tune.errors import UserError
+from resp_tune.evaluation.score import choose_normal_offset
 from resp_tune.training.loop import Training
 from resp_tune.training.metrics import compute_metrics
-from resp_tune.training.model_bundle import load_bundle, save_bundle
-from resp_tune.training.operating_point import choose_normal_offset, log_offsets, move
+from resp_tune.training.model_bundle import load_bundle, log_offsets, move, save_bundle
 
 
 def icbhi(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -31,12 +31,14 @@ from resp_tune.training.bundled_network import check_installed, describe_network
 from resp_tune.training.heads.head_fold import predict_head
 from resp_tune.training.heads.head_network import empty_head
 from resp_tune.training.loop import predict
+from resp_tune.training.metrics import Floats
 from resp_tune.training.networks.network_registry import BUILT_IN, build_network
-from resp_tune.training.operating_point import log_offsets, move
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
-OPERATING_POINT = "operating_point"  # in the details: log offsets by class
+# In the details: what is added to the log-probability of a class before the largest one is taken.
+OPERATING_POINT = "operating_point"
+LARGEST = 1000.0  # offset: far more than the logarithm of the smallest probability
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,32 @@ class Bundle:
         """Return the model's probabilities `[clips, classes]` from `[networks, clips, classes]`."""
         point = self.details.get(OPERATING_POINT) or {}
         return move(each.mean(axis=0), log_offsets(point, self.classes))
+
+
+def log_offsets(point: Mapping[str, float], classes: Sequence[str]) -> Floats:
+    """Return the offsets `[classes]` of an operating point, which names classes.
+
+    Raises `ValueError` for a class that is not there, and for an offset that is not a number from
+    -1000 to 1000.
+    """
+    if unknown := sorted(set(point) - set(classes)):
+        raise ValueError(f"operating_point names {unknown[0]!r}, which is not a class")
+    for name, value in point.items():
+        if not isinstance(value, float | int) or not -LARGEST <= value <= LARGEST:
+            raise ValueError(f"operating_point: {reprlib.repr(value)} of {name!r} is no offset")
+    return np.array([float(point.get(name, 0.0)) for name in classes])
+
+
+def move(probabilities: npt.NDArray[np.float32], offsets: Floats) -> npt.NDArray[np.float32]:
+    """Return `probabilities` `[…, classes]` at the operating point of `offsets` `[classes]`."""
+    if not offsets.any():
+        return probabilities
+    # The largest factor is 1, so that none overflows.
+    moved = probabilities.astype(np.float64) * np.exp(offsets - offsets.max())
+    total = moved.sum(-1, keepdims=True)
+    shares = np.divide(moved, total, out=probabilities.astype(np.float64), where=total > 0)
+    result: npt.NDArray[np.float32] = shares.astype(np.float32)
+    return result
 
 
 def save_bundle(
