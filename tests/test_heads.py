@@ -16,13 +16,12 @@ from support.features import CLASSES, FEATURES, feature_folds, head_config, pool
 from support.toy import toy_data
 
 from resp_tune.features.pooled_clips import PooledClips
-from resp_tune.training.checkpoint import resume, save_checkpoint
 from resp_tune.training.fold_training import TrainingData
 from resp_tune.training.heads import reduction
 from resp_tune.training.heads.head_network import HeadNetwork, empty_head
 from resp_tune.training.heads.logistic_regression import patient_weights
 from resp_tune.training.heads.reduction import TrainingMatrix
-from resp_tune.training.loop import Training
+from resp_tune.training.loop import Training, resume, save_checkpoint
 
 HEADS = {
     "linear": {"head": "linear"},

@@ -26,8 +26,7 @@ from resp_tune.tracking.store_probe import probe
 from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import public_base, redact, root_cause, scrub
-from resp_tune.training.checkpoint import resume
-from resp_tune.training.loop import Training
+from resp_tune.training.loop import Training, resume
 from resp_tune.training.model_bundle import load_bundle, save_bundle
 
 # Secrets

@@ -560,8 +560,7 @@ def test_the_newest_checkpoint_of_the_same_trial_is_taken(
 ) -> None:
     from support.toy import toy_config, toy_folds
 
-    from resp_tune.training.checkpoint import epochs_in, save_checkpoint
-    from resp_tune.training.loop import Training
+    from resp_tune.training.loop import Training, epochs_in, save_checkpoint
 
     monkeypatch.setenv("RESP_TUNE_CACHE", str(tmp_path / "cache"))
     files = TrialArtifacts(tmp_path, prefix_path / "trials")

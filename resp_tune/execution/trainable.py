@@ -185,7 +185,7 @@ class TrialTrainable(tune.Trainable):
         }
 
     def _write_checkpoint(self, training: Training) -> None:
-        from resp_tune.training.checkpoint import CHECKPOINT, save_checkpoint
+        from resp_tune.training.loop import CHECKPOINT, save_checkpoint
 
         with _unwritable_is_fatal(self.folder):
             save_checkpoint(self.folder / CHECKPOINT, training, self.context.study)

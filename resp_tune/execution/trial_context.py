@@ -43,7 +43,7 @@ class TrialArtifacts:
         """
         if self.remote is None:
             return None
-        from resp_tune.training.checkpoint import CHECKPOINT, epochs_in
+        from resp_tune.training.loop import CHECKPOINT, epochs_in
 
         path, config = self.local_folder / run_folder / CHECKPOINT, training.config
         if (local_epochs := epochs_in(path, config, study)) == training.epochs:
@@ -107,7 +107,7 @@ class TrialContext:
 
         The second value is a message if the checkpoint is damaged or the storage does not answer.
         """
-        from resp_tune.training.checkpoint import CHECKPOINT, resume
+        from resp_tune.training.loop import CHECKPOINT, resume
 
         training = self.start_training(config, key)
         outage = self.artifacts.fetch_newer_checkpoint(key.folder, training, self.study)

@@ -62,6 +62,21 @@ def cut_clips(
     return ClipIndex(frames, frames.first[index] + first, (last - first).clamp(min=1))
 
 
+def band_statistics(clips: ClipIndex, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each band over `clips`, float32 `[n_mels]`.
+
+    Each clip is first clamped to `top_db` below its loudest bin, as in a batch.
+    """
+    rows, sums, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
+    for first, count in zip(clips.first.tolist(), clips.count.tolist(), strict=True):
+        x = clips.frames.values[first : first + count].double()
+        x.clamp_(min=x.max() - top_db)
+        rows, sums, squares = rows + count, sums + x.sum(0), squares + x.square().sum(0)
+    mean = sums / rows
+    variance = (squares / rows - mean.square()).clamp(min=0)
+    return mean.float(), variance.sqrt().clamp(min=1e-3).float()
+
+
 @dataclass(frozen=True)
 class AugmentParams:
     """The augmentation of each item of an epoch, int64 `[items]`; masks `[items, masks]`.

@@ -17,8 +17,7 @@ from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.replicates import Candidate, candidates, eligible, replicates, select
 from resp_tune.study.study import TrialRecord, best_of
-from resp_tune.training.checkpoint import CHECKPOINT, resume, save_checkpoint
-from resp_tune.training.loop import Training
+from resp_tune.training.loop import CHECKPOINT, Training, resume, save_checkpoint
 
 log = logging.getLogger(__name__)
 

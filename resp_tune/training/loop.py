@@ -1,11 +1,20 @@
-"""Train epoch by epoch; usable without Ray: `for epoch in fit(config, folds): …`."""
+"""Train epoch by epoch; usable without Ray: `for epoch in fit(config, folds): …`.
+
+A checkpoint is one file that appears whole or not at all. Beside the training's state it names its
+trial: the config, and the study's id. Trial numbers are used again, by a new search under an old
+name and by a trial that another machine had to propose again, and a checkpoint of the other trial
+must not be resumed.
+"""
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +23,13 @@ import torch
 from torch import nn
 
 from resp_tune.common.choices import METRIC_NAMES, FoldOrder
+from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.features.batches import (
     AugmentParams,
     ClipIndex,
     augment_params,
+    band_statistics,
     eval_params,
     make_batch,
 )
@@ -36,6 +47,7 @@ from resp_tune.training.regularization import draw_weights
 from resp_tune.training.seeds import mix_seed
 
 EVALUATION_BATCH = 64
+CHECKPOINT = "checkpoint.pt"  # in a trial's folder
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,57 @@ class Training:
             fold.load_state(saved)
 
 
+def save_checkpoint(path: Path, training: Training, study: str | None = None) -> None:
+    """Write the training's state to `path`, and make its folder if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    identity = {"config": training.config.as_dict(), "study": study}
+    state = io.BytesIO()
+    torch.save({**training.state(), **identity}, state)
+    write_atomically(path, state.getbuffer())
+
+
+def resume(training: Training, path: Path, study: str | None = None) -> str | None:
+    """Resume a new training from the checkpoint `path`; return what is wrong with the file, if any.
+
+    Without a usable file it starts over; its seed makes it the same again.
+    """
+    if not path.exists():
+        return None
+    beginning = copy.deepcopy(training.state())
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if not _is_of(state, training.config, study):
+            return "is of another trial"
+        training.load_state(state)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch's reader raises many kinds for a damaged file
+        training.load_state(beginning)
+        # Its message is left out: it advises to load the file unsafely.
+        return f"is damaged ({type(error).__name__})"
+    return None
+
+
+def epochs_in(path: Path, config: TrialConfig, study: str | None = None) -> int:
+    """Return the number of epochs in the checkpoint `path` of this trial, 0 if unusable."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        return len(state["history"]) if _is_of(state, config, study) else 0
+    except MemoryError:
+        raise
+    except Exception:  # missing or damaged: `resume` reports it
+        return 0
+
+
+def _is_of(state: Mapping[str, Any], config: TrialConfig, study: str | None) -> bool:
+    """Return whether the checkpoint is of this trial; those of release 0.1 do not say."""
+    if study is not None and state.get("study") not in (None, study):
+        return False
+    saved, now = state.get("config") or {}, config.as_dict()
+    # A trial that ran out of memory has resumed with a smaller micro-batch.
+    return all(now[k] == v for k, v in saved.items() if k in now and k != "micro_batch")
+
+
 def network_folds(
     config: TrialConfig, folds: Sequence[TrainingData], device: torch.device
 ) -> Sequence[FoldTraining]:
@@ -252,21 +315,6 @@ def framed(split: SplitTensors) -> ClipIndex:
     if not isinstance(split.clips, ClipIndex):
         raise TypeError("a network needs frames, and these clips are pooled features")
     return split.clips
-
-
-def band_statistics(clips: ClipIndex, top_db: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation of each band over `clips`, float32 `[n_mels]`.
-
-    Each clip is first clamped to `top_db` below its loudest bin, as in a batch.
-    """
-    rows, sums, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
-    for first, count in zip(clips.first.tolist(), clips.count.tolist(), strict=True):
-        x = clips.frames.values[first : first + count].double()
-        x.clamp_(min=x.max() - top_db)
-        rows, sums, squares = rows + count, sums + x.sum(0), squares + x.square().sum(0)
-    mean = sums / rows
-    variance = (squares / rows - mean.square()).clamp(min=0)
-    return mean.float(), variance.sqrt().clamp(min=1e-3).float()
 
 
 def predict(
