@@ -18,7 +18,6 @@ from resp_tune.cluster.resources import LOGICAL_GPUS, TrialResources
 from resp_tune.common.fault_points import VARIABLE
 from resp_tune.errors import RunError
 from resp_tune.execution import sanity_check
-from resp_tune.execution.trial_context import TrialContext
 
 CPU = TrialResources(concurrency=1, cpus=1, gpus=0.0, threads=1)
 ARGS = ("--space", "search_spaces/smoke.yaml", "--epochs", "1", "--trials", "1", "--name", "sanity")
@@ -41,7 +40,7 @@ def test_a_batch_that_fails(
     def fails(*_: Any) -> Any:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(TrialContext, "start_training", fails)
+    monkeypatch.setattr(sanity_check, "start_training", fails)
     with pytest.raises(RunError, match="no trial was started: ZeroDivisionError: planted"):
         check(tmp_path, timeout)
     assert "in fails" in (tmp_path / sanity_check.TRACE_FILE).read_text()
@@ -53,7 +52,7 @@ def test_a_batch_that_hangs_ends_with_where_it_stood(
     def hangs(*_: Any) -> Any:
         time.sleep(30)
 
-    monkeypatch.setattr(TrialContext, "start_training", hangs)
+    monkeypatch.setattr(sanity_check, "start_training", hangs)
     monkeypatch.setattr(sanity_check, "MIN_SECONDS", 0.0)
     monkeypatch.setattr(sanity_check, "MARGIN_SECONDS", 0.0)
     begun = time.monotonic()

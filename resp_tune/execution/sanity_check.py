@@ -18,6 +18,7 @@ from resp_tune.common.deadline import finishes_within
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError
+from resp_tune.execution.trainable import start_training
 from resp_tune.execution.trial_context import TrialContext
 from resp_tune.execution.watchdog import MARGIN_SECONDS
 from resp_tune.training.memory import is_out_of_memory
@@ -118,7 +119,7 @@ def _timeout_message(context: TrialContext) -> str:
 def _run_batch(context: TrialContext, config: TrialConfig) -> Failure | None:
     """Return the error of one batch and its traceback, or None if it succeeds."""
     try:
-        context.start_training(config).try_one_batch()
+        start_training(context, config).try_one_batch()
     except Exception as error:
         return None if is_out_of_memory(error) else (_line(error), traceback.format_exc())
     return None

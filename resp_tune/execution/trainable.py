@@ -139,8 +139,7 @@ class TrialTrainable(tune.Trainable):
         if self.watchdog is not None and self.watchdog.expired_before:
             raise TrialTimeoutError(str(self.watchdog))
         if self.training is None:
-            self.training, problem = self.context.resume_training(self.trial_config, self.key)
-            self.message = problem or self.message
+            self.training = self._resume_training()
             self.saved_at = time.monotonic()
         training, started, subject = self.training, time.monotonic(), str(self.key.folder)
         while not training.done:
@@ -159,6 +158,25 @@ class TrialTrainable(tune.Trainable):
                 break
         if training.done and training.history[-1].finite:
             self._write_predictions(training)
+
+    def _resume_training(self) -> Training:
+        """Return the training as the trial's checkpoint left it, or a new one.
+
+        Notes as the message if the checkpoint is damaged or the storage does not answer.
+        """
+        from resp_tune.training.loop import CHECKPOINT, resume
+
+        study, path = self.context.study, self.folder / CHECKPOINT
+        training = start_training(self.context, self.trial_config, self.key)
+        outage = self.context.artifacts.fetch_newer_checkpoint(self.key.folder, training, study)
+        if damage := resume(training, path, study):
+            self.message = f"'{path}' {damage}: the trial restarts from its first epoch"
+        elif outage:
+            self.message = (
+                f"trial {self.key.label}: the storage does not answer ({outage}): it resumes from "
+                f"epoch {len(training.history)}, whose checkpoint is on this machine"
+            )
+        return training
 
     def _report(
         self,
@@ -219,6 +237,23 @@ class TrialTrainable(tune.Trainable):
         self._stop_watchdog()
         if self.uploader is not None:
             self.uploader.wait(UPLOAD_SECONDS)
+
+
+def start_training(
+    context: TrialContext, config: TrialConfig, key: TrialKey | None = None
+) -> Training:
+    """Return a new training of `config`, after setting this process's threads and device.
+
+    It is on the folds of run `key`, by default on the common ones.
+    """
+    import torch
+
+    from resp_tune.training.loop import Training
+
+    torch.set_num_threads(context.threads)
+    tables = context.folds if key is None else context.folds_of(key)
+    folds = [fold.load(context.caches, config, workers=context.threads) for fold in tables]
+    return Training(config, folds, context.device(), context.fold_order)
 
 
 def half_batch(config: TrialConfig, clips: int | None = None) -> int | None:

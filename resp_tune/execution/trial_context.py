@@ -1,4 +1,4 @@
-"""What the trials of a search share, and how a process starts or resumes a training with it."""
+"""What the trials of a search share: folds, caches, files, and the compute device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from resp_tune.cluster.node_probe import NodeRequirements
 from resp_tune.cluster.resources import LOGICAL_GPUS
 from resp_tune.common.choices import FoldOrder
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.config import TrialConfig
 from resp_tune.storage.object_store import ObjectPath, StorageError
 
 if TYPE_CHECKING:
@@ -87,39 +86,6 @@ class TrialContext:
         if self.reshuffle is None or key.replicate:
             return self.folds
         return self.reshuffle.folds_of(key.number)
-
-    def start_training(self, config: TrialConfig, key: TrialKey | None = None) -> Training:
-        """Return a new training of `config`, after setting this process's threads and device.
-
-        It is on the folds of run `key`, by default on the common ones.
-        """
-        import torch
-
-        from resp_tune.training.loop import Training
-
-        torch.set_num_threads(self.threads)
-        tables = self.folds if key is None else self.folds_of(key)
-        folds = [fold.load(self.caches, config, workers=self.threads) for fold in tables]
-        return Training(config, folds, self.device(), self.fold_order)
-
-    def resume_training(self, config: TrialConfig, key: TrialKey) -> tuple[Training, str | None]:
-        """Return the training as the checkpoint of run `key` left it, or a new one.
-
-        The second value is a message if the checkpoint is damaged or the storage does not answer.
-        """
-        from resp_tune.training.loop import CHECKPOINT, resume
-
-        training = self.start_training(config, key)
-        outage = self.artifacts.fetch_newer_checkpoint(key.folder, training, self.study)
-        path = self.artifacts.local_folder / key.folder / CHECKPOINT
-        if damage := resume(training, path, self.study):
-            return training, f"'{path}' {damage}: the trial restarts from its first epoch"
-        if outage:
-            return training, (
-                f"trial {key.label}: the storage does not answer ({outage}): it resumes from epoch "
-                f"{len(training.history)}, whose checkpoint is on this machine"
-            )
-        return training, None
 
     def device(self) -> str:
         """Return the torch device of a trial, after limiting the process to its share of a GPU."""

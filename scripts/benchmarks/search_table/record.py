@@ -24,6 +24,7 @@ from resp_tune.config import TrialConfig
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.task_files import find_task
 from resp_tune.errors import UserError
+from resp_tune.execution.trainable import start_training
 from resp_tune.execution.trial_context import TrialArtifacts, TrialContext
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.validate import open_dataset
@@ -74,7 +75,7 @@ class Recorder:
 
     def record(self, number: int, config: TrialConfig) -> list[dict[str, float]]:
         """Return the rows of a trial but for its parameters, without epochs after a divergence."""
-        training = self.context.start_training(config, TrialKey(number))
+        training = start_training(self.context, config, TrialKey(number))
         seconds = []
         while not training.done:
             start = time.process_time()
