@@ -15,9 +15,8 @@ from support.spaces import space_of
 
 from resp_tune.space.search_space import SearchSpace, load_space
 from resp_tune.study.optuna_internals import ScoredStudy
-from resp_tune.study.samplers import STARTUP_TRIALS, make_sampler
+from resp_tune.study.samplers import STARTUP_TRIALS, SpaceSampler, make_sampler
 from resp_tune.study.scored_trials import scored_trials
-from resp_tune.study.space_sampler import SpaceSampler
 
 MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 PRUNED = TrialState.PRUNED

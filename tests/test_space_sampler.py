@@ -18,8 +18,7 @@ from resp_tune.harness.console import describe_plan
 from resp_tune.harness.run import prepare_study
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_internals import one_commit
-from resp_tune.study.samplers import SAMPLERS, make_sampler, resumed_sampler
-from resp_tune.study.space_sampler import SpaceSampler
+from resp_tune.study.samplers import SAMPLERS, SpaceSampler, make_sampler, resumed_sampler
 from resp_tune.study.study import open_study, records
 from resp_tune.study.trial_queue import SamplerSource, TrialQueue
 

@@ -20,8 +20,8 @@ from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import Precision, TrialConfig
 from resp_tune.space.search_space import SearchSpace
 from resp_tune.study.optuna_internals import one_commit, reopen_trial, stored_trial
+from resp_tune.study.samplers import SpaceSampler
 from resp_tune.study.schedulers import Steps, make_schedulers
-from resp_tune.study.space_sampler import SpaceSampler
 from resp_tune.study.stop_rules import Progress, parse_stop_rule
 from resp_tune.study.study import (
     FOLDS_RUN,
@@ -259,28 +259,33 @@ class SamplerSource(ProposalSource):
         """Return the next trial, stored as running, or None once the budget is spent."""
         if not self._interrupted and self._is_over():
             return None
+        earlier = self._interrupted.pop(0) if self._interrupted else None
         with one_commit(self.study):
-            if self._interrupted:
-                trial = reopen_trial(self.study, self._interrupted.pop(0))
-            else:
-                trial = self.study.ask()
+            if earlier is None:
+                trial, saved = self.study.ask(), dict[str, Any]()
                 self._handed_out += 1
+            else:
+                trial, saved = reopen_trial(self.study, earlier), saved_config(earlier)
             fault_point("trial-asked")
-            config = self._config(trial)
+            # An interrupted trial keeps the config it began with: the precision of the machine it
+            # was on, and a micro-batch that it had to halve.
+            config = self.space.base.replace(self._suggest(trial) | saved)
             trial.set_user_attr("seed", config.seed)
             trial.set_user_attr("config", config.as_dict() | {FOLDS_RUN: 0})
-        run = read_record(stored_trial(trial), self.space, config)
+        if earlier is None:
+            values = self.space.values(config)
+            run = TrialRecord(TrialKey(trial.number), None, None, config, values, [], 0.0, None)
+        else:
+            run = read_record(earlier, self.space, config)
         self._trials[run.key] = trial
         return run
 
-    def _config(self, trial: optuna.trial.Trial) -> TrialConfig:
+    def _suggest(self, trial: optuna.trial.Trial) -> dict[str, Any]:
         seed = trial_seed(self.settings.seed, trial.number)
         values = self.space.suggest_values(trial) | {"seed": seed, "epochs": self.settings.epochs}
         if values["precision"] == "auto":
             values["precision"] = self.settings.precision
-        # An interrupted trial keeps the config it began with: the precision of the machine it was
-        # on, and a micro-batch that it had to halve.
-        return self.space.base.replace(values | saved_config(stored_trial(trial)))
+        return values
 
     def _is_over(self) -> bool:
         """Return whether the budget or the time is spent, or all trials fail, as the next would."""

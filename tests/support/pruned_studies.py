@@ -10,8 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from resp_tune.space.search_space import SearchSpace
-from resp_tune.study.samplers import make_sampler
-from resp_tune.study.space_sampler import SpaceSampler
+from resp_tune.study.samplers import SpaceSampler, make_sampler
 
 RUNG, EPOCHS = 7, 20  # those of ASHA with 20 epochs
 

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from resp_tune.space.search_space import SearchSpace
-from resp_tune.study.space_sampler import SpaceSampler
+from resp_tune.study.samplers import SpaceSampler
 
 
 class Grid:
