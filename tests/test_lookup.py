@@ -38,7 +38,7 @@ def test_a_config_comes_back_as_it_was(tmp_path: Path) -> None:
     )
     fields = {k: v for k, v in config.as_dict().items() if k != "seed"}
     tags = {"resp_tune.threads": "2", "resp_tune.device": "cpu (logical GPU)"}
-    runs.start_trial(TrialKey(0), params=fields, seed=7, tags=tags)
+    runs.trials.start_trial(TrialKey(0), params=fields, seed=7, tags=tags)
     run_id = runs.run_ids()[TrialKey(0)]
     runs.close("FINISHED")
     found = load_trial_run(uri, run_id)

@@ -241,7 +241,7 @@ def test_a_trial_is_repeated_without_its_file(tmp_path: Path) -> None:
         "split_sha256": "ab12",
     }
     runs = SearchRuns(uri, tmp_path, SearchRef("first", "macro_f1", "max"), params=params)
-    runs.start_trial(TrialKey(0), params={"lr": 1e-3}, seed=7, tags={})
+    runs.trials.start_trial(TrialKey(0), params={"lr": 1e-3}, seed=7, tags={})
     given = ["--run", runs.run_ids()[TrialKey(0)], "--tracking-uri", uri]
     runs.close("FINISHED")
     asked = read_arguments(parser().parse(given))

@@ -35,15 +35,15 @@ def fill(runs: SearchRuns) -> None:
     """A study of four trials, one of each end, as the driver replays it."""
     states = ("finished", "pruned", "diverged", "failed")
     for number, state in enumerate(states):
-        runs.start_trial(
+        runs.trials.start_trial(
             TrialKey(number), params=PARAMS, seed=10 + number, tags={"resp_tune.device": "cpu"}
         )
         for e in range(1, 4):
             value = math.nan if state == "diverged" else 0.1 * number + 0.2 * e
-            runs.log_epochs(TrialKey(number), [epoch(e, value)])
+            runs.trials.log_epochs(TrialKey(number), [epoch(e, value)])
         score = {"finished": 0.6, "pruned": 0.7}.get(state)
         error = "ValueError: no" if state == "failed" else None
-        runs.end_trial(TrialKey(number), state, score=score, seconds=2.5, error=error)  # type: ignore[arg-type]  # a literal
+        runs.trials.end_trial(TrialKey(number), state, score=score, seconds=2.5, error=error)  # type: ignore[arg-type]  # a literal
     runs.log_best(0.5, 1)
     runs.log_best(0.6, 0)
 
@@ -138,9 +138,9 @@ def test_replicates_have_runs_of_their_own(uri: str, tmp_path: Path) -> None:
         runs = open_search(uri, tmp_path)
         fill(runs)
         for index, state in ((1, "finished"), (2, "pruned")):
-            runs.start_trial(TrialKey(0, index), params=PARAMS, seed=20 + index)
-            runs.log_epochs(TrialKey(0, index), [epoch(1, 0.1), epoch(2, 0.9)])
-            runs.end_trial(TrialKey(0, index), state, score=0.9, seconds=1.0)  # type: ignore[arg-type]  # a literal
+            runs.trials.start_trial(TrialKey(0, index), params=PARAMS, seed=20 + index)
+            runs.trials.log_epochs(TrialKey(0, index), [epoch(1, 0.1), epoch(2, 0.9)])
+            runs.trials.end_trial(TrialKey(0, index), state, score=0.9, seconds=1.0)  # type: ignore[arg-type]  # a literal
         ids = runs.run_ids()
         runs.close("FINISHED")
     found = all_runs(uri)
@@ -159,9 +159,9 @@ def test_replicates_have_runs_of_their_own(uri: str, tmp_path: Path) -> None:
     assert found["trial-0"].data.metrics["macro_f1"] == 0.6
     assert found["first"].data.metrics["best_macro_f1"] == 0.6
     runs = open_search(uri, tmp_path)  # the one that was stopped is run on after all
-    runs.start_trial(TrialKey(0, 2), params=PARAMS, seed=22, again=True)
-    runs.log_epochs(TrialKey(0, 2), [epoch(2, 0.9), epoch(3, 0.8)])
-    runs.end_trial(TrialKey(0, 2), "finished", score=0.8, seconds=1.0)
+    runs.trials.start_trial(TrialKey(0, 2), params=PARAMS, seed=22, again=True)
+    runs.trials.log_epochs(TrialKey(0, 2), [epoch(2, 0.9), epoch(3, 0.8)])
+    runs.trials.end_trial(TrialKey(0, 2), "finished", score=0.8, seconds=1.0)
     runs.close("FINISHED")
     again = all_runs(uri)["replicate-0-2"]
     assert (again.info.run_id, again.info.status) == (ids[TrialKey(0, 2)], "FINISHED")
@@ -178,9 +178,9 @@ from support.mlflow_stores import PARAMS, epoch, open_search
 from resp_tune.common.trial_key import TrialKey
 runs = open_search({uri!r}, Path({str(tmp_path)!r}))
 for number in (0, 1):
-    runs.start_trial(TrialKey(number), params=PARAMS, seed=10 + number)
-    runs.log_epochs(TrialKey(number), [epoch(1, 0.2 + 0.1 * number), epoch(2, 0.4)])
-runs.end_trial(TrialKey(0), "finished", score=0.4, seconds=1.0)
+    runs.trials.start_trial(TrialKey(number), params=PARAMS, seed=10 + number)
+    runs.trials.log_epochs(TrialKey(number), [epoch(1, 0.2 + 0.1 * number), epoch(2, 0.4)])
+runs.trials.end_trial(TrialKey(0), "finished", score=0.4, seconds=1.0)
 runs.run_ids()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -195,8 +195,8 @@ os.kill(os.getpid(), signal.SIGKILL)
         "RUNNING",
     ]
     runs = open_search(uri, tmp_path)
-    runs.start_trial(TrialKey(1), params=PARAMS, seed=11)
-    runs.log_epochs(TrialKey(1), [epoch(e, 0.1 * e) for e in (1, 2, 3)])
+    runs.trials.start_trial(TrialKey(1), params=PARAMS, seed=11)
+    runs.trials.log_epochs(TrialKey(1), [epoch(e, 0.1 * e) for e in (1, 2, 3)])
     assert runs.run_ids() == {TrialKey(n): before[f"trial-{n}"].info.run_id for n in (0, 1)}
     runs.close("KILLED")
     after = all_runs(uri)
@@ -208,10 +208,10 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert after["first"].info.status == "KILLED"
 
     runs = open_search(uri, tmp_path)
-    runs.start_trial(TrialKey(1), params=PARAMS, seed=11)
+    runs.trials.start_trial(TrialKey(1), params=PARAMS, seed=11)
     runs.run_ids()
     assert all_runs(uri)["trial-1"].info.status == "RUNNING"
-    runs.end_trial(TrialKey(1), "finished", score=0.3, seconds=1.0)
+    runs.trials.end_trial(TrialKey(1), "finished", score=0.3, seconds=1.0)
     runs.close("FINISHED")
     assert all_runs(uri)["trial-1"].info.status == "FINISHED"
 
@@ -220,17 +220,19 @@ def test_a_number_given_to_other_parameters_gets_another_run(uri: str, tmp_path:
     """As when a machine is lost with a trial that no other machine knows of."""
     runs = open_search(uri, tmp_path)
     for number in (0, 1):
-        runs.start_trial(TrialKey(number), params={**PARAMS, "lr": 0.01, "micro_batch": 8}, seed=1)
-        runs.log_epochs(TrialKey(number), [epoch(1, 0.9), epoch(2, 0.9)])
-    runs.end_trial(TrialKey(1), "finished", score=0.9, seconds=1.0)
+        runs.trials.start_trial(
+            TrialKey(number), params={**PARAMS, "lr": 0.01, "micro_batch": 8}, seed=1
+        )
+        runs.trials.log_epochs(TrialKey(number), [epoch(1, 0.9), epoch(2, 0.9)])
+    runs.trials.end_trial(TrialKey(1), "finished", score=0.9, seconds=1.0)
     before = runs.run_ids()
     runs.close("KILLED")
     runs = open_search(uri, tmp_path)
-    runs.start_trial(TrialKey(0), params={**PARAMS, "lr": 0.01, "micro_batch": 4}, seed=1)
-    runs.start_trial(
+    runs.trials.start_trial(TrialKey(0), params={**PARAMS, "lr": 0.01, "micro_batch": 4}, seed=1)
+    runs.trials.start_trial(
         TrialKey(1), params={**PARAMS, "lr": 0.02, "micro_batch": 8}, seed=1, again=True
     )
-    runs.log_epochs(TrialKey(1), [epoch(1, 0.1)])
+    runs.trials.log_epochs(TrialKey(1), [epoch(1, 0.1)])
     after = runs.run_ids()
     runs.close("KILLED")
     assert after[TrialKey(0)] == before[TrialKey(0)], "only memory was short"
@@ -246,17 +248,17 @@ def test_an_outage_loses_nothing_and_delays_nobody(said: list[str], tmp_path: Pa
     port = free_port()
     with mlflow_server(tmp_path, port) as address:
         runs = open_search(address, tmp_path)
-        runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
+        runs.trials.start_trial(TrialKey(0), params=PARAMS, seed=1)
         assert list(runs.run_ids()) == [TrialKey(0)]
     start = time.monotonic()
-    runs.log_epochs(TrialKey(0), [epoch(1, 0.5)])
-    runs.end_trial(TrialKey(0), "finished", score=0.5, seconds=1.0)
-    runs.start_trial(TrialKey(1), params=PARAMS, seed=2)
+    runs.trials.log_epochs(TrialKey(0), [epoch(1, 0.5)])
+    runs.trials.end_trial(TrialKey(0), "finished", score=0.5, seconds=1.0)
+    runs.trials.start_trial(TrialKey(1), params=PARAMS, seed=2)
     assert time.monotonic() - start < 0.1
     assert runs.run_ids(seconds=1.5) == {TrialKey(0): runs.run_ids(seconds=0)[TrialKey(0)]}
     assert sum("the search continues" in line for line in said) == 1
     with mlflow_server(tmp_path, port) as address:
-        runs.end_trial(TrialKey(1), "pruned", score=0.2, seconds=1.0)
+        runs.trials.end_trial(TrialKey(1), "pruned", score=0.2, seconds=1.0)
         runs.close("FINISHED")
         found = all_runs(address)
         assert set(found) == {"first", "trial-0", "trial-1"}
@@ -266,7 +268,7 @@ def test_an_outage_loses_nothing_and_delays_nobody(said: list[str], tmp_path: Pa
         location = MlflowClient(address).get_experiment(runs.experiment_id).artifact_location
         assert location.startswith("mlflow-artifacts:")
         lost = open_search(address, tmp_path, "second")
-    lost.start_trial(TrialKey(0), params=PARAMS, seed=1)
+    lost.trials.start_trial(TrialKey(0), params=PARAMS, seed=1)
     assert lost.log_evaluation(TrialKey(0), params={}, metrics={}, tags={}, seconds=0.5) is None
     start = time.monotonic()
     missing = lost.close("FINISHED", seconds=1.0)
@@ -280,8 +282,8 @@ def test_a_locked_database_is_waited_for(uri: str, tmp_path: Path) -> None:
     with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as other:
         other.execute("BEGIN EXCLUSIVE")
         start = time.monotonic()
-        runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
-        runs.log_epochs(TrialKey(0), [epoch(1, 0.5)])
+        runs.trials.start_trial(TrialKey(0), params=PARAMS, seed=1)
+        runs.trials.log_epochs(TrialKey(0), [epoch(1, 0.5)])
         assert time.monotonic() - start < 0.1
         time.sleep(1.0)
         other.rollback()
@@ -293,12 +295,12 @@ def test_a_run_deleted_in_the_ui_is_said_and_stops_nothing(
     said: list[str], uri: str, tmp_path: Path
 ) -> None:
     runs = open_search(uri, tmp_path)
-    runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
+    runs.trials.start_trial(TrialKey(0), params=PARAMS, seed=1)
     MlflowClient(uri).delete_run(runs.run_ids()[TrialKey(0)])
-    runs.log_epochs(TrialKey(0), [epoch(1, 0.5)])
-    runs.end_trial(TrialKey(7), "finished", score=0.5, seconds=1.0)
-    runs.start_trial(TrialKey(1), params=PARAMS, seed=2)
-    runs.end_trial(TrialKey(1), "finished", score=0.5, seconds=1.0)
+    runs.trials.log_epochs(TrialKey(0), [epoch(1, 0.5)])
+    runs.trials.end_trial(TrialKey(7), "finished", score=0.5, seconds=1.0)
+    runs.trials.start_trial(TrialKey(1), params=PARAMS, seed=2)
+    runs.trials.end_trial(TrialKey(1), "finished", score=0.5, seconds=1.0)
     missing = runs.close("FINISHED")
     assert missing is not None
     assert missing.startswith("3 entries could not be written")
@@ -311,7 +313,7 @@ def test_one_batch_for_all_epochs(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = open_search(uri, tmp_path)
-    runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
+    runs.trials.start_trial(TrialKey(0), params=PARAMS, seed=1)
     runs.run_ids()
     batches = list[int]()
     log_batch = MlflowClient.log_batch
@@ -321,11 +323,11 @@ def test_one_batch_for_all_epochs(
         return log_batch(client, run_id, metrics, **more)
 
     monkeypatch.setattr(MlflowClient, "log_batch", counted)
-    runs.log_epochs(TrialKey(0), [epoch(e, 0.5) for e in range(1, 11)])
+    runs.trials.log_epochs(TrialKey(0), [epoch(e, 0.5) for e in range(1, 11)])
     runs.run_ids()
     assert batches == [30]
     for e in range(11, 16):
-        runs.log_epochs(TrialKey(0), [epoch(e, 0.5)])
+        runs.trials.log_epochs(TrialKey(0), [epoch(e, 0.5)])
     (run_id,) = runs.run_ids().values()
     assert batches == [30, 15]
     history = MlflowClient(uri).get_metric_history(run_id, "val_macro_f1")
@@ -339,12 +341,12 @@ def test_epochs_are_written_though_nobody_asks(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the time that they wait for each other, in one batch, and before the trial's end."""
-    monkeypatch.setattr("resp_tune.tracking.search_run.LINGER_SECONDS", 0.4)
+    monkeypatch.setattr("resp_tune.tracking.trial_runs.LINGER_SECONDS", 0.4)
     runs = open_search(uri, tmp_path)
-    runs.start_trial(TrialKey(0), params=PARAMS, seed=1)
+    runs.trials.start_trial(TrialKey(0), params=PARAMS, seed=1)
     (run_id,) = runs.run_ids().values()
-    runs.log_epochs(TrialKey(0), [epoch(1, 0.5)])
-    runs.log_epochs(TrialKey(0), [epoch(2, 0.6)])
+    runs.trials.log_epochs(TrialKey(0), [epoch(1, 0.5)])
+    runs.trials.log_epochs(TrialKey(0), [epoch(2, 0.6)])
     client = MlflowClient(uri)
     assert client.get_metric_history(run_id, "val_macro_f1") == []
     until = time.monotonic() + 10
@@ -352,10 +354,10 @@ def test_epochs_are_written_though_nobody_asks(
         assert time.monotonic() < until
         time.sleep(0.05)
     assert [metric.step for metric in found] == [1, 2]
-    runs.log_epochs(TrialKey(0), [epoch(3, 0.7)])
+    runs.trials.log_epochs(TrialKey(0), [epoch(3, 0.7)])
     time.sleep(0.1)
     assert len(client.get_metric_history(run_id, "val_macro_f1")) == 2  # it waits for others again
-    runs.end_trial(TrialKey(0), "finished", score=0.7, seconds=1.0)
+    runs.trials.end_trial(TrialKey(0), "finished", score=0.7, seconds=1.0)
     runs.close("FINISHED")
     run = client.get_run(run_id)
     assert (run.info.status, run.data.metrics["val_macro_f1"]) == ("FINISHED", 0.7)
@@ -365,12 +367,12 @@ def test_epochs_are_written_though_nobody_asks(
 def test_epochs_of_a_run_that_is_run_again_stay_behind_its_start(uri: str, tmp_path: Path) -> None:
     """A replicate that had failed: what it does now must not be taken for what it did."""
     runs = open_search(uri, tmp_path)
-    runs.start_trial(TrialKey(0, 1), params=PARAMS, seed=1)
-    runs.log_epochs(TrialKey(0, 1), [epoch(1, 0.5)])
-    runs.end_trial(TrialKey(0, 1), "failed", score=None, seconds=1.0, error="why")
-    runs.start_trial(TrialKey(0, 1), params=PARAMS, seed=1, again=True)
-    runs.log_epochs(TrialKey(0, 1), [epoch(1, 0.5), epoch(2, 0.6)])
-    runs.end_trial(TrialKey(0, 1), "finished", score=0.6, seconds=1.0)
+    runs.trials.start_trial(TrialKey(0, 1), params=PARAMS, seed=1)
+    runs.trials.log_epochs(TrialKey(0, 1), [epoch(1, 0.5)])
+    runs.trials.end_trial(TrialKey(0, 1), "failed", score=None, seconds=1.0, error="why")
+    runs.trials.start_trial(TrialKey(0, 1), params=PARAMS, seed=1, again=True)
+    runs.trials.log_epochs(TrialKey(0, 1), [epoch(1, 0.5), epoch(2, 0.6)])
+    runs.trials.end_trial(TrialKey(0, 1), "finished", score=0.6, seconds=1.0)
     runs.close("FINISHED")
     (run_id,) = runs.run_ids().values()
     found = MlflowClient(uri).get_metric_history(run_id, "val_macro_f1")
@@ -383,7 +385,7 @@ def test_a_deleted_study_begun_anew_gets_runs_of_its_own(uri: str, tmp_path: Pat
     fill(old)
     old.close("FINISHED")
     new = open_search(uri, tmp_path, study_id="b")
-    new.start_trial(TrialKey(0), params=PARAMS, seed=1)
+    new.trials.start_trial(TrialKey(0), params=PARAMS, seed=1)
     assert new.parent_run_id != old.parent_run_id
     assert set(new.run_ids().values()).isdisjoint(old.run_ids().values())
     new.close("FINISHED")
@@ -402,8 +404,8 @@ from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import SearchRef
 uri, storage, name = sys.argv[1:]
 runs = SearchRuns(uri, Path(storage), SearchRef(name, "macro_f1", "max"), params={})
-runs.start_trial(TrialKey(0), params={"lr": 1}, seed=1)
-runs.end_trial(TrialKey(0), "finished", score=0.5, seconds=1.0)
+runs.trials.start_trial(TrialKey(0), params={"lr": 1}, seed=1)
+runs.trials.end_trial(TrialKey(0), "finished", score=0.5, seconds=1.0)
 runs.close("FINISHED")
 """
     storage, uri = tmp_path / "results", f"sqlite:///{tmp_path}/results/mlflow.db"

@@ -58,13 +58,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     for number, (state, score) in enumerate(ENDS):
         searched = {"lr": 10 ** draw.uniform(-4, -2), "dropout": draw.random() / 2}
         searched["n_mels"] = draw.choice([32, 48, 64])
-        runs.start_trial(TrialKey(number), params={**searched, "hop_length": 64}, seed=number)
+        runs.trials.start_trial(
+            TrialKey(number), params={**searched, "hop_length": 64}, seed=number
+        )
         top = score or 0.2
         for e in range(1, 9):
             value = top * (1 - math.exp(-e / 2)) / (1 - math.exp(-4))
             losses = {"train_loss": 2 - value, "val_loss": 2.1 - value}
-            runs.log_epochs(TrialKey(number), [{"epoch": e, **losses, "val_macro_f1": value}])
-        runs.end_trial(TrialKey(number), state, score=score, seconds=2.0)  # type: ignore[arg-type]  # a literal
+            runs.trials.log_epochs(
+                TrialKey(number), [{"epoch": e, **losses, "val_macro_f1": value}]
+            )
+        runs.trials.end_trial(TrialKey(number), state, score=score, seconds=2.0)  # type: ignore[arg-type]  # a literal
     runs.log_best(0.7, 4)
     ids = runs.run_ids()
     runs.close("FINISHED")

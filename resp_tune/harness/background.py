@@ -66,7 +66,7 @@ class TrackingListener:
         # `again`: a replicate that had failed, or was stopped, runs once more.
         again = trial.state is None
         tags = {**self.tags, **self.encoders.get(trial.config.encoder, {})}
-        self.runs.start_trial(
+        self.runs.trials.start_trial(
             trial.key, params=params, seed=trial.config.seed, tags=tags, again=again
         )
         # Epochs from before the driver was killed may not have reached MLflow.
@@ -74,7 +74,7 @@ class TrackingListener:
 
     def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
         """Log new epochs, but those that only repeat the figures of the one before."""
-        self.runs.log_epochs(trial.key, without_repeats(epochs))
+        self.runs.trials.log_epochs(trial.key, without_repeats(epochs))
 
     def ended(self, trial: TrialRecord) -> None:
         """End the trial's run; the parent run carries the best score so far."""
@@ -82,7 +82,7 @@ class TrackingListener:
             return
         # Pruned trials show their last value, or the table sorted by score would show nothing.
         last = trial.epochs[-1].get(f"val_{self.metric}") if trial.epochs else None
-        self.runs.end_trial(
+        self.runs.trials.end_trial(
             trial.key,
             trial.state,
             score=METRICS[self.metric].worst if trial.state == "diverged" else last,

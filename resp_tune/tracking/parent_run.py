@@ -5,18 +5,17 @@ Whatever is written again is written to the run that the tags of the search find
 
 from __future__ import annotations
 
-import getpass
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect, experiment_id
-from resp_tune.tracking.tags import RUNNING, ParentStatus, SearchRef, Tag
+from resp_tune.tracking.tags import RUNNING, ParentStatus, SearchRef, Tag, origin
 from resp_tune.tracking.trial_runs import write
 from resp_tune.tracking.uri import redact, root_cause
 
@@ -115,11 +114,3 @@ def nested_run(
             reason = root_cause(outage, uri)
             log.warning(f"the end of the search is not in MLflow ({reason}): a rerun writes it")
         raise
-
-
-def origin() -> dict[str, str]:
-    """Return the tags that the UI shows as source and user of a run."""
-    tags = {"mlflow.source.name": "resp_tune.search", "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):  # the user of a container may have no name
-        tags["mlflow.user"] = getpass.getuser()
-    return tags

@@ -2,9 +2,9 @@
 
 search = SearchRef("first", "macro_f1", "max")
 runs = SearchRuns(uri, storage, search, params={})
-runs.start_trial(TrialKey(0), params=config, seed=17)
-runs.log_epochs(TrialKey(0), [{"epoch": 1, "train_loss": 1.2, "val_macro_f1": 0.3}])
-runs.end_trial(TrialKey(0), "finished", score=0.3, seconds=4.2)
+runs.trials.start_trial(TrialKey(0), params=config, seed=17)
+runs.trials.log_epochs(TrialKey(0), [{"epoch": 1, "train_loss": 1.2, "val_macro_f1": 0.3}])
+runs.trials.end_trial(TrialKey(0), "finished", score=0.3, seconds=4.2)
 runs.close("FINISHED")
 
 Only the driver writes, and every write is idempotent: the driver may replay its whole study.
@@ -13,30 +13,24 @@ Only the driver writes, and every write is idempotent: the driver may replay its
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resp_tune.common.choices import State
 from resp_tune.common.fault_points import fault_point
 from resp_tune.common.retry_queue import RetryQueue
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.errors import UserError
 from resp_tune.tracking.client import connect, experiment_id, is_permanent
-from resp_tune.tracking.parent_run import end_search_run, open_search_run, origin, search_runs
-from resp_tune.tracking.tags import ParentStatus, SearchRef, Tag
-from resp_tune.tracking.trial_runs import RunKey, TrialRuns, metrics_of
+from resp_tune.tracking.parent_run import end_search_run, open_search_run, search_runs
+from resp_tune.tracking.tags import ParentStatus, SearchRef, Tag, origin
+from resp_tune.tracking.trial_runs import RunKey, TrialRuns, metrics_of, now_ms
 from resp_tune.tracking.ui_links import save_view
 from resp_tune.tracking.uri import redact, root_cause, scrub
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 30.0
-LINGER_SECONDS = 3.0  # epochs wait so long for others of their run; curves need no more
-
-_Epochs = list[tuple[dict[str, float], int]]  # of one run, each with its time in ms
 
 
 class SearchRuns:
@@ -77,14 +71,6 @@ class SearchRuns:
         if self._best is not None:
             history = self._client.get_metric_history(self.parent_run_id, "best_trial")
             self._best_step = max((point.step for point in history), default=-1)
-        self._trial_runs = TrialRuns(
-            self._client,
-            self.experiment_id,
-            search.metric,
-            {**search.tags, Tag.PARENT: self.parent_run_id},
-            [run for run in known if run.data.tags.get(Tag.PARENT) == self.parent_run_id],
-        )
-        self._waiting: dict[RunKey, _Epochs] = {}
         self._refusals: list[str] = []
         self._patient = True
         self._queue = RetryQueue(
@@ -94,6 +80,14 @@ class SearchRuns:
             on_recovery=lambda n: log.info(f"MLflow is back: writing the {n} entries that waited"),
             is_permanent=is_permanent,
             on_refusal=self._warn_of_refusal,
+        )
+        self.trials = TrialRuns(
+            self._client,
+            self.experiment_id,
+            search.metric,
+            {**search.tags, Tag.PARENT: self.parent_run_id},
+            [run for run in known if run.data.tags.get(Tag.PARENT) == self.parent_run_id],
+            self._queue,
         )
 
     def _warn_of_outage(self, error: Exception) -> None:
@@ -125,77 +119,9 @@ class SearchRuns:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return scrub(lines[0], self._uri)[:300]
 
-    def start_trial(
-        self,
-        trial: TrialKey,
-        *,
-        params: Mapping[str, Any],
-        seed: int,
-        tags: Mapping[str, str] | None = None,
-        again: bool = False,
-    ) -> None:
-        """Find or create the run of `trial`, and resume it if it was interrupted.
-
-        With `again`, a run that had ended is resumed as well.
-        """
-        key, now = RunKey(trial.kind, trial), _now()
-        self._waiting[key] = []  # later epochs must not be written before this start
-        all_params, all_tags = {**params, "seed": seed}, {**origin(), **(tags or {})}
-        self._queue.put(
-            f"start of {key}",
-            lambda: self._trial_runs.start(key, all_params, all_tags, now, again=again),
-        )
-
-    def log_epochs(self, trial: TrialKey, epochs: Sequence[Mapping[str, float]]) -> None:
-        """Log epoch results, each with `epoch` (the step, from 1) and its metrics.
-
-        Epochs of a run within `LINGER_SECONDS`, or that wait for a slow store, form one batch,
-        which costs little more than one epoch. Epochs that MLflow has are skipped.
-        """
-        key, now = RunKey(trial.kind, trial), _now()
-        waiting = self._waiting.setdefault(key, [])
-        waiting += [(dict(epoch), now) for epoch in epochs]
-        self._queue.put(
-            f"epochs of {key}", lambda: self._write_epochs(key, waiting), linger=LINGER_SECONDS
-        )
-
-    def _write_epochs(self, key: RunKey, waiting: _Epochs) -> None:
-        """Write the epochs that wait, those that were reported after this was queued as well."""
-        count = len(waiting)
-        try:
-            self._trial_runs.log(key, waiting[:count])
-        except Exception as error:
-            if is_permanent(error):
-                del waiting[:count]
-            raise
-        del waiting[:count]
-
-    def end_trial(
-        self,
-        trial: TrialKey,
-        state: State,
-        *,
-        score: float | None,
-        seconds: float,
-        error: str | None = None,
-        micro_batch: int | None = None,
-    ) -> None:
-        """End a run in `state`, with its score at its last epoch under the name of the metric.
-
-        `micro_batch` is the one at the end, smaller than the parameter if memory was short.
-        """
-        key, now = RunKey(trial.kind, trial), _now()
-        self._waiting.pop(key, None)
-        finite = score if score is not None and math.isfinite(score) else None
-        metrics = {self.search.metric: finite, "total_seconds": seconds}
-        self._queue.put(
-            f"end of {key}",
-            lambda: self._trial_runs.end(key, state, metrics, error, now, micro_batch),
-        )
-
     def log_best(self, score: float, number: int) -> None:
         """Log the best score so far and its trial at the parent run; a lower score is ignored."""
-        now = _now()
+        now = now_ms()
         self._queue.put("best score", lambda: self._write_best(score, number, now))
 
     def _write_best(self, score: float, number: int, now: int) -> None:
@@ -206,14 +132,14 @@ class SearchRuns:
         metrics = {metric: score, f"best_{metric}": score, "best_trial": number}
         # Steps count the ended trials. MLflow shows the value of the highest step and, at one step,
         # of the latest millisecond, which two values may share: so no step is used twice.
-        step = max(self._trial_runs.ended(), self._best_step + 1)
+        step = max(self.trials.ended(), self._best_step + 1)
         self._client.log_batch(self.parent_run_id, metrics=metrics_of(metrics, step, now))
         self._best, self._best_step = score, step
 
     def run_ids(self, *, seconds: float = CLOSE_SECONDS) -> dict[TrialKey, str]:
         """Flush the queue, waiting at most `seconds`, and return the run ids of the trials."""
         self._flush(seconds)
-        return self._trial_runs.ids()
+        return self.trials.ids()
 
     def log_evaluation(
         self,
@@ -229,12 +155,12 @@ class SearchRuns:
         `failure` then says why. Only these runs have `test_<metric>`. The same weights
         (`resp_tune.weights_sha256`) keep their run.
         """
-        key, now = RunKey("evaluation", trial, tags.get(Tag.WEIGHTS, "")), _now()
+        key, now = RunKey("evaluation", trial, tags.get(Tag.WEIGHTS, "")), now_ms()
         all_tags, run_ids = {**origin(), **tags}, list[str]()
 
         def evaluate() -> None:
-            run = self._trial_runs.start(key, params, all_tags, now)
-            self._trial_runs.end(key, "finished", metrics, None, now)
+            run = self.trials.write_start(key, params, all_tags, now)
+            self.trials.write_end(key, "finished", metrics, None, now)
             fault_point("mlflow-evaluation")
             run_ids.append(run.run_id)
 
@@ -248,8 +174,8 @@ class SearchRuns:
         Waits at most `seconds` for the queue. Returns a line on the entries that are not written
         then; the next run of the same command writes them.
         """
-        now = _now()
-        self._queue.put("end of interrupted trials", lambda: self._trial_runs.interrupt(now))
+        now = now_ms()
+        self._queue.put("end of interrupted trials", lambda: self.trials.interrupt(now))
         self._queue.put("end of the search", lambda: self._end_parent(status, now))
         waiting = self._flush(seconds)
         missing, reason = waiting + len(self._refusals), self.failure
@@ -263,7 +189,3 @@ class SearchRuns:
 
     def _end_parent(self, status: ParentStatus, now: int) -> None:
         end_search_run(self._client, self.parent_run_id, status, now)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,3 +86,11 @@ class SearchRef:
 def conditions(tags: Mapping[str, str]) -> str:
     """Return MLflow's filter of the runs that carry all these tags."""
     return " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+
+
+def origin() -> dict[str, str]:
+    """Return the tags that the UI shows as source and user of a run."""
+    tags = {"mlflow.source.name": "resp_tune.search", "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):  # the user of a container may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags

@@ -1,11 +1,14 @@
-"""Write the runs below a search's parent run, on the thread of the queue of writes.
+"""Write the runs below a search's parent run: those of trials, replicates and evaluations.
 
-A method may be called again with the same arguments, after a partial failure or in a replay: it
-then writes only what is missing.
+`start_trial`, `log_epochs` and `end_trial` put what is to be written into a queue and return; the
+other methods write it, on the thread of the queue. They may be called again with the same
+arguments, after a partial failure or in a replay: they then write only what is missing.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,8 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from resp_tune.common.choices import State
 from resp_tune.common.fault_points import fault_point
+from resp_tune.common.retry_queue import RetryQueue
 from resp_tune.common.trial_key import TrialKey
-from resp_tune.tracking.tags import INTERRUPTED, RUNNING, STATUS, Kind, Tag, conditions
+from resp_tune.tracking.client import is_permanent
+from resp_tune.tracking.tags import INTERRUPTED, RUNNING, STATUS, Kind, Tag, conditions, origin
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,8 +44,11 @@ class RunKey(NamedTuple):
         return tags | {Tag.WEIGHTS: self.weights} if self.weights else tags
 
 
+LINGER_SECONDS = 3.0  # epochs wait so long for others of their run; curves need no more
 _MOST_IN_A_BATCH = 1000  # metrics: the limit of the store
 _LONGEST_ERROR = 2000  # characters; a tag holds 8000
+
+_Epochs = list[tuple[dict[str, float], int]]  # of one run, each with its time in ms
 
 
 @dataclass
@@ -70,9 +78,12 @@ class TrialRuns:
         metric: str,
         common: Mapping[str, str],
         existing: Iterable[Run],
+        queue: RetryQueue,
     ) -> None:
         self._client, self._experiment, self._metric = client, experiment, metric
         self._common = dict(common)
+        self._queue = queue
+        self._waiting: dict[RunKey, _Epochs] = {}
         self._uncertain: set[RunKey] = set()
         self._runs: dict[RunKey, _Run] = {}
         for run in existing:
@@ -91,7 +102,73 @@ class TrialRuns:
         items = list(self._runs.items())
         return sum(key.kind == "trial" and run.end is not None for key, run in items)
 
-    def start(
+    def start_trial(
+        self,
+        trial: TrialKey,
+        *,
+        params: Mapping[str, Any],
+        seed: int,
+        tags: Mapping[str, str] | None = None,
+        again: bool = False,
+    ) -> None:
+        """Find or create the run of `trial`, and resume it if it was interrupted.
+
+        With `again`, a run that had ended is resumed as well.
+        """
+        key, now = RunKey(trial.kind, trial), now_ms()
+        self._waiting[key] = []  # later epochs must not be written before this start
+        all_params, all_tags = {**params, "seed": seed}, {**origin(), **(tags or {})}
+        self._queue.put(
+            f"start of {key}", lambda: self.write_start(key, all_params, all_tags, now, again=again)
+        )
+
+    def log_epochs(self, trial: TrialKey, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Log epoch results, each with `epoch` (the step, from 1) and its metrics.
+
+        Epochs of a run within `LINGER_SECONDS`, or that wait for a slow store, form one batch,
+        which costs little more than one epoch. Epochs that MLflow has are skipped.
+        """
+        key, now = RunKey(trial.kind, trial), now_ms()
+        waiting = self._waiting.setdefault(key, [])
+        waiting += [(dict(epoch), now) for epoch in epochs]
+        self._queue.put(
+            f"epochs of {key}", lambda: self._write_waiting(key, waiting), linger=LINGER_SECONDS
+        )
+
+    def _write_waiting(self, key: RunKey, waiting: _Epochs) -> None:
+        """Write the epochs that wait, those that were reported after this was queued as well."""
+        count = len(waiting)
+        try:
+            self._write_epochs(key, waiting[:count])
+        except Exception as error:
+            if is_permanent(error):
+                del waiting[:count]
+            raise
+        del waiting[:count]
+
+    def end_trial(
+        self,
+        trial: TrialKey,
+        state: State,
+        *,
+        score: float | None,
+        seconds: float,
+        error: str | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
+        """End a run in `state`, with its score at its last epoch under the name of the metric.
+
+        `micro_batch` is the one at the end, smaller than the parameter if memory was short.
+        """
+        key, now = RunKey(trial.kind, trial), now_ms()
+        self._waiting.pop(key, None)
+        finite = score if score is not None and math.isfinite(score) else None
+        metrics = {self._metric: finite, "total_seconds": seconds}
+        self._queue.put(
+            f"end of {key}", lambda: self.write_end(key, state, metrics, error, now, micro_batch)
+        )
+
+    def write_start(
         self,
         key: RunKey,
         params: Mapping[str, Any],
@@ -141,7 +218,7 @@ class TrialRuns:
         fault_point("mlflow-trial-created")
         return self._runs[key]
 
-    def log(self, key: RunKey, epochs: Sequence[tuple[Mapping[str, float], int]]) -> None:
+    def _write_epochs(self, key: RunKey, epochs: Sequence[tuple[Mapping[str, float], int]]) -> None:
         """Log epochs, each with its time in ms, in one batch; those that MLflow has are skipped."""
         if not epochs or (run := self._started(key)).end is not None:
             return
@@ -169,7 +246,7 @@ class TrialRuns:
             raise LookupError(f"{key} was never started")
         return self._runs[key]
 
-    def end(
+    def write_end(
         self,
         key: RunKey,
         state: State,
@@ -195,7 +272,7 @@ class TrialRuns:
         fault_point("mlflow-trial-ended")
 
     def interrupt(self, now: int) -> None:
-        """End the runs that still run as KILLED and `interrupted`; `start` resumes them."""
+        """End the runs that still run as KILLED and `interrupted`; `start_trial` resumes them."""
         for run in list(self._runs.values()):
             if run.status == "RUNNING":
                 self._client.set_tag(run.run_id, Tag.STATE, INTERRUPTED)
@@ -245,3 +322,8 @@ def write(
 
     texts = [Param(name, str(value)) for name, value in params.items()]
     client.log_batch(run_id, metrics, texts, [RunTag(*tag) for tag in tags.items()])
+
+
+def now_ms() -> int:
+    """Return the time as MLflow has it, in ms since 1970."""
+    return time.time_ns() // 1_000_000

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from resp_tune.tracking.search_run import LINGER_SECONDS
+from resp_tune.tracking.trial_runs import LINGER_SECONDS
 
 DRIVER, STORAGE = "driver loop", "storage"
 MAX_SLOTS = 1_000_000  # a part that is not saturated by so many slots never is

@@ -66,12 +66,12 @@ def _measure_tracker(uri: str, folder: Path, sizes: Sizes) -> TrackerCosts:
         for _ in range(trials):
             number = next(numbers)
             key = TrialKey(number)
-            runs.start_trial(key, params=params, seed=number)
+            runs.trials.start_trial(key, params=params, seed=number)
             for batch in range(batches):
                 first = 1 + batch * epochs
-                runs.log_epochs(key, [epoch_row(number, first + e) for e in range(epochs)])
+                runs.trials.log_epochs(key, [epoch_row(number, first + e) for e in range(epochs)])
                 runs.run_ids(seconds=TIMEOUT_SECONDS)  # else the next joins the same batch
-            runs.end_trial(key, "finished", score=0.5, seconds=1.0)
+            runs.trials.end_trial(key, "finished", score=0.5, seconds=1.0)
         runs.run_ids(seconds=TIMEOUT_SECONDS)
         return (time.perf_counter() - started) / trials
 
