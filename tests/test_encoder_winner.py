@@ -23,7 +23,7 @@ from support.instant import search_here, small_spec
 from resp_tune import evaluate, predict, train
 from resp_tune.cli import run
 from resp_tune.errors import UserError
-from resp_tune.harness.background import without_repeats
+from resp_tune.harness.listeners import without_repeats
 from resp_tune.study.study import read_study
 from resp_tune.training.model_bundle import load_bundle
 

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import optuna
@@ -26,6 +26,7 @@ from resp_tune.storage.lease import Lease
 from resp_tune.storage.object_store import StorageError
 from resp_tune.storage.uploader import Uploader
 from resp_tune.study.study import DRIVERS, TrialRecord
+from resp_tune.study.trial_queue import Listener
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +38,14 @@ class StorageUnreachableError(RunError):
     """The store could not be reached for `PATIENCE_SECONDS`; do not wait for it once more."""
 
 
-class StorageSync:
-    """Follow a search and keep its storage up to date: nothing to do if that is a folder."""
+class StorageSync(Listener):
+    """Follow a search and keep its storage up to date: nothing to do if that is a folder.
+
+    Epochs need no upload: a trial's checkpoint, which its worker uploads, has them too.
+    """
 
     def opened(self, study: optuna.Study) -> None:
         """Handle the opened study, beside the files that a resumed search is compared with."""
-
-    def started(self, trial: TrialRecord) -> None:
-        """Handle the start or the end of a trial."""
-
-    ended = started
-
-    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
-        """Handle new epochs of a trial; its checkpoint has them too, so none are uploaded."""
 
     def record(self, step: str) -> None:
         """Store the study as it is now, before `step`; raise `RunError` if that fails."""

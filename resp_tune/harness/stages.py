@@ -31,7 +31,7 @@ from resp_tune.execution.trials_per_gpu import Workload, benchmark_slots
 from resp_tune.execution.tuner import run_trials
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.background import BackgroundSetup
-from resp_tune.harness.live_table import LiveTable
+from resp_tune.harness.listeners import LiveTable
 from resp_tune.harness.lock import HELD_BY
 from resp_tune.harness.remote_sync import StorageSync
 from resp_tune.harness.spec import Compute, SearchData, SearchSpec

@@ -9,7 +9,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 MAX_INITIAL_FAILURES = 3
 
 
-class Listener(Protocol):
-    """A follower of a search, such as the tracker or the table on the terminal."""
+class Listener:
+    """A follower of a search, such as the table on the terminal; by itself it does nothing."""
 
     def started(self, trial: TrialRecord) -> None:
         """Take note of a run that was handed out, for the first time or again."""

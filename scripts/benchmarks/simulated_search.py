@@ -16,7 +16,7 @@ from resp_tune.common.choices import State
 from resp_tune.errors import RunError
 from resp_tune.execution.trial_context import TrialArtifacts, TrialContext
 from resp_tune.execution.tuner import run_trials
-from resp_tune.harness.background import TrackingListener
+from resp_tune.harness.listeners import TrackingListener
 from resp_tune.space.search_space import load_space
 from resp_tune.study.samplers import make_sampler
 from resp_tune.study.study import TrialRecord, open_study

@@ -1,4 +1,4 @@
-"""Show the trials on the console: a live table on a terminal, else a line per ended trial."""
+"""What follows a search: MLflow, and the console with a live table or a line per ended trial."""
 
 from __future__ import annotations
 
@@ -13,13 +13,93 @@ from rich.text import Text
 
 from resp_tune.common.text import short
 from resp_tune.harness.options import SearchOptions
-from resp_tune.study.study import TrialRecord, ranked
+from resp_tune.study.study import TrialRecord, best_of, ranked
+from resp_tune.study.trial_queue import Listener
+from resp_tune.tracking.search_run import SearchRuns
+from resp_tune.training.metrics import METRICS
 
 ROWS = 12
 _STYLES = {"finished": "green", "pruned": "yellow", "diverged": "red", "failed": "red"}
 
 
-class LiveTable:
+class TrackingListener(Listener):
+    """A listener of the trial queue that writes to MLflow what it has not got yet.
+
+    `tags` are those of every trial, `encoders` those of the trials with an encoder, by its path.
+    """
+
+    def __init__(
+        self,
+        runs: SearchRuns,
+        metric: str,
+        tags: Mapping[str, str],
+        encoders: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.runs, self.metric, self.tags = runs, metric, tags
+        self.encoders = encoders or {}
+        self.finished: list[TrialRecord] = []
+
+    def replay(self, trials: Sequence[TrialRecord]) -> None:
+        """Report the ended trials and replicates of the study; what MLflow has is not changed."""
+        for trial in trials:
+            if trial.state is not None:
+                self.started(trial)
+                self.ended(trial)
+
+    def started(self, trial: TrialRecord) -> None:
+        """Open the trial's run."""
+        params = {k: v for k, v in trial.config.as_dict().items() if k != "seed"}
+        # `again`: a replicate that had failed, or was stopped, runs once more.
+        again = trial.state is None
+        tags = {**self.tags, **self.encoders.get(trial.config.encoder, {})}
+        self.runs.trials.start_trial(
+            trial.key, params=params, seed=trial.config.seed, tags=tags, again=again
+        )
+        # Epochs from before the driver was killed may not have reached MLflow.
+        self.advanced(trial, trial.epochs)
+
+    def advanced(self, trial: TrialRecord, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Log new epochs, but those that only repeat the figures of the one before."""
+        self.runs.trials.log_epochs(trial.key, without_repeats(epochs))
+
+    def ended(self, trial: TrialRecord) -> None:
+        """End the trial's run; the parent run carries the best score so far."""
+        if trial.state is None:
+            return
+        # Pruned trials show their last value, or the table sorted by score would show nothing.
+        last = trial.epochs[-1].get(f"val_{self.metric}") if trial.epochs else None
+        self.runs.trials.end_trial(
+            trial.key,
+            trial.state,
+            score=METRICS[self.metric].worst if trial.state == "diverged" else last,
+            seconds=trial.seconds,
+            error=trial.error,
+            micro_batch=trial.config.micro_batch,
+        )
+        if trial.state == "finished" and not trial.key.replicate:
+            self.finished.append(trial)
+            best = best_of(self.finished, self.metric)
+            if best is not None and best.score is not None:
+                self.runs.log_best(best.score, best.number)
+
+
+def without_repeats(epochs: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Return the rows of `epochs` that differ from the one before in more than time.
+
+    A linear head is fitted in the first epoch of a fold: its others would cost more in MLflow than
+    the fit.
+    """
+    kept: list[Mapping[str, float]] = []
+    before: Mapping[str, float] = {}
+    for row in epochs:
+        figures = {name: value for name, value in row.items() if name not in ("epoch", "seconds")}
+        if figures != before:
+            kept.append(row)
+        before = figures
+    return kept
+
+
+class LiveTable(Listener):
     """A listener that shows running trials, the best ended ones, and how many have ended.
 
     `what` is `trials` or `replicates`; `past` are those of earlier runs of the command. Trials run
