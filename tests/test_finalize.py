@@ -148,11 +148,11 @@ def _raise(error: Exception) -> None:
 def test_a_table_that_cannot_be_written_is_named_and_the_next_one_is_written(
     spec: SearchSpec,
 ) -> None:
-    folder, trials = spec.location.folder, records(small_study(spec), spec.space)
+    folder = spec.location.folder
     (folder / "trials.csv").unlink()
     (folder / "trials.csv").mkdir()
     failures = Failures(spec.location)
-    write_tables(folder, trials, [], {}, failures)
+    write_tables(folder, small_study(spec), spec.space, {}, failures)
     remedy = f"'{folder}/trials.csv' should be a file: move the folder of that name away"
     assert failures.lines == [f"trials.csv could not be written: {remedy}"]
     assert (folder / "epochs.csv").exists()

@@ -73,7 +73,7 @@ def test_a_diverged_replicate_counts_and_has_no_network(tmp_path: Path) -> None:
 
 
 def test_no_finished_trial_is_no_winner(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no trial has finished"):
+    with pytest.raises(RunError, match=r"no trial finished \(trial 0 diverged"):
         winner_of(tmp_path, {}, {TrialKey(n): "nan" for n in range(3)})
 
 

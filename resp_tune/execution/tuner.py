@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from ray import tune
 
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.paths import full_disk_in_one_line
-from resp_tune.errors import RunError
 from resp_tune.execution.searcher import (
     WORKER_RETRIES,
     StudySearcher,
@@ -20,7 +19,6 @@ from resp_tune.execution.searcher import (
 )
 from resp_tune.execution.trainable import TrialTrainable
 from resp_tune.execution.trial_context import TrialContext
-from resp_tune.study.study import TrialRecord
 from resp_tune.study.trial_queue import TrialQueue
 
 UNLIMITED = 100_000
@@ -77,16 +75,3 @@ def run_trials(
         tuner.fit()
     if searcher.fatal_error is not None:
         raise searcher.fatal_error
-
-
-def check_some_finished(trials: Sequence[TrialRecord]) -> None:
-    """Raise `RunError` with the first trial's error if no trial has finished."""
-    if any(t.state == "finished" for t in trials):
-        return
-    if first := next((t for t in trials if t.state == "failed"), None):
-        raise RunError(
-            f"no trial finished; trial {first.number} failed with: {first.error} "
-            f"(whole traceback: trials/{first.number}/error.txt)"
-        )
-    states = ", ".join(f"trial {t.number} {t.state}" for t in trials[:3])
-    raise RunError(f"no trial finished ({states}): give more time or trials, or a lower lr")

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 
 from resp_tune import __version__
@@ -17,7 +18,9 @@ from resp_tune.common.paths import write_atomically
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.harness.failures import Failures
-from resp_tune.study.study import TrialRecord
+from resp_tune.space.search_space import SearchSpace
+from resp_tune.study.replicates import replicates
+from resp_tune.study.study import TrialRecord, records
 from resp_tune.training.datamodule import DataModule
 
 _STACK = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "pandas", "scikit-learn")
@@ -25,22 +28,23 @@ _STACK = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "pandas", "
 
 def write_tables(
     folder: Path,
-    trials: Sequence[TrialRecord],
-    replicates: Sequence[TrialRecord],
+    study: optuna.Study,
+    space: SearchSpace,
     run_ids: Mapping[TrialKey, str],
     failures: Failures,
 ) -> None:
-    """Write `trials.csv`, `epochs.csv` and, if there are any, `replicates.csv`.
+    """Write `trials.csv`, `epochs.csv` and, if there are any, `replicates.csv`, from the study.
 
     `run_ids` are those of MLflow. A table that cannot be written is added to `failures`.
     """
+    trials = records(study, space)
     rows = [_row(t, run_ids.get(t.key, ""), {}) | t.values for t in trials]
     epochs = pd.DataFrame([{"number": t.number, **row} for t in trials for row in t.epochs])
     if len(epochs):
         epochs["epoch"] = epochs["epoch"].astype(int)
     tables = {"trials.csv": pd.DataFrame(rows), "epochs.csv": epochs}
-    if replicates:
-        rows = [_row(r, run_ids.get(r.key, ""), {"index": r.key.replicate}) for r in replicates]
+    if runs := replicates(study, trials):
+        rows = [_row(r, run_ids.get(r.key, ""), {"index": r.key.replicate}) for r in runs]
         tables["replicates.csv"] = pd.DataFrame(rows)
     for name, table in tables.items():
         with failures.collected(f"{name} could not be written"):

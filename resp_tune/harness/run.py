@@ -17,7 +17,6 @@ from resp_tune.common.timeline import span, timeline_table, write_trace
 from resp_tune.data.split import Split, load_split, save_split
 from resp_tune.errors import UserError
 from resp_tune.execution.searcher import SLOT
-from resp_tune.execution.tuner import check_some_finished
 from resp_tune.harness.background import background_setup
 from resp_tune.harness.failures import Failures
 from resp_tune.harness.finalize import Complete, finalize
@@ -81,13 +80,10 @@ def run_locked(
         # Recordings, MLflow's database and Ray are slow for different reasons: all at once.
         with background_setup(spec, study, past, console, failures) as setup:
             run_stages(spec, study, backend(spec.compute), sync, setup, console)
-            runs, trials = setup.tracking.result().runs, records(study, spec.space)
+            runs = setup.tracking.result().runs
             seconds = study.user_attrs.get(SECONDS, 0.0) + time.monotonic() - begun
             study.set_user_attr(SECONDS, seconds)
-            write_tables(
-                location.folder, trials, replicates(study, trials), runs.run_ids(), failures
-            )
-            check_some_finished(trials)
+            write_tables(location.folder, study, spec.space, runs.run_ids(), failures)
             with span("last steps"):
                 summary = finalize(spec, study, sync, setup, failures, complete)
         with failures.collected("trace.json could not be written"):

@@ -59,13 +59,13 @@ def select_winner(
 ) -> Winner:
     """Select by the best score or, with `count` > 1 replicates, by the best lower bound.
 
-    Raises `RunError` if no candidate has all its seeds: a winner by one lucky score would use up
-    the first test-set access.
+    Raises `RunError` if no trial has finished, and if no candidate has all its seeds: a winner by
+    one lucky score would use up the first test-set access.
     """
+    best = best_of(trials, metric)
+    if best is None:
+        raise _none_finished(trials)
     if count == 1:
-        best = best_of(trials, metric)
-        if best is None:
-            raise RunError("no trial has finished: there is no winner")
         return Winner(best, (best,), None, ())
     rivals = candidates(trials, replicates(study, trials), metric=metric, count=count)
     chosen = select(rivals, count)
@@ -82,6 +82,17 @@ def select_winner(
         f"of trial {failed.trial.number} failed with: {failed.failure}; rerun the same command to "
         "retry"
     )
+
+
+def _none_finished(trials: Sequence[TrialRecord]) -> RunError:
+    """Return the error of a search without a finished trial, with that of its first failed one."""
+    if first := next((t for t in trials if t.state == "failed"), None):
+        return RunError(
+            f"no trial finished; trial {first.number} failed with: {first.error} "
+            f"(whole traceback: trials/{first.number}/error.txt)"
+        )
+    states = ", ".join(f"trial {t.number} {t.state}" for t in trials[:3])
+    return RunError(f"no trial finished ({states}): give more time or trials, or a lower lr")
 
 
 def load_networks(
