@@ -16,8 +16,7 @@ from support.report_folders import CLASSES, change, judge, make
 from resp_tune.errors import RunError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
-from resp_tune.reporting.report_page import render
-from resp_tune.reporting.results import Results, read_results
+from resp_tune.reporting.report_page import Results, read_results, render
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def drawn(table: DotTable | None) -> dict[str, Line]:
 
 def test_confusion_is_sklearns(folder: Path) -> None:
     results = read_results(folder)
-    found = group_tables.confusion(results)
+    found = group_tables.confusion(results.summary, results.predictions)
     assert found is not None
     rows = [r for r in results.predictions if r["side"] == "test"]
     truth, answer = [r["label"] for r in rows], [r["predicted"] for r in rows]
@@ -362,8 +361,12 @@ def cycles(folder: Path, **values: Any) -> Results:
     return read_results(folder)
 
 
+def published(results: Results) -> Any:
+    return baseline_comparison.published_table(results.summary, results.config)
+
+
 def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
-    table = baseline_comparison.published_table(cycles(folder))
+    table = published(cycles(folder))
     assert table is not None
     assert [(line.label, *line.cells) for line in table.lines] == [
         ("the winner", "56.10", "[51.0, 61.0]"),
@@ -387,13 +390,13 @@ def test_published_figures_stand_beside_real_cycles(folder: Path) -> None:
     ],
 )
 def test_published_figures_stand_beside_nothing_else(folder: Path, values: Any) -> None:
-    assert baseline_comparison.published_table(cycles(folder, **values)) is None
+    assert published(cycles(folder, **values)) is None
 
 
 def test_without_the_shared_patients_it_is_another_test_side(folder: Path) -> None:
     explain_candidates = {"provenance": {"drop_shared_patients": True}}
     (folder / "winner" / "config.json").write_text(json.dumps(explain_candidates))
-    assert baseline_comparison.published_table(cycles(folder)) is None
+    assert published(cycles(folder)) is None
 
 
 def test_classes_by_clip_and_by_patient(judged: Results) -> None:
@@ -408,7 +411,7 @@ def test_classes_by_clip_and_by_patient(judged: Results) -> None:
 
 
 def test_views_of_the_same_answers(judged: Results) -> None:
-    lines = drawn(group_tables.subgroups(judged))
+    lines = drawn(group_tables.subgroups(judged.summary, judged.predictions))
     assert list(lines) == [
         "All clips", "By patient", "Only plain device", "Only lone", "Children on the Meditron"
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 from resp_tune.common.choices import METRIC_MODES, METRIC_NAMES
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, ranged, signed, spread
-from resp_tune.reporting.results import Results, interval, mapping, number, objective, value_at
+from resp_tune.reporting.json_values import interval, mapping, number, objective, value_at
 
 AUDIO = "audio_linear"
 BASELINES = {
@@ -216,12 +216,12 @@ def _audio_verdict(p: PairedDifference) -> str:
     )
 
 
-def published_table(results: Results) -> DotTable | None:
+def published_table(summary: Mapping[str, Any], config: Mapping[str, Any]) -> DotTable | None:
     """Return ICBHI scores in percent, if real cycles of the whole official test split were scored.
 
     Without the two shared patients it is another test split, and nothing is comparable.
     """
-    summary, provenance = results.summary, mapping(results.config, "provenance")
+    provenance = mapping(config, "provenance")
     test = mapping(summary, "winner", "test")
     score = number(test, "icbhi_score")
     fits = (summary.get("task"), summary.get("protocol")) == ("cycles", "official")

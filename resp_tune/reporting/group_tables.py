@@ -11,7 +11,7 @@ from resp_tune.common.choices import LEVELS, at_level
 from resp_tune.common.text import amount
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import NONE, figure, metric_name, ranged
-from resp_tune.reporting.results import Results, Row, interval, items, mapping, number
+from resp_tune.reporting.json_values import Row, interval, items, mapping, number
 
 LEVEL_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc", "log_loss")
 FEW = 5  # patients; below it one of them moves a share by more than 20 points
@@ -44,12 +44,12 @@ class Confusion:
     devices: tuple[tuple[str, int, str], ...]
 
 
-def confusion(results: Results) -> Confusion | None:
+def confusion(summary: Mapping[str, Any], predictions: Sequence[Row]) -> Confusion | None:
     """Return the winner's confusions on the test split, or on validation if there is none."""
     for split in ("test", "validation"):
-        rows = [row for row in results.predictions if row["side"] == split]
+        rows = [row for row in predictions if row["side"] == split]
         if rows:
-            return _confusion(split, rows, items(results.summary, "classes"))
+            return _confusion(split, rows, items(summary, "classes"))
     return None
 
 
@@ -115,9 +115,9 @@ def class_table(rows: Sequence[ClassRow]) -> DotTable | None:
     return dot_table(headers, lines, limits=UNIT, legend=legend)
 
 
-def subgroups(results: Results) -> DotTable | None:
+def subgroups(summary: Mapping[str, Any], predictions: Sequence[Row]) -> DotTable | None:
     """Return a metric of the test split: of all clips, by patient, by device, of children."""
-    summary, test = results.summary, mapping(results.summary, "winner", "test")
+    test = mapping(summary, "winner", "test")
     if not (devices := mapping(test, "by_device")):
         return None
     # Comparable across groups with few classes.
@@ -126,7 +126,7 @@ def subgroups(results: Results) -> DotTable | None:
     whole = {
         **test,
         "clips": sum(row.clips for row in rows),
-        "patients": len({r.get("patient") for r in results.predictions if r["side"] == "test"}),
+        "patients": len({r.get("patient") for r in predictions if r["side"] == "test"}),
         "classes": [row.name for row in rows if row.clips],
     }
     named = [

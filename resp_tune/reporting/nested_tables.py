@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from resp_tune.reporting.group_tables import (
     confusion,
     subgroups,
 )
-from resp_tune.reporting.results import Results, interval, items, mapping, number, objective
+from resp_tune.reporting.json_values import Row, interval, items, mapping, number, objective
 
 COMPARED = ("macro_f1", "balanced_accuracy")
 LABELS = {"majority": "Most frequent class", **BASELINES}
@@ -62,15 +61,17 @@ class NestedTables:
     confusion: Confusion | None
 
 
-def nested_tables(results: Results) -> NestedTables | None:
-    """Return the tables of a nested search; None for a search of one test split."""
-    summary, pooled = results.summary, mapping(results.summary, "pooled")
+def nested_tables(summary: Mapping[str, Any], predictions: Sequence[Row]) -> NestedTables | None:
+    """Return the tables of a nested search; None for a search of one test split.
+
+    `predictions` are the pooled ones.
+    """
+    pooled = mapping(summary, "pooled")
     if not pooled:
         return None
     metric = objective(summary)
     # The tables of a winner's test split serve for the pooled test splits as well.
     view = {**summary, "winner": {"test": pooled}}
-    as_test = dataclasses.replace(results, summary=view, predictions=results.pooled)
     counts = [int(number(pooled, key) or 0) for key in ("clips", "patients")]
     folds = [fold for fold in items(summary, "outer") if number(fold, "fold") is not None]
     price = mapping(pooled, "price_of_searching")
@@ -92,8 +93,8 @@ def nested_tables(results: Results) -> NestedTables | None:
         price_parts=(figure(number(price, "best_validation")), figure(number(price, "test"))),
         forest=_forest(pooled),
         classes=class_table(class_rows(view)),
-        groups=subgroups(as_test),
-        confusion=confusion(as_test),
+        groups=subgroups(view, predictions),
+        confusion=confusion(view, predictions),
     )
 
 

@@ -11,7 +11,7 @@ from resp_tune.common.choices import METRIC_MODES
 from resp_tune.common.text import plural
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import MINUS, figure, metric_name, spread
-from resp_tune.reporting.results import items, mapping, number, objective, value_at
+from resp_tune.reporting.json_values import items, mapping, number, objective, value_at
 
 
 @dataclass(frozen=True)

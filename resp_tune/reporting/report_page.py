@@ -1,10 +1,15 @@
-"""`report.html`: one self-contained page made from the files in a search's folder."""
+"""`report.html`: one self-contained page made from the files in a search's folder.
+
+Any of them but the summary may be missing or damaged.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -16,14 +21,51 @@ from plotly.offline import get_plotlyjs
 from resp_tune.common.choices import LINK_TEXTS
 from resp_tune.common.paths import write_atomically
 from resp_tune.common.text import shorten
-from resp_tune.errors import RunError
+from resp_tune.errors import RunError, UserError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.format import figure, metric_name
 from resp_tune.reporting.html_page import render_page
+from resp_tune.reporting.json_values import Row, items, mapping, number, objective
 from resp_tune.reporting.nested_tables import nested_tables
-from resp_tune.reporting.results import Results, items, mapping, number, objective, read_results
 
 REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The files of a search's folder. Tables are rows of text by column, empty if missing.
+
+    `gaps` has a sentence for every file that is missing or damaged. `pooled`: the test predictions
+    of all outer folds of a nested search.
+    """
+
+    summary: Mapping[str, Any]
+    trials: Sequence[Row]
+    epochs: Sequence[Row]
+    predictions: Sequence[Row]
+    config: Mapping[str, Any]
+    gaps: tuple[str, ...]
+    pooled: Sequence[Row] = ()
+
+
+def read_results(folder: Path) -> Results:
+    """Read the results in `folder`; raises `UserError` without a readable summary."""
+    summary = _summary(folder / "summary.json")
+    gaps: list[str] = []
+    trials = _table(folder / "trials.csv", ("number", "state", "score"), gaps)
+    epochs = _table(folder / "epochs.csv", ("number", "epoch"), gaps)
+    winner = folder / "winner"
+    needed = ("side", "label", "predicted")
+    predictions = _table(winner / "predictions.csv", needed, gaps)
+    pooled: Sequence[Row] = ()
+    if mapping(summary, "pooled"):
+        pooled = _table(folder / "predictions.csv", needed, gaps)
+    config: Mapping[str, Any] = {}
+    try:
+        config = _object(winner / "config.json")
+    except (OSError, ValueError) as error:
+        gaps.append(_gap("winner/config.json", error))
+    return Results(summary, trials, epochs, predictions, config, tuple(gaps), pooled)
 
 
 def render(
@@ -75,7 +117,7 @@ def _context(results: Results, folder: Path) -> dict[str, Any]:
     links = [(LINK_TEXTS.get(k), v) for k, v in mapping(tracking, "links").items() if _is_web(v)]
     return {
         **_winner_context(results),
-        "nested": nested_tables(results),
+        "nested": nested_tables(summary, results.pooled),
         "summary": summary,
         "name": str(summary.get("name", folder.name)),
         "outer_fold": number(summary, "outer_fold"),
@@ -111,7 +153,7 @@ def _winner_context(results: Results) -> dict[str, Any]:
     summary = results.summary
     metric, winner = objective(summary), mapping(summary, "winner")
     candidates = replicate_table.candidates(summary)
-    confusion = group_tables.confusion(results)
+    confusion = group_tables.confusion(summary, results.predictions)
     classes = group_tables.class_rows(summary) or (confusion.per_class if confusion else ())
     return {
         "tested": isinstance(winner.get("test"), Mapping),
@@ -128,12 +170,12 @@ def _winner_context(results: Results) -> dict[str, Any]:
         "forest": baseline_comparison.forest_plot(summary),
         "verdict": baseline_comparison.verdict(summary),
         "majority": _majority(summary),
-        "published": baseline_comparison.published_table(results),
+        "published": baseline_comparison.published_table(summary, results.config),
         "operating_point": _operating_point(winner),
         "candidates": candidates,
         "candidates_table": replicate_table.candidate_table(candidates, metric, winner),
         "candidates_text": replicate_table.explain_candidates(candidates, metric, winner),
-        "subgroups": group_tables.subgroups(results),
+        "subgroups": group_tables.subgroups(summary, results.predictions),
         "children": group_tables.children(summary),
         "confusion": confusion,
         "class_table": group_tables.class_table(classes),
@@ -193,3 +235,49 @@ def _json(value: object) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704  # no character is left that could end the element
+
+
+def _summary(path: Path) -> Mapping[str, Any]:
+    try:
+        return _object(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"'{path.parent}' has no summary.json: the search has not finished; rerun its "
+            "command to resume it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}' cannot be read ({error}): rerun the search's command, which writes it again"
+        ) from error
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
+
+
+def _table(path: Path, needed: Sequence[str], gaps: list[str]) -> Sequence[Row]:
+    name = f"{path.parent.name}/{path.name}" if path.parent.name == "winner" else path.name
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            # strict: a stray quote would otherwise swallow the rest of the file in silence.
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+        missing = [column for column in needed if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("it has rows of another length than its header")
+    except (OSError, ValueError, csv.Error) as error:
+        gaps.append(_gap(name, error))
+        return ()
+    return rows
+
+
+def _gap(name: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{name} is missing: what is made from it is left out."
+    reason = error.strerror if isinstance(error, OSError) else error
+    return f"{name} cannot be read ({reason}): what is made from it is left out."

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from resp_tune.common.choices import METRIC_MODES, TRIAL_COLUMNS
 from resp_tune.common.text import shorten
 from resp_tune.reporting.format import metric_name, sentence
-from resp_tune.reporting.results import Row, number
+from resp_tune.reporting.json_values import Row, number
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each new study
 
