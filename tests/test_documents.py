@@ -24,8 +24,8 @@ FOLDERS = ("resp_tune", "tests", "scripts", "docs", "results", "search_spaces", 
 FILE = re.compile(r"(?<![\w./~$…-])(?:[\w*.-]+/)*[\w*.-]+\.(?:py|md|sh|yaml|toml|png)(?![\w/])")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 TEST = re.compile(r"\btest_\w++(?!\*)")
-# They look like names of a file or a test, and are a library, and keys or files of a search.
-OTHERS = {"ruamel.yaml", "test_readings", "test_recordings", "test_side"}
+# They look like names of a file or a test, and are a library, a module, and keys of a search.
+OTHERS = {"ruamel.yaml", "test_access_log", "test_readings", "test_recordings", "test_side"}
 CALL = re.compile(
     r"(?:python -m resp_tune\.|resp-tune |bash scripts/)(?P<command>\w+)"
     r"|(?P<script>(?:scripts/\w+\.py|scripts/[a-z]+|\.ci/run))(?= |$)"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import resp_tune
 
@@ -15,6 +18,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 MAX_FILES = 20  # of a folder
 MAX_PARAMETERS = 7
 MAX_WHOLE_SPEC = 12  # functions that take the whole `SearchSpec`
+# Files that a value passes, by the line of docs/design.md that lists them.
+MAX_FLOW = {"A recording": 36, "The parameter `lr`": 14, "An epoch's result": 12}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -57,6 +62,21 @@ def test_a_file_name_tells_the_file() -> None:
 def test_folders_are_small() -> None:
     counts = Counter(path.parent.relative_to(ROOT) for path in FILES)
     assert {str(folder): n for folder, n in counts.items() if n > MAX_FILES} == {}
+
+
+def flow(value: str) -> list[str]:
+    """Return the files that docs/design.md lists for the flow of a value."""
+    page = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith(f"- {value}, "))
+    return re.findall(r"`(\w+\.py)`", line)
+
+
+@pytest.mark.parametrize("value", MAX_FLOW)
+def test_a_value_passes_few_files(value: str) -> None:
+    files = flow(value)
+    assert sorted(set(files)) == sorted(files)
+    assert set(files) <= {path.name for path in FILES}
+    assert 0 < len(files) <= MAX_FLOW[value]
 
 
 def test_the_distribution_has_every_package() -> None:
