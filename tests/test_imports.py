@@ -147,6 +147,12 @@ print(*sorted({heavy!r} & set(sys.modules)))
     assert done.stdout.split() == []
 
 
+def test_a_data_set_is_read_without_torch_and_pandas() -> None:
+    code = "import sys, resp_tune.api; print({'torch', 'pandas'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_a_command_loads_blas_with_one_thread() -> None:
     """More would be ended by the forks of Ray's start, while another thread waits for them."""
     code = (

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torchaudio
 
 from resp_tune.common.text import plural
 from resp_tune.config import AnyFrontEnd, FrontEnd, Resampling
@@ -34,7 +32,9 @@ from resp_tune.data.sounds.audio_files import (
     read_content,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # reading a data set should not wait for torch
+    import torch
+
     from resp_tune.data.dataset import Recording
 
 
@@ -204,6 +204,8 @@ def load_waveform(
 
 def resample(sound: Sound, sample_rate: int, resampling: Resampling) -> torch.Tensor:
     """Return the samples of `sound` at `sample_rate` Hz, float32 `[samples]`."""
+    import torch
+
     waveform, rate = torch.from_numpy(sound.samples), sound.sample_rate
     return waveform if rate == sample_rate else resampler(rate, sample_rate, resampling)(waveform)
 
@@ -248,6 +250,8 @@ def resampler(source: int, target: int, resampling: Resampling) -> torch.nn.Modu
     Rates with a small common divisor (44 101 → 4000) would need gigabytes of filters: they use the
     nearest ratio that does not, which is off by less than one sample in a million.
     """
+    import torchaudio
+
     ratio = Fraction(target, source)
     if ratio.numerator * ratio.denominator > _MAX_KERNEL:
         ratio = ratio.limit_denominator(max(1, int((_MAX_KERNEL * source / target) ** 0.5)))
