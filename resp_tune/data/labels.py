@@ -1,4 +1,4 @@
-"""What the tables of a data set say about its recordings, whose names they may write otherwise."""
+"""What the tables of a data set say about its recordings, also where they spell names otherwise."""
 
 from __future__ import annotations
 
