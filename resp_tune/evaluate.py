@@ -199,7 +199,7 @@ def _record(
 def _write(folder: Path, text: str, found: dict[str, Any]) -> Path:
     from resp_tune.audit.sections import audit_sections
     from resp_tune.common.paths import write_atomically
-    from resp_tune.reporting.html_page import render_page
+    from resp_tune.reporting.page_templates import render_page
 
     page = render_page("audit", "audit.html", **found, sections=audit_sections(found))
     folder.mkdir(parents=True, exist_ok=True)

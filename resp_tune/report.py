@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _render(folder: Path) -> Path:
     """Write the page of a search's folder there, or here if the folder is read-only."""
     from resp_tune.common.paths import can_write
-    from resp_tune.reporting.report_page import render
+    from resp_tune.reporting.report_html import render
 
     if can_write(folder):
         return render(folder)
@@ -58,7 +58,7 @@ def _render(folder: Path) -> Path:
 def _in_store(storage: ObjectPath, name: str) -> ObjectPath:
     """Write the page from the files in an object store, beside them."""
     from resp_tune.harness.options import check_search_name
-    from resp_tune.reporting.report_page import render
+    from resp_tune.reporting.report_html import render
 
     check_search_name(name)
     check_store("--storage", storage, write=False)

@@ -13,7 +13,7 @@ from support.audits import few_trees, imagined_statistics, in_memory
 from support.small_sets import imagined
 
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.synthetic.settings import SynthSettings
 from resp_tune.data.task_files import task_from_classes

@@ -20,7 +20,7 @@ from resp_tune.audit.model import audit_model, rebuild_datamodule
 from resp_tune.audit.sections import model_rows
 from resp_tune.cli import run
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.sounds.waveforms import load_waveform
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import get_task, make_clips

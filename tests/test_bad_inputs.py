@@ -114,7 +114,7 @@ def _loaded() -> None:
         "harness.validate",
         "training.model_bundle",
         "audit.audit",
-        "reporting.report_page",
+        "reporting.report_html",
     ):
         importlib.import_module(f"resp_tune.{name}")
 

@@ -9,7 +9,7 @@ import torch
 from resp_tune.common.paths import cache_folder
 from resp_tune.config import preset
 from resp_tune.data.dataset import load_dataset
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.synthetic.write import default_synthetic
 from resp_tune.data.tasks import get_task, make_clips

@@ -38,7 +38,7 @@ from resp_tune.harness.spec import SearchSpec
 from resp_tune.harness.stages import RayBackend
 from resp_tune.nested.rounds import TimeShares
 from resp_tune.nested.shared_ray import share_ray
-from resp_tune.reporting.report_page import render
+from resp_tune.reporting.report_html import render
 from resp_tune.study.study import read_study
 
 FOLDS = 2

@@ -8,7 +8,7 @@ import pytest
 from support.small_sets import imagined, real_set
 
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clips, get_task, make_clips

@@ -9,7 +9,7 @@ import pytest
 from support.small_sets import imagined, write_set
 
 from resp_tune.data.dataset import Dataset, load_dataset, refusal
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split import load_same_split, save_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import check_enough, get_task, make_clips

@@ -12,7 +12,7 @@ from support.report_folders import FILES, HOSTILE, Page, change, judge, make
 from resp_tune import report
 from resp_tune.cli import run
 from resp_tune.errors import UserError
-from resp_tune.reporting.report_page import render
+from resp_tune.reporting.report_html import render
 from resp_tune.reporting.search_plots import Chart
 
 

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from support.report_folders import HOSTILE, judge, make
 
-from resp_tune.reporting.report_page import render
+from resp_tune.reporting.report_html import render
 
 
 @pytest.fixture

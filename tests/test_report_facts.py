@@ -16,7 +16,7 @@ from support.report_folders import CLASSES, change, judge, make
 from resp_tune.errors import RunError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
-from resp_tune.reporting.report_page import Results, read_results, render
+from resp_tune.reporting.report_html import Results, read_results, render
 
 
 @pytest.fixture

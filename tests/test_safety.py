@@ -19,7 +19,7 @@ import resp_tune
 from resp_tune import train
 from resp_tune.cli import run
 from resp_tune.errors import UserError
-from resp_tune.reporting.report_page import render
+from resp_tune.reporting.report_html import render
 from resp_tune.tracking.client import connect
 from resp_tune.tracking.load_trial import load_trial_run
 from resp_tune.tracking.store_probe import probe
@@ -172,7 +172,7 @@ from pathlib import Path
 opened = set()
 root = Path(sys.argv[1])
 from resp_tune.data.dataset import load_dataset
-import resp_tune.data.protocols, soundfile, numpy
+import resp_tune.data.make_split, soundfile, numpy
 sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
 data = load_dataset(root)
 print(len(data.recordings))

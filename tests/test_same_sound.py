@@ -15,7 +15,7 @@ from support.small_sets import write_set
 
 from resp_tune.audit.leaks import defects, protocol_leaks
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.sounds.inspection import inspect_recordings
 from resp_tune.data.sounds.same_sound import copy_correlation, envelope, find_near_copies
 from resp_tune.data.split_spec import SplitSpec

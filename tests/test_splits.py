@@ -19,7 +19,7 @@ from support.small_sets import imagined, real_set
 
 from resp_tune.common.choices import PROTOCOLS
 from resp_tune.data.dataset import Dataset, load_dataset
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split import Fold, Split, load_split, save_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import TASKS, Clips, get_task, make_clips

@@ -9,7 +9,7 @@ from typing import Any
 from resp_tune.audit.counts import count_by, group_recordings
 from resp_tune.common.text import amount, plural
 from resp_tune.data.dataset import Dataset
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split_spec import OUTER_FOLDS, SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.errors import UserError

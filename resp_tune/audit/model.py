@@ -8,7 +8,7 @@ from typing import Any
 
 from resp_tune.common.text import amount
 from resp_tune.data.dataset import Dataset, refusal
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.task_files import task_from_classes
 from resp_tune.data.tasks import make_clips

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.common.text import one_line
 from resp_tune.data.dataset import Dataset, Recording
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split import Split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import Clip, Clips, check_enough, get_task, make_clips

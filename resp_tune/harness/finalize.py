@@ -43,7 +43,7 @@ from resp_tune.harness.result_files import (
 from resp_tune.harness.select_winner import Winner, load_networks, select_winner
 from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
 from resp_tune.harness.test_access_log import access_by, add_access
-from resp_tune.reporting.report_page import render
+from resp_tune.reporting.report_html import render
 from resp_tune.reporting.search_plots import Chart
 from resp_tune.study.replicates import replicates
 from resp_tune.study.study import (

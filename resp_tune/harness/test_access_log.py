@@ -18,7 +18,7 @@ from resp_tune.common.paths import write_atomically
 from resp_tune.errors import UserError
 from resp_tune.harness.lock import exclusive_lock
 from resp_tune.harness.result_files import write_summary
-from resp_tune.reporting.report_page import render
+from resp_tune.reporting.report_html import render
 from resp_tune.study.study import READINGS, read_study
 from resp_tune.tracking.registry import same_access
 from resp_tune.tracking.uri import root_cause

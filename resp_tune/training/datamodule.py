@@ -24,7 +24,7 @@ from resp_tune.common.paths import cache_limit_bytes, write_atomically
 from resp_tune.common.text import join_names
 from resp_tune.config import FrontEnd, Resampling, TrialConfig
 from resp_tune.data.dataset import Dataset, Recording
-from resp_tune.data.protocols import Rows, make_split, reshuffled_folds
+from resp_tune.data.make_split import Rows, make_split, reshuffled_folds
 from resp_tune.data.sounds.audio_files import AudioError
 from resp_tune.data.sounds.waveforms import load_waveform
 from resp_tune.data.split import Split

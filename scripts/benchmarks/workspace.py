@@ -15,7 +15,7 @@ from benchmarks.sizes import Sizes
 from resp_tune.cluster.resources import Machine, this_machine
 from resp_tune.config import FrontEnd, TrialConfig, preset
 from resp_tune.data.dataset import load_dataset
-from resp_tune.data.protocols import make_split
+from resp_tune.data.make_split import make_split
 from resp_tune.data.split_spec import SplitSpec
 from resp_tune.data.tasks import get_task, make_clips
 from resp_tune.features.cache import FeatureCaches

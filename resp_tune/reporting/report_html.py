@@ -24,9 +24,9 @@ from resp_tune.common.text import shorten
 from resp_tune.errors import RunError, UserError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.format import figure, metric_name
-from resp_tune.reporting.html_page import render_page
 from resp_tune.reporting.json_values import Row, items, mapping, number, objective
 from resp_tune.reporting.nested_tables import nested_tables
+from resp_tune.reporting.page_templates import render_page
 
 REPORT = "report.html"
 
