@@ -16,7 +16,7 @@ from resp_tune.features.cache import FeatureCaches, open_encoder_cache
 from resp_tune.features.encoder_frames import EncoderFrames
 from resp_tune.features.parallel import one_thread
 
-MOST_BYTES = 1 << 31  # of pooled clips that a process remembers, of the caches last used
+MOST_BYTES = 1 << 30  # of pooled clips that a process remembers, of the caches last used
 
 
 @dataclass(frozen=True)

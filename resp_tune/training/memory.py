@@ -20,6 +20,12 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def trim_heap() -> None:
+    """Return freed memory to the system; without glibc nothing happens."""
+    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        malloc_trim(0)
+
+
 def release_memory() -> None:
     """Free what is no longer referenced, on the GPU as well, and return it to the system.
 
@@ -27,8 +33,7 @@ def release_memory() -> None:
     batch may not fit into.
     """
     gc.collect()
-    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        malloc_trim(0)
+    trim_heap()
     torch = sys.modules.get("torch")  # if not imported, nothing is on a GPU
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -28,6 +28,7 @@ from resp_tune.training.heads.logistic_regression import (
     patient_weights,
 )
 from resp_tune.training.heads.reduction import TrainingMatrix, training_matrix
+from resp_tune.training.memory import trim_heap
 from resp_tune.training.regularization import draw_weights
 
 # The inputs of a hidden layer for which `lr` is meant. Adam's step moves every weight by about
@@ -80,10 +81,11 @@ class LinearFold(FoldTraining):
             fit = fit_logistic_regression(at, labels, self.weight, classes, self.config.head_c)
             self.network.fit(matrix.mean, matrix.scale)
             with torch.no_grad():
-                weights = matrix.directions(self.train_features, at.origin @ fit.weights)
+                weights = matrix.directions(self.train_features, at.combine(fit.weights))
                 self.network.output.weight.copy_(weights.T)
                 self.network.output.bias.copy_(fit.bias)
             self.loss = fit.loss
+            trim_heap()  # gigabytes of temporary values, if there are thousands of clips
         return self.loss
 
     def validate(self, epoch: int) -> dict[str, float]:

@@ -53,14 +53,13 @@ def coordinates(
         return matrix.spans[key]
     clips, origin = matrix.principal(features, pca)
     values, vectors = eigenvectors(clips.T @ (weight[:, None] * clips))
-    return Coordinates(clips @ vectors, values, origin @ vectors)
+    return Coordinates(clips @ vectors, values, weight, origin @ vectors)
 
 
 def _in_the_span(gram: torch.Tensor, weight: torch.Tensor) -> Coordinates:
     root = weight.sqrt()[:, None]
     values, vectors = eigenvectors(root * gram * root.T)
-    scale = values.sqrt()
-    return Coordinates(vectors * scale / root, values, root * vectors / scale)
+    return Coordinates(vectors * values.sqrt() / root, values, weight)
 
 
 @dataclass(frozen=True)

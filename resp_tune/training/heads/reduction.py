@@ -15,20 +15,33 @@ from resp_tune.features.pooled_clips import PooledClips
 
 # Of the largest eigenvalue: below, float64 rounding errors of the Gram matrix.
 SMALLEST_EIGENVALUE = 1e-10
-KEPT_BYTES = 1 << 30  # of the latest folds' matrices, in a process that runs many trials
+# Of the latest folds' matrices, in a process that runs many trials: four folds of 3,000 clips fit.
+KEPT_BYTES = 3 << 28
+BLOCK = 1024  # features that are converted to float64 at a time
 
 
 @dataclass(frozen=True)
 class Coordinates:
     """Training clips in a basis in which their weighted second moments are diagonal.
 
-    `clips` float64 `[n, r]`; `moments` `[r]`: the diagonal of `clipsᵀ · diag(weight) · clips`. A
-    model `[r, classes]` in this basis is `matrix.directions(features, origin @ model)` in theirs.
+    `clips` float64 `[n, r]`; `moments` `[r]`: the diagonal of `clipsᵀ · diag(weight) · clips`.
+    `origin` `[n, r]`: the basis, as combinations of the clips. None where it spans all clips: then
+    it is `diag(weight) · clips / moments`, which need not be kept.
     """
 
     clips: torch.Tensor
     moments: torch.Tensor
-    origin: torch.Tensor
+    weight: torch.Tensor
+    origin: torch.Tensor | None = None
+
+    def combine(self, model: torch.Tensor) -> torch.Tensor:
+        """Return a model `[r, classes]` in this basis as combinations of the clips, `[n, classes]`.
+
+        `matrix.directions` of them is the model in terms of features.
+        """
+        if self.origin is not None:
+            return self.origin @ model
+        return self.weight[:, None] * (self.clips @ (model / self.moments[:, None]))
 
 
 class TrainingMatrix:
@@ -41,9 +54,12 @@ class TrainingMatrix:
     """
 
     def __init__(self, features: PooledClips) -> None:
-        values = features.values.double()
-        mean, sd = values.mean(0), values.std(0, correction=0)
-        varies = sd > 1e-6 * values.abs().amax(0)  # more than rounding errors
+        blocks = [
+            (block.mean(0), block.std(0, correction=0), block.abs().amax(0))
+            for block in map(torch.Tensor.double, torch.split(features.values, BLOCK, dim=1))
+        ]
+        mean, sd, largest = (torch.cat(part) for part in zip(*blocks, strict=True))
+        varies = sd > 1e-6 * largest  # more than rounding errors
         self.mean = mean.float()
         self.scale = torch.where(varies, 1 / sd.where(varies, torch.ones_like(sd)), 0.0).float()
         self.spans: dict[bytes, Coordinates] = {}  # by the weights of the clips: the latest
@@ -54,7 +70,7 @@ class TrainingMatrix:
     def nbytes(self) -> int:
         """Return the size of what is kept now."""
         kept = [self.mean, self.scale, *(self._components or ())]
-        kept += [part for at in self.spans.values() for part in (at.clips, at.moments, at.origin)]
+        kept += [part for at in self.spans.values() for part in (at.clips, at.moments, at.weight)]
         kept += [] if self._gram is None else [self._gram]
         return sum(part.nbytes for part in kept)
 
@@ -65,8 +81,11 @@ class TrainingMatrix:
     def gram(self, features: PooledClips) -> torch.Tensor:
         """Return the Gram matrix X·Xᵀ, float64 `[clips, clips]`."""
         if self._gram is None:
-            x = self.standardised(features).double()
-            self._gram = x @ x.T
+            clips = len(features.values)
+            self._gram = torch.zeros(clips, clips, dtype=torch.float64)
+            for block in torch.split(self.standardised(features), BLOCK, dim=1):
+                x = block.double()
+                self._gram.addmm_(x, x.T)
         return self._gram
 
     def directions(self, features: PooledClips, weights: torch.Tensor) -> torch.Tensor:
