@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -278,6 +279,19 @@ def test_a_damaged_bundle_is_refused(
     with pytest.raises(UserError, match=message) as error:
         load_bundle(copy)
     assert "\n" not in str(error.value)
+
+
+def test_a_bundle_without_the_library_of_its_encoder_says_what_to_install(
+    done: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+    )
+    with pytest.raises(UserError) as error:
+        load_bundle(done.winner)
+    assert "needs onnxruntime, not installed here: pip install" in str(error.value)
+    assert "save it again" not in str(error.value)
 
 
 def test_a_bundle_without_an_encoder_replaces_one_with_it(done: Any, tmp_path: Path) -> None:

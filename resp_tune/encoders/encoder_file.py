@@ -79,7 +79,7 @@ class Encoder:
 
     def session(self, layers: Sequence[KeptLayer]) -> Callable[[Any], list[Any]]:
         """Return a function from an input to the values of `layers`, for one thread."""
-        runtime = _runtime(self.suffix, self.given)
+        runtime = runtime_of(self.suffix, self.given)
         run: Callable[[Any], list[Any]] = runtime.session(
             self.read(), [kept.layer for kept in layers], self.input_shape
         )
@@ -136,7 +136,7 @@ def _open(given: str, path: Path, layers: tuple[str, ...], _stamps: object) -> E
         kind = "a folder" if path.is_dir() else "no file" if path.exists() else "not there"
         raise UserError(f"{where} is {kind}: give the path of a .tflite or .onnx file, or none")
     suffix = path.suffix.lower()
-    runtime = _runtime(suffix, given)
+    runtime = runtime_of(suffix, given)
     content = path.read_bytes()
     try:
         if not content:
@@ -212,7 +212,7 @@ def _sidecar(given: str, path: Path, graph: Graph) -> SidecarFile:
     return read_sidecar(where, {**facts, **values} if isinstance(values, dict) else values or facts)
 
 
-def _runtime(suffix: str, given: str) -> ModuleType:
+def runtime_of(suffix: str, given: str) -> ModuleType:
     """Return what runs files of this kind; raise `UserError` for another kind, or without it."""
     if suffix not in RUNTIMES:
         raise UserError(

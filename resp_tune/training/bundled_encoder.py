@@ -13,7 +13,13 @@ from typing import Any
 
 from resp_tune.common.paths import cache_folder, write_atomically
 from resp_tune.config import TrialConfig
-from resp_tune.encoders.encoder_file import RUNTIMES, Encoder, open_encoder, sidecar_path
+from resp_tune.encoders.encoder_file import (
+    RUNTIMES,
+    Encoder,
+    open_encoder,
+    runtime_of,
+    sidecar_path,
+)
 from resp_tune.encoders.encoder_settings import UNKNOWN_LICENCE
 from resp_tune.errors import RunError, UserError
 
@@ -55,6 +61,13 @@ def save_encoder(folder: Path, encoder: Encoder | None) -> dict[str, Any]:
     write_atomically(folder / SETTINGS, text)
     entry = {"file": file, **describe_encoder(encoder)}
     return {"encoder": entry | {"settings_sha256": hashlib.sha256(text).hexdigest()}}
+
+
+def check_runtime(folder: Path, content: Mapping[str, Any]) -> None:
+    """Raise `UserError` if the library that runs the encoder of a bundle is not installed."""
+    entry = content.get("encoder")
+    if isinstance(entry, dict) and entry.get("file") in ENCODERS:
+        runtime_of(Path(entry["file"]).suffix, str(folder / entry["file"]))
 
 
 def load_encoder(

@@ -26,7 +26,12 @@ from resp_tune.features.batches import ClipIndex, cut_clips, eval_params
 from resp_tune.features.encoder_frames import encode_waveform
 from resp_tune.features.logmel import join_frames, log_mels, silence
 from resp_tune.features.pooled_clips import PooledClips, pool_frames
-from resp_tune.training.bundled_encoder import count_features, load_encoder, save_encoder
+from resp_tune.training.bundled_encoder import (
+    check_runtime,
+    count_features,
+    load_encoder,
+    save_encoder,
+)
 from resp_tune.training.bundled_network import check_installed, describe_network, saved_origin
 from resp_tune.training.heads.head_fold import predict_head
 from resp_tune.training.heads.head_network import empty_head
@@ -200,6 +205,7 @@ def load_bundle(folder: str | Path, *, temporary: bool = False) -> Bundle:
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise _invalid(folder, error) from error
     check_installed(folder, config, origin, len(classes))
+    check_runtime(folder, content)
     try:
         if config.has_encoder:
             encoder = load_encoder(folder, content, config, copy=temporary)
