@@ -93,6 +93,10 @@ def sidecar(text: str, **options: object) -> Callable[[Path], str]:
     return broken(make)
 
 
+def misnamed(name: str) -> Callable[[Path], str]:
+    return broken(lambda path: save_encoder(path).with_name(name).write_text("rate: 8000"))
+
+
 REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
     "missing": (lambda folder: str(folder / "no.onnx"), "is not there: give the path of a"),
     "a folder": (str, "is a folder: give the path"),
@@ -127,6 +131,17 @@ REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "mels": (broken(lambda p: save_mel_encoder(p, 9, 8)), "no waveform: if it takes log-mel"),
     "YAML: a list": (sidecar("[1]"), "encoder settings 'e.yaml' is not a mapping"),
+    "YAML: an empty list": (sidecar("[]"), "encoder settings 'e.yaml' is not a mapping"),
+    "YAML: a folder": (
+        broken(lambda p: save_encoder(p).with_suffix(".yaml").mkdir()),
+        "encoder settings 'e.yaml' cannot be read",
+    ),
+    "YAML: .yml": (misnamed("e.yml"), "'e.yml' have the wrong name and are not read: rename the"),
+    "YAML: its whole name": (misnamed("e.onnx.yaml"), "rename the file to 'e.yaml'"),
+    "YAML: mels of a waveform": (
+        sidecar("input: log-mel\nmel: {n_mels: 64}"),
+        "its input has 1×1600 values, which are no 64 mel bands",
+    ),
     "YAML: a typo": (sidecar("rte: 8000"), "'e.yaml': unknown setting 'rte': did you mean 'rate'?"),
     "YAML: a bound": (sidecar("rate: 10"), "'e.yaml': rate: 10 is outside 1000 to 192000"),
     "YAML: a type": (sidecar("licence: 3"), "'e.yaml': licence: 3 is not str or null"),

@@ -203,13 +203,26 @@ def _sidecar(given: str, path: Path, graph: Graph) -> SidecarFile:
                     f"encoder '{shorten(given, 200)}': its metadata has {key} {shorten(text)!r}, "
                     "which is not a number"
                 ) from error
-    if not path.is_file():
+    if not path.exists():
+        if others := [name for name in _mistaken_names(given) if path.with_name(name).exists()]:
+            raise UserError(
+                f"encoder settings '{shorten(others[0], 80)}' have the wrong name and are not "
+                f"read: rename the file to '{shorten(path.name, 80)}'"
+            )
         return read_sidecar(f"encoder '{shorten(given, 200)}', metadata", facts)
     from resp_tune.common.yaml_files import read_yaml
 
     where = f"encoder settings '{path.name}'"
     values = read_yaml(where, path)
-    return read_sidecar(where, {**facts, **values} if isinstance(values, dict) else values or facts)
+    if isinstance(values, dict):
+        values = {**facts, **values}
+    return read_sidecar(where, facts if values is None else values)
+
+
+def _mistaken_names(given: str) -> list[str]:
+    """Return names that are easily given to the YAML beside an encoder, and are not its name."""
+    file = Path(given)
+    return [f"{file.stem}.yml", f"{file.name}.yaml", f"{file.name}.yml"]
 
 
 def runtime_of(suffix: str, given: str) -> ModuleType:

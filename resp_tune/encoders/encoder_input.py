@@ -30,7 +30,6 @@ def check_input(
     Raises `UserError` if the input does not fit them.
     """
     rate, mel = sidecar.rate, sidecar.mel
-    lengths = [n for n in shape if n != 1]
     shown = "×".join(str(n) if n else "?" for n in shape) or "no"
     if mel is None:
         free_axes = [n for n in shape[:-1] if n > 1]
@@ -41,7 +40,7 @@ def check_input(
             )
         fixed = shape[-1]
     else:
-        if len(lengths) > 1 and mel.n_mels not in shape[-2:] and 0 not in shape[-2:]:
+        if mel.n_mels not in shape[-2:] and 0 not in shape[-2:]:
             raise UserError(f"its input has {shown} values, which are no {mel.n_mels} mel bands")
         if len(shape) < 2 or any(n > 1 for n in shape[:-2]):
             raise UserError(f"its input has {shown} values, no log-mel frames")
