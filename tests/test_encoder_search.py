@@ -63,6 +63,10 @@ def test_the_plan_says_how_long_filling_takes(place: Path) -> None:
     assert plan["encoder"].startswith(f"{encoder.line}; filling 15 caches takes ")
     assert f" takes {recordings * sum(each.values()):,} windows of " in plan["encoder"]
     assert plan["encoder"].endswith(" s of one core")
+    assert plan["windows"] == (
+        "waveform of 16000 Hz, 0.1 s every 0.05 s; of each, layer 3: 4 frames × 2 bands × 200 "
+        "channels, last: 4 frames × 1 band × 6 channels, embedding: 1 frame × 1 band × 6 channels"
+    )
     spec.data.caches.fill(front_ends)
     assert dict(describe_plan(spec))["encoder"] == f"{encoder.line}; its caches are filled"
 

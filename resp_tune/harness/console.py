@@ -16,12 +16,13 @@ from rich.markup import escape
 from resp_tune.cluster.connect import AUTO
 from resp_tune.cluster.resources import TrialResources
 from resp_tune.common.choices import LEVELS, at_level
-from resp_tune.common.text import amount, plural, short
+from resp_tune.common.text import amount, join_names, plural, short
 from resp_tune.config import EncoderFrontEnd
 from resp_tune.data.sounds.waveforms import describe_uneven_bands
 from resp_tune.data.split import Leaks
 from resp_tune.encoders.encode import seconds_a_window
 from resp_tune.encoders.encoder_file import Encoder
+from resp_tune.encoders.layers import SHOWN
 from resp_tune.features.encoder_frames import expected_windows
 from resp_tune.harness.options import SearchOptions, in_ray_job
 from resp_tune.harness.spec import OUTER, SearchData, SearchSpec
@@ -74,6 +75,7 @@ def describe_plan(spec: SearchSpec) -> Iterator[tuple[str, str]]:
     prefilled = "before the search" if spec.data.prefilled else "when a trial first needs it"
     for encoder in spec.data.encoders:
         yield "encoder", f"{encoder.line}; {_filling(spec.data, encoder)}"
+        yield "windows", _heard(encoder)
     front_ends = plural(len(spec.data.front_ends), "front end")
     points = "" if space.size == math.inf else f"{plural(int(space.size), 'point')}; "
     yield (
@@ -146,6 +148,24 @@ def _filling(data: SearchData, encoder: Encoder) -> str:
     return (
         f"filling {plural(len(missing), 'cache')} takes {windows:,} windows of "
         f"{1000 * each:.2g} ms, about {windows * each:,.0f} s of one core"
+    )
+
+
+def _heard(encoder: Encoder) -> str:
+    """Return what an encoder is given, and how the axes of its layers are read.
+
+    Both follow from its YAML or from defaults, and a wrong one shows in nothing but the scores.
+    """
+    settings, layers = encoder.settings, {kept.layer: (text, kept) for text, kept in encoder.kept}
+    level = "" if settings.level is None else f" at {settings.level:g} dB"
+    shown = [
+        f"{text}: {plural(kept.frames, 'frame')} × {plural(kept.bands, 'band')} × "
+        f"{plural(kept.channels, 'channel')}"
+        for text, kept in layers.values()
+    ]
+    return (
+        f"{settings.input} of {settings.rate} Hz{level}, {settings.window / settings.rate:g} s "
+        f"every {settings.hop / settings.rate:g} s; of each, layer {join_names(shown, SHOWN)}"
     )
 
 
