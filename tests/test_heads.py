@@ -19,7 +19,11 @@ from resp_tune.features.pooled_clips import PooledClips
 from resp_tune.training.fold_training import TrainingData
 from resp_tune.training.heads import reduction
 from resp_tune.training.heads.head_network import HeadNetwork, empty_head
-from resp_tune.training.heads.logistic_regression import patient_weights
+from resp_tune.training.heads.logistic_regression import (
+    coordinates,
+    fit_logistic_regression,
+    patient_weights,
+)
 from resp_tune.training.heads.reduction import TrainingMatrix
 from resp_tune.training.loop import Training, resume, save_checkpoint
 
@@ -59,6 +63,19 @@ def test_the_linear_head_is_scikit_learns_logistic_regression(c: float, pca: int
     training = run(Training(head_config(head_c=c, pca=pca, epochs=1), [data]))
     found = training.predict_validation()[0]
     np.testing.assert_allclose(found, reference(data, c, pca), atol=2e-3)
+
+
+def test_two_classes_have_half_scikit_learns_penalty() -> None:
+    draws = np.random.default_rng(0)
+    x, labels = draws.normal(size=(40, 60)).astype(np.float32), np.arange(40) % 2
+    features, weight = PooledClips(torch.from_numpy(x), "two classes"), torch.ones(40).double()
+    matrix = TrainingMatrix(features)
+    at = coordinates(matrix, features, weight, 0)
+    fit = fit_logistic_regression(at, torch.from_numpy(labels), weight, 2, 0.1)
+    found = (at.clips @ fit.weights + fit.bias).softmax(1).numpy()
+    scaled = StandardScaler().fit_transform(x)
+    theirs = LogisticRegression(C=0.2, tol=1e-9, max_iter=20_000).fit(scaled, labels)
+    np.testing.assert_allclose(found, theirs.predict_proba(scaled), atol=2e-3)
 
 
 def test_more_components_than_the_clips_have_are_all() -> None:

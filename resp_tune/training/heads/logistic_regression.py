@@ -79,6 +79,9 @@ def fit_logistic_regression(
 ) -> LinearFit:
     """Minimise `½·‖W‖² + c · Σ weight · cross entropy` over the clips, as scikit-learn does.
 
+    Each class has weights. Of two classes scikit-learn keeps the difference alone, which has half
+    the penalty: its model with `C = 2c` is the same.
+
     L-BFGS in float64, in coordinates in which the Hessian's bound of Böhning (1992),
     `1 + c · (1 − 1/K)/K · moments` but for a factor, is the identity: the classes' weights and the
     features' variances would otherwise spread its eigenvalues over many orders of magnitude.
