@@ -411,3 +411,16 @@ def test_yamnet_with_and_without_the_delegate(monkeypatch: pytest.MonkeyPatch) -
     for one, other in zip(fast, plain, strict=True):
         assert not np.array_equal(one, other)
         assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
+
+
+def test_a_layer_is_the_same_whatever_others_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the delegate does not give leaves the others to it."""
+    content = real_encoder().read_bytes()
+    graph = litert_runtime.read_graph(content)
+    layers = [find_layer(graph, text) for text in ("94", "108", "120")]
+    sound = np.random.default_rng(1).normal(0, 0.1, (1, 15_600)).astype(np.float32)
+    monkeypatch.setattr(litert_runtime, "SAME", 0.95)  # which layer 120 does not reach
+    together = litert_runtime.session(content, layers, (1, 15_600))(sound)
+    for layer, values in zip(layers, together, strict=True):
+        (alone,) = litert_runtime.session(content, [layer], (1, 15_600))(sound)
+        np.testing.assert_array_equal(values, alone)

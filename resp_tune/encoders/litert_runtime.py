@@ -48,13 +48,24 @@ def session(
     """Return a function from one input to the values of `layers`, float32; for one thread.
 
     LiteRT's delegate for CPUs is three times as fast. It may fuse operators, so that a layer's
-    tensor is never written: it is used if it gives each layer's values for a window of noise.
+    tensor is never written: it gives those layers whose values for a window of noise it has. Each
+    layer is judged alone, or its values would depend on which others are asked for, and `predict`
+    asks for one of those that a search kept.
     """
     plain = _runner(content, layers, input_shape, delegate=False)
     fast = _runner(content, layers, input_shape, delegate=True)
     noise = np.random.default_rng(0).normal(0, 0.1, input_shape).astype(np.float32)
-    pairs = zip(plain(noise), fast(noise), strict=True)
-    return fast if all(_alike(one, other) for one, other in pairs) else plain
+    alike = [_alike(one, other) for one, other in zip(plain(noise), fast(noise), strict=True)]
+    if all(alike):
+        return fast
+    if not any(alike):
+        return plain
+
+    def run(values: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        pairs = zip(alike, fast(values), plain(values), strict=True)
+        return [one if use else other for use, one, other in pairs]
+
+    return run
 
 
 def _alike(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> bool:
