@@ -29,7 +29,7 @@ from resp_tune.encoders.encode import encode, frame_centres, nearest_frames, sec
 from resp_tune.encoders.encoder_file import Encoder, open_encoder
 from resp_tune.encoders.encoder_input import at_level, played_at, time_frames, window_starts
 from resp_tune.encoders.encoder_settings import EncoderSettings, MelSettings
-from resp_tune.encoders.layers import find_layer
+from resp_tune.encoders.layers import Graph, Layer, find_layer
 from resp_tune.errors import RunError, UserError
 
 RATE = 16_000
@@ -179,6 +179,12 @@ def test_a_layer_that_is_not_there_shows_those_that_are(tmp_path: Path) -> None:
         "encoder_layer 'hiden' is not one of its 7 layers: 0 floats 1×1600, 1 louder 1×1600, "
         "2 framed 1×4×2×200, 3 map 1×200×4×2, 4 frames 1×4×400, 5 hidden 1×4×6, 6 embedding 1×6"
     )
+
+
+def test_a_name_goes_before_an_index() -> None:
+    layers = (Layer(0, "a", (1, 4)), Layer(1, "0", (1, 5)), Layer(2, "1", (1, 6)))
+    graph = Graph((1, 4), layers, "1", ("NTC",))
+    assert [find_layer(graph, text).index for text in ("0", "1", "2", "a")] == [1, 2, 2, 0]
 
 
 def test_an_axis_that_is_no_frames_is_refused(tmp_path: Path) -> None:

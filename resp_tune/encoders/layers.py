@@ -42,12 +42,16 @@ class Graph:
 
 
 def find_layer(graph: Graph, wanted: str) -> Layer:
-    """Return the layer that `wanted` names: `last`, an index, or a name."""
+    """Return the layer that `wanted` names: `last`, a name, or an index.
+
+    A name goes before an index: exporters of PyTorch name layers by numbers of their own.
+    """
     if wanted == LAST:
         return _last(graph)
-    for layer in graph.layers:
-        if wanted in (layer.name, str(layer.index)):
-            return layer
+    by_index = {str(layer.index): layer for layer in graph.layers}
+    by_name = {layer.name: layer for layer in reversed(graph.layers)}
+    if found := by_name.get(wanted, by_index.get(wanted)):
+        return found
     raise UserError(
         f"encoder_layer '{shorten(wanted)}' is not one of its {len(graph.layers)} layers: "
         f"{_listed(graph.layers)}"
