@@ -219,7 +219,8 @@ def _train(request: TrainRequest, datamodule: DataModule, folds: Sequence[FoldTa
     torch.set_num_threads(request.threads or workers)
     keep_freed_memory()
     config = resolve_precision(config, detect_compute_device(device))
-    log.info(f"training on {device}, {config.precision}, {torch.get_num_threads()} threads")
+    precision = "float32" if config.has_encoder else config.precision  # heads know no other
+    log.info(f"training on {device}, {precision}, {torch.get_num_threads()} threads")
     training = Training(config, data, device)
     print("epoch", *COLUMNS, "seconds", sep="\t")
     while not training.done:

@@ -209,7 +209,8 @@ def test_a_trial_is_repeated_by_train(done: Any, capsys: pytest.CaptureFixture[s
     assert "is not there: give the path of a .tflite or .onnx file" in capsys.readouterr().err
     encoder = back(done)
     try:
-        assert run(train.main, args) == 0, capsys.readouterr().err
+        assert run(train.main, args) == 0
+        assert "training on cpu, float32, " in capsys.readouterr().err
         epochs = pd.read_csv(done.root / "repeated" / "epochs.csv")
         assert epochs["val_macro_f1"].iloc[-1] == pytest.approx(finished["score"], abs=1e-6)
         assert load_bundle(done.root / "repeated").encoder is not None
