@@ -285,6 +285,16 @@ def test_mistakes_in_parameters(tmp_path: Path, parameters: dict[str, Any], mess
     assert "\n" not in str(caught.value)
 
 
+def test_fields_that_some_trials_heed_may_be_searched(tmp_path: Path) -> None:
+    width, hidden = ({"type": "int", "low": 4, "high": 8} for _ in range(2))
+    either = {"type": "categorical", "values": ["none", "e.onnx"]}
+    space_of(tmp_path, {"encoder": either, "width": width, "hidden": hidden})
+    heads = {"type": "categorical", "values": ["linear", "mlp"]}
+    head_c = {"type": "float", "low": 0.1, "high": 1.0}
+    parameters = {"head": heads, "head_c": head_c, "hidden": hidden}
+    space_of(tmp_path, parameters, fixed={"encoder": "e.onnx"})
+
+
 WRONG_FILES = {
     "": "must be a mapping with 'parameters'",
     "- a\n- b": "must be a mapping with 'parameters'",
@@ -296,6 +306,15 @@ WRONG_FILES = {
     "preset: [a]\nparameters: {}": "unknown preset",
     "fixed: [lr]\nparameters: {}": "'fixed' must be a mapping of field to value",
     "fixed: {drop: 1}\nparameters: {lr: 1}": "unknown field 'drop'",
+    "fixed: {encoder: e.onnx}\nparameters: {width: {type: int, low: 4, high: 8}}": (
+        "width: with an encoder it changes nothing: take it out"
+    ),
+    "fixed: {encoder: e.onnx}\nparameters: {hidden: {type: int, low: 4, high: 8}}": (
+        "hidden: with head: linear it changes nothing: give head: mlp under fixed"
+    ),
+    "fixed: {encoder: e.onnx, head: mlp}\nparameters: {head_c: {type: float, low: 1, high: 2}}": (
+        "head_c: with head: mlp it changes nothing: give head: linear under fixed"
+    ),
     "fixed: {dropout: 1}\nparameters: {lr: 1}": "dropout: 1.0 is outside 0 to 0.95",
     "fixed: {lr: 0.01}\nparameters: {lr: {type: float, low: 0.1, high: 1}}": (
         "'lr' is in both 'fixed' and 'parameters'"

@@ -36,6 +36,18 @@ ENCODER_FIELDS = (
     "encoder_layer", "encoder_speed", "encoder_pool", "head", "head_c", "hidden", "feature_noise",
     "pca",
 )  # fmt: skip
+NETWORK_FIELDS = (  # of a network on log-mel frames alone
+    "sample_rate", "clip_seconds", "n_fft", "hop_length", "n_mels", "f_min", "top_db", "channels",
+    "pad", "crop", "normalise", "time_shift", "max_mask_pct", "n_freq_masks", "n_time_masks",
+    "augment_validation", "network", "width", "depth", "precision",
+)  # fmt: skip
+HEAD_FIELDS = {  # of one head alone
+    "linear": ("head_c",),
+    "mlp": (
+        "hidden", "feature_noise", "dropout", "lr", "weight_decay", "batch_size", "micro_batch",
+        "ema", "balance", "label_smoothing", "mixup",
+    ),
+}  # fmt: skip
 TEXT_FIELDS = ("encoder_layer", "encoder_speed")  # whose values may be numbers in YAML
 MAX_FRONT_ENDS = 1024  # each has a cache on disk
 # `normalise: pcen` is another front end; its other values are one and the same.
@@ -274,14 +286,23 @@ def _parse(name: str, content: Any) -> SearchSpace:
 
 
 def _check_encoder_fields(base: TrialConfig, parameters: Mapping[str, Parameter]) -> None:
-    """Raise `UserError` for a searched field that changes nothing without an encoder."""
+    """Raise `UserError` for a searched field that no trial heeds, with or without an encoder."""
     searched = {f for name, p in parameters.items() for f in _fields(name, p)}
-    if base.has_encoder or "encoder" in searched:
-        return
-    if idle := [name for name in ENCODER_FIELDS if name in searched]:
-        raise UserError(
-            f"{idle[0]}: without an encoder it changes nothing: give encoder: PATH under fixed"
+    if not base.has_encoder and "encoder" not in searched:
+        _refuse_idle(
+            searched, ENCODER_FIELDS, "without an encoder", "give encoder: PATH under fixed"
         )
+    elif "encoder" not in searched:
+        _refuse_idle(searched, NETWORK_FIELDS, "with an encoder", "take it out")
+        for head, fields in HEAD_FIELDS.items():
+            if "head" not in searched and head != base.head:
+                remedy = f"give head: {head} under fixed"
+                _refuse_idle(searched, fields, f"with head: {base.head}", remedy)
+
+
+def _refuse_idle(searched: Collection[str], fields: Sequence[str], where: str, remedy: str) -> None:
+    if idle := [name for name in fields if name in searched]:
+        raise UserError(f"{idle[0]}: {where} it changes nothing: {remedy}")
 
 
 def _as_text(field: str, content: Any) -> Any:
