@@ -23,9 +23,11 @@ from support.instant import search_here, small_spec
 
 from resp_tune import evaluate, predict, train
 from resp_tune.cli import run
-from resp_tune.errors import UserError
+from resp_tune.encoders.encoder_file import open_encoder
+from resp_tune.errors import RunError, UserError
 from resp_tune.harness.listeners import without_repeats
 from resp_tune.study.study import read_study
+from resp_tune.training import bundled_encoder
 from resp_tune.training.model_bundle import load_bundle
 
 SPACE = {
@@ -308,6 +310,16 @@ def test_a_bundle_without_an_encoder_replaces_one_with_it(done: Any, tmp_path: P
     save_bundle(copy, config, CLASSES, networks, {})
     assert not list(copy.glob("encoder.*"))
     assert load_bundle(copy).encoder is None
+
+
+def test_an_encoder_that_is_gone_at_the_end_is_to_be_restored(tmp_path: Path) -> None:
+    """The trials are done by then, and a rerun has only the winner to save."""
+    path = save_encoder(tmp_path / "tiny.onnx")
+    encoder = open_encoder(str(path))
+    path.unlink()
+    with pytest.raises(RunError, match="restore it and rerun the command"):
+        bundled_encoder.save_encoder(tmp_path / "winner", encoder)
+    assert not (tmp_path / "winner").exists()
 
 
 def test_cycles_are_cut_at_the_annotations(

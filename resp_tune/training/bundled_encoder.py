@@ -36,7 +36,7 @@ def save_encoder(folder: Path, encoder: Encoder | None) -> dict[str, Any]:
     """Write a bundle's encoder, or remove that of an earlier one; return its part of the config.
 
     The settings are those of its own YAML, with the name that follows from its path otherwise.
-    Raises `RunError` if they have changed since the encoder was opened.
+    Raises `RunError` if they or the file have changed since the encoder was opened.
     """
     file = None if encoder is None else f"encoder{encoder.suffix}"
     for name in {*ENCODERS, SETTINGS} - ({file, SETTINGS} if file else set()):
@@ -45,6 +45,7 @@ def save_encoder(folder: Path, encoder: Encoder | None) -> dict[str, Any]:
         return {}
     from resp_tune.common.yaml_files import read_yaml  # needs more than a bare host has
 
+    data = encoder.read()
     now = open_encoder(str(encoder.path), tuple(text for text, _ in encoder.kept))
     if now.identity != encoder.identity:
         raise RunError(
@@ -57,7 +58,7 @@ def save_encoder(folder: Path, encoder: Encoder | None) -> dict[str, Any]:
     if encoder.licence == UNKNOWN_LICENCE:
         del named["licence"]
     text = (json.dumps({**(settings or {}), **named}, indent=1) + "\n").encode()  # JSON is YAML
-    write_atomically(folder / file, encoder.read())
+    write_atomically(folder / file, data)
     write_atomically(folder / SETTINGS, text)
     entry = {"file": file, **describe_encoder(encoder)}
     return {"encoder": entry | {"settings_sha256": hashlib.sha256(text).hexdigest()}}
