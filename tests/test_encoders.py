@@ -356,10 +356,13 @@ def test_a_sound_shorter_than_a_window_is_repeated(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
-    path = save_encoder(tmp_path / "e.onnx", gain=float("nan"))
+    path = save_encoder(tmp_path / "nan.onnx", gain=float("nan"))
+    with pytest.raises(UserError, match="encoder_layer 3 'map' gives values that are not finite"):
+        open_encoder(str(path), ("map",))
+    path = save_encoder(tmp_path / "e.onnx", gain=3e38)
     encoder = open_encoder(str(path), ("map",))
     with pytest.raises(RunError, match="layer 3 gives values that are not finite"):
-        encode(encoder, tone(100), {1: [encoder.layer("map")]}, None)
+        encode(encoder, 10 * tone(100), {1: [encoder.layer("map")]}, None)
     path = save_encoder(tmp_path / "loud.onnx", gain=1e6)
     encoder = open_encoder(str(path), ("map",))
     layer = encoder.layer("map")

@@ -150,7 +150,8 @@ def _open(given: str, path: Path, layers: tuple[str, ...], _stamps: object) -> E
         texts = {text: sidecar.last or LAST if text == LAST else text for text in layers}
         found = {text: find_layer(graph, name) for text, name in texts.items()}
         distinct = list(dict.fromkeys(found.values()))
-        values, shape = shaped_input(np.zeros(settings.window, np.float32), graph, settings)
+        noise = np.random.default_rng(0).normal(0, 0.1 * settings.scale, settings.window)
+        values, shape = shaped_input(noise.astype(np.float32), graph, settings)
         outputs = _first_run(runtime, content, distinct, shape, values)
         layouts = settings.layout
         kept = {
@@ -177,9 +178,9 @@ def _open(given: str, path: Path, layers: tuple[str, ...], _stamps: object) -> E
 def _first_run(
     runtime: ModuleType, content: bytes, layers: Sequence[Any], shape: Any, values: Any
 ) -> list[Any]:
-    """Return the values of `layers` for one window of silence."""
+    """Return the values of `layers` for one window, which must be finite."""
     try:
-        return list(runtime.session(content, layers, shape)(values))
+        outputs = list(runtime.session(content, layers, shape)(values))
     except UserError:
         raise
     except Exception as error:  # onnxruntime's classes derive from Exception alone
@@ -187,6 +188,13 @@ def _first_run(
             f"it fails on a window of {len(values.ravel())} values "
             f"({shorten(str(error), 120)}): set window in the YAML beside the file"
         ) from error
+    for layer, output in zip(layers, outputs, strict=True):
+        if not np.isfinite(output).all():
+            raise UserError(
+                f"encoder_layer {layer.index} '{shorten(layer.name)}' gives values that are not "
+                "finite: choose another layer or file"
+            )
+    return outputs
 
 
 def _sidecar(given: str, path: Path, graph: Graph) -> SidecarFile:
