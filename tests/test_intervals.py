@@ -112,6 +112,15 @@ def test_paired_differences_draw_by_draw() -> None:
         np.testing.assert_allclose(pair["interval"], spread, atol=1e-6, err_msg=name)
 
 
+def test_a_difference_has_an_interval_from_two_patients_on() -> None:
+    labels, p, _ = clips_of_patients(4, 20, 3, seed=1)
+    other = clips_of_patients(4, 20, 3, seed=2)[1]
+    for of, known in ((["p"] * 20, False), (["p"] * 10 + ["q"] * 10, True)):
+        found = paired_differences(labels, p, [other], of, ["accuracy", "mcc"])
+        assert list(found) == ["accuracy", "mcc"]
+        assert all((pair["interval"] is not None) == known for pair in found.values())
+
+
 def test_pairing_is_sharper_than_two_intervals() -> None:
     """Two models that err on the same patients: what they share moves neither ahead."""
     labels, p, of = clips_of_patients(40, 160, 3, seed=2)

@@ -36,6 +36,26 @@ def test_fields_that_move_with_another(tmp_path: Path) -> None:
     assert space.baseline_params() == {"sample_rate_index": 0}
 
 
+def test_examples_and_points_of_a_field_with_a_condition(tmp_path: Path) -> None:
+    rates = {**RATES, "values": [8000, 12_000, 16_000], "when": {"pad": "repeat"}}
+    lr = {"type": "float", "low": 0.01, "high": 0.1}
+    space = space_of(tmp_path, {"pad": PADS, "sample_rate": rates, "lr": lr})
+    examples = space.examples("sample_rate")
+    assert examples[0] == space.baseline()
+    assert sorted(c.sample_rate for c in examples) == [4000, 8000, 12_000, 16_000]
+    assert all(c.pad == ("repeat" if c.sample_rate > 4000 else c.pad) for c in examples)
+    assert len({c.lr for c in examples[1:]}) == 1, "other fields have the baseline's values"
+    assert {(c.n_fft, c.hop_length) for c in examples[1:]} == {(256, 128), (512, 256), (1024, 512)}
+    finite = space_of(tmp_path, {"pad": PADS, "sample_rate": rates, "balance": {
+        "type": "categorical", "values": ["none", "focal"]}})  # fmt: skip
+    assert list(finite.points()) == [
+        {"pad": pad, **rate, "balance": balance}
+        for pad, values in (("silence", [None]), ("repeat", [8000, 12_000, 16_000]))
+        for rate in [{} if value is None else {"sample_rate": value} for value in values]
+        for balance in ("none", "focal")
+    ]
+
+
 def test_where_nothing_is_asked_the_fixed_values_hold(tmp_path: Path) -> None:
     rates = {**RATES, "values": [8000, 12_000, 16_000], "when": {"pad": "repeat"}}
     fixed = {"sample_rate": 2000, "n_fft": 128, "hop_length": 64}

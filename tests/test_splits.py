@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,6 +246,54 @@ def test_official_needs_the_official_split() -> None:
         make_split(dataset, clips_for("cycles", dataset), SplitSpec("official"))
 
 
+def challenge_set(official: dict[int, Any]) -> Dataset:
+    """Two recordings of each of 24 patients; `official` is the split of the patient's first one.
+
+    The second one is in `train`, but for None: then the split has neither.
+    """
+    dataset = cohort({"COPD": 24})
+    listed = []
+    for recording in dataset.recordings:
+        side = official.get(int(recording.patient), "train")
+        first = recording.session.endswith("_0b1")
+        side = side if first or side is None else "train"
+        listed.append(dataclasses.replace(recording, official=side))
+    return dataclasses.replace(dataset, recordings=tuple(listed))
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_official_keeps_the_challenges_test_split(drop: bool) -> None:
+    """Patients 101 and 102 are in both splits, and 124 in neither."""
+    dataset = challenge_set({101: "test", 102: "test", 124: None})
+    clips = clips_for("cycles", dataset)
+    split = make_split(dataset, clips, SplitSpec("official", folds=4, drop_shared_patients=drop))
+    check_valid(dataset, clips, split)
+    assert split.test == ("101_0b1_Al_sc_Meditron", "102_0b1_Al_sc_Meditron")
+    searched = {s for fold in split.folds for s in (*fold.train, *fold.validation)}
+    patients = {stem.split("_")[0] for stem in searched}
+    whole = {str(number) for number in range(101, 124)}
+    shared = "patients 101, 102 are in training and test of the official split"
+    if drop:
+        assert patients == whole - {"101", "102"}
+        assert len(searched) == 42
+        note = f"{shared}: their 2 training recordings are left out"
+    else:
+        assert patients == whole
+        assert len(searched) == 44
+        note = f"{shared}: the test split leaks; drop_shared_patients avoids it"
+    assert split.notes == ("2 recordings left out: not in the official split", note)
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_official_needs_both_of_its_splits(side: Any) -> None:
+    one = challenge_set({})
+    listed = tuple(dataclasses.replace(r, official=side) for r in one.recordings)
+    dataset = dataclasses.replace(one, recordings=listed)
+    with pytest.raises(UserError, match=r"ICBHI_challenge_train_test\.txt must name") as caught:
+        make_split(dataset, clips_for("cycles", dataset), SplitSpec("official"))
+    assert "use the protocol patient" in str(caught.value)
+
+
 # ---- recording
 
 
@@ -299,6 +348,58 @@ def test_device_leaves_out_classes_by_name(icbhi: Dataset) -> None:
     assert split.classes == ("chronic", "non-chronic")
     assert "healthy: left out, no patient in the test split" in split.notes
     check_valid(icbhi, clips, split)
+
+
+def two_devices() -> Dataset:
+    """12 patients with a Meditron, of whom 2 also have two recordings with a LittC2SE; 8 more."""
+    meditron, litt = cohort({"COPD": 12}), cohort({"COPD": 14}, device="LittC2SE")
+    both = {"101", "102", *(str(number) for number in range(113, 121))}
+    kept = [
+        dataclasses.replace(r, patient=name, person=name, session=f"{name}_{r.session[-1]}L")
+        for r, name in (
+            (r, str(int(r.patient) + (0 if int(r.patient) < 103 else 10))) for r in litt.recordings
+        )
+        if name in both
+    ]
+    stems = [dataclasses.replace(r, stem=f"{r.patient}{r.stem[3:]}") for r in kept]
+    return dataclasses.replace(meditron, recordings=(*meditron.recordings, *stems))
+
+
+def test_device_holds_out_its_recordings_and_their_patients() -> None:
+    dataset = two_devices()
+    clips = clips_for("cycles", dataset)
+    split = make_split(dataset, clips, SplitSpec("device", hold_out_device="LittC2SE", folds=4))
+    check_valid(dataset, clips, split)
+    assert split.test is not None
+    assert split.test == tuple(sorted(r.stem for r in dataset.recordings if r.device == "LittC2SE"))
+    searched = {s for fold in split.folds for s in (*fold.train, *fold.validation)}
+    assert {stem.split("_")[0] for stem in searched} == {str(n) for n in range(103, 113)}
+    assert split.notes == (
+        "4 recordings of 2 patients left out: made with another device than LittC2SE, but the "
+        "patient is in the test split",
+    )
+
+
+def test_device_without_a_patient_in_common_leaves_none_out() -> None:
+    dataset = two_devices()
+    own = tuple(r for r in dataset.recordings if r.patient not in ("101", "102"))
+    dataset = dataclasses.replace(dataset, recordings=own)
+    clips = clips_for("cycles", dataset)
+    split = make_split(dataset, clips, SplitSpec("device", hold_out_device="Meditron"))
+    assert split.notes == ()
+    assert {stem.split("_")[0] for stem in split.test or ()} == {str(n) for n in range(103, 113)}
+
+
+def test_device_without_a_recording_of_the_task_is_refused() -> None:
+    dataset = two_devices()
+    listed = tuple(
+        dataclasses.replace(r, cycles=() if r.device == "LittC2SE" else r.cycles)
+        for r in dataset.recordings
+    )
+    dataset = dataclasses.replace(dataset, recordings=listed)
+    spec = SplitSpec("device", hold_out_device="LittC2SE")
+    with pytest.raises(UserError, match="no recording of LittC2SE belongs to the task: choose an"):
+        make_split(dataset, clips_for("cycles", dataset), spec)
 
 
 # ---- options
