@@ -247,6 +247,8 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fiel
 # What trials did before a field was added, where this is not the field's default.
 BEFORE_ADDED: Mapping[str, Any] = {"resampling": "hann"}
 WANTED = {"encoder": "the path of its file, or none", "encoder_layer": "last, a name or an index"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
+          type(None): "null"}  # fmt: skip
 _hints = functools.cache(get_type_hints)
 
 
@@ -274,12 +276,15 @@ def check_fields(config: Any) -> None:
     for spec in dataclasses.fields(owner):
         name, value, hint = spec.name, getattr(config, spec.name), _hints(owner)[spec.name]
         kinds, shown = get_args(hint) or (hint,), reprlib.repr(value)
+        if value is None or isinstance(value, bool):
+            shown = "null" if value is None else str(value).lower()
         if get_origin(hint) is Literal:
             if value not in kinds:
                 raise UserError(f"{name}: {shown} is not one of {', '.join(map(str, kinds))}")
         elif type(value) not in kinds and type(value) is not get_origin(hint):
-            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-            raise UserError(f"{name}: {shown} is not {wanted}")
+            wanted = " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds)
+            give = f": give {WANTED[name]}" if name in WANTED else ""
+            raise UserError(f"{name}: {shown} is not {wanted}{give}")
         elif value is not None and "low" in spec.metadata:
             low, high = spec.metadata["low"], spec.metadata["high"]
             if not low <= value <= high:  # true of NaN as well

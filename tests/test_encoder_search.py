@@ -121,7 +121,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "its settings": (
         lambda place: (place / "tiny.yaml").write_text("hop: fast"),
-        "encoder settings 'tiny.yaml': hop: 'fast' is not float or null",
+        "encoder settings 'tiny.yaml': hop: 'fast' is not a number or null",
     ),
 }
 

@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "YAML: a typo": (sidecar("rte: 8000"), "'e.yaml': unknown setting 'rte': did you mean 'rate'?"),
     "YAML: a bound": (sidecar("rate: 10"), "'e.yaml': rate: 10 is outside 1000 to 192000"),
-    "YAML: a type": (sidecar("licence: 3"), "'e.yaml': licence: 3 is not str or null"),
+    "YAML: a type": (sidecar("licence: 3"), "'e.yaml': licence: 3 is not text or null"),
     "YAML: gaps": (sidecar("hop: 1"), "hop 1 s leaves gaps between windows of 0.1 s"),
     "YAML: layout of a mapping": (sidecar("layout: {a: 1}"), "is no list of texts"),
     "YAML: layout of a number": (sidecar("layout: 3"), "is no list of texts"),

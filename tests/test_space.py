@@ -250,7 +250,7 @@ WRONG_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"n_mels": {"type": "ordinal", "values": [64, 32]}}, "values must ascend, 32 follows 64"),
     ({"n_mels": {"type": "ordinal", "values": [32, 32]}}, "values must ascend, 32 follows 32"),
     ({"width": {"type": "ordinal", "values": [8, "16"]}}, "width: values: "),
-    ({"width": {"type": "ordinal", "values": [8, 16.5]}}, "width: 16.5 is not int"),
+    ({"width": {"type": "ordinal", "values": [8, 16.5]}}, "width: 16.5 is not a whole number"),
     ({"pad": {"type": "ordinal", "values": ["repeat", "repeat"]}}, "pad: a value is given twice"),
     ({"pca": {"type": "int", "low": 0, "high": 5}}, "pca: without an encoder it changes nothing"),
     (

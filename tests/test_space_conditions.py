@@ -275,7 +275,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (along({"n\nfft": [1, 2]}), "sample_rate: with: unknown field 'n\\nfft'"),
     (along({"seed": [1, 2]}), "sample_rate: with: 'seed' is not searched: give --seed instead"),
     (along({"n_fft": [256, 8]}), "n_fft: 8 is outside 16 to 16384"),
-    (along({"n_fft": [256, "many"]}), "n_fft: 'many' is not int"),
+    (along({"n_fft": [256, "many"]}), "n_fft: 'many' is not a whole number"),
     (along({"lr": [0.1, 0.2]}), "sample_rate: with: 'lr' is in 'fixed' as well"),
     (along({"width": [8, 16]}, width=WIDTH), "sample_rate: with: 'width' is in 'parameters'"),
     (along({"sample_rate": [1, 2]}), "sample_rate: with: 'sample_rate' is in 'parameters'"),

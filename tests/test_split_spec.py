@@ -22,7 +22,7 @@ OFFICIAL = SplitSpec("official", folds=2, split_seed=3, drop_shared_patients=Tru
     [
         ({"protocol": "patients"}, "unknown protocol 'patients': did you mean 'patient'"),
         ({"folds": 0}, "folds: 0 is outside 1 to 4"),
-        ({"folds": "two"}, "folds: 'two' is not int"),
+        ({"folds": "two"}, "folds: 'two' is not a whole number"),
         ({"split_seed": 2**32}, "split_seed: 4294967296 is outside 0 to 4294967295"),
         ({"hold_out_device": "Meditron"}, "hold_out_device 'Meditron' needs the protocol device"),
         ({"drop_shared_patients": True}, "drop_shared_patients needs the protocol official"),
