@@ -124,7 +124,8 @@ def _chosen(uri: str, name: str | None) -> list[SearchEntry]:
     if not chosen:
         known = {entry.search.name for entry in entries}
         raise UserError(f"no search '{name}' in '{redact(uri)}': {nearest(name, known)}")
-    return chosen
+    # A nested search first, then its outer folds in their order.
+    return sorted(chosen, key=lambda e: (e.search.outer_fold is not None, e.search.outer_fold or 0))
 
 
 def _print(entries: Sequence[SearchEntry], base: str) -> None:
