@@ -4,8 +4,9 @@
     python scripts/benchmark_encoder.py --data ICBHI --out DIR    writes DIR/ENCODERS.md
 
 Fills the feature caches of a space in an empty folder, then runs trials of its baseline on four
-folds: a linear head and an MLP, of one speed and of all, first in a process that has seen nothing
-and then again. CPU seconds count all threads of this process; run nothing else meanwhile.
+folds, in one thread: a linear head and an MLP, of one speed and of all, first in a process that has
+seen nothing and then again, the linear head with C from 1e-2 to 1e-5. CPU seconds count all threads
+of this process; run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -110,7 +111,11 @@ def _over(stems: Sequence[str], fold: Any, datamodule: Any) -> Any:
 
 def _trials(baseline: TrialConfig, tables: Sequence[Any], caches: Any, cpus: int) -> Iterator[Row]:
     """Yield the rows of trials: the first with its features, and the median of the next ones."""
+    import torch
+
     from resp_tune.training.loop import Training
+
+    torch.set_num_threads(1)  # as a trial has in a search with a slot for each core
 
     def trial(config: TrialConfig) -> None:
         folds = [fold.load(caches, config, workers=cpus) for fold in tables]
@@ -127,7 +132,8 @@ def _trials(baseline: TrialConfig, tables: Sequence[Any], caches: Any, cpus: int
             yield _timed(f"first {what}{first}", lambda config=config: trial(config))
             # Other values of its own fields, as in a search.
             others = [
-                config.replace({"head_c": 10.0 ** -(1 + n), "seed": n}) for n in range(REPEATS)
+                config.replace({"head_c": 10.0 ** -(2 + 0.75 * n), "seed": n})
+                for n in range(REPEATS)
             ]
             again = [_timed(what, lambda c=c: trial(c)) for c in others]
             yield Row(
@@ -152,7 +158,7 @@ def _page(rows: Sequence[Row], encoder: str, data: str, cpus: int) -> Iterator[s
     yield ""
     yield f"Written by `python scripts/benchmark_encoder.py`. Encoder: {one_line(encoder)}. Data:"
     yield f"{one_line(data)}, {FOLDS} folds, {plural(EPOCHS, 'epoch')}; {plural(cpus, 'core')}."
-    yield "CPU seconds count all threads; wall seconds depend on what else ran."
+    yield "CPU seconds count all threads (a trial has one); wall seconds depend on other work."
     yield ""
     yield "| what | CPU s | wall s | limit, CPU s |"
     yield "|---|---|---|---|"

@@ -35,6 +35,7 @@ from resp_tune.training.regularization import draw_weights
 # `lr`, so the sum over n inputs by n times that: lr / n keeps it alike whatever n is (Yang et al.,
 # Tensor Programs V, arXiv:2203.03466), and one range of `lr` serves all layers, speeds and `pca`.
 BASE_INPUTS = 64
+LARGE = 1 << 27  # bytes of a fold's features
 
 
 def head_folds(
@@ -85,7 +86,8 @@ class LinearFold(FoldTraining):
                 self.network.output.weight.copy_(weights.T)
                 self.network.output.bias.copy_(fit.bias)
             self.loss = fit.loss
-            trim_heap()  # gigabytes of temporary values, if there are thousands of clips
+            if self.train_features.values.nbytes > LARGE:
+                trim_heap()  # of gigabytes of temporary values
         return self.loss
 
     def validate(self, epoch: int) -> dict[str, float]:
