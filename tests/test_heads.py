@@ -216,7 +216,42 @@ def test_the_matrix_of_a_fold_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
     for values in ({"head_c": 0.1}, {"head_c": 0.2}, {"head": "mlp"}):
         run(Training(head_config(epochs=1, **values), feature_folds(2)))
     assert len(computed) == len(set(computed)) == 2
-    assert all(matrix.nbytes > 0 for matrix in reduction._MATRICES.values())
+    clips = len(feature_folds(2)[0].train.labels)
+    for matrix in reduction._MATRICES.values():  # a Gram matrix and coordinates, both in float64
+        assert 2 * 8 * clips * (clips - 1) <= matrix.nbytes <= 3 * 8 * clips * clips
+
+
+def test_only_the_matrices_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that have grown: an MLP needs no Gram matrix, and a linear head does."""
+    monkeypatch.setattr(reduction, "_MATRICES", OrderedDict())
+    run(Training(head_config(epochs=1, head="mlp"), feature_folds(3)))
+    assert len(reduction._MATRICES) == 3
+    monkeypatch.setattr(reduction, "KEPT_BYTES", 60_000)
+    run(Training(head_config(epochs=1), feature_folds(3)))
+    features = feature_folds(3)[2].train.clips
+    assert isinstance(features, PooledClips)
+    reduction.training_matrix(features)
+    kept = sum(matrix.nbytes for matrix in reduction._MATRICES.values())
+    assert kept <= 60_000 or len(reduction._MATRICES) == 1
+    assert len(reduction._MATRICES) < 3
+
+
+def test_memory_that_runs_out_leaves_no_part_of_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction, "_MATRICES", OrderedDict())
+    expected = run(Training(head_config(epochs=1), feature_folds(1))).history[-1].metrics
+    monkeypatch.setattr(reduction, "_MATRICES", OrderedDict())
+    original, calls = TrainingMatrix.standardised, []
+
+    def fails_once(self: TrainingMatrix, features: PooledClips) -> torch.Tensor:
+        calls.append(features.key)
+        if len(calls) == 1:
+            raise RuntimeError("can't allocate memory")
+        return original(self, features)
+
+    monkeypatch.setattr(TrainingMatrix, "standardised", fails_once)
+    with pytest.raises(RuntimeError, match="allocate"):
+        run(Training(head_config(epochs=1), feature_folds(1)))
+    assert run(Training(head_config(epochs=1), feature_folds(1))).history[-1].metrics == expected
 
 
 def test_an_mlp_without_pca_needs_no_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

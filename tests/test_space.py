@@ -13,11 +13,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from support.spaces import all_configs, new_study, space_of
 
 from resp_tune.common.yaml_files import MAX_BYTES
-from resp_tune.config import Balance, EncoderFrontEnd, FrontEnd, preset
+from resp_tune.config import FIELDS, Balance, EncoderFrontEnd, FrontEnd, preset
 from resp_tune.data.sounds.waveforms import FLAT_TO
 from resp_tune.errors import UserError
 from resp_tune.features.logmel import check_filters
-from resp_tune.space.search_space import load_space
+from resp_tune.space.search_space import ENCODER_FIELDS, HEAD_FIELDS, NETWORK_FIELDS, load_space
 
 SHIPPED = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
 
@@ -415,3 +415,21 @@ def test_normalising_is_a_front_end_for_pcen_alone(tmp_path: Path) -> None:
     values = ["none", "clip", "recording", "band", "pcen"]
     space = space_of(tmp_path, {"normalise": {"type": "categorical", "values": values}})
     assert sorted(f.compression for f in space.front_ends()) == ["db", "pcen"]
+
+
+def test_fields_that_no_encoder_heeds_are_refused_among_several_encoders(tmp_path: Path) -> None:
+    both = {"type": "categorical", "values": ["a.onnx", "b.onnx"]}
+    width = {"type": "int", "low": 4, "high": 8}
+    with pytest.raises(UserError, match="width: with an encoder it changes nothing"):
+        space_of(tmp_path, {"encoder": both, "width": width})
+    either = {"type": "categorical", "values": ["none", "b.onnx"]}
+    assert space_of(tmp_path, {"encoder": either, "width": width}).parameters.keys() == {
+        "encoder", "width"
+    }  # fmt: skip
+
+
+def test_every_field_is_of_networks_of_heads_or_of_both() -> None:
+    """A field that is new in the trial config must be put into one of the lists."""
+    of_both = {"encoder", "f_max", "resampling", "epochs", "seed"}
+    of_heads = {field for fields in HEAD_FIELDS.values() for field in fields}
+    assert {*ENCODER_FIELDS, *NETWORK_FIELDS, *of_heads, *of_both} == set(FIELDS)

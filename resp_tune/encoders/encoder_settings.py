@@ -87,7 +87,8 @@ def read_sidecar(where: str, values: Any) -> SidecarFile:
         if isinstance(given.get("layout"), list):
             given["layout"] = tuple(map(str, given["layout"]))
         if not isinstance(given.get("layout", ()), tuple):
-            raise UserError(f"layout: {shorten(str(given['layout']), 80)} is no list of texts")
+            shown = "null" if given["layout"] is None else shorten(str(given["layout"]), 80)
+            raise UserError(f"layout: {shown} is no list: give [NTFC, NTC], or leave it out")
         if type(given.get("last")) is int:
             given["last"] = str(given["last"])
         settings: SidecarFile = _made(SidecarFile, given)

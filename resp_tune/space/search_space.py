@@ -288,11 +288,17 @@ def _parse(name: str, content: Any) -> SearchSpace:
 def _check_encoder_fields(base: TrialConfig, parameters: Mapping[str, Parameter]) -> None:
     """Raise `UserError` for a searched field that no trial heeds, with or without an encoder."""
     searched = {f for name, p in parameters.items() for f in _fields(name, p)}
-    if not base.has_encoder and "encoder" not in searched:
+    encoders = set[Any]()
+    for name, parameter in parameters.items():
+        if isinstance(parameter, ValueList) and "encoder" in _fields(name, parameter):
+            encoders |= {parameter.fields(name, value)["encoder"] for value in parameter.values}
+            encoders |= {base.encoder} if parameter.when else set()
+    encoders = encoders or {base.encoder}
+    if encoders == {"none"}:
         _refuse_idle(
             searched, ENCODER_FIELDS, "without an encoder", "give encoder: PATH under fixed"
         )
-    elif "encoder" not in searched:
+    elif "none" not in encoders:
         _refuse_idle(searched, NETWORK_FIELDS, "with an encoder", "take it out")
         for head, fields in HEAD_FIELDS.items():
             if "head" not in searched and head != base.head:

@@ -1,8 +1,8 @@
 """Write the runs below a search's parent run: those of trials, replicates and evaluations.
 
-`start_trial`, `log_epochs` and `end_trial` put what is to be written into a queue and return; the
-other methods write it, on the thread of the queue. They may be called again with the same
-arguments, after a partial failure or in a replay: they then write only what is missing.
+`start_trial`, `log_epochs` and `end_trial` put what is to be written into a queue and return; it is
+written on the thread of the queue. Each may be called again with the same arguments, after a
+partial failure or in a replay: then only what is missing is written.
 """
 
 from __future__ import annotations

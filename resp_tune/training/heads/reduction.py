@@ -1,6 +1,6 @@
 """Standardise pooled features and reduce them to what the training clips can tell apart.
 
-There are far fewer clips n than features d. All that depends on inner products of the training
+There are fewer clips n than features d, mostly. All that depends on inner products of the training
 clips, principal components and L2-regularised linear models, follows from their n × n Gram matrix.
 """
 
@@ -16,7 +16,7 @@ from resp_tune.features.pooled_clips import PooledClips
 # Of the largest eigenvalue: below, float64 rounding errors of the Gram matrix.
 SMALLEST_EIGENVALUE = 1e-10
 # Of the latest folds' matrices, in a process that runs many trials: four folds of 3,000 clips fit.
-KEPT_BYTES = 3 << 28
+KEPT_BYTES = 1 << 30
 BLOCK = 1024  # features that are converted to float64 at a time
 
 
@@ -82,10 +82,11 @@ class TrainingMatrix:
         """Return the Gram matrix X·Xᵀ, float64 `[clips, clips]`."""
         if self._gram is None:
             clips = len(features.values)
-            self._gram = torch.zeros(clips, clips, dtype=torch.float64)
+            gram = torch.zeros(clips, clips, dtype=torch.float64)
             for block in torch.split(self.standardised(features), BLOCK, dim=1):
                 x = block.double()
-                self._gram.addmm_(x, x.T)
+                gram.addmm_(x, x.T)
+            self._gram = gram  # only when it is whole: memory may run out before
         return self._gram
 
     def directions(self, features: PooledClips, weights: torch.Tensor) -> torch.Tensor:
@@ -120,11 +121,12 @@ _MATRICES: OrderedDict[str, TrainingMatrix] = OrderedDict()
 def training_matrix(features: PooledClips) -> TrainingMatrix:
     """Return what is known of a fold's training clips, computed once for all trials that have it.
 
-    Sizes are those of earlier trials; what this one adds counts at the next call.
+    The folds used last are kept, up to `KEPT_BYTES`; what is computed later counts at the next
+    call.
     """
     if features.key not in _MATRICES:
         _MATRICES[features.key] = TrainingMatrix(features)
-        while len(_MATRICES) > 1 and sum(m.nbytes for m in _MATRICES.values()) > KEPT_BYTES:
-            _MATRICES.popitem(last=False)
     _MATRICES.move_to_end(features.key)
+    while len(_MATRICES) > 1 and sum(m.nbytes for m in _MATRICES.values()) > KEPT_BYTES:
+        _MATRICES.popitem(last=False)
     return _MATRICES[features.key]
