@@ -81,9 +81,24 @@ def test_a_command_that_has_ended_is_no_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupts_wait_for_what_must_be_done(number: int) -> None:
-    before = signal.getsignal(number)
-    with interrupts_noted() as noted:
-        os.kill(os.getpid(), number)
-        time.sleep(0.01)
-    assert noted == [number]
-    assert signal.getsignal(number) is before
+    original = signal.signal(number, signal.default_int_handler)  # also if pytest runs under nohup
+    try:
+        with interrupts_noted() as noted:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+        assert noted == [number]
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, original)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    original = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with interrupts_noted() as noted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+        assert noted == []
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, original)
