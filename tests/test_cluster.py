@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.clusters import ARGS, EPOCHS, check_whole, command_line, data, end
+from support.encoders import save_encoder
 from support.gates import allow, epochs_done, gated
 from support.hosts import AUTH, DASHBOARD_PORT, Host, Network, why_not
 from support.searches import files_below, study, wait_for
@@ -203,6 +204,33 @@ def test_recordings_that_a_node_does_not_see_are_lent(
     assert len(kept) == len(searched) < 60, "what the search reads, and no test recording"
     assert not list((net.hosts[1].folder / "cache").glob("recordings/*")), "that host sees them"
     check_whole(tmp_path, "lent", 6)
+
+
+@pytest.mark.slow
+def test_an_encoder_that_a_node_does_not_see_is_sent(
+    net: Network, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "encoders"
+    folder.mkdir()
+    encoder = save_encoder(folder / "tiny.onnx")
+    (tmp_path / "space.yaml").write_text(
+        f"fixed: {{encoder: {encoder}, f_max: 1900.0, head: mlp}}\n"
+        "parameters: {lr: {type: float, low: 0.001, high: 0.01}}\n"
+    )
+    host = net.hosts[3]
+    host.cover = (data.parent, folder)
+    with_another_node(host)
+    args = ("--trials", "6", "--epochs", str(EPOCHS), "--name", "sent")
+    try:
+        line = command_line(net, tmp_path, data, *args, "--space", str(tmp_path / "space.yaml"))
+        done = net.head.run(*line)
+    finally:
+        host.cover = ()
+        left(net, host)
+    assert done.returncode == 0, done.stderr
+    kept = [file.read_bytes() for file in (host.folder / "cache" / "recordings").iterdir()]
+    assert encoder.read_bytes() in kept
+    check_whole(tmp_path, "sent", 6)
 
 
 def other_code(folder: Path) -> Path:
