@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.utils.class_weight import compute_sample_weight
 
 from resp_tune.common.choices import METRIC_NAMES
 from resp_tune.training import metrics
@@ -46,6 +47,11 @@ ORACLES: dict[str, Callable[[Labels, Probabilities], float]] = {
     "mcc": lambda y, p: float(sk.matthews_corrcoef(y, p.argmax(1))),
     "auroc": sk_auroc,
     "log_loss": lambda y, p: float(sk.log_loss(y, p, labels=range(p.shape[1]))),
+    "balanced_log_loss": lambda y, p: float(
+        sk.log_loss(
+            y, p, labels=range(p.shape[1]), sample_weight=compute_sample_weight("balanced", y)
+        )
+    ),
     "accuracy": lambda y, p: float(sk.accuracy_score(y, p.argmax(1))),
     "icbhi_score": sk_icbhi,
     "sensitivity": lambda y, p: sk_recall(y, p, list(range(1, p.shape[1]))),
@@ -193,10 +199,19 @@ def test_what_is_not_defined_is_not_there() -> None:
         assert all(math.isfinite(value) for value in found.values())
 
 
-def test_a_probability_of_zero_costs_a_finite_amount() -> None:
+@pytest.mark.parametrize("name", ["log_loss", "balanced_log_loss"])
+def test_a_probability_of_zero_costs_a_finite_amount(name: str) -> None:
     labels, p = np.array([0, 1]), np.array([[0, 1], [1, 0]], dtype=np.float32)
-    assert compute("log_loss", labels, p) == METRICS["log_loss"].worst
-    assert math.isfinite(METRICS["log_loss"].worst)
+    assert compute(name, labels, p) == METRICS[name].worst
+    assert math.isfinite(METRICS[name].worst)
+
+
+def test_the_balanced_log_loss_is_the_mean_over_classes() -> None:
+    """Nine items of one class and one of another count the same; a third has no item."""
+    labels = np.array([0] * 9 + [1])
+    p = np.array([[0.5, 0.3, 0.2]] * 10, dtype=np.float32)
+    expected = -(math.log(0.5) + math.log(0.3)) / 2
+    assert compute("balanced_log_loss", labels, p) == pytest.approx(expected)
 
 
 @settings(max_examples=200, deadline=None)

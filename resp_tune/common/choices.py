@@ -26,6 +26,7 @@ _MODES: dict[str, Mode] = {
     "mcc": "max",
     "auroc": "max",
     "log_loss": "min",
+    "balanced_log_loss": "min",
     "accuracy": "max",
     "icbhi_score": "max",
     "sensitivity": "max",

@@ -116,7 +116,12 @@ def weighted_metrics(
     counts = np.bincount(flat, minlength=groups * classes * classes)
     by_group = counts.reshape(groups, classes, classes).astype(np.float64)
     values = _confusion_metrics(np.einsum("dg,gij->dij", weight, by_group, optimize=True))
-    for name, compute in (("auroc", _auroc), ("log_loss", _log_loss)):
+    of_probabilities = (
+        ("auroc", _auroc),
+        ("log_loss", _log_loss),
+        ("balanced_log_loss", _balanced_log_loss),
+    )
+    for name, compute in of_probabilities:
         if name in names:
             values[name] = compute(labels, probabilities, group, weight)
     return {name: values[name] for name in names}
@@ -185,11 +190,32 @@ def _log_loss(
     labels: Labels, probabilities: Probabilities, group: Labels, weight: Floats
 ) -> Floats:
     """Return the mean −ln of the true class's probability."""
-    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    losses = -np.log(np.clip(chosen, SMALLEST, 1.0))
+    losses = _losses(labels, probabilities)
     sums, counts = (np.bincount(group, w, weight.shape[1]) for w in (losses, None))
     loss: Floats = (weight @ sums) / (weight @ counts)
     return loss
+
+
+def _balanced_log_loss(
+    labels: Labels, probabilities: Probabilities, group: Labels, weight: Floats
+) -> Floats:
+    """Return the log loss in which each class weighs the same, a class without items nothing."""
+    losses, shape = _losses(labels, probabilities), (weight.shape[1], probabilities.shape[1])
+    cell = group * shape[1] + labels
+    sums, counts = (
+        weight @ np.bincount(cell, w, shape[0] * shape[1]).reshape(shape) for w in (losses, None)
+    )
+    present = counts > 0
+    means = np.divide(sums, counts, out=np.zeros_like(sums), where=present)
+    loss: Floats = means.sum(1) / present.sum(1)
+    return loss
+
+
+def _losses(labels: Labels, probabilities: Probabilities) -> Floats:
+    """Return −ln of the true class's probability of each item, float `[n]`."""
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    losses: Floats = -np.log(np.clip(chosen, SMALLEST, 1.0))
+    return losses
 
 
 def bootstrap(
