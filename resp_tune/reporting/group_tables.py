@@ -13,7 +13,14 @@ from resp_tune.reporting.dot_plots import DotTable, Line, Mark, dot_table
 from resp_tune.reporting.format import NONE, figure, metric_name, ranged
 from resp_tune.reporting.json_values import Row, interval, items, mapping, number
 
-LEVEL_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "auroc", "log_loss")
+LEVEL_METRICS = (
+    "macro_f1",
+    "balanced_accuracy",
+    "accuracy",
+    "auroc",
+    "log_loss",
+    "balanced_log_loss",
+)
 FEW = 5  # patients; below it one of them moves a share by more than 20 points
 UNIT = (0.0, 1.0)
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from resp_tune.common.choices import METRIC_NAMES, FoldOrder
+from resp_tune.common.choices import FIRST_METRICS, FoldOrder
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import TrialConfig
 from resp_tune.features.batches import (
@@ -77,7 +77,7 @@ class EpochResult:
         first = {"epoch": self.epoch, "train_loss": self.train_loss, "val_loss": self.val_loss}
         values = {f"val_{name}": value for name, value in self.metrics.items()}
         # Columns that were added later follow those that others read by their place.
-        own = {key: values.pop(key) for name in METRIC_NAMES if (key := f"val_{name}") in values}
+        own = {key: values.pop(key) for name in FIRST_METRICS if (key := f"val_{name}") in values}
         fold = {} if self.fold is None else {"fold": self.fold}
         return {**first, **own, "lr": self.lr, "seconds": self.seconds, **fold, **values}
 
