@@ -15,9 +15,10 @@ from resp_tune import evaluate
 from resp_tune.cli import run
 from resp_tune.common.choices import METRIC_NAMES
 from resp_tune.errors import UserError
+from resp_tune.evaluation.bootstrap import bootstrap, intervals
 from resp_tune.evaluation.compare import compare, read_predictions
 from resp_tune.reporting.format import signed
-from resp_tune.training.metrics import bootstrap, compute_metrics, intervals
+from resp_tune.training.metrics import compute_metrics
 
 CLASSES = ("normal", "crackle", "wheeze", "both")
 

@@ -26,10 +26,11 @@ from resp_tune.evaluation.baselines import (
     load_baselines,
     predict_baselines,
 )
+from resp_tune.evaluation.bootstrap import DRAWS
 from resp_tune.evaluation.compare import baseline_differences
 from resp_tune.evaluation.score import group_metrics, metrics_with_intervals
 from resp_tune.training.datamodule import DataModule, prediction_table
-from resp_tune.training.metrics import DRAWS, Labels, Probabilities, all_metrics, compute_metrics
+from resp_tune.training.metrics import Labels, Probabilities, all_metrics, compute_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 
 from resp_tune.common.choices import METRIC_NAMES
-from resp_tune.training.metrics import (
-    DRAWS,
-    Labels,
-    Probabilities,
-    bootstrap,
-    compute_metrics,
-    intervals,
-    paired_differences,
-)
+from resp_tune.evaluation.bootstrap import DRAWS, bootstrap, intervals, paired_differences
+from resp_tune.training.metrics import Labels, Probabilities, compute_metrics
 
 
 def clips_of_patients(

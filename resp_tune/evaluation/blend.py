@@ -19,19 +19,10 @@ import pandas as pd
 
 from resp_tune.common.paths import user_path
 from resp_tune.errors import UserError
+from resp_tune.evaluation.bootstrap import bootstrap, intervals, paired_differences
 from resp_tune.evaluation.compare import SAME, classes_of_both, clips_of_both, read_predictions
 from resp_tune.evaluation.score import labels_and_probabilities
-from resp_tune.training.metrics import (
-    METRICS,
-    Floats,
-    Labels,
-    Probabilities,
-    all_metrics,
-    bootstrap,
-    intervals,
-    paired_differences,
-    pool,
-)
+from resp_tune.training.metrics import METRICS, Floats, Labels, Probabilities, all_metrics, pool
 
 STEPS = 20  # of weights from 0 to 1: a finer grid would be decided by single clips
 OBJECTIVE = "macro_f1"  # of winners that do not say which

@@ -16,9 +16,10 @@ from resp_tune.common.paths import user_path
 from resp_tune.common.text import plural
 from resp_tune.errors import UserError
 from resp_tune.evaluation.baselines import SCORES, BaselinePredictions, load_baseline_predictions
+from resp_tune.evaluation.bootstrap import paired_differences
 from resp_tune.evaluation.score import labels_and_probabilities
 from resp_tune.training.datamodule import DataModule
-from resp_tune.training.metrics import Labels, all_metrics, paired_differences
+from resp_tune.training.metrics import Labels, all_metrics
 
 FILE = "predictions.csv"
 SPLITS = ("validation", "test")

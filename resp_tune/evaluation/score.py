@@ -14,6 +14,7 @@ import pandas as pd
 
 from resp_tune.common.choices import CYCLE_METRICS, LEVELS, METRIC_NAMES, at_level
 from resp_tune.evaluation.baselines import is_controlled
+from resp_tune.evaluation.bootstrap import bootstrap, intervals
 from resp_tune.features.cache import FeatureCaches
 from resp_tune.training.datamodule import DataModule, prediction_table
 from resp_tune.training.metrics import (
@@ -21,8 +22,6 @@ from resp_tune.training.metrics import (
     Labels,
     Probabilities,
     all_metrics,
-    bootstrap,
-    intervals,
     majority_accuracy,
     pool,
 )

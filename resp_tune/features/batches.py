@@ -13,6 +13,7 @@ import torch
 
 from resp_tune.config import FrontEnd, TrialConfig
 from resp_tune.features.logmel import Frames
+from resp_tune.features.spec_augment import apply_masks, draw_masks
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def augment_params(
     pad = _uniform_to(missing.clamp(min=0), generator)
     crop = _uniform_to((-missing).clamp(min=0), generator)
     shift = (torch.rand(n, generator=generator) * config.time_shift * length).long()
-    freq = _masks(n, config.n_freq_masks, config.n_mels, config.max_mask_pct, generator)
-    time = _masks(n, config.n_time_masks, length, config.max_mask_pct, generator)
+    freq = draw_masks(n, config.n_freq_masks, config.n_mels, config.max_mask_pct, generator)
+    time = draw_masks(n, config.n_time_masks, length, config.max_mask_pct, generator)
     return AugmentParams(
         clip, crop if config.crop == "random" else crop * 0, pad, shift, *freq, *time
     )
@@ -146,15 +147,6 @@ def eval_params(frames: torch.Tensor, config: TrialConfig) -> AugmentParams:
 def _uniform_to(high: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Draw integers uniform in 0…high, both included."""
     return (torch.rand(len(high), generator=generator) * (high + 1)).long()
-
-
-def _masks(
-    items: int, masks: int, size: int, fraction: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw starts and widths as torchaudio's `mask_along_axis` does, cut to whole bins."""
-    width = torch.rand(items, masks, generator=generator) * (fraction * size)
-    start = torch.rand(items, masks, generator=generator) * (size - width)
-    return start.long(), width.long()
 
 
 def make_batch(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> torch.Tensor:
@@ -206,34 +198,8 @@ def _fill(
         mean, sd = clips.level[draws.clip].T[:, :, None, None]
         x.sub_(mean).mul_(1 / sd)
         fill = (fill - mean) / sd
-    if x.is_cuda:
-        _mask_all(x, draws, fill)
-    else:
-        _mask_each(x, draws, fill)
-
-
-def _mask_all(x: torch.Tensor, draws: AugmentParams, fill: torch.Tensor) -> None:
-    """Apply all masks of all items in a few passes, as a GPU must not wait for the CPU."""
-    frames = _covered(draws.time_start, draws.time_width, x.shape[1])[:, :, None]
-    bands = _covered(draws.freq_start, draws.freq_width, x.shape[2])[:, None, :]
-    torch.where(frames | bands, fill, x, out=x)
-
-
-def _covered(start: torch.Tensor, width: torch.Tensor, size: int) -> torch.Tensor:
-    """Return which positions of an axis any mask covers, bool `[items, size]`."""
-    at = torch.arange(size, device=start.device)
-    return ((at >= start[..., None]) & (at < (start + width)[..., None])).any(dim=1)
-
-
-def _mask_each(x: torch.Tensor, draws: AugmentParams, fill: torch.Tensor) -> None:
-    """Write one slice per mask, and nothing else."""
-    for axis, start, width in (
-        (1, draws.time_start, draws.time_width),
-        (2, draws.freq_start, draws.freq_width),
-    ):
-        for item, (starts, widths) in enumerate(zip(start.tolist(), width.tolist(), strict=True)):
-            for first, length in zip(starts, widths, strict=True):
-                x[item].narrow(axis - 1, first, length).copy_(fill[item])
+    frames, bands = (draws.time_start, draws.time_width), (draws.freq_start, draws.freq_width)
+    apply_masks(x, frames, bands, fill)
 
 
 def _rows(clips: ClipIndex, draws: AugmentParams, config: TrialConfig) -> torch.Tensor:

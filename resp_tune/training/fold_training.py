@@ -18,6 +18,7 @@ from resp_tune.features.batches import ClipIndex
 from resp_tune.features.pooled_clips import PooledClips
 from resp_tune.training.balance import draw_clips, make_loss
 from resp_tune.training.metrics import all_metrics
+from resp_tune.training.optimizer import make_optimizer
 from resp_tune.training.regularization import ModelAverage, blend, blended_loss, draw_weights
 from resp_tune.training.seeds import mix_seed
 
@@ -124,15 +125,10 @@ class GradientFold(FoldTraining, Generic[D]):
         self.network = self.make_network(data)
         self.average = ModelAverage(self.network, config.ema) if config.ema else None
         self.loss = make_loss(config, self.device_labels, len(data.classes))
-        groups = self.parameter_groups()
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, weight_decay=config.weight_decay, fused=self.fused
-        )
         self.batches = batch_bounds(len(data.train.labels), config.batch_size)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=[group.get("lr", config.lr) for group in groups],
-            total_steps=len(self.batches) * config.epochs,
+        steps = len(self.batches) * config.epochs
+        self.optimizer, self.schedule = make_optimizer(
+            self.parameter_groups(), config, steps, fused=self.fused
         )
 
     @abstractmethod
