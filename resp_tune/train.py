@@ -259,12 +259,12 @@ def _save(
     import pandas as pd
 
     from resp_tune.harness.result_files import model_details, write_csv
-    from resp_tune.training.model_bundle import save_bundle
+    from resp_tune.training.model_bundle import Bundle, save_bundle
 
     name, validation = one_line(datamodule.dataset.root.name), training.history[-1].metrics
     details = model_details(datamodule, split_spec, name, {"validation": validation})
-    classes, networks = datamodule.split.classes, training.networks()
-    save_bundle(folder, training.config, classes, networks, details, encoder)
+    classes, networks = datamodule.split.classes, tuple(training.networks())
+    save_bundle(folder, Bundle(training.config, classes, networks, {}, encoder), details)
     write_csv(folder / "epochs.csv", pd.DataFrame([e.row() for e in training.history]))
     return folder
 

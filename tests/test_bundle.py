@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from support.bundles import save_networks
 from support.toy import CLASSES, toy_config, toy_folds, toy_side
 
 from resp_tune.config import TrialConfig
@@ -19,7 +22,7 @@ from resp_tune.errors import UserError
 from resp_tune.features.batches import ClipIndex, eval_params
 from resp_tune.features.logmel import join_frames, log_mels
 from resp_tune.training.loop import Training, predict
-from resp_tune.training.model_bundle import Bundle, load_bundle, save_bundle
+from resp_tune.training.model_bundle import Bundle, Member, load_bundle, save_bundle
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +36,14 @@ def training() -> Training:
 
 def save(training: Training, folder: Path) -> str:
     details = {"task": "tones", "provenance": {"search": "first", "trial": 3}}
-    return save_bundle(folder, training.config, CLASSES, training.networks(), details)
+    return save_networks(folder, training.config, CLASSES, training.networks(), details)
 
 
 def same(one: Bundle, config: TrialConfig, training: Training) -> None:
     side = toy_side(config, 12, seed=9)
     draws = eval_params(side.clips.count, config)
     expected = [predict(n, side.clips, draws, config) for n in training.networks()]
-    assert np.array_equal(one.predict_clips(side.clips), np.mean(expected, axis=0))
+    assert np.array_equal(one.predict_clips(lambda _: side.clips), np.mean(expected, axis=0))
 
 
 def test_a_round_trip_predicts_the_same(training: Training, tmp_path: Path) -> None:
@@ -55,6 +58,90 @@ def test_a_round_trip_predicts_the_same(training: Training, tmp_path: Path) -> N
     same(bundle, training.config, training)
 
 
+def test_an_ensemble_predicts_the_mean_of_its_networks(training: Training, tmp_path: Path) -> None:
+    """Of three members, one of which masks its clips by another config and has one network."""
+    other = training.config.replace({"normalise": "none", "seed": 5})
+    more = Training(other, toy_folds(other, 1))
+    while not more.done:
+        more.run_epoch()
+    networks = [tuple(run.networks()) for run in (training, more, training)]
+    configs = (training.config, other, training.config)
+    best, *others = (Member(c, n) for c, n in zip(configs, networks, strict=True))
+    made = Bundle(training.config, CLASSES, best.networks, {}, others=tuple(others))
+    digest = save_bundle(tmp_path, made, {"task": "tones"})
+    bundle = load_bundle(tmp_path)
+    assert bundle.details["weights_sha256"] == digest
+    assert [m.config for m in bundle.members] == list(configs)
+    clips = {
+        config.normalise: toy_side(config, 12, seed=9).clips for config in (training.config, other)
+    }
+    found = bundle.predict_clips(lambda config: clips[config.normalise])
+    expected = []
+    for member, own in zip(bundle.members, networks, strict=True):
+        side = clips[member.config.normalise]
+        draws = eval_params(side.count, member.config)
+        expected += [predict(n, side.with_level(member.config), draws, member.config) for n in own]
+    assert len(expected) == 5
+    np.testing.assert_array_equal(found, np.mean(expected, axis=0))
+
+
+def test_an_ensemble_is_smaller_after_another_search(training: Training, tmp_path: Path) -> None:
+    networks = tuple(training.networks())
+    one = Bundle(training.config, CLASSES, networks, {})
+    three = replace(one, others=(Member(training.config, networks),) * 2)
+    digests = [save_bundle(tmp_path, bundle, {}) for bundle in (three, one, three)]
+    assert digests[0] == digests[2] != digests[1]
+    save_bundle(tmp_path, one, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "weights.safetensors"}
+    assert len(load_bundle(tmp_path).members) == 1
+
+
+def member_is_gone(folder: Path) -> None:
+    (folder / "member1.safetensors").unlink()
+
+
+def members_are_swapped(folder: Path) -> None:
+    (folder / "member1.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:-4])
+
+
+def edit_members(change: Callable[[list[Any]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text())
+        content["members"] = change(content["members"])
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return edit
+
+
+def of_another_rate(members: list[Any]) -> list[Any]:
+    members[1]["trial_config"]["sample_rate"] = 8000
+    return members
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (member_is_gone, "member1.safetensors' cannot be read"),
+        (members_are_swapped, "member1.safetensors' is damaged: its hash"),
+        (edit_members(lambda members: []), "members is not a list of 1 to 50"),
+        (edit_members(lambda members: "all"), "members is not a list of 1 to 50"),
+        (edit_members(lambda members: [*members, 3]), "trial_config is not a mapping"),
+        (edit_members(lambda members: [*members, members[0]]), "member2.safetensors' cannot be"),
+        (edit_members(of_another_rate), "its members are for different waveforms"),
+    ],
+)
+def test_a_damaged_ensemble_is_refused(
+    damage: Callable[[Path], None], message: str, training: Training, tmp_path: Path
+) -> None:
+    networks = tuple(training.networks())
+    others = (Member(training.config.replace({"dropout": 0.1}), networks),)
+    save_bundle(tmp_path, Bundle(training.config, CLASSES, networks, {}, others=others), {})
+    damage(tmp_path)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load_bundle(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_waveform_is_predicted_like_a_clip_of_a_store(training: Training, tmp_path: Path) -> None:
     save(training, tmp_path)
     bundle = load_bundle(tmp_path)
@@ -64,7 +151,7 @@ def test_a_waveform_is_predicted_like_a_clip_of_a_store(training: Training, tmp_
     found = bundle.predict_waveform(waveform)
     assert found.shape == (3,)
     assert found.sum() == pytest.approx(1, abs=1e-5)
-    assert np.array_equal(found, bundle.predict_clips(clip)[0])
+    assert np.array_equal(found, bundle.predict_clips(lambda _: clip)[0])
     assert np.isfinite(bundle.predict_waveform(torch.zeros(1))).all()
 
 
@@ -156,7 +243,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "config deep": (write("config.json", b"[" * 100_000), "it is not JSON"),
     "config a list": (write("config.json", b"[1]"), "not a bundle of format 1"),
     "config a number": (write("config.json", b"7"), "not a bundle of format 1"),
-    "other format": (change(format=99), "not a bundle of format 1, which this version reads"),
+    "other format": (change(format=99), "not a bundle of format 1 or 2, which this"),
     "no hash": (change(weights_sha256=None), "is damaged"),
     "fewer classes": (change(classes=["a", "b"]), "is not a valid bundle"),
     "classes no list": (change(classes=3), "is not a valid bundle"),

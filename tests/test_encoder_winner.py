@@ -18,6 +18,7 @@ import soundfile
 import yaml
 from mlflow import MlflowClient
 from support.audits import few_trees
+from support.bundles import save_networks
 from support.encoders import save_encoder
 from support.instant import search_here, small_spec
 
@@ -302,12 +303,11 @@ def test_a_bundle_without_an_encoder_replaces_one_with_it(done: Any, tmp_path: P
     from support.toy import CLASSES, toy_config, toy_folds
 
     from resp_tune.training.loop import Training
-    from resp_tune.training.model_bundle import save_bundle
 
     copy = shutil.copytree(done.winner, tmp_path / "winner")
     config = toy_config()
     networks = Training(config, toy_folds(config, 1)).networks()
-    save_bundle(copy, config, CLASSES, networks, {})
+    save_networks(copy, config, CLASSES, networks, {})
     assert not list(copy.glob("encoder.*"))
     assert load_bundle(copy).encoder is None
 

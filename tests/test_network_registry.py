@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.audits import few_trees
+from support.bundles import save_networks
 from support.instant import InstantBackend, run_small, search_here, small_spec
 from support.networks import install_example, offer
 from support.searches import command, search, summary
@@ -27,7 +28,7 @@ from resp_tune.harness.spec import SearchSpec
 from resp_tune.space.search_space import load_space
 from resp_tune.tracking.registry import fetch_bundle
 from resp_tune.training.loop import Training
-from resp_tune.training.model_bundle import load_bundle, save_bundle
+from resp_tune.training.model_bundle import load_bundle
 from resp_tune.training.networks.network import SoundNet
 from resp_tune.training.networks.network_registry import (
     build_network,
@@ -112,13 +113,13 @@ def test_it_trains_with_everything_switched_on(name: str, example: Path, tmp_pat
     x = torch.randn(3, 1, 16, 16) * 10 - 40
     plain = network.network((x - network.bands.mean) / network.bands.sd)
     assert torch.equal(network(x), plain)
-    save_bundle(tmp_path, config, CLASSES, whole.networks(), {})
+    save_networks(tmp_path, config, CLASSES, whole.networks(), {})
     clips = toy_side(config, 12, seed=9).clips
     loaded = load_bundle(tmp_path)
-    assert np.isfinite(loaded.predict_clips(clips)).all()
+    assert np.isfinite(loaded.predict_clips(lambda _: clips)).all()
     assert len(loaded.networks) == 2
     again = tmp_path / "again"
-    save_bundle(again, config, CLASSES, loaded.networks, {})
+    save_networks(again, config, CLASSES, loaded.networks, {})
     weights = [(p / "weights.safetensors").read_bytes() for p in (tmp_path, again)]
     assert weights[0] == weights[1]
 
@@ -296,7 +297,7 @@ def test_a_search_ships_its_network(
 @pytest.mark.parametrize("saved", [3, {"name": "resnet"}, {"name": 1}])
 def test_a_bundle_with_a_damaged_origin(saved: object, tmp_path: Path) -> None:
     config = toy_config()
-    save_bundle(tmp_path, config, CLASSES, [build_network(config, 3)], {"network": saved})
+    save_networks(tmp_path, config, CLASSES, [build_network(config, 3)], {"network": saved})
     with pytest.raises(UserError, match="is not a valid bundle"):
         load_bundle(tmp_path)
 

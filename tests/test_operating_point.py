@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.audits import few_trees
+from support.bundles import save_networks
 from support.instant import search_here, small_spec
 from support.toy import CLASSES, toy_config, toy_folds, toy_side
 
@@ -17,7 +18,7 @@ from resp_tune.errors import UserError
 from resp_tune.evaluation.score import choose_normal_offset
 from resp_tune.training.loop import Training
 from resp_tune.training.metrics import compute_metrics
-from resp_tune.training.model_bundle import load_bundle, log_offsets, move, save_bundle
+from resp_tune.training.model_bundle import load_bundle, log_offsets, move
 
 
 def icbhi(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -59,8 +60,8 @@ def test_a_bundle_predicts_at_its_operating_point(tmp_path: Path) -> None:
     clips = toy_side(config, 12, seed=3).clips
     predicted = []
     for name, details in {"plain": {}, "moved": {"operating_point": {"middle": 0.7}}}.items():
-        save_bundle(tmp_path / name, config, CLASSES, training.networks(), details)
-        predicted.append(load_bundle(tmp_path / name).predict_clips(clips))
+        save_networks(tmp_path / name, config, CLASSES, training.networks(), details)
+        predicted.append(load_bundle(tmp_path / name).predict_clips(lambda _: clips))
     odds = [np.log(p[:, 1] / p[:, 0]) for p in predicted]
     assert odds[1] - odds[0] == pytest.approx(np.full(12, 0.7), abs=1e-4)
 
@@ -71,7 +72,7 @@ def test_a_bundle_predicts_at_its_operating_point(tmp_path: Path) -> None:
 def test_a_wrong_operating_point_is_one_line(point: object, tmp_path: Path) -> None:
     config = toy_config(epochs=1)
     training = Training(config, toy_folds(config, 1))
-    save_bundle(tmp_path, config, CLASSES, training.networks(), {"operating_point": point})
+    save_networks(tmp_path, config, CLASSES, training.networks(), {"operating_point": point})
     with pytest.raises(UserError, match="is not a valid bundle") as error:
         load_bundle(tmp_path)
     assert len(str(error.value).splitlines()) == 1

@@ -25,6 +25,7 @@ FREE = {
     "stop",
     "sampler",
     "replicates",
+    "ensemble",
     "gpus",
     "trials_per_gpu",
     "concurrency",

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from support.bundles import save_networks
 from support.mlflow_stores import with_mlflow_store
 from support.read_only import mounted_read_only
 
@@ -36,7 +37,7 @@ from resp_tune.tracking.registry import (
 from resp_tune.tracking.search_run import SearchRuns
 from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.ui_links import SearchEntry, list_searches
-from resp_tune.training.model_bundle import load_bundle, save_bundle
+from resp_tune.training.model_bundle import load_bundle
 from resp_tune.training.networks.network_registry import build_network
 
 NAMES = ["config.json", "weights.safetensors"]
@@ -46,7 +47,7 @@ CLASSES = ["COPD", "Healthy", "URTI & co"]
 def make_bundle(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     config = TrialConfig(width=2)
-    save_bundle(folder, config, CLASSES, [build_network(config, len(CLASSES))], {"task": "x"})
+    save_networks(folder, config, CLASSES, [build_network(config, len(CLASSES))], {"task": "x"})
     (folder / "notes.pkl").write_bytes(b"not for the registry")
     return folder
 

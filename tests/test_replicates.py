@@ -24,7 +24,7 @@ from resp_tune.study.replicates import (
     eligible,
     replicate_seed,
     replicates,
-    select,
+    selectable,
 )
 from resp_tune.study.study import TrialRecord, records, trial_seed
 from resp_tune.study.trial_queue import TrialQueue
@@ -69,8 +69,8 @@ def found(study: optuna.Study, count: int, metric: str = "macro_f1") -> list[Can
 
 
 def winner(study: optuna.Study, count: int, metric: str = "macro_f1") -> int | None:
-    chosen = select(found(study, count, metric), count)
-    return None if chosen is None else chosen.trial.number
+    chosen = selectable(found(study, count, metric), count)
+    return chosen[0].trial.number if chosen else None
 
 
 def test_all_first_seeds_come_before_second_ones(tmp_path: Path) -> None:

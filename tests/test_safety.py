@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.bundles import save_networks
 from support.ports import free_port
 from support.report_folders import HOSTILE, Page, judge, make
 from support.searches import command
@@ -27,7 +28,7 @@ from resp_tune.tracking.tags import SearchRef
 from resp_tune.tracking.ui_links import search_links
 from resp_tune.tracking.uri import public_base, redact, root_cause, scrub
 from resp_tune.training.loop import Training, resume
-from resp_tune.training.model_bundle import load_bundle, save_bundle
+from resp_tune.training.model_bundle import load_bundle
 
 # Secrets
 
@@ -105,7 +106,7 @@ def test_a_bundle_of_anybodys(tmp_path: Path) -> None:
     training = Training(config, toy_folds(config, 1))
     provenance = {"search": "first", "trial": 3, "split_sha256": "x", "folds": 1}
     details = {"task": "tones", "protocol": "patient", "provenance": provenance}
-    save_bundle(tmp_path, config, CLASSES, training.networks(), details)
+    save_networks(tmp_path, config, CLASSES, training.networks(), details)
     path = tmp_path / "config.json"
     sound = path.read_text()
     refused = 0

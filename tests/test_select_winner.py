@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,13 @@ def winner_of(
     *,
     count: int = 1,
     metric: str = "macro_f1",
+    flags: tuple[str, ...] = (),
 ) -> Winner:
     """Select the winner of a search of three trials."""
-    flags = ("--trials", "3", "--replicates", str(count), "--metric", metric)
+    flags = ("--trials", "3", "--replicates", str(count), "--metric", metric, *flags)
     spec = small_spec(folder, *flags)
     study = run_small(spec, InstantBackend(spec.compute, scores, ends))
-    return select_winner(study, records(study, spec.space), metric, count)
+    return select_winner(study, records(study, spec.space), spec.options)
 
 
 def replicated(first: list[float], second: list[float]) -> Scores:
@@ -87,3 +89,47 @@ def test_diverged_replicates_alone_are_no_winner(tmp_path: Path) -> None:
     ends = {TrialKey(n, index): "nan" for n in range(3) for index in (1, 2)}
     with pytest.raises(RunError, match="all replicates have diverged"):
         winner_of(tmp_path, replicated([], []), ends, count=2)
+
+
+def test_the_next_best_trials_join_an_ensemble(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = {TrialKey(0): 0.4, TrialKey(1): 0.6, TrialKey(2): 0.2}
+    winner = winner_of(tmp_path / "two", scores, flags=("--ensemble", "2"))
+    assert [m.trial.number for m in winner.members] == [1, 0]
+    assert [m["score"] for m in winner.ensemble_summary() or ()] == pytest.approx([0.6, 0.4])
+    assert "the ensemble has" not in caplog.text
+    with caplog.at_level("INFO", "resp_tune"):
+        every = winner_of(tmp_path / "five", scores, flags=("--ensemble", "5"))
+    assert [m.trial.number for m in every.members] == [1, 0, 2]
+    assert "the ensemble has 3 of 5 members: 3 trials can be selected" in caplog.text
+
+
+def test_a_winner_alone_is_no_ensemble(tmp_path: Path) -> None:
+    winner = winner_of(tmp_path, {TrialKey(n): 0.1 * n for n in range(3)})
+    assert (len(winner.members), winner.ensemble_summary()) == (1, None)
+
+
+def test_an_ensemble_has_the_best_lower_bounds(tmp_path: Path) -> None:
+    steady, lucky = [0.6, 0.6], [0.9, 0.3]
+    scores = replicated(lucky, steady) | {TrialKey(2, n): 0.5 for n in (1, 2)}
+    winner = winner_of(tmp_path, scores, count=2, flags=("--ensemble", "2"))
+    assert [m.trial.number for m in winner.members] == [1, 2]
+    assert [len(m.runs) for m in winner.members] == [2, 2]
+    assert len(winner.candidates) == 3
+
+
+def test_trials_of_another_sample_rate_do_not_join(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model gets one waveform, whose rate all its networks must be for."""
+    spec = small_spec(tmp_path, "--trials", "3", "--ensemble", "3")
+    scores = {TrialKey(0): 0.4, TrialKey(1): 0.6, TrialKey(2): 0.2}
+    study = run_small(spec, InstantBackend(spec.compute, scores, None))
+    first, *others = records(study, spec.space)
+    rate = 2 * first.config.sample_rate
+    apart = dataclasses.replace(first, config=first.config.replace({"sample_rate": rate}))
+    with caplog.at_level("INFO", "resp_tune"):
+        winner = select_winner(study, [apart, *others], spec.options)
+    assert [m.trial.number for m in winner.members] == [1, 2]
+    assert "1 of them need another sample rate or encoder" in caplog.text

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from support.bundles import save_networks
 from support.small_sets import write_set
 
 from resp_tune import predict
@@ -20,7 +21,6 @@ from resp_tune.config import TrialConfig
 from resp_tune.data.dataset import load_dataset
 from resp_tune.data.sounds.audio_files import AudioError, repair_container
 from resp_tune.data.sounds.waveforms import find_sound, read_sound
-from resp_tune.training.model_bundle import save_bundle
 from resp_tune.training.networks.network_registry import build_network
 
 RATE = 8000
@@ -271,7 +271,7 @@ def test_predict_names_silence_and_answers_for_the_other_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = TrialConfig().replace({"clip_seconds": 1.0, "n_mels": 16, "width": 4})
-    save_bundle(tmp_path / "w", config, ("COPD", "Healthy"), [build_network(config, 2)], {})
+    save_networks(tmp_path / "w", config, ("COPD", "Healthy"), [build_network(config, 2)], {})
     folder = tmp_path / "donn\udce9es"
     folder.mkdir()
     contents = {

@@ -19,11 +19,14 @@ from typing import Any, ClassVar
 import numpy as np
 import optuna
 import pytest
+import torch
 from support.object_store import BUCKET, ENVIRONMENT, ObjectStore, request
 from support.searches import command
+from support.toy import CLASSES, toy_config
 
 from resp_tune.cluster import node_probe
 from resp_tune.errors import UserError
+from resp_tune.evaluation.open_winner import open_winner
 from resp_tune.execution.trial_context import TrialArtifacts
 from resp_tune.harness.reconcile import download_search, search_state
 from resp_tune.storage import lease as leases
@@ -32,6 +35,8 @@ from resp_tune.storage.lease import LEASE, Lease, LeaseLostError
 from resp_tune.storage.object_store import ObjectPath, StorageError, check_store
 from resp_tune.storage.uploader import Uploader
 from resp_tune.study.study import DRIVERS, READINGS, STUDY_ID, read_study
+from resp_tune.training.model_bundle import Bundle, Member, load_bundle, save_bundle
+from resp_tune.training.networks.network_registry import build_network
 
 
 @pytest.fixture
@@ -70,6 +75,29 @@ def test_a_slash_at_the_end_means_nothing(store: ObjectStore, prefix_path: Objec
     other.write(b"1", "a")
     assert prefix_path.read("a") == b"1"
     assert (str(other), other.local_copy) == (str(prefix_path), prefix_path.local_copy)
+
+
+def test_an_ensemble_is_read_from_a_store(
+    store: ObjectStore, prefix_path: ObjectPath, tmp_path: Path
+) -> None:
+    config = toy_config()
+    best, *others = (Member(config, (build_network(config, 3),)) for _ in range(3))
+    made = Bundle(config, CLASSES, best.networks, {}, others=tuple(others))
+    save_bundle(tmp_path / "winner", made, {})
+    files = {path.name: path.read_bytes() for path in (tmp_path / "winner").iterdir()}
+    for name, data in files.items():
+        prefix_path.write(data, name)
+    uri = store.uri.replace("?", f"/{tmp_path.name}?")
+    found = open_winner(uri, None)
+    waveform = torch.randn(8000, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(
+        found.predict_waveform(waveform),
+        load_bundle(tmp_path / "winner").predict_waveform(waveform),
+    )
+    assert len(found.members) == 3
+    prefix_path.remove("member2.safetensors")
+    with pytest.raises(UserError, match=r"member2\.safetensors' cannot be read"):
+        open_winner(uri, None)
 
 
 SECRET = "wJalrXUtnFEMI"  # noqa: S105  # made up

@@ -56,6 +56,8 @@ METRIC_MODES: dict[str, Mode] = {
     if level == "recording" or name not in CYCLE_METRICS
 }
 
+LARGEST_ENSEMBLE = 50  # trials
+
 State = Literal["finished", "pruned", "diverged", "failed"]
 STATES: tuple[State, ...] = get_args(State)
 

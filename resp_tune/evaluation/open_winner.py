@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resp_tune.common.choices import LARGEST_ENSEMBLE
 from resp_tune.common.paths import user_path
 from resp_tune.errors import UserError
 from resp_tune.storage.object_store import LARGEST, ObjectPath, StorageError, check_store, is_uri
@@ -42,7 +43,7 @@ def _download(winner: str, folder: Path) -> Path:
     check_store("--winner", source, write=False)
     try:
         there = [source.fetch(file, folder / file, LARGEST) for file in BUNDLE]
-        for file in _encoder_files(folder) if all(there) else ():
+        for file in _further_files(folder) if all(there) else ():
             source.fetch(file, folder / file, LARGEST)  # `load_bundle` says which is missing
     except StorageError as error:
         raise UserError(f"--winner '{source}' cannot be read ({error})") from error
@@ -54,14 +55,19 @@ def _download(winner: str, folder: Path) -> Path:
     return folder
 
 
-def _encoder_files(folder: Path) -> tuple[str, ...]:
-    """Return the files of an encoder that the bundle's config names."""
+def _further_files(folder: Path) -> list[str]:
+    """Return the files of an ensemble and of an encoder that the bundle's config names."""
     from resp_tune.training.bundled_encoder import ENCODERS, SETTINGS
+    from resp_tune.training.model_bundle import MEMBER_WEIGHTS
 
     try:
         content = json.loads((folder / "config.json").read_bytes())
-        entry = content.get("encoder") if isinstance(content, dict) else None
     except (ValueError, RecursionError):  # `load_bundle` says what is wrong with it
-        return ()
+        return []
+    if not isinstance(content, dict):
+        return []
+    members, entry = content.get("members"), content.get("encoder")
+    count = len(members) if isinstance(members, list) else 1
+    files = [MEMBER_WEIGHTS.format(n) for n in range(1, min(count, LARGEST_ENSEMBLE))]
     file = entry.get("file") if isinstance(entry, dict) else None
-    return (file, SETTINGS) if file in ENCODERS else ()
+    return [*files, file, SETTINGS] if file in ENCODERS else files

@@ -5,18 +5,23 @@ Metrics are by clip, session and patient, of each class and within each device.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from resp_tune.common.choices import CYCLE_METRICS, LEVELS, METRIC_NAMES, at_level
+from resp_tune.config import TrialConfig
 from resp_tune.evaluation.baselines import is_controlled
 from resp_tune.evaluation.bootstrap import bootstrap, intervals
+from resp_tune.features.batches import ClipIndex
 from resp_tune.features.cache import FeatureCaches
-from resp_tune.training.datamodule import DataModule, prediction_table
+from resp_tune.features.pooled_clips import PooledClips
+from resp_tune.training.datamodule import ClipLabels, DataModule, prediction_table
 from resp_tune.training.metrics import (
     SMALLEST,
     Labels,
@@ -35,7 +40,7 @@ SUBSET_METRICS = ("macro_f1", "balanced_accuracy", "accuracy", *CYCLE_METRICS)
 
 @dataclass(frozen=True)
 class TestScore:
-    """Predictions of the test split and their metrics; `by_seed` is of each seed's networks.
+    """Predictions of the test split and their metrics; `by_seed` is of each seed of each trial.
 
     `plain_by_seed` is without the model's operating point, as scores of trials are. `unmoved` are
     the metrics without it, if the model has one.
@@ -52,19 +57,30 @@ class TestScore:
 
 def predict_validation_split(
     bundle: Bundle, datamodule: DataModule, caches: FeatureCaches
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, dict[str, float]]:
     """Return predictions of each fold's networks, one a seed, for the fold's validation split.
 
-    Nothing is augmented, so with the preset `notebook` they differ a little from the trial's own.
+    With them comes each metric, the mean over the folds. Nothing is augmented, so with the preset
+    `notebook` they differ a little from the trial's own.
     """
-    config, folds = bundle.config, datamodule.folds()
-    parts = []
+    folds, classes = datamodule.folds(), bundle.classes
+    parts, metrics = [], []
     for n, fold in enumerate(folds):
-        own = replace(bundle, networks=bundle.networks[n :: len(folds)])
-        split = fold.validation.load(caches, config, workers=1)
-        probabilities = own.predict_clips(split.clips)
-        parts.append(prediction_table("validation", fold.validation, bundle.classes, probabilities))
-    return pd.concat(parts, ignore_index=True)
+        best, *others = (replace(m, networks=m.networks[n :: len(folds)]) for m in bundle.members)
+        own, clips = replace(bundle, networks=best.networks, others=tuple(others)), fold.validation
+        probabilities = own.predict_clips(partial(_load, clips, caches, 1))
+        parts.append(prediction_table("validation", clips, classes, probabilities))
+        metrics.append(all_metrics(clips.label, probabilities, classes, clips.groups()))
+    shared = [name for name in metrics[0] if all(name in found for found in metrics)]
+    means = {name: statistics.fmean(found[name] for found in metrics) for name in shared}
+    return pd.concat(parts, ignore_index=True), means
+
+
+def _load(
+    clips: ClipLabels, caches: FeatureCaches, workers: int, config: TrialConfig
+) -> ClipIndex | PooledClips:
+    """Return `clips` as networks of `config` take them."""
+    return clips.load(caches, config, workers=workers).clips
 
 
 def operating_point(
@@ -113,15 +129,14 @@ def score_test_split(
     """
     classes, stems = bundle.classes, datamodule.split.test or ()
     clips = datamodule.clip_labels(stems, stems)
-    split = clips.load(caches, bundle.config, workers=workers)
-    each = bundle.predict_each(split.clips)
-    labels, folds = split.labels.numpy(), len(datamodule.split.folds)
+    each = bundle.predict_each(partial(_load, clips, caches, workers))
+    labels, groups, folds = clips.label, clips.groups(), len(datamodule.split.folds)
     table = prediction_table("test", clips, classes, bundle.combine(each))
     metrics, spans = metrics_by_level(table, datamodule)
 
     def score_seeds(model: Bundle) -> dict[str, list[float]]:
         found = [
-            all_metrics(labels, model.combine(each[start : start + folds]), classes, split.groups)
+            all_metrics(labels, model.combine(each[start : start + folds]), classes, groups)
             for start in range(0, len(each), folds)
         ]
         return {name: [values[name] for values in found] for name in metrics}

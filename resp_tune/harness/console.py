@@ -106,6 +106,8 @@ def _describe_budget(options: SearchOptions, trials: int | None, slots: TrialRes
     reruns = ""
     if options.replicates > 1:
         reruns = f"; then the best {MAX_CANDIDATES} on {options.replicates} seeds"
+    if options.ensemble > 1:
+        reruns += f"; the winner is the mean of the best {options.ensemble}"
     folds = ""
     if options.in_sequence:
         folds = f" on each of {options.folds} folds in sequence ({options.rule_between_folds})"
@@ -202,7 +204,11 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         yield from _describe_pooled(summary, metric)
     params = ", ".join(f"{k} {short(v)}" for k, v in winner["params"].items())
     last = " of the last search, over all patients" if "pooled" in summary else ""
-    yield f"winner{last}: trial {winner['number']} ({params})"
+    ensemble = ""
+    if (members := winner["ensemble"]) is not None:
+        numbers = ", ".join(str(member["number"]) for member in members)
+        ensemble = f"the mean of {len(members)} trials, {numbers}; the best is "
+    yield f"winner{last}: {ensemble}trial {winner['number']} ({params})"
     if (reruns := winner["replicates"]) is not None:
         yield (
             f"selected among {len(summary['candidates'])} by its bound over "
@@ -280,6 +286,7 @@ def _describe_test(winner: dict[str, Any], metric: str) -> Iterator[str]:
             yield f"test, each {level}: {_scores(values, SHOWN_METRICS[0])}"
     if price is not None:
         seed = " (one seed on average)" if winner["replicates"] is not None else ""
+        seed = " (one trial on average)" if winner["ensemble"] is not None else seed
         yield (
             f"best validation {price['best_validation']:.3f}, test {price['test']:.3f}{seed}: the "
             f"price of searching is {price['difference']:.3f}"

@@ -7,7 +7,7 @@ import os
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from resp_tune.harness.result_files import (
     write_csv,
     write_summary,
 )
-from resp_tune.harness.select_winner import Winner, load_networks, select_winner
+from resp_tune.harness.select_winner import Winner, load_members, select_winner
 from resp_tune.harness.spec import SearchData, SearchLocation, SearchSpec
 from resp_tune.harness.test_access_log import access_by, add_access
 from resp_tune.reporting.report_html import render
@@ -96,17 +96,20 @@ def finalize(
     """
     options, folder, runs = spec.options, spec.location.folder, setup.tracking.result().runs
     trials, caches = records(study, spec.space), setup.caches.result()
-    winner = select_winner(study, trials, options.objective, options.replicates)
+    winner = select_winner(study, trials, options)
     typed, datamodule = command(spec.arguments, options.data), spec.data.datamodule
-    config, classes = winner.runs[0].config, datamodule.split.classes
     with span("winner"):
-        networks = load_networks(spec, study.user_attrs[STUDY_ID], winner.runs, caches)
-        plain = Bundle(config, classes, tuple(networks), {}, spec.data.encoder(config))
-        validation = predict_validation_split(plain, datamodule, caches)
+        member, *others = load_members(spec, study.user_attrs[STUDY_ID], winner, caches)
+        config, classes = member.config, datamodule.split.classes
+        encoder = spec.data.encoder(config)
+        plain = Bundle(config, classes, member.networks, {}, encoder, tuple(others))
+        validation, metrics = predict_validation_split(plain, datamodule, caches)
+        if others:
+            winner = replace(winner, ensemble_validation=metrics)
         point = operating_point(validation, plain.classes, options.metric)
         bundle = _save_winner(options, spec.location, spec.data, winner, plain, typed, point)
         if point:
-            validation = predict_validation_split(bundle, datamodule, caches)
+            validation, _ = predict_validation_split(bundle, datamodule, caches)
     predictions, scored = [validation], None
     if datamodule.split.test is not None:
         cpus = spec.compute.machine.cpus
@@ -153,10 +156,11 @@ def _save_winner(
     `plain` holds the networks, `typed` is the command, and `point` the operating point.
     """
     folder = location.folder / "winner"
-    score = winner.trial.score if winner.chosen is None else winner.chosen.mean
+    score = winner.validation.get(options.objective) if winner.others else winner.score
     provenance = {
         "search": location.name,
         "trial": winner.trial.number,
+        **_ensemble(winner),
         "seeds": winner.seeds,
         "score": {options.objective: score},
         "command": typed,
@@ -164,10 +168,15 @@ def _save_winner(
     details = model_details(data.datamodule, options.split_spec, data.name, provenance)
     if point:
         details[OPERATING_POINT] = dict(point)
-    save_bundle(folder, plain.config, plain.classes, plain.networks, details, plain.encoder)
+    save_bundle(folder, plain, details)
     bundle = load_bundle(folder)
     fault_point("bundle-written")
     return bundle
+
+
+def _ensemble(winner: Winner) -> dict[str, list[int]]:
+    """Return the numbers of the trials of an ensemble, nothing for a winner alone."""
+    return {"ensemble": [m.trial.number for m in winner.members]} if winner.others else {}
 
 
 def _score_test_split(
@@ -241,6 +250,7 @@ def _summarise(
             "params": winner.trial.values,
             "encoder": bundle.encoder and describe_encoder(bundle.encoder),
             "seeds": winner.seeds,
+            "ensemble": winner.ensemble_summary(),
             "validation": winner.validation,
             "replicates": _replicates(winner),
             "price_of_searching": scored and _price(trials, scored, options.objective),
@@ -297,7 +307,7 @@ def _test(
     by_seed = {
         name: {"mean": statistics.fmean(v), "sd": statistics.stdev(v), "values": v}
         for name, v in scored.by_seed.items()
-        if len(winner.runs) > 1
+        if len(winner.runs) > 1 and not winner.others
     }
     against: dict[str, Any] = {}
     with failures.collected("the winner could not be compared with the baselines"):
@@ -395,7 +405,11 @@ def _register(
     encoder = {} if bundle.encoder is None else encoder_tags(describe_encoder(bundle.encoder))
     run_id = runs.log_evaluation(
         winner.trial.key,
-        params={**winner.trial.config.as_dict(), "seed": ", ".join(map(str, winner.seeds))},
+        params={
+            **winner.trial.config.as_dict(),
+            "seed": ", ".join(map(str, winner.seeds)),
+            **{name: ", ".join(map(str, numbers)) for name, numbers in _ensemble(winner).items()},
+        },
         metrics=dict(metrics),
         tags={Tag.WEIGHTS: str(bundle.details["weights_sha256"]), **encoder},
     )

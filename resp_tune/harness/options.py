@@ -13,6 +13,7 @@ from typing import Any
 from resp_tune.common.choices import (
     FOLD_ORDERS,
     FOLD_RULES,
+    LARGEST_ENSEMBLE,
     LEVELS,
     METRICS,
     SAMPLERS,
@@ -127,6 +128,12 @@ class SearchOptions(SplitSpec):
         "minus standard error; 1: no replicates",
         **{**_COUNT, "high": 100, "metavar": "R"},
     )
+    ensemble: int = _trials(
+        1,
+        "average the predictions of the N best trials, which make the winner together; 1: the best "
+        "trial alone",
+        **{**_COUNT, "high": LARGEST_ENSEMBLE},
+    )
     seed: int = _trials(0, "seed of the sampler and of the trials", **{**_COUNT, "low": 0})
     gpus: int | None = _compute(
         None, "GPUs used at once, 0 for the CPU (default: all)", **{**_COUNT, "low": 0}
@@ -191,6 +198,8 @@ class SearchOptions(SplitSpec):
                 "--reshuffle scores each trial on other patients, so these scores cannot select a "
                 "winner: give --replicates 2 or more with it"
             )
+        if self.replicates > 1 and self.ensemble > 1:
+            self._check_candidates()
         if self.reshuffle and self.protocol == "recording":
             raise UserError(
                 "--reshuffle divides patients, and --protocol recording does not: leave one out"
@@ -209,6 +218,16 @@ class SearchOptions(SplitSpec):
                     f"--outer-folds {self.outer_folds} keeps a search in the folder of another, "
                     f"and '{store}' cannot hold that: give a folder to --storage"
                 )
+
+    def _check_candidates(self) -> None:
+        from resp_tune.study.replicates import MAX_CANDIDATES
+
+        if self.ensemble > MAX_CANDIDATES:
+            raise UserError(
+                f"--ensemble {self.ensemble} needs more trials than the {MAX_CANDIDATES} that "
+                f"--replicates {self.replicates} trains again: give --ensemble {MAX_CANDIDATES} or "
+                "less, or leave --replicates out"
+            )
 
     def _check_stop(self) -> None:
         from resp_tune.study.stop_rules import Regret, parse_stop_rule
@@ -286,6 +305,8 @@ class SearchOptions(SplitSpec):
         more: dict[str, Any] = {"fold_order": self.order} if self.folds > 1 else {}
         if self.reshuffle:
             more["reshuffle"] = True
+        if self.ensemble > 1:
+            more["ensemble"] = self.ensemble
         if self.stop:
             more["stop"] = " ".join(self.stop)
         return self.split_spec.as_dict() | {name: getattr(self, name) for name in names} | more

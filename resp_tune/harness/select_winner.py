@@ -1,10 +1,10 @@
-"""Select the winning trial, and load the trained networks that make it a model."""
+"""Select the winning trial, or an ensemble of the best, and load the trained networks."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,16 @@ import optuna
 import torch
 from torch import nn
 
+from resp_tune.common.text import plural
 from resp_tune.errors import RunError
+from resp_tune.execution.trial_context import TrialArtifacts
 from resp_tune.features.cache import FeatureCaches
+from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.spec import SearchSpec
-from resp_tune.study.replicates import Candidate, candidates, eligible, replicates, select
-from resp_tune.study.study import TrialRecord, best_of
+from resp_tune.study.replicates import Candidate, candidates, eligible, replicates, selectable
+from resp_tune.study.study import TrialRecord, best_of, ranked
 from resp_tune.training.loop import CHECKPOINT, Training, resume, save_checkpoint
+from resp_tune.training.model_bundle import Member, waveform_of
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +31,16 @@ class Winner:
     """The winning trial, and the runs whose networks make the model.
 
     With replicates, `chosen` holds those of the trial, and `runs` are the finished ones among
-    them; without, `runs` is the trial itself.
+    them; without, `runs` is the trial itself. `others` are the further members of an ensemble, best
+    first, and `ensemble_validation` its own validation metrics.
     """
 
     trial: TrialRecord
     runs: tuple[TrialRecord, ...]
     chosen: Candidate | None
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...] = ()
+    others: tuple[Winner, ...] = ()
+    ensemble_validation: Mapping[str, float] | None = None
 
     def candidate_summaries(self) -> list[dict[str, Any]]:
         """Return the candidates as `summary.json` lists them."""
@@ -41,43 +48,86 @@ class Winner:
         return [c.summary(dropped=c.trial.number not in numbers) for c in self.candidates]
 
     @property
+    def score(self) -> float | None:
+        """Return the score of the trial, or the mean of its replicates."""
+        return self.trial.score if self.chosen is None else self.chosen.mean
+
+    @property
+    def members(self) -> tuple[Winner, ...]:
+        """Return the trial and the further members of the ensemble, best first."""
+        return (self, *self.others)
+
+    @property
     def seeds(self) -> list[int]:
-        """Return the seed of each run."""
+        """Return the seed of each run of the trial."""
         return [run.config.seed for run in self.runs]
 
     @property
     def validation(self) -> dict[str, float]:
-        """Return each validation metric, the mean over the runs."""
+        """Return each validation metric: the mean over the runs, or that of the ensemble."""
+        if self.ensemble_validation is not None:
+            return dict(self.ensemble_validation)
         return {
             name: float(np.mean([run.validation[name] for run in self.runs]))
             for name in self.runs[0].validation
         }
 
+    def ensemble_summary(self) -> list[dict[str, Any]] | None:
+        """Return the members as `summary.json` lists them, None if there is one alone."""
+        if not self.others:
+            return None
+        return [
+            {"number": m.trial.number, "score": m.score, "params": m.trial.values}
+            for m in self.members
+        ]
+
 
 def select_winner(
-    study: optuna.Study, trials: Sequence[TrialRecord], metric: str, count: int
+    study: optuna.Study, trials: Sequence[TrialRecord], options: SearchOptions
 ) -> Winner:
-    """Select by the best score or, with `count` > 1 replicates, by the best lower bound.
+    """Select by the best score or, with several replicates, by the best lower bound.
 
-    Raises `RunError` if no trial has finished, and if no candidate has all its seeds: a winner by
-    one lucky score would use up the first test-set access.
+    With `options.ensemble` above 1 the next best trials join the winner. Raises `RunError` if no
+    trial has finished, and if no candidate has all its seeds: a winner by one lucky score would use
+    up the first test-set access.
     """
-    best = best_of(trials, metric)
-    if best is None:
+    metric, count = options.objective, options.replicates
+    if best_of(trials, metric) is None:
         raise _none_finished(trials)
     if count == 1:
-        return Winner(best, (best,), None, ())
-    rivals = candidates(trials, replicates(study, trials), metric=metric, count=count)
-    chosen = select(rivals, count)
-    if chosen is not None:
-        return Winner(chosen.trial, tuple(chosen.finished), chosen, tuple(rivals))
+        ordered = [Winner(t, (t,), None) for t in ranked(trials, metric)]
+        return replace(ordered[0], others=_join(ordered, options.ensemble))
+    rivals = tuple(candidates(trials, replicates(study, trials), metric=metric, count=count))
+    chosen = selectable(rivals, count)
+    if not chosen:
+        raise _none_selectable(rivals, count)
+    ordered = [Winner(c.trial, tuple(c.finished), c) for c in chosen]
+    return replace(ordered[0], candidates=rivals, others=_join(ordered, options.ensemble))
+
+
+def _join(ordered: Sequence[Winner], size: int) -> tuple[Winner, ...]:
+    """Return who joins the first of `ordered` in an ensemble of `size`, and log if too few can."""
+    best, *rest = ordered
+    waveform = waveform_of(best.trial.config)
+    able = [other for other in rest if waveform_of(other.trial.config) == waveform]
+    if 1 + len(able) < size:
+        apart = len(rest) - len(able)
+        why = f"{plural(1 + len(rest), 'trial')} can be selected"
+        if apart:
+            why += f", and {apart} of them need another sample rate or encoder than the best"
+        log.info(f"note: the ensemble has {1 + len(able)} of {size} members: {why}")
+    return tuple(able[: size - 1])
+
+
+def _none_selectable(rivals: Sequence[Candidate], count: int) -> RunError:
+    """Return the error of a search of which no candidate has all its replicates."""
     failed = next((c for c in rivals if c.failure is not None), None)
     if failed is None:
-        raise RunError(
+        return RunError(
             "all replicates have diverged: there is no winner, and the test set was not "
             "evaluated; search again under another --name with a lower lr"
         )
-    raise RunError(
+    return RunError(
         f"no candidate has all its {count} seeds, and the test set was not evaluated: a replicate "
         f"of trial {failed.trial.number} failed with: {failed.failure}; rerun the same command to "
         "retry"
@@ -95,31 +145,42 @@ def _none_finished(trials: Sequence[TrialRecord]) -> RunError:
     return RunError(f"no trial finished ({states}): give more time or trials, or a lower lr")
 
 
-def load_networks(
-    spec: SearchSpec, study_id: str, runs: Sequence[TrialRecord], caches: FeatureCaches
-) -> list[nn.Module]:
-    """Return the networks of finished runs: those of the first run's folds, then of the next run.
+def load_members(
+    spec: SearchSpec, study_id: str, winner: Winner, caches: FeatureCaches
+) -> list[Member]:
+    """Return the networks of the winner and of the further members of its ensemble.
 
     A run whose checkpoint is missing or damaged is trained again here.
     """
-    artifacts, compute, networks = spec.location.trials, spec.compute, list[nn.Module]()
-    for run in runs:
-        path = artifacts.local_folder / run.key.folder / CHECKPOINT
-        tables, cpus = spec.data.datamodule.folds(), compute.machine.cpus
-        folds = [fold.load(caches, run.config, workers=cpus) for fold in tables]
-        device, order = compute.driver_device_type, spec.options.order
-        training = Training(run.config, folds, device, order)
-        if reason := artifacts.fetch_newer_checkpoint(run.key.folder, training, study_id):
-            log.info(f"the checkpoint of trial {run.key.label} cannot be fetched ({reason})")
-        damage = resume(training, path, study_id)
-        if not training.done:
-            problem = damage or "is missing or too old"
-            log.info(f"'{path}' {problem}: trial {run.key.label} is trained again")
-            threads = torch.get_num_threads()
-            torch.set_num_threads(compute.slots.threads)  # as in the search: the same bits
-            while not training.done:
-                training.run_epoch()
-            torch.set_num_threads(threads)
-            save_checkpoint(path, training, study_id)
-        networks += training.networks()
-    return networks
+    compute, tables = spec.compute, spec.data.datamodule.folds()
+
+    def load(run: TrialRecord) -> list[nn.Module]:
+        folds = [t.load(caches, run.config, workers=compute.machine.cpus) for t in tables]
+        training = Training(run.config, folds, compute.driver_device_type, spec.options.order)
+        _resume_or_train(training, run, spec.location.trials, study_id, compute.slots.threads)
+        return training.networks()
+
+    return [
+        Member(m.runs[0].config, tuple(network for run in m.runs for network in load(run)))
+        for m in winner.members
+    ]
+
+
+def _resume_or_train(
+    training: Training, run: TrialRecord, artifacts: TrialArtifacts, study_id: str, threads: int
+) -> None:
+    """Bring the training of a finished run to its end, from its checkpoint if that is whole."""
+    path = artifacts.local_folder / run.key.folder / CHECKPOINT
+    if reason := artifacts.fetch_newer_checkpoint(run.key.folder, training, study_id):
+        log.info(f"the checkpoint of trial {run.key.label} cannot be fetched ({reason})")
+    damage = resume(training, path, study_id)
+    if training.done:
+        return
+    problem = damage or "is missing or too old"
+    log.info(f"'{path}' {problem}: trial {run.key.label} is trained again")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # as in the search: the same bits
+    while not training.done:
+        training.run_epoch()
+    torch.set_num_threads(before)
+    save_checkpoint(path, training, study_id)

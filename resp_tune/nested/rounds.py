@@ -22,7 +22,8 @@ def asked_for(options: SearchOptions) -> dict[str, Any]:
     """Return the options that tell how much a search is to do; with others it is another round."""
     names = ("budget", "time_budget", "stop", "replicates")
     values = {name: getattr(options, name) for name in names}
-    return {**values, "stop": list(options.stop)}
+    ensemble = {"ensemble": options.ensemble} if options.ensemble > 1 else {}
+    return {**values, "stop": list(options.stop), **ensemble}
 
 
 def is_complete(study: optuna.Study, fold: int, folder: Path, asked: Mapping[str, Any]) -> bool:

@@ -145,6 +145,7 @@ def price_of_searching(summary: Mapping[str, Any]) -> Price | None:
     if gap is None:
         return None
     who = "One seed of the winner, on average," if winner_replicates(winner) else "The winner"
+    who = "One trial of the winner, on average," if items(winner, "ensemble") else who
     than = "on the test split than the search's best trial on validation"
     if gap > 0:
         text = (

@@ -24,7 +24,7 @@ from resp_tune.common.text import shorten
 from resp_tune.errors import RunError, UserError
 from resp_tune.reporting import baseline_comparison, group_tables, replicate_table, search_plots
 from resp_tune.reporting.format import figure, metric_name
-from resp_tune.reporting.json_values import Row, items, mapping, number, objective
+from resp_tune.reporting.json_values import Row, items, mapping, number, objective, value_at
 from resp_tune.reporting.nested_tables import nested_tables
 from resp_tune.reporting.page_templates import render_page
 
@@ -166,6 +166,7 @@ def _winner_context(results: Results) -> dict[str, Any]:
         "price": replicate_table.price_of_searching(summary),
         "by_seed": bool(mapping(winner, "test", "by_seed")),
         "replicates": replicate_table.winner_replicates(winner),
+        "ensemble": [str(value_at(m, "number")) for m in items(winner, "ensemble")],
         "compared": baseline_comparison.comparison_table(summary),
         "forest": baseline_comparison.forest_plot(summary),
         "verdict": baseline_comparison.verdict(summary),

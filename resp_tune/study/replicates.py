@@ -197,9 +197,9 @@ def eligible(ordered: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in able if not any(c.clearly_worse_than(best) for best in leaders[:1])]
 
 
-def select(ordered: Sequence[Candidate], count: int) -> Candidate | None:
-    """Return the best of the eligible candidates that have all `count` replicates, if any."""
-    return next((c for c in eligible(ordered) if len(c.runs) >= count and c.finished), None)
+def selectable(ordered: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Return the eligible candidates that have all `count` replicates, best first."""
+    return [c for c in eligible(ordered) if len(c.runs) >= count and c.finished]
 
 
 def _order(c: Candidate) -> tuple[bool, float, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,9 @@ def check_runtime(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_encoder(
-    folder: Path, content: Mapping[str, Any], config: TrialConfig, *, copy: bool
+    folder: Path, content: Mapping[str, Any], layers: Sequence[str], *, copy: bool
 ) -> Encoder:
-    """Open the encoder of the bundle in `folder`, whose config is `content`.
+    """Open the encoder of the bundle in `folder`, whose config is `content`, for some `layers`.
 
     `copy`: the folder will be gone, so the encoder is kept in the cache folder, by its hash. Raises
     `UserError` if a file of it is missing or damaged, `ValueError` if the config does not say which
@@ -91,7 +91,7 @@ def load_encoder(
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             write_atomically(folder / name, data)
-    return open_encoder(str((folder / str(entry["file"])).absolute()), (config.encoder_layer,))
+    return open_encoder(str((folder / str(entry["file"])).absolute()), tuple(dict.fromkeys(layers)))
 
 
 def _read(path: Path, digest: object) -> bytes:

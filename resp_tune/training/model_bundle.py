@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from resp_tune.common.choices import LARGEST_ENSEMBLE
 from resp_tune.common.paths import write_atomically
 from resp_tune.config import EncoderFrontEnd, TrialConfig
 from resp_tune.encoders.encoder_file import Encoder
 from resp_tune.errors import UserError
 from resp_tune.features.batches import ClipIndex, cut_clips, eval_params
-from resp_tune.features.encoder_frames import encode_waveform
+from resp_tune.features.encoder_frames import EncoderFrames, encode_waveform
 from resp_tune.features.logmel import join_frames, log_mels, silence
 from resp_tune.features.pooled_clips import PooledClips, pool_frames
 from resp_tune.training.bundled_encoder import (
@@ -39,19 +40,43 @@ from resp_tune.training.loop import predict
 from resp_tune.training.metrics import Floats
 from resp_tune.training.networks.network_registry import BUILT_IN, build_network
 
-FORMAT = 1
-WEIGHTS = "weights.safetensors"
+FORMAT, ENSEMBLE_FORMAT = 1, 2  # of one trial, of several
+WEIGHTS, MEMBER_WEIGHTS = "weights.safetensors", "member{}.safetensors"
 # In the details: what is added to the log-probability of a class before the largest one is taken.
 OPERATING_POINT = "operating_point"
 LARGEST = 1000.0  # offset: far more than the logarithm of the smallest probability
 
+LoadClips = Callable[[TrialConfig], ClipIndex | PooledClips]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Networks of one trial: of one config, one for each seed and inner fold."""
+
+    config: TrialConfig
+    networks: tuple[nn.Module, ...]
+
+    def predict_each(self, clips: ClipIndex | PooledClips) -> npt.NDArray[np.float32]:
+        """Return each network's own class probabilities, `[networks, clips, classes]`."""
+        if isinstance(clips, PooledClips):
+            return np.stack([predict_head(n, clips) for n in self.networks])
+        draws, prepared = eval_params(clips.count, self.config), clips.with_level(self.config)
+        return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])
+
+
+def waveform_of(config: TrialConfig) -> tuple[str, bool | int, str]:
+    """Return what decides which waveform is predicted: the same for all members of a bundle."""
+    return config.encoder, config.has_encoder or config.sample_rate, config.resampling
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """Networks of one config, one for each seed and inner fold.
+    """The networks of a trial, and those of further trials if the model is an ensemble.
 
-    A prediction is the mean of theirs, at the operating point in `details`, if there is one.
-    With an `encoder` the networks are heads, and `config.encoder` is the path of the bundle's copy.
+    `config` and `networks` are of the best trial, `others` are the further members. A prediction is
+    the mean over all networks, at the operating point in `details`, if there is one. With an
+    `encoder` the networks of configs with one are heads, and their `encoder` is the path of the
+    bundle's copy. All members predict the same waveform.
     """
 
     config: TrialConfig
@@ -59,6 +84,12 @@ class Bundle:
     networks: tuple[nn.Module, ...]
     details: dict[str, Any]
     encoder: Encoder | None = None
+    others: tuple[Member, ...] = ()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Return the networks of each trial, the best trial first."""
+        return (Member(self.config, self.networks), *self.others)
 
     @property
     def sample_rate(self) -> int:
@@ -74,34 +105,49 @@ class Bundle:
         self, waveform: torch.Tensor, spans: Sequence[tuple[float, float]]
     ) -> npt.NDArray[np.float32]:
         """Return class probabilities `[spans, classes]` of parts of `waveform`, in seconds."""
-        first = torch.zeros(len(spans), dtype=torch.int64)
         start, end = torch.tensor(spans, dtype=torch.float64).clamp(max=1e9).T
+        clips = torch.zeros(len(spans), dtype=torch.int64), start, end
         with torch.inference_mode():
-            if self.encoder is not None:
-                end = end.clamp(max=waveform.numel() / self.sample_rate)
-                return self.predict_clips(self._features(waveform, first, start, end))
-            front_end = self.config.front_end
-            frames = join_frames(log_mels(waveform, [front_end]), silence(front_end))
-            return self.predict_clips(cut_clips(frames, front_end, first, start, end))
+            heard = self._encode(waveform)
+            return self.predict_clips(lambda config: self._clips(config, waveform, heard, clips))
 
-    def _features(self, waveform: torch.Tensor, *clips: torch.Tensor) -> PooledClips:
-        if self.encoder is None:
-            raise ValueError("a bundle without an encoder has no features")
-        front_ends = [f for f in self.config.front_ends if isinstance(f, EncoderFrontEnd)]
-        each = encode_waveform(front_ends, self.encoder, lambda rate, resampling: waveform)
-        pooled = [pool_frames(frames, self.config.encoder_pool, *clips) for frames in each]
-        return PooledClips(torch.cat(pooled, dim=1), "")
+    def _encode(self, waveform: torch.Tensor) -> dict[EncoderFrontEnd, EncoderFrames]:
+        """Return the encoder's frames of each front end of the members, in one pass."""
+        each = (f for member in self.members for f in member.config.front_ends)
+        front_ends = list(dict.fromkeys(f for f in each if isinstance(f, EncoderFrontEnd)))
+        if self.encoder is None or not front_ends:
+            return {}
+        frames = encode_waveform(front_ends, self.encoder, lambda rate, resampling: waveform)
+        return dict(zip(front_ends, frames, strict=True))
 
-    def predict_clips(self, clips: ClipIndex | PooledClips) -> npt.NDArray[np.float32]:
-        """Return class probabilities `[clips, classes]`, without augmentation."""
-        return self.combine(self.predict_each(clips))
+    def _clips(
+        self,
+        config: TrialConfig,
+        waveform: torch.Tensor,
+        heard: Mapping[EncoderFrontEnd, EncoderFrames],
+        clips: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> ClipIndex | PooledClips:
+        """Return the clips of a waveform as networks of `config` take them."""
+        first, start, end = clips
+        if config.has_encoder:
+            end = end.clamp(max=waveform.numel() / self.sample_rate)
+            frames = [heard[f] for f in config.front_ends if isinstance(f, EncoderFrontEnd)]
+            pooled = [pool_frames(f, config.encoder_pool, first, start, end) for f in frames]
+            return PooledClips(torch.cat(pooled, dim=1), "")
+        front_end = config.front_end
+        log_mel = join_frames(log_mels(waveform, [front_end]), silence(front_end))
+        return cut_clips(log_mel, front_end, first, start, end)
 
-    def predict_each(self, clips: ClipIndex | PooledClips) -> npt.NDArray[np.float32]:
+    def predict_clips(self, load: LoadClips) -> npt.NDArray[np.float32]:
+        """Return class probabilities `[clips, classes]`, without augmentation.
+
+        `load` returns the clips as networks of a config take them.
+        """
+        return self.combine(self.predict_each(load))
+
+    def predict_each(self, load: LoadClips) -> npt.NDArray[np.float32]:
         """Return each network's own class probabilities, `[networks, clips, classes]`."""
-        if isinstance(clips, PooledClips):
-            return np.stack([predict_head(n, clips) for n in self.networks])
-        draws, prepared = eval_params(clips.count, self.config), clips.with_level(self.config)
-        return np.stack([predict(n, prepared, draws, self.config) for n in self.networks])
+        return np.concatenate([m.predict_each(load(m.config)) for m in self.members])
 
     def combine(self, each: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the model's probabilities `[clips, classes]` from `[networks, clips, classes]`."""
@@ -135,45 +181,59 @@ def move(probabilities: npt.NDArray[np.float32], offsets: Floats) -> npt.NDArray
     return result
 
 
-def save_bundle(
-    folder: Path,
-    config: TrialConfig,
-    classes: Sequence[str],
-    networks: Sequence[nn.Module],
-    details: Mapping[str, Any],
-    encoder: Encoder | None = None,
-) -> str:
+def save_bundle(folder: Path, bundle: Bundle, details: Mapping[str, Any]) -> str:
     """Write a bundle into `folder` and return the SHA-256 of its weights.
 
-    `details` (task, provenance …) go into `config.json` beside what loading needs. A config with an
-    encoder needs the one that its heads were trained on.
+    `details` (task, provenance …) go into `config.json` beside what loading needs, in place of
+    those of `bundle`. A config with an encoder needs the one that its heads were trained on.
     """
-    tensors = {
+    names = [WEIGHTS, *(MEMBER_WEIGHTS.format(n + 1) for n in range(len(bundle.others)))]
+    weights = {
+        name: save(_tensors(m.networks)) for name, m in zip(names, bundle.members, strict=True)
+    }
+    entries = [
+        {**_describe_member(m, bundle.encoder), "weights_sha256": _sha256(weights[name])}
+        for name, m in zip(names, bundle.members, strict=True)
+    ]
+    content = {"format": FORMAT, "classes": list(bundle.classes), **entries[0]}
+    if bundle.others:
+        digest = _sha256("".join(str(entry["weights_sha256"]) for entry in entries).encode())
+        content |= {"format": ENSEMBLE_FORMAT, "weights_sha256": digest, "members": entries}
+    content |= details
+    folder.mkdir(parents=True, exist_ok=True)
+    content |= save_encoder(folder, bundle.encoder)
+    for stale in set(folder.glob(MEMBER_WEIGHTS.format("*"))) - {folder / name for name in names}:
+        stale.unlink()
+    for name, data in weights.items():
+        write_atomically(folder / name, data)
+    write_atomically(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
+    return str(content["weights_sha256"])
+
+
+def _tensors(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
+    return {
         f"fold{n}.{name}": value.detach().cpu().contiguous()
         for n, network in enumerate(networks)
         for name, value in network.state_dict().items()
     }
-    weights = save(tensors)
-    digest = hashlib.sha256(weights).hexdigest()
-    content = {
-        "format": FORMAT,
-        "classes": list(classes),
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _describe_member(member: Member, encoder: Encoder | None) -> dict[str, Any]:
+    config = member.config
+    return {
         "front_end": _describe_front_end(config, encoder),
         "trial_config": config.as_dict(),
         **describe_network(config),
-        "folds": len(networks),
-        "weights_sha256": digest,
-        **details,
+        "folds": len(member.networks),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    content |= save_encoder(folder, encoder)
-    write_atomically(folder / WEIGHTS, weights)
-    write_atomically(folder / "config.json", (json.dumps(content, indent=1) + "\n").encode())
-    return digest
 
 
 def _describe_front_end(config: TrialConfig, encoder: Encoder | None) -> dict[str, Any]:
-    if encoder is None:
+    if encoder is None or not config.has_encoder:
         return asdict(config.front_end)
     names = ("encoder_layer", "encoder_speed", "encoder_pool", "f_max", "resampling")
     fields = {name: getattr(config, name) for name in names}
@@ -187,36 +247,69 @@ def load_bundle(folder: str | Path, *, temporary: bool = False) -> Bundle:
     """
     folder = Path(folder)
     content = _read_config(folder)
-    path = folder / WEIGHTS
     try:
-        weights = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
-    if hashlib.sha256(weights).hexdigest() != content.get("weights_sha256"):
-        raise UserError(f"'{path}' is damaged: its hash is not the one in config.json")
-    try:
-        for key in ("trial_config", "provenance", OPERATING_POINT):
+        for key in ("provenance", OPERATING_POINT):
             if not isinstance(content.get(key, {}), dict):
                 raise TypeError(f"{key} is not a mapping")
-        config, encoder = TrialConfig.from_saved(content["trial_config"]), None
-        classes = _classes(content["classes"])
+        classes, entries = _classes(content["classes"]), _entries(content)
         log_offsets(content.get(OPERATING_POINT, {}), classes)
-        origin = saved_origin(content)
+        configs = [TrialConfig.from_saved(entry["trial_config"]) for entry in entries]
+        origins = [saved_origin(entry) for entry in entries]
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise _invalid(folder, error) from error
-    check_installed(folder, config, origin, len(classes))
+    weights = [_read_weights(folder, n, entry) for n, entry in enumerate(entries)]
+    for config, origin in zip(configs, origins, strict=True):
+        check_installed(folder, config, origin, len(classes))
     check_runtime(folder, content)
     try:
-        if config.has_encoder:
-            encoder = load_encoder(folder, content, config, copy=temporary)
-            config = config.replace({"encoder": encoder.given})
-        networks = _load_networks(load(weights), content["folds"], config, len(classes))
-        features = len(networks[0].state_dict().get("mean", ()))
-        if encoder is not None and features != count_features(config, encoder):
-            raise ValueError("its weights do not fit its encoder")
+        encoder, layers = None, [c.encoder_layer for c in configs if c.has_encoder]
+        if layers:
+            encoder = load_encoder(folder, content, layers, copy=temporary)
+            given = {"encoder": encoder.given}
+            configs = [c.replace(given) if c.has_encoder else c for c in configs]
+        members = [
+            Member(config, _load_networks(load(data), entry["folds"], config, len(classes)))
+            for config, data, entry in zip(configs, weights, entries, strict=True)
+        ]
+        if encoder is not None:
+            _check_heads(members, encoder)
+        if len({waveform_of(config) for config in configs}) > 1:
+            raise ValueError("its members are for different waveforms")
     except (UserError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise _invalid(folder, error) from error
-    return Bundle(config, classes, networks, content, encoder)
+    best, *others = members
+    return Bundle(best.config, classes, best.networks, content, encoder, tuple(others))
+
+
+def _check_heads(members: Sequence[Member], encoder: Encoder) -> None:
+    """Raise `ValueError` if a head is not for the features that the encoder gives."""
+    for member in members:
+        features = len(member.networks[0].state_dict().get("mean", ()))
+        if member.config.has_encoder and features != count_features(member.config, encoder):
+            raise ValueError("its weights do not fit its encoder")
+
+
+def _entries(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the part of each member in a bundle's `config.json`, the best trial's first."""
+    entries = content["members"] if content["format"] == ENSEMBLE_FORMAT else [content]
+    if not isinstance(entries, list) or not 0 < len(entries) <= LARGEST_ENSEMBLE:
+        raise TypeError(f"members is not a list of 1 to {LARGEST_ENSEMBLE}")
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("trial_config"), dict):
+            raise TypeError("trial_config is not a mapping")
+    return entries
+
+
+def _read_weights(folder: Path, number: int, entry: Mapping[str, Any]) -> bytes:
+    """Return the weights of member `number`; raises `UserError` if missing or damaged."""
+    path = folder / (MEMBER_WEIGHTS.format(number) if number else WEIGHTS)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    if _sha256(data) != entry.get("weights_sha256"):
+        raise UserError(f"'{path}' is damaged: its hash is not the one in config.json")
+    return data
 
 
 def _invalid(folder: Path, error: Exception) -> UserError:
@@ -273,6 +366,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is damaged: it is not JSON") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"'{path}' is not a bundle of format {FORMAT}, which this version reads")
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, ENSEMBLE_FORMAT):
+        raise UserError(
+            f"'{path}' is not a bundle of format {FORMAT} or {ENSEMBLE_FORMAT}, which this version "
+            "reads"
+        )
     return content
