@@ -101,7 +101,8 @@ def predict_file(
     if bundle.details.get("task") == "cycles":
         cycles = _read_cycles(path, waveform.numel() / bundle.sample_rate)
         if not cycles:
-            windows = f"in windows of {bundle.config.clip_seconds:g} s"
+            lengths = sorted({m.config.clip_seconds for m in bundle.members})
+            windows = f"in windows of {' or '.join(f'{length:g}' for length in lengths)} s"
             what = windows if bundle.encoder is None else "the whole of it"
             log.info(
                 f"note: '{path}' has no breathing cycles in '{path.stem}.txt' beside it: "

@@ -80,9 +80,21 @@ def test_an_ensemble_predicts_the_mean_of_its_networks(training: Training, tmp_p
     for member, own in zip(bundle.members, networks, strict=True):
         side = clips[member.config.normalise]
         draws = eval_params(side.count, member.config)
-        expected += [predict(n, side.with_level(member.config), draws, member.config) for n in own]
-    assert len(expected) == 5
-    np.testing.assert_array_equal(found, np.mean(expected, axis=0))
+        side = side.with_level(member.config)
+        expected.append(np.mean([predict(n, side, draws, member.config) for n in own], axis=0))
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-6)
+
+
+def test_members_weigh_the_same(training: Training) -> None:
+    """One of three seeds has diverged, which leaves its trial with fewer networks."""
+    networks = tuple(training.networks())
+    bundle = Bundle(
+        training.config, CLASSES, networks, {}, others=(Member(training.config, networks[:1]),)
+    )
+    each = np.random.default_rng(0).dirichlet(np.ones(3), (3, 5)).astype(np.float32)
+    expected = (each[:2].mean(axis=0) + each[2]) / 2
+    np.testing.assert_allclose(bundle.combine(each), expected, rtol=1e-6)
+    np.testing.assert_array_equal(bundle.combine(each[:2]), each[:2].mean(axis=0))
 
 
 def test_an_ensemble_is_smaller_after_another_search(training: Training, tmp_path: Path) -> None:
@@ -128,6 +140,7 @@ def of_another_rate(members: list[Any]) -> list[Any]:
         (edit_members(lambda members: [*members, 3]), "trial_config is not a mapping"),
         (edit_members(lambda members: [*members, members[0]]), "member2.safetensors' cannot be"),
         (edit_members(of_another_rate), "its members are for different waveforms"),
+        (edit_members(lambda members: members[:1]), "weights_sha256 is not that of its members"),
     ],
 )
 def test_a_damaged_ensemble_is_refused(

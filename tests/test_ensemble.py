@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +19,16 @@ from support.encoders import save_encoder
 from support.instant import search_here, small_spec
 
 from resp_tune import evaluate, predict
+from resp_tune.audit.model import rebuild_datamodule
 from resp_tune.cli import run
+from resp_tune.evaluation.score import score_test_split
 from resp_tune.harness.console import describe_result
+from resp_tune.harness.validate import open_dataset
+from resp_tune.training.datamodule import make_feature_caches
 from resp_tune.training.model_bundle import load_bundle
 
 HEADS = {
+    "f_max": {"type": "ordinal", "values": [1000.0, 1900.0]},
     "encoder_layer": {"type": "categorical", "values": ["hidden", "last"]},
     "encoder_speed": {"type": "categorical", "values": ["1", "1+2"]},
     "head": {"type": "categorical", "values": ["linear", "mlp"]},
@@ -40,7 +46,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "heads":
         fixed: dict[str, Any] = {"encoder": str(save_encoder(root / "tiny.onnx"))}
-        fixed |= {"f_max": 1900.0, "batch_size": 8, "hidden": 4}
+        fixed |= {"batch_size": 8, "hidden": 4}
     else:
         fixed = {"channels": 2, "width": 4, "depth": 2, "clip_seconds": 1.0, "batch_size": 8}
     parameters = HEADS if request.param == "heads" else NETWORKS
@@ -108,13 +114,18 @@ def test_its_validation_metrics_are_those_of_the_mean(done: Any) -> None:
     assert found.keys() >= {"macro_f1", "patient_macro_f1", "balanced_log_loss"}
 
 
-def test_the_price_is_of_single_trials(done: Any) -> None:
-    """An average of networks would hide some of it."""
+def test_the_price_is_of_the_best_trial(done: Any) -> None:
+    """An average of networks would hide some of it, so the best trial counts alone."""
     price = done.summary["winner"]["price_of_searching"]
     scores = [m["score"] for m in done.summary["winner"]["ensemble"]]
     assert price["best_validation"] == pytest.approx(max(scores))
+    bundle = load_bundle(done.folder / "winner")
+    data = rebuild_datamodule(bundle, open_dataset(str(done.root / "data")))
+    caches = make_feature_caches(data, data.split.test or (), 1)
+    alone = score_test_split(dataclasses.replace(bundle, others=()), data, caches, workers=1)
+    assert price["test"] == pytest.approx(alone.metrics["balanced_accuracy"])
     assert done.summary["winner"]["test"]["by_seed"] is None
-    assert "(one trial on average)" in "\n".join(describe_result(done.summary, done.folder))
+    assert "(its best trial alone)" in "\n".join(describe_result(done.summary, done.folder))
 
 
 def test_a_prediction_of_a_file_is_that_of_the_search(
@@ -131,8 +142,16 @@ def test_a_prediction_of_a_file_is_that_of_the_search(
         assert share == pytest.approx(row[f"p_{name}"], abs=2e-5)
 
 
-def test_evaluate_scores_it_again_the_same(done: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--data", str(done.root / "data"), "--winner", str(done.folder / "winner"), "--json"]
+@pytest.mark.parametrize("where", ["folder", "registry"])
+def test_evaluate_scores_it_again_the_same(
+    where: str, done: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    winner = [str(done.folder / "winner")]
+    if where == "registry":
+        done.search(3)  # whatever was registered by other tests
+        uri = done.summary["mlflow"]["tracking_uri"]
+        winner = ["models:/resp_tune@champion", "--tracking-uri", uri]
+    argv = ["--data", str(done.root / "data"), "--json", "--winner", *winner]
     capsys.readouterr()
     with few_trees():
         code = run(evaluate.main, argv)
@@ -152,7 +171,11 @@ def test_the_registry_holds_all_of_it(done: Any) -> None:
     experiment = client.get_experiment_by_name("resp_tune")
     kind = "tags.`resp_tune.kind` = 'evaluation'"
     evaluations = client.search_runs([experiment.experiment_id], kind)
-    assert numbers in [evaluation.data.params.get("ensemble") for evaluation in evaluations]
+    (evaluation,) = (e for e in evaluations if e.data.params.get("ensemble") == numbers)
+    digest = load_bundle(done.folder / "winner").details["weights_sha256"]
+    version = client.get_model_version_by_alias("resp_tune", "champion")
+    assert evaluation.data.tags["resp_tune.weights_sha256"] == digest
+    assert version.tags["resp_tune.weights_sha256"] == digest
     mlflow.set_tracking_uri(uri)
     try:
         model = mlflow.pyfunc.load_model("models:/resp_tune@champion")

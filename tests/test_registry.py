@@ -27,6 +27,7 @@ from support.read_only import mounted_read_only
 from resp_tune.common.trial_key import TrialKey
 from resp_tune.config import TrialConfig
 from resp_tune.errors import RunError, UserError
+from resp_tune.tracking import model_files, registry
 from resp_tune.tracking.moved_store import local_folder, moved_to, readable
 from resp_tune.tracking.registry import (
     RegisteredModel,
@@ -379,3 +380,25 @@ def test_what_counts_as_moved(location: str, expected: str | None, tmp_path: Pat
     (tmp_path / "kept" / "mlartifacts").mkdir(parents=True)
     found = moved_to(f"sqlite:///{tmp_path}/mlflow.db", location.format(store=tmp_path))
     assert found == (tmp_path / "mlartifacts" if expected else None)
+
+
+def test_a_model_requires_the_packages_of_all_members(tmp_path: Path) -> None:
+    own = {"name": "notebook", "distribution": "resp-tune", "version": "1"}
+    other = {"name": "temporal", "distribution": "lung-networks", "version": "1.0+local"}
+    for members in ([{"network": own}, {"network": other}, {}], [{"network": other}]):
+        content = {"network": own, "members": members}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert "lung-networks==1.0" in registry._requirements(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"network": own}))
+    assert not any("lung" in line for line in registry._requirements(tmp_path))
+
+
+def test_a_bundle_that_could_not_be_fetched_is_not_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "member1.safetensors").write_bytes(b"x" * 1000)
+    model_files.check_size(tmp_path)
+    monkeypatch.setattr(model_files, "_MOST_BYTES", 1000)
+    with pytest.raises(RunError, match="give a smaller --ensemble"):
+        model_files.check_size(tmp_path)

@@ -132,4 +132,4 @@ def test_trials_of_another_sample_rate_do_not_join(
     with caplog.at_level("INFO", "resp_tune"):
         winner = select_winner(study, [apart, *others], spec.options)
     assert [m.trial.number for m in winner.members] == [1, 2]
-    assert "1 of them need another sample rate or encoder" in caplog.text
+    assert "of which 1 with another sample rate, resampling or encoder" in caplog.text

@@ -43,8 +43,10 @@ def _download(winner: str, folder: Path) -> Path:
     check_store("--winner", source, write=False)
     try:
         there = [source.fetch(file, folder / file, LARGEST) for file in BUNDLE]
+        left = LARGEST - sum(path.stat().st_size for path in folder.iterdir())
         for file in _further_files(folder) if all(there) else ():
-            source.fetch(file, folder / file, LARGEST)  # `load_bundle` says which is missing
+            if source.fetch(file, folder / file, left):  # `load_bundle` says which is missing
+                left -= (folder / file).stat().st_size
     except StorageError as error:
         raise UserError(f"--winner '{source}' cannot be read ({error})") from error
     if not all(there):

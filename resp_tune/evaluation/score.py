@@ -129,6 +129,7 @@ def score_test_split(
     """
     classes, stems = bundle.classes, datamodule.split.test or ()
     clips = datamodule.clip_labels(stems, stems)
+    caches.fill(bundle.front_ends, workers=workers)  # of all members, in as few passes as possible
     each = bundle.predict_each(partial(_load, clips, caches, workers))
     labels, groups, folds = clips.label, clips.groups(), len(datamodule.split.folds)
     table = prediction_table("test", clips, classes, bundle.combine(each))

@@ -52,8 +52,11 @@ def encoder_pass(
 ) -> Callable[[Load], list[EncodedFrames]]:
     """Return what computes the frames of a recording for each front end in one pass.
 
-    All `front_ends` are of `encoder`, and have one `f_max` and one `resampling`.
+    All `front_ends` are of `encoder`. Raises `ValueError` if they have not one `f_max` and one
+    `resampling`.
     """
+    if len({(f.f_max, f.resampling) for f in front_ends}) > 1:
+        raise ValueError("front ends of one pass have one f_max and one resampling")
     f_max, resampling = front_ends[0].f_max, front_ends[0].resampling
     each = [(f.speed, encoder.layer(f.layer)) for f in front_ends]
     wanted = dict[int, dict[KeptLayer, None]]()

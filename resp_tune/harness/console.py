@@ -204,11 +204,9 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         yield from _describe_pooled(summary, metric)
     params = ", ".join(f"{k} {short(v)}" for k, v in winner["params"].items())
     last = " of the last search, over all patients" if "pooled" in summary else ""
-    ensemble = ""
-    if (members := winner["ensemble"]) is not None:
-        numbers = ", ".join(str(member["number"]) for member in members)
-        ensemble = f"the mean of {len(members)} trials, {numbers}; the best is "
-    yield f"winner{last}: {ensemble}trial {winner['number']} ({params})"
+    of = "; the best is " if winner["ensemble"] is not None else ""
+    best = f"trial {winner['number']}" if of else ""
+    yield f"winner{last}: {_trials(winner)}{of}{best} ({params})"
     if (reruns := winner["replicates"]) is not None:
         yield (
             f"selected among {len(summary['candidates'])} by its bound over "
@@ -245,6 +243,13 @@ def describe_result(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     yield f"report: {folder / 'report.html'}"
 
 
+def _trials(winner: dict[str, Any]) -> str:
+    """Return which trial a winner is, or which trials make an ensemble."""
+    if (members := winner.get("ensemble")) is None:  # older searches have none
+        return f"trial {winner['number']}"
+    return f"the mean of {len(members)} trials, {', '.join(str(m['number']) for m in members)}"
+
+
 def _describe_pooled(summary: dict[str, Any], metric: str) -> Iterator[str]:
     """Yield what the outer folds say of the procedure: pooled, by fold, against baselines."""
     pooled, outer = summary["pooled"], summary["outer"]
@@ -258,7 +263,7 @@ def _describe_pooled(summary: dict[str, Any], metric: str) -> Iterator[str]:
             yield f"pooled test, each {level}: {_scores(values, SHOWN_METRICS[0])}"
     for fold in outer:
         yield (
-            f"outer fold {fold['fold']}: trial {fold['winner']['number']}, {metric} validation "
+            f"outer fold {fold['fold']}: {_trials(fold['winner'])}, {metric} validation "
             f"{fold['winner']['validation'][metric]:.3f}, test {fold['test'][metric]:.3f} on "
             f"{plural(fold['patients'], 'patient')}"
         )
@@ -286,7 +291,7 @@ def _describe_test(winner: dict[str, Any], metric: str) -> Iterator[str]:
             yield f"test, each {level}: {_scores(values, SHOWN_METRICS[0])}"
     if price is not None:
         seed = " (one seed on average)" if winner["replicates"] is not None else ""
-        seed = " (one trial on average)" if winner["ensemble"] is not None else seed
+        seed = " (its best trial alone)" if winner["ensemble"] is not None else seed
         yield (
             f"best validation {price['best_validation']:.3f}, test {price['test']:.3f}{seed}: the "
             f"price of searching is {price['difference']:.3f}"

@@ -253,7 +253,7 @@ def _summarise(
             "ensemble": winner.ensemble_summary(),
             "validation": winner.validation,
             "replicates": _replicates(winner),
-            "price_of_searching": scored and _price(trials, scored, options.objective),
+            "price_of_searching": scored and _price(trials, winner, scored, options.objective),
             "test": scored and _test(datamodule, scored, winner, failures),
         },
         "candidates": winner.candidate_summaries(),
@@ -285,18 +285,19 @@ def _replicates(winner: Winner) -> dict[str, Any] | None:
 
 
 def _price(
-    trials: Sequence[TrialRecord], scored: TestScore, metric: str
+    trials: Sequence[TrialRecord], winner: Winner, scored: TestScore, metric: str
 ) -> dict[str, float] | None:
     """Return how much of the best validation score was luck: the best of many is lucky too.
 
     Positive: worse on the test split, whichever direction is better. With several seeds, the test
-    value is their mean: an average of networks would hide some of the price. It is without the
-    winner's operating point, which trials do not have.
+    value is their mean: an average of networks would hide some of the price, and so would that of
+    an ensemble, of which the best trial counts alone. It is without the winner's operating point,
+    which trials do not have.
     """
     best = best_of(trials, metric)
     if best is None or best.score is None or metric not in scored.plain_by_seed:
         return None
-    test = statistics.fmean(scored.plain_by_seed[metric])
+    test = statistics.fmean(scored.plain_by_seed[metric][: len(winner.runs)])
     sign = 1 if METRICS[metric].mode == "max" else -1
     return {"best_validation": best.score, "test": test, "difference": sign * (best.score - test)}
 

@@ -130,7 +130,7 @@ class SearchOptions(SplitSpec):
     )
     ensemble: int = _trials(
         1,
-        "average the predictions of the N best trials, which make the winner together; 1: the best "
+        "average the predictions of the N best trials, which together form the winner; 1: the best "
         "trial alone",
         **{**_COUNT, "high": LARGEST_ENSEMBLE},
     )
@@ -301,12 +301,12 @@ class SearchOptions(SplitSpec):
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that MLflow records as parameters of the search."""
-        names = ("metric", "level", "epochs", "seed", "scheduler", "sampler", "replicates")
+        names = (
+            "metric", "level", "epochs", "seed", "scheduler", "sampler", "replicates", "ensemble",
+        )  # fmt: skip
         more: dict[str, Any] = {"fold_order": self.order} if self.folds > 1 else {}
         if self.reshuffle:
             more["reshuffle"] = True
-        if self.ensemble > 1:
-            more["ensemble"] = self.ensemble
         if self.stop:
             more["stop"] = " ".join(self.stop)
         return self.split_spec.as_dict() | {name: getattr(self, name) for name in names} | more

@@ -67,10 +67,10 @@ class Winner:
         """Return each validation metric: the mean over the runs, or that of the ensemble."""
         if self.ensemble_validation is not None:
             return dict(self.ensemble_validation)
-        return {
-            name: float(np.mean([run.validation[name] for run in self.runs]))
-            for name in self.runs[0].validation
-        }
+        each = [run.validation for run in self.runs]
+        # A run of an earlier release may lack a metric.
+        names = [name for name in each[0] if all(name in one for one in each)]
+        return {name: float(np.mean([one[name] for one in each])) for name in names}
 
     def ensemble_summary(self) -> list[dict[str, Any]] | None:
         """Return the members as `summary.json` lists them, None if there is one alone."""
@@ -106,7 +106,7 @@ def select_winner(
 
 
 def _join(ordered: Sequence[Winner], size: int) -> tuple[Winner, ...]:
-    """Return who joins the first of `ordered` in an ensemble of `size`, and log if too few can."""
+    """Return the trials that join the first of `ordered`; log if they are too few for `size`."""
     best, *rest = ordered
     waveform = waveform_of(best.trial.config)
     able = [other for other in rest if waveform_of(other.trial.config) == waveform]
@@ -114,7 +114,8 @@ def _join(ordered: Sequence[Winner], size: int) -> tuple[Winner, ...]:
         apart = len(rest) - len(able)
         why = f"{plural(1 + len(rest), 'trial')} can be selected"
         if apart:
-            why += f", and {apart} of them need another sample rate or encoder than the best"
+            what = "sample rate, resampling or encoder"
+            why += f", of which {apart} with another {what} than the best"
         log.info(f"note: the ensemble has {1 + len(able)} of {size} members: {why}")
     return tuple(able[: size - 1])
 

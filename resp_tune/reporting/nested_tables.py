@@ -85,6 +85,7 @@ def nested_tables(summary: Mapping[str, Any], predictions: Sequence[Row]) -> Nes
         levels=tuple(
             (metric_name(name), tuple(_ranged(pooled, at_level(name, lv)) for lv in levels))
             for name in LEVEL_METRICS
+            if number(pooled, name) is not None
         ),
         level_names=tuple(f"{level}s" for level in levels),
         folds=tuple(_fold_row(fold, metric) for fold in folds),
@@ -112,6 +113,8 @@ def _fold_row(fold: Mapping[str, Any], metric: str) -> FoldRow:
     which = int(number(fold, "fold") or 0)
     winner, test = mapping(fold, "winner"), mapping(fold, "test")
     trial = number(winner, "number")
+    others = len(items(winner, "ensemble")) - 1
+    more = f" and {others} more" if others > 0 else ""
     gap = number(winner, "price_of_searching", "difference")
     states = ", ".join(f"{n} {state}" for state, n in mapping(fold, "trials").items() if number(n))
     return FoldRow(
@@ -119,7 +122,7 @@ def _fold_row(fold: Mapping[str, Any], metric: str) -> FoldRow:
         f"outer/{which}/report.html",
         (
             *(f"{number(fold, key) or 0:.0f}" for key in ("clips", "patients")),
-            NONE if trial is None else f"{trial:.0f}",
+            NONE if trial is None else f"{trial:.0f}{more}",
             figure(number(winner, "validation", metric)),
             ranged(number(test, metric), interval(test, "intervals", metric)),
             NONE if gap is None else signed(gap),

@@ -31,7 +31,8 @@ class CandidateRow:
 class Price:
     """The search's best validation score and the winner's test score.
 
-    `test` is of one seed, as the best score is: with replicates the mean over single seeds. `gap`
+    `test` is of one seed of one trial, as the best score is: with replicates the mean over single
+    seeds, of an ensemble that of its best trial. `gap`
     is above 0 if validation is optimistic, in the metric's own units.
     """
 
@@ -74,8 +75,11 @@ def candidate_table(
             marks.append(Mark(c.bound, "bound", f"bound {c.bound:.3f}"))
         if c.search_score is not None:
             marks.append(Mark(c.search_score, "ring", f"in the search {c.search_score:.3f}"))
-        ours = c.number == winner.get("number")
-        state = "the winner" if ours else "dropped early" if c.dropped else ""
+        members = [number(member, "number") for member in items(winner, "ensemble")]
+        ours = c.number == winner.get("number") or c.number in members
+        state = "dropped early" if c.dropped else ""
+        if ours:
+            state = "in the ensemble" if members else "the winner"
         seeds = str(len(c.scores))
         cells = (spread(c.mean, c.sd), figure(c.bound), figure(c.search_score), seeds)
         tone = "ours" if ours else "pale" if c.dropped else ""
@@ -83,6 +87,7 @@ def candidate_table(
     score = f"validation {metric_name(metric)}"
     headers = ("", score, "mean ± sd", "bound", "in the search", "seeds")
     wins = "; the best one wins" if winner_replicates(winner) else ""
+    wins = "; the best ones make the ensemble" if items(winner, "ensemble") else wins
     legend = (
         ("dot", "one fresh seed"),
         ("bound", f"bound: mean {sign} standard error{wins}"),
@@ -145,7 +150,7 @@ def price_of_searching(summary: Mapping[str, Any]) -> Price | None:
     if gap is None:
         return None
     who = "One seed of the winner, on average," if winner_replicates(winner) else "The winner"
-    who = "One trial of the winner, on average," if items(winner, "ensemble") else who
+    who = "The best trial of the winner, alone," if items(winner, "ensemble") else who
     than = "on the test split than the search's best trial on validation"
     if gap > 0:
         text = (

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from resp_tune.errors import UserError
+from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.moved_store import beside, local_folder
 from resp_tune.tracking.tags import Tag
 from resp_tune.tracking.uri import sqlite_file
@@ -33,6 +33,16 @@ _NAMES = re.compile(r"config\.json|[\w.-]+\.safetensors|encoder\.(tflite|onnx|ya
 def bundle_files(bundle: Path) -> list[Path]:
     """Return the files in a folder that belong to a bundle."""
     return sorted(path for path in bundle.iterdir() if _NAMES.fullmatch(path.name))
+
+
+def check_size(bundle: Path) -> None:
+    """Raise `RunError` if a bundle is too large to be fetched again once it is registered."""
+    size = sum(path.stat().st_size for path in bundle_files(bundle))
+    if size > _MOST_BYTES:
+        raise RunError(
+            f"the winner could not be registered: '{bundle}' has {size / 1e9:.1f} GB, and a model "
+            f"may have {_MOST_BYTES / 1e9:.1f} GB; give a smaller --ensemble"
+        )
 
 
 def model_folder(client: MlflowClient, uri: str, version: ModelVersion) -> Path | None:

@@ -6,7 +6,6 @@ fetch_bundle("models:/resp_tune@champion", uri, Path("fetched"))
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -23,7 +22,14 @@ from resp_tune.common.fault_points import fault_point
 from resp_tune.errors import RunError, UserError
 from resp_tune.tracking.client import connect, experiment_id
 from resp_tune.tracking.mlflow_internals import without_package_index
-from resp_tune.tracking.model_files import BUNDLE, bundle_files, bundle_sizes, fetch_files, holds
+from resp_tune.tracking.model_files import (
+    BUNDLE,
+    bundle_files,
+    bundle_sizes,
+    check_size,
+    fetch_files,
+    holds,
+)
 from resp_tune.tracking.moved_store import is_writable, readable
 from resp_tune.tracking.store_probe import check_there, probe
 from resp_tune.tracking.tags import Tag
@@ -72,6 +78,7 @@ def register_winner(
     client = connect(uri)
     experiment = experiment_id(client, uri, storage)
     digest = _weights_sha256(bundle)
+    check_size(bundle)
     try:
         with _as_default(uri):
             same = sorted(_versions(client, name, digest), key=lambda v: -int(v.version))
@@ -102,10 +109,12 @@ def _weights_sha256(bundle: Path) -> str:
     files = sorted(bundle.glob("*.safetensors"))
     if not files or not (bundle / "config.json").is_file():
         raise UserError(f"'{bundle}' is not a bundle: it needs config.json and *.safetensors")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return str(_config(bundle)["weights_sha256"])
+
+
+def _config(bundle: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((bundle / "config.json").read_bytes())
+    return content
 
 
 def _versions(client: MlflowClient, name: str, digest: str) -> list[ModelVersion]:
@@ -171,7 +180,7 @@ def _example_and_signature(bundle: Path) -> tuple[object, object]:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-    config = json.loads((bundle / "config.json").read_bytes())
+    config = _config(bundle)
     samples = int(config["front_end"]["sample_rate"] * _EXAMPLE_SECONDS)
     noise = np.random.default_rng(0).normal(0.0, 0.1, (1, samples))
     # Few digits, since the page of the model shows them all.
@@ -182,13 +191,14 @@ def _example_and_signature(bundle: Path) -> tuple[object, object]:
 
 
 def _requirements(bundle: Path) -> list[str]:
-    network = json.loads((bundle / "config.json").read_bytes()).get("network", {})
-    name = network.get("distribution", _OWN)
+    config = _config(bundle)
+    networks = [member.get("network", {}) for member in config.get("members", [config])]
     # The installed versions, without a suffix such as `+cpu`, which package indexes lack.
     encoders = (name for suffix, name in _OF_ENCODERS if (bundle / f"encoder{suffix}").exists())
     versions = {name: importlib.metadata.version(name) for name in (*_REQUIRED, *encoders)}
-    if name != _OWN:
-        versions[name] = network["version"]
+    for network in networks:
+        if (name := network.get("distribution", _OWN)) != _OWN:
+            versions[name] = network["version"]
     return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
 
 

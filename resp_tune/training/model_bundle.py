@@ -20,7 +20,7 @@ from torch import nn
 
 from resp_tune.common.choices import LARGEST_ENSEMBLE
 from resp_tune.common.paths import write_atomically
-from resp_tune.config import EncoderFrontEnd, TrialConfig
+from resp_tune.config import AnyFrontEnd, EncoderFrontEnd, TrialConfig
 from resp_tune.encoders.encoder_file import Encoder
 from resp_tune.errors import UserError
 from resp_tune.features.batches import ClipIndex, cut_clips, eval_params
@@ -74,7 +74,7 @@ class Bundle:
     """The networks of a trial, and those of further trials if the model is an ensemble.
 
     `config` and `networks` are of the best trial, `others` are the further members. A prediction is
-    the mean over all networks, at the operating point in `details`, if there is one. With an
+    the mean over members, at the operating point in `details`, if there is one. With an
     `encoder` the networks of configs with one are heads, and their `encoder` is the path of the
     bundle's copy. All members predict the same waveform.
     """
@@ -90,6 +90,11 @@ class Bundle:
     def members(self) -> tuple[Member, ...]:
         """Return the networks of each trial, the best trial first."""
         return (Member(self.config, self.networks), *self.others)
+
+    @property
+    def front_ends(self) -> tuple[AnyFrontEnd, ...]:
+        """Return the front ends of all members, each once."""
+        return tuple(dict.fromkeys(f for m in self.members for f in m.config.front_ends))
 
     @property
     def sample_rate(self) -> int:
@@ -108,30 +113,35 @@ class Bundle:
         start, end = torch.tensor(spans, dtype=torch.float64).clamp(max=1e9).T
         clips = torch.zeros(len(spans), dtype=torch.int64), start, end
         with torch.inference_mode():
-            heard = self._encode(waveform)
-            return self.predict_clips(lambda config: self._clips(config, waveform, heard, clips))
+            frames = self._encode(waveform)
+            return self.predict_clips(lambda config: self._clips(config, waveform, frames, clips))
 
     def _encode(self, waveform: torch.Tensor) -> dict[EncoderFrontEnd, EncoderFrames]:
-        """Return the encoder's frames of each front end of the members, in one pass."""
-        each = (f for member in self.members for f in member.config.front_ends)
-        front_ends = list(dict.fromkeys(f for f in each if isinstance(f, EncoderFrontEnd)))
-        if self.encoder is None or not front_ends:
-            return {}
-        frames = encode_waveform(front_ends, self.encoder, lambda rate, resampling: waveform)
-        return dict(zip(front_ends, frames, strict=True))
+        """Return the encoder's frames of each front end of the members."""
+        frames = dict[EncoderFrontEnd, EncoderFrames]()
+        if self.encoder is None:
+            return frames
+        passes: dict[float | None, list[EncoderFrontEnd]] = {}
+        for front_end in self.front_ends:
+            if isinstance(front_end, EncoderFrontEnd):
+                passes.setdefault(front_end.f_max, []).append(front_end)
+        for together in passes.values():  # one pass has one `f_max`
+            each = encode_waveform(together, self.encoder, lambda rate, resampling: waveform)
+            frames |= zip(together, each, strict=True)
+        return frames
 
     def _clips(
         self,
         config: TrialConfig,
         waveform: torch.Tensor,
-        heard: Mapping[EncoderFrontEnd, EncoderFrames],
+        encoded: Mapping[EncoderFrontEnd, EncoderFrames],
         clips: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     ) -> ClipIndex | PooledClips:
         """Return the clips of a waveform as networks of `config` take them."""
         first, start, end = clips
         if config.has_encoder:
             end = end.clamp(max=waveform.numel() / self.sample_rate)
-            frames = [heard[f] for f in config.front_ends if isinstance(f, EncoderFrontEnd)]
+            frames = [encoded[f] for f in config.front_ends if isinstance(f, EncoderFrontEnd)]
             pooled = [pool_frames(f, config.encoder_pool, first, start, end) for f in frames]
             return PooledClips(torch.cat(pooled, dim=1), "")
         front_end = config.front_end
@@ -150,9 +160,18 @@ class Bundle:
         return np.concatenate([m.predict_each(load(m.config)) for m in self.members])
 
     def combine(self, each: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the model's probabilities `[clips, classes]` from `[networks, clips, classes]`."""
+        """Return the model's probabilities `[clips, classes]` from `[networks, clips, classes]`.
+
+        `each` is of all networks, or of some, which then weigh the same. A member weighs as much as
+        another that has more networks.
+        """
         point = self.details.get(OPERATING_POINT) or {}
-        return move(each.mean(axis=0), log_offsets(point, self.classes))
+        counts = [len(m.networks) for m in self.members]
+        mean = each.mean(axis=0)
+        if len(each) == sum(counts) and len(set(counts)) > 1:
+            parts = np.split(each, np.cumsum(counts)[:-1])
+            mean = np.mean([part.mean(axis=0) for part in parts], axis=0)
+        return move(mean, log_offsets(point, self.classes))
 
 
 def log_offsets(point: Mapping[str, float], classes: Sequence[str]) -> Floats:
@@ -197,8 +216,8 @@ def save_bundle(folder: Path, bundle: Bundle, details: Mapping[str, Any]) -> str
     ]
     content = {"format": FORMAT, "classes": list(bundle.classes), **entries[0]}
     if bundle.others:
-        digest = _sha256("".join(str(entry["weights_sha256"]) for entry in entries).encode())
-        content |= {"format": ENSEMBLE_FORMAT, "weights_sha256": digest, "members": entries}
+        content |= {"format": ENSEMBLE_FORMAT, "weights_sha256": _digest(entries)}
+        content["members"] = entries
     content |= details
     folder.mkdir(parents=True, exist_ok=True)
     content |= save_encoder(folder, bundle.encoder)
@@ -220,6 +239,11 @@ def _tensors(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _digest(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return one hash of the weights of all members of an ensemble."""
+    return _sha256("".join(str(entry["weights_sha256"]) for entry in entries).encode())
 
 
 def _describe_member(member: Member, encoder: Encoder | None) -> dict[str, Any]:
@@ -258,6 +282,10 @@ def load_bundle(folder: str | Path, *, temporary: bool = False) -> Bundle:
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise _invalid(folder, error) from error
     weights = [_read_weights(folder, n, entry) for n, entry in enumerate(entries)]
+    if content["format"] == ENSEMBLE_FORMAT and content.get("weights_sha256") != _digest(entries):
+        raise UserError(
+            f"'{folder / 'config.json'}' is damaged: weights_sha256 is not that of its members"
+        )
     for config, origin in zip(configs, origins, strict=True):
         check_installed(folder, config, origin, len(classes))
     check_runtime(folder, content)
