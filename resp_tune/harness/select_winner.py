@@ -19,7 +19,7 @@ from resp_tune.features.cache import FeatureCaches
 from resp_tune.harness.options import SearchOptions
 from resp_tune.harness.spec import SearchSpec
 from resp_tune.study.replicates import Candidate, candidates, eligible, replicates, selectable
-from resp_tune.study.study import TrialRecord, best_of, ranked
+from resp_tune.study.study import TrialRecord, ranked
 from resp_tune.training.loop import CHECKPOINT, Training, resume, save_checkpoint
 from resp_tune.training.model_bundle import Member, waveform_of
 
@@ -92,10 +92,10 @@ def select_winner(
     up the first test-set access.
     """
     metric, count = options.objective, options.replicates
-    if best_of(trials, metric) is None:
+    if not (finished := ranked(trials, metric)):
         raise _none_finished(trials)
     if count == 1:
-        ordered = [Winner(t, (t,), None) for t in ranked(trials, metric)]
+        ordered = [Winner(t, (t,), None) for t in finished]
         return replace(ordered[0], others=_join(ordered, options.ensemble))
     rivals = tuple(candidates(trials, replicates(study, trials), metric=metric, count=count))
     chosen = selectable(rivals, count)
