@@ -19,6 +19,7 @@ Balance = Literal[
     "none",
     "sampler",
     "sampler_all",
+    "patient_sampler",
     "inverse",
     "sqrt_inverse",
     "effective_number",
@@ -142,8 +143,9 @@ class TrialConfig:
     balance: Balance = setting(
         "sampler",
         "none: each item once; sampler: drawn with weight 1 / (class count in training); "
-        "sampler_all: the notebook's, counts over training and validation; the others show each "
-        "item once: inverse, sqrt_inverse, effective_number: loss weights; focal; logit_adjustment",
+        "sampler_all: the notebook's, counts over training and validation; "
+        "patient_sampler: each class alike, and each patient of a class; the others show each item "
+        "once: inverse, sqrt_inverse, effective_number: loss weights; focal; logit_adjustment",
     )
     precision: Precision = setting(
         "auto", "of the network's arithmetic; auto: bfloat16 where the hardware has it"

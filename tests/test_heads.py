@@ -16,14 +16,11 @@ from support.features import CLASSES, FEATURES, feature_folds, head_config, pool
 from support.toy import toy_data
 
 from resp_tune.features.pooled_clips import PooledClips
+from resp_tune.training.balance import patient_weights
 from resp_tune.training.fold_training import TrainingData
 from resp_tune.training.heads import reduction
 from resp_tune.training.heads.head_network import HeadNetwork, empty_head
-from resp_tune.training.heads.logistic_regression import (
-    coordinates,
-    fit_logistic_regression,
-    patient_weights,
-)
+from resp_tune.training.heads.logistic_regression import coordinates, fit_logistic_regression
 from resp_tune.training.heads.reduction import TrainingMatrix
 from resp_tune.training.loop import Training, resume, save_checkpoint
 

@@ -25,7 +25,7 @@ def loss_of(balance: str, smoothing: float = 0.0) -> torch.Tensor:
     return make_loss(config, TRAIN, 3)(*logits())
 
 
-@pytest.mark.parametrize("balance", ["none", "sampler", "sampler_all"])
+@pytest.mark.parametrize("balance", ["none", "sampler", "sampler_all", "patient_sampler"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_plain_cross_entropy(balance: str, smoothing: float) -> None:
     """With smoothing, the target is (1 − ε) of the label and ε / classes of every class."""

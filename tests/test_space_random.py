@@ -38,7 +38,7 @@ CHOICES: dict[str, list[Any]] = {
     "pad": ["silence", "repeat"],
     "crop": ["start", "random"],
     "normalise": ["none", "clip", "band", "pcen"],
-    "balance": ["none", "sampler", "sampler_all", "focal"],
+    "balance": ["none", "sampler", "sampler_all", "patient_sampler", "focal"],
     "augment_validation": [True, False],
     "channels": [1, 2],
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -53,17 +55,50 @@ def class_weights(balance: str, count: torch.Tensor) -> torch.Tensor | None:
     return None if weight is None else weight * count.sum() / (weight * count).sum()
 
 
-def draw_clips(
-    balance: Balance, train: torch.Tensor, validation: torch.Tensor, generator: torch.Generator
+def patient_weights(
+    labels: torch.Tensor, patients: npt.NDArray[np.int64] | None = None
 ) -> torch.Tensor:
-    """Return the indices of the training clips of one epoch, int64 `[len(train)]`.
+    """Return the weight of each clip, float64 `[clips]` with mean 1, from their int64 labels.
 
-    `train`, `validation`: int64 labels. The samplers draw with replacement, like
-    `WeightedRandomSampler`, with weight 1 / (count of the class); otherwise each clip comes once,
-    in random order.
+    Each class weighs the same, each patient of a class the same, and each clip of a patient in a
+    class the same. Without `patients` `[clips]` every clip counts as a patient.
     """
+    own = torch.arange(len(labels)) if patients is None else torch.from_numpy(patients)
+    pairs, of_clip, clips = torch.unique(
+        torch.stack([labels, own], dim=1), dim=0, return_inverse=True, return_counts=True
+    )
+    patients_of_class: torch.Tensor = torch.bincount(pairs[:, 0]).double()
+    weight: torch.Tensor = 1 / (patients_of_class[labels] * clips[of_clip])
+    return weight * len(labels) / weight.sum()
+
+
+def sampling_weights(
+    balance: Balance,
+    train: torch.Tensor,
+    validation: torch.Tensor,
+    patients: npt.NDArray[np.int64] | None = None,
+) -> torch.Tensor | None:
+    """Return the relative rate at which a sampler draws each training clip, float64 `[clips]`.
+
+    None if `balance` is not a sampler: each clip is shown once. `train`, `validation`: int64
+    labels; `patients` `[clips]`: of the training clips.
+    """
+    if balance == "patient_sampler":
+        return patient_weights(train, patients)
     if balance not in ("sampler", "sampler_all"):
-        return torch.randperm(len(train), generator=generator)
+        return None
     counted = train if balance == "sampler" else torch.cat([train, validation])
-    weights = 1.0 / torch.bincount(counted)[train].double()
-    return torch.multinomial(weights, len(train), replacement=True, generator=generator)
+    return 1.0 / torch.bincount(counted)[train].double()
+
+
+def draw_clips(
+    clips: int, weights: torch.Tensor | None, generator: torch.Generator
+) -> torch.Tensor:
+    """Return the indices of the training clips of one epoch, int64 `[clips]`.
+
+    With `weights` `[clips]` they are drawn with replacement, like `WeightedRandomSampler`; without,
+    each comes once, in random order.
+    """
+    if weights is None:
+        return torch.randperm(clips, generator=generator)
+    return torch.multinomial(weights, clips, replacement=True, generator=generator)

@@ -16,7 +16,7 @@ from resp_tune.common.fault_points import fault_point
 from resp_tune.config import TrialConfig
 from resp_tune.features.batches import ClipIndex
 from resp_tune.features.pooled_clips import PooledClips
-from resp_tune.training.balance import draw_clips, make_loss
+from resp_tune.training.balance import draw_clips, make_loss, sampling_weights
 from resp_tune.training.metrics import all_metrics
 from resp_tune.training.optimizer import make_optimizer
 from resp_tune.training.regularization import ModelAverage, blend, blended_loss, draw_weights
@@ -124,6 +124,9 @@ class GradientFold(FoldTraining, Generic[D]):
         torch.manual_seed(mix_seed(config.seed, fold, 0))
         self.network = self.make_network(data)
         self.average = ModelAverage(self.network, config.ema) if config.ema else None
+        self.rates = sampling_weights(
+            config.balance, *self.labels, data.train.groups.get("patient")
+        )
         self.loss = make_loss(config, self.device_labels, len(data.classes))
         self.batches = batch_bounds(len(data.train.labels), config.batch_size)
         steps = len(self.batches) * config.epochs
@@ -157,7 +160,7 @@ class GradientFold(FoldTraining, Generic[D]):
         seed = mix_seed(self.config.seed, self.fold, epoch)
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed)
-        clip = draw_clips(self.config.balance, *self.labels, generator)
+        clip = draw_clips(len(self.labels[0]), self.rates, generator)
         draws = self.draw(clip, generator)
         mix = draw_weights(len(clip), self.config.mixup, seed, self.device)
         self.network.train()

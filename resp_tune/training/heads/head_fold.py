@@ -14,6 +14,7 @@ from torch import nn
 
 from resp_tune.config import TrialConfig
 from resp_tune.features.pooled_clips import PooledClips
+from resp_tune.training.balance import patient_weights
 from resp_tune.training.fold_training import (
     FoldTraining,
     GradientFold,
@@ -22,11 +23,7 @@ from resp_tune.training.fold_training import (
     mixed,
 )
 from resp_tune.training.heads.head_network import HeadNetwork
-from resp_tune.training.heads.logistic_regression import (
-    coordinates,
-    fit_logistic_regression,
-    patient_weights,
-)
+from resp_tune.training.heads.logistic_regression import coordinates, fit_logistic_regression
 from resp_tune.training.heads.reduction import TrainingMatrix, training_matrix
 from resp_tune.training.memory import trim_heap
 from resp_tune.training.regularization import draw_weights

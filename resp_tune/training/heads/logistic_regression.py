@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.functional import one_hot
 
@@ -19,23 +17,6 @@ from resp_tune.training.heads.reduction import Coordinates, TrainingMatrix, eige
 # optimum's, far less than folds and seeds move them.
 TOLERANCE = 1e-5
 MOST_STEPS = 500
-
-
-def patient_weights(
-    labels: torch.Tensor, patients: npt.NDArray[np.int64] | None = None
-) -> torch.Tensor:
-    """Return the weight of each clip, float64 `[clips]` with mean 1, from their int64 labels.
-
-    Each class weighs the same, each patient of a class the same, and each clip of a patient in a
-    class the same. Without `patients` `[clips]` every clip counts as a patient.
-    """
-    own = torch.arange(len(labels)) if patients is None else torch.from_numpy(patients)
-    pairs, of_clip, clips = torch.unique(
-        torch.stack([labels, own], dim=1), dim=0, return_inverse=True, return_counts=True
-    )
-    patients_of_class: torch.Tensor = torch.bincount(pairs[:, 0]).double()
-    weight: torch.Tensor = 1 / (patients_of_class[labels] * clips[of_clip])
-    return weight * len(labels) / weight.sum()
 
 
 def coordinates(
