@@ -31,8 +31,8 @@ def test_a_shipped_space(path: Path) -> None:
     moved = {
         "cycles": {"clip_seconds": 8.0},  # no cycle needs the preset's 10 s
         "wide": {"f_max": 1900.0},
-        # The preset's `last` is not among the layers, nor speed 1 alone among the speeds.
-        "encoder": {"encoder_layer": "110", "encoder_speed": "1+2"},
+        # The preset has the layer `last`, speed 1 alone, no PCA, and a weak penalty.
+        "encoder": {"encoder_layer": "110", "encoder_speed": "1+2", "head_c": 5e-4, "pca": 128},
         "encoder_cycles": {"encoder_layer": "110"},
     }
     assert space.baseline() == space.base.replace(moved.get(path.stem, {}))
