@@ -19,6 +19,7 @@ from resp_tune.features.pooled_clips import PooledClips
 from resp_tune.training.balance import patient_weights
 from resp_tune.training.fold_training import TrainingData
 from resp_tune.training.heads import reduction
+from resp_tune.training.heads.head_fold import predict_head
 from resp_tune.training.heads.head_network import HeadNetwork, empty_head
 from resp_tune.training.heads.logistic_regression import coordinates, fit_logistic_regression
 from resp_tune.training.heads.reduction import TrainingMatrix
@@ -128,6 +129,57 @@ def test_heads_learn_and_resume_to_the_same_bits(values: dict[str, object], tmp_
         for name, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
     assert [e.metrics for e in whole.history] == [e.metrics for e in again.history]
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_checkpoints_hold_no_components(average: float, tmp_path: Path) -> None:
+    """They would be most of it: features by components, while the clips are few."""
+    config, folds = head_config(head="mlp", pca=20, ema=average), feature_folds()
+    training = Training(config, folds)
+    training.run_epoch()
+    save_checkpoint(tmp_path / "checkpoint.pt", training)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["folds"][0]
+    networks = [saved[name] for name in ("network", "trained") if name in saved]
+    assert len(networks) == 1 + bool(average)
+    assert not [name for network in networks for name in network if name == "components"]
+    again = Training(config, folds)
+    assert resume(again, tmp_path / "checkpoint.pt") is None
+    for one, other in zip(training.folds, again.folds, strict=True):
+        assert torch.equal(one.evaluated.components, other.evaluated.components)
+        assert one.evaluated.components.abs().sum() > 0
+
+
+def test_a_checkpoint_with_components_resumes() -> None:
+    """Of a version that saved them."""
+    config, folds = head_config(head="mlp", pca=20), feature_folds()
+    whole, half, again = (Training(config, folds) for _ in range(3))
+    run(whole)
+    half.run_epoch()
+    state = half.state()
+    fold = state["folds"][0]
+    fold["network"]["components"] = half.folds[0].evaluated.components
+    del fold["component_weights"]
+    again.load_state(state)
+    np.testing.assert_array_equal(run(again).predict_validation()[0], whole.predict_validation()[0])
+
+
+@pytest.mark.parametrize(
+    ("pca", "hidden", "compact"), [(20, 8, True), (20, 20, False), (0, 8, False)]
+)
+def test_networks_of_bundles_are_small(pca: int, hidden: int, compact: bool) -> None:
+    folds = feature_folds()
+    training = run(Training(head_config(head="mlp", pca=pca, hidden=hidden), folds))
+    (network,) = training.networks()
+    assert isinstance(network, HeadNetwork)
+    assert (network.components is None) == (compact or not pca)
+    if compact:
+        assert network.hidden_layer.weight.shape == (hidden, FEATURES)
+    assert not network.training
+    features = folds[0].validation.clips
+    assert isinstance(features, PooledClips)
+    np.testing.assert_allclose(
+        predict_head(network, features), training.predict_validation()[0], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])

@@ -65,6 +65,10 @@ class FoldTraining(ABC):
     def evaluated(self) -> nn.Module:
         """Return the network that is scored and saved."""
 
+    def trained_network(self) -> nn.Module:
+        """Return the network for a bundle, ready to predict."""
+        return self.evaluated.eval()
+
     @abstractmethod
     def try_one_batch(self) -> None:
         """Train and validate one batch as a check; do not train on afterwards."""

@@ -189,7 +189,7 @@ class Training:
 
     def networks(self) -> list[nn.Module]:
         """Return the trained networks, one a fold, ready to predict."""
-        return [fold.evaluated.eval() for fold in self.folds]
+        return [fold.trained_network() for fold in self.folds]
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to resume: tensors and plain values, safe for `torch.save`.

@@ -33,6 +33,7 @@ from resp_tune.training.regularization import draw_weights
 # Tensor Programs V, arXiv:2203.03466), and one range of `lr` serves all layers, speeds and `pca`.
 BASE_INPUTS = 64
 LARGE = 1 << 27  # bytes of a fold's features
+COMPONENTS = "components"  # a buffer of `HeadNetwork`
 
 
 def head_folds(
@@ -149,6 +150,7 @@ class MlpFold(GradientFold[ShownClips]):
             dropout=config.dropout,
         )
         self.inputs: torch.Tensor | None = None  # of the training clips, `[clips, inputs]`
+        self.component_weights: torch.Tensor | None = None  # what `_directions` takes, once fitted
         return network.to(self.device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -173,13 +175,50 @@ class MlpFold(GradientFold[ShownClips]):
         """Reduce the training clips, with `fit` by what is fitted to them."""
         if fit:
             matrix, own = training_matrix(self.train_features), self.network.components
-            components = (
-                None if own is None else _components(matrix, self.train_features, own.shape[1])
-            )
+            components = None
+            if own is not None:
+                self.component_weights = _component_weights(
+                    matrix, self.train_features, own.shape[1]
+                )
+                components = self._directions(self.component_weights)
             self.network.fit(matrix.mean, matrix.scale, components)
             self.evaluated.load_state_dict(dict(self.network.named_buffers()), strict=False)
         if fit or self.inputs is None:
             self.inputs = self.network.reduce(self.train_features.values.to(self.device))
+
+    def _directions(self, weights: torch.Tensor) -> torch.Tensor:
+        """Return components, float32 `[features, count]`, from their `weights` of the clips."""
+        matrix = training_matrix(self.train_features)
+        return matrix.directions(self.train_features, weights)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state; its components are combinations of the training clips.
+
+        There are far fewer clips than features: a checkpoint would otherwise be 20 times as large.
+        """
+        state = super().state()
+        if self.component_weights is None:
+            return state
+        for name in state.keys() & {"network", "trained"}:
+            state[name] = {k: v for k, v in state[name].items() if k != COMPONENTS}
+        return {**state, "component_weights": self.component_weights}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Resume from `state`, which must come from the same config and fold."""
+        weights = state.get("component_weights")
+        if weights is not None:  # older checkpoints hold the components themselves
+            shared = {COMPONENTS: self._directions(weights)}
+            state = {
+                name: {**value, **shared} if name in ("network", "trained") else value
+                for name, value in state.items()
+            }
+        super().load_state(state)
+        self.component_weights, self.inputs = weights, None
+
+    def trained_network(self) -> nn.Module:
+        """Return the network for a bundle, as small as it can be."""
+        evaluated = self.evaluated
+        return (evaluated.compact() if isinstance(evaluated, HeadNetwork) else evaluated).eval()
 
     @property
     def _inputs(self) -> torch.Tensor:
@@ -217,16 +256,16 @@ class MlpFold(GradientFold[ShownClips]):
         return predict_head(self.evaluated, self.features)
 
 
-def _components(matrix: TrainingMatrix, features: PooledClips, count: int) -> torch.Tensor:
-    """Return the directions of `count` principal components, float32 `[features, count]`.
+def _component_weights(matrix: TrainingMatrix, features: PooledClips, count: int) -> torch.Tensor:
+    """Return what `matrix.directions` makes `count` principal components of, float32.
 
-    They are scaled by one factor, by which the mean variance of the components becomes 1. Where the
-    clips span fewer dimensions, the rest is 0.
+    `[clips, count]`. They are scaled by one factor, by which the mean variance of the components
+    becomes 1. Where the clips span fewer dimensions, the rest is 0.
     """
     clips, weights = matrix.principal(features, count)
     variance = clips.square().sum() / (len(clips) * count)
-    directions = matrix.directions(features, weights * variance.clamp(min=1e-12).rsqrt())
-    return nn.functional.pad(directions, (0, count - directions.shape[1]))
+    weights = weights * variance.clamp(min=1e-12).rsqrt()
+    return nn.functional.pad(weights, (0, count - weights.shape[1])).float()
 
 
 def pooled(split: SplitTensors) -> PooledClips:

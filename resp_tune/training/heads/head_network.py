@@ -74,6 +74,26 @@ class HeadNetwork(nn.Module):
         """Return the logits of a batch."""
         return self.logits(self.reduce(features))
 
+    def compact(self) -> HeadNetwork:
+        """Return the same function with fewer weights, if projection and hidden layer can be one.
+
+        Both are linear, and there are more features than anything else.
+        """
+        if self.components is None or self.hidden is None:
+            return self
+        if self.hidden.out_features >= self.hidden.in_features:
+            return self
+        merged = HeadNetwork(
+            len(self.mean),
+            self.output.out_features,
+            hidden=self.hidden.out_features,
+            dropout=self.dropout.p,
+        ).to(self.mean.device)
+        state = self.state_dict()
+        state["hidden.weight"] = state["hidden.weight"] @ state.pop("components").T
+        merged.load_state_dict(state)
+        return merged
+
 
 def empty_head(config: TrialConfig, saved: Mapping[str, torch.Tensor], classes: int) -> HeadNetwork:
     """Return the head of a config with the sizes that the weights `saved` have.
