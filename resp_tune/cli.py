@@ -18,7 +18,7 @@ from resp_tune.common import timeline
 from resp_tune.common.fault_points import read_environment
 from resp_tune.common.log import configure, fill_closed_streams, never_fail_to_encode
 from resp_tune.common.paths import describe_file_error, user_path
-from resp_tune.common.signal_handlers import interrupt_by_signals
+from resp_tune.common.signal_handlers import dropped_interrupts_resent, interrupt_by_signals
 from resp_tune.common.text import one_line
 from resp_tune.errors import INTERRUPTED, RespTuneError, UserError, nearest
 
@@ -133,9 +133,10 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     never_fail_to_encode()
     configure()
     try:
-        read_environment()
-        body(argv)
-        print(end="", flush=True)  # heeds a stdout that the shell has closed (`>&-`)
+        with dropped_interrupts_resent():
+            read_environment()
+            body(argv)
+            print(end="", flush=True)  # heeds a stdout that the shell has closed (`>&-`)
     except RespTuneError as error:
         log.error(one_line(error))
         return error.exit_code

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 # Ctrl-C, the polite request to end, and the end of the terminal or the ssh connection.
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+RESEND_SECONDS = 0.05  # after which the finalizer that dropped an interrupt has returned
 
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
@@ -43,3 +48,67 @@ def interrupts_noted() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             set_handler(number, handler)
+
+
+@contextmanager
+def dropped_interrupts_resent() -> Iterator[Callable[[], bool]]:
+    """Send an interrupt again shortly after Python has dropped it inside, and print nothing.
+
+    Python passes what a handler raises in `__del__` or in the callback of a weak reference to
+    `sys.unraisablehook`, which prints it, and goes on as if there had been no interrupt. One that
+    was not sent again before the end raises `KeyboardInterrupt` there. In another thread than the
+    main one, do nothing.
+
+    Yields a function with which a handler finds out whether its signal was sent again: it returns
+    True once for each that was.
+    """
+    before = sys.unraisablehook
+    lock = threading.Lock()
+    unsent = resent = 0
+    ended = False
+
+    def was_resent() -> bool:
+        nonlocal resent
+        if resent == 0:
+            return False
+        resent -= 1
+        return True
+
+    def resend() -> None:
+        nonlocal unsent, resent
+        time.sleep(RESEND_SECONDS)
+        with lock:
+            # Not always SIGINT, which `nohup … &` ignores.
+            handled = [n for n in INTERRUPTS if callable(signal.getsignal(n))]
+            main = threading.main_thread().ident
+            if ended or not handled or main is None:
+                return
+            unsent -= 1
+            resent += 1
+            signal.pthread_kill(main, handled[0])
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        nonlocal unsent
+        is_main = threading.get_ident() == threading.main_thread().ident
+        if not (is_main and issubclass(unraisable.exc_type, KeyboardInterrupt)):
+            before(unraisable)
+            return
+        unsent += 1
+        with suppress(RuntimeError):  # no more threads: it is raised at the end
+            # Not a `threading.Timer`, whose start takes a lock that the code which the finalizer
+            # interrupted may hold.
+            _thread.start_new_thread(resend, ())
+
+    if threading.current_thread() is not threading.main_thread():
+        yield was_resent
+        return
+    sys.unraisablehook = hook
+    try:
+        yield was_resent
+        if unsent:
+            raise KeyboardInterrupt
+    finally:
+        sys.unraisablehook = before
+        ended = True
+        with lock:  # what is being sent now arrives before the handlers change
+            pass

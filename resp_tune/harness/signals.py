@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from resp_tune.cluster.processes import descendants, kill
-from resp_tune.common.signal_handlers import INTERRUPTS, set_handler
+from resp_tune.common.signal_handlers import INTERRUPTS, dropped_interrupts_resent, set_handler
 from resp_tune.errors import INTERRUPTED
 
 log = logging.getLogger(__name__)
@@ -23,31 +23,36 @@ def handle_interrupts(how_to_resume: str) -> Iterator[None]:
     """Raise `KeyboardInterrupt` at the first SIGINT, SIGTERM or SIGHUP; end at once at the second.
 
     At once means that this process and its descendants are killed, as by a power cut, which a
-    search survives. Signals that are ignored (`nohup … &`) stay ignored. In another thread than
-    the main one, no handler can be set, and signals do what they did before.
+    search survives. An interrupt that Python drops is sent again, which is no second one. Signals
+    that are ignored (`nohup … &`) stay ignored. In another thread than the main one, no handler can
+    be set, and signals do what they did before.
     """
     signals = 0
     # It logs a query that the signal interrupts, with a traceback.
     sqlalchemy = logging.getLogger("sqlalchemy.pool")
     level = sqlalchemy.level
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal signals
-        signals += 1
-        if signals > 1:
-            _write(f"stopped at once; {how_to_resume}")
-            kill(descendants())
-            os._exit(INTERRUPTED)
-        sqlalchemy.setLevel(logging.CRITICAL)
-        _write("stopping: this takes a few seconds; interrupt once more to stop at once")
-        raise KeyboardInterrupt
-
     before = {number: signal.getsignal(number) for number in INTERRUPTS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            set_handler(number, stop)
     try:
-        yield
+        with dropped_interrupts_resent() as was_resent:
+
+            def stop(_number: int, _frame: FrameType | None) -> None:
+                nonlocal signals
+                if was_resent():  # it has been counted, and the user has been told
+                    raise KeyboardInterrupt
+                signals += 1
+                if signals > 1:
+                    _write(f"stopped at once; {how_to_resume}")
+                    kill(descendants())
+                    os._exit(INTERRUPTED)
+                sqlalchemy.setLevel(logging.CRITICAL)
+                _write("stopping: this takes a few seconds; interrupt once more to stop at once")
+                raise KeyboardInterrupt
+
+            for number, handler in before.items():
+                if handler is not signal.SIG_IGN:
+                    set_handler(number, stop)
+            yield
     except KeyboardInterrupt:
         log.info(how_to_resume)
         raise
