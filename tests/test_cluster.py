@@ -396,7 +396,7 @@ def test_a_job_survives_its_laptop(net: Network, data: Path, gate: Path, tmp_pat
     allow(gate, of_each=4)
     laptop = outside.start(*submit, *search, "4", out=out)
     wait_for_epochs(gate, 4 * 4)
-    assert "that this job is in" in " ".join(out.read_text().split()), "logs are streamed"
+    assert ", of this job: " in " ".join(out.read_text().split()), "logs are streamed"
     os.killpg(laptop.pid, 9)  # the laptop is closed
     allow(gate)
     wait_for(lambda: (tmp_path / "job" / "summary.json").exists())
