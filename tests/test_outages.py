@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from support.fault_log import THOROUGH, survived
-from support.gates import allow, gated
+from support.gates import allow, epochs_done, gated
 from support.inline import search_inline, start_inline
 from support.mlflow_stores import mlflow_server
 from support.ports import free_port
 from support.postgres import PASSWORD, postgres, why_none
 from support.searches import files_below, start, study, summary, trials, wait_for
 
+from resp_tune.execution.trainable import REPORT_SECONDS
 from resp_tune.study import study as studies
 from resp_tune.study.samplers import make_sampler
 
@@ -26,6 +27,8 @@ NO_POSTGRES = why_none()
 # `--thorough` runs the searches with Ray, and outages last as long as MLflow's servers restart.
 AWAY_SECONDS, LOCKED_SECONDS = (60.0, 15.0) if THOROUGH else (0.0, 0.0)
 MEANWHILE = 20  # epochs that are trained during an outage
+# With Ray, an epoch that ends so long after a trial's last report is reported with those before it.
+PAUSE_SECONDS = REPORT_SECONDS + 0.5 if THOROUGH else 0.1
 
 
 def args(tracking: str, epochs: int, trial_count: int = 2) -> tuple[str, ...]:
@@ -43,21 +46,35 @@ def epochs_told(storage: Path) -> int:
 
 
 def begin(storage: Path, given: tuple[str, ...], folder: Path) -> Any:
-    """Start a search whose trials wait after two epochs; return its process."""
-    allow(folder, of_each=2)
+    """Start a search, return its process when four epochs are reported; its trials then wait."""
+    allow(folder, of_each=0)
     begun = start if THOROUGH else start_inline
     where = ("search", "--storage", str(storage)) if THOROUGH else (storage,)
     running = begun(*where, *given, env=gated(folder), err=folder / "err")
-    wait_for(lambda: epochs_told(storage) >= 4)
+    train_until(4, storage, folder)
     return running
 
 
 def train_on(storage: Path, folder: Path, seconds: float) -> None:
-    """Let the search train during an outage of at least `seconds`."""
+    """Let the search train and report epochs during an outage of at least `seconds`."""
     begun = time.monotonic()
-    allow(folder, of_each=2 + MEANWHILE // 2)
-    wait_for(lambda: epochs_told(storage) >= 4 + MEANWHILE)
+    train_until(epochs_told(storage) + MEANWHILE, storage, folder)
     time.sleep(max(0.0, seconds - (time.monotonic() - begun)))
+
+
+def train_until(told: int, storage: Path, folder: Path) -> None:
+    """Let the two trials train until `told` epochs are reported, and wait then.
+
+    A trial that waits may have epochs that it has not reported; it does so after the next one.
+    """
+    epoch = told // 2
+    while True:
+        allow(folder, of_each=epoch)
+        wait_for(lambda e=epoch: len(epochs_done(folder)) >= 2 * e)  # type: ignore[misc]  # bound at once
+        time.sleep(PAUSE_SECONDS)
+        if epochs_told(storage) >= told:
+            return
+        epoch += 1
 
 
 def check(tracking: str, storage: Path, epochs: int) -> None:
