@@ -37,7 +37,7 @@ SPACE = {
         "encoder_layer": {"type": "categorical", "values": ["hidden", "last"]},
         "encoder_speed": {"type": "categorical", "values": ["1", "1+2"]},
         "head": {"type": "categorical", "values": ["linear", "mlp"]},
-        "pca": {"type": "ordinal", "values": [0, 3]},
+        "pca": {"type": "ordinal", "values": [0, 5]},
     },
 }
 FLAGS = ("--folds", "2", "--trials", "5", "--replicates", "2", "--epochs", "2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from support.features import CLASSES, FEATURES, feature_folds, head_config, pooled, toy_features
 from support.toy import toy_data
 
+from resp_tune.common.choices import FoldOrder
 from resp_tune.features.pooled_clips import PooledClips
 from resp_tune.training.balance import patient_weights
 from resp_tune.training.fold_training import TrainingData
@@ -131,36 +133,49 @@ def test_heads_learn_and_resume_to_the_same_bits(values: dict[str, object], tmp_
     assert [e.metrics for e in whole.history] == [e.metrics for e in again.history]
 
 
+def in_networks(state: dict[str, Any]) -> list[str]:
+    """The names of all tensors of the networks in a checkpoint, of all folds."""
+    folds, names = state["folds"], ("network", "trained")
+    return [key for fold in folds for name in names for key in fold.get(name, ())]
+
+
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_checkpoints_hold_no_components(average: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["together", "sequence"])
+def test_checkpoints_hold_no_components(average: float, order: FoldOrder, tmp_path: Path) -> None:
     """They would be most of it: features by components, while the clips are few."""
-    config, folds = head_config(head="mlp", pca=20, ema=average), feature_folds()
-    training = Training(config, folds)
-    training.run_epoch()
-    save_checkpoint(tmp_path / "checkpoint.pt", training)
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["folds"][0]
-    networks = [saved[name] for name in ("network", "trained") if name in saved]
-    assert len(networks) == 1 + bool(average)
-    assert not [name for network in networks for name in network if name == "components"]
-    again = Training(config, folds)
+    config, folds = head_config(head="mlp", pca=20, ema=average), feature_folds(2)
+    whole, half, again = (Training(config, folds, order=order) for _ in range(3))
+    run(whole)
+    half.run_epoch()
+    save_checkpoint(tmp_path / "checkpoint.pt", half)
+    saved = in_networks(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    assert saved.count("mean") == 2 * (1 + bool(average))
+    assert "components" not in saved
     assert resume(again, tmp_path / "checkpoint.pt") is None
-    for one, other in zip(training.folds, again.folds, strict=True):
+    for one, other in zip(half.folds, again.folds, strict=True):
         assert torch.equal(one.evaluated.components, other.evaluated.components)
-        assert one.evaluated.components.abs().sum() > 0
+    assert half.folds[0].evaluated.components.abs().sum() > 0
+    for one, other in zip(whole.networks(), run(again).networks(), strict=True):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
 
 
-def test_a_checkpoint_with_components_resumes() -> None:
-    """Of a version that saved them."""
-    config, folds = head_config(head="mlp", pca=20), feature_folds()
-    whole, half, again = (Training(config, folds) for _ in range(3))
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_checkpoint_with_components_resumes(average: float) -> None:
+    """Of a version that saved them; also when it is saved once more."""
+    config, folds = head_config(head="mlp", pca=20, ema=average), feature_folds()
+    whole, half, again, later = (Training(config, folds) for _ in range(4))
     run(whole)
     half.run_epoch()
     state = half.state()
     fold = state["folds"][0]
-    fold["network"]["components"] = half.folds[0].evaluated.components
+    for name in fold.keys() & {"network", "trained"}:
+        fold[name]["components"] = half.folds[0].evaluated.components
     del fold["component_weights"]
     again.load_state(state)
-    np.testing.assert_array_equal(run(again).predict_validation()[0], whole.predict_validation()[0])
+    assert "components" in in_networks(again.state())
+    later.load_state(again.state())
+    np.testing.assert_array_equal(run(later).predict_validation()[0], whole.predict_validation()[0])
 
 
 @pytest.mark.parametrize(
@@ -326,8 +341,9 @@ def test_one_batch_is_tried() -> None:
         Training(head_config(head=head, pca=3), feature_folds()).try_one_batch()
 
 
-def test_a_saved_head_has_the_sizes_of_its_weights() -> None:
-    config = head_config(head="mlp", pca=5, hidden=8)
+@pytest.mark.parametrize("pca", [5, 20])  # fewer and more than hidden units
+def test_a_saved_head_has_the_sizes_of_its_weights(pca: int) -> None:
+    config = head_config(head="mlp", pca=pca, hidden=8)
     network = run(Training(config, feature_folds())).networks()[0]
     loaded = empty_head(config, network.state_dict(), len(CLASSES))
     loaded.load_state_dict(network.state_dict())

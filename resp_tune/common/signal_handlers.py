@@ -15,6 +15,7 @@ from types import FrameType
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 RESEND_SECONDS = 0.05  # after which the finalizer that dropped an interrupt has returned
+ARRIVAL_SECONDS = 5.0  # within which a signal that was sent again reaches a handler
 
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
 
@@ -51,31 +52,34 @@ def interrupts_noted() -> Iterator[list[int]]:
 
 
 @contextmanager
-def dropped_interrupts_resent() -> Iterator[Callable[[], bool]]:
+def dropped_interrupts_resent() -> Iterator[Callable[[int], bool]]:
     """Send an interrupt again shortly after Python has dropped it inside, and print nothing.
 
     Python passes what a handler raises in `__del__` or in the callback of a weak reference to
-    `sys.unraisablehook`, which prints it, and goes on as if there had been no interrupt. One that
-    was not sent again before the end raises `KeyboardInterrupt` there. In another thread than the
-    main one, do nothing.
+    `sys.unraisablehook`, which prints it, and goes on as if there had been no interrupt. If the
+    block ends without an error before one was sent again, `KeyboardInterrupt` is raised there. In
+    any thread but the main one, do nothing.
 
-    Yields a function with which a handler finds out whether its signal was sent again: it returns
-    True once for each that was.
+    Yields a function with which a handler finds out whether its signal, by number, was sent again:
+    it returns True once for each that was.
     """
     before = sys.unraisablehook
     lock = threading.Lock()
-    unsent = resent = 0
+    unsent = 0  # changed by the main thread in the hook, which no lock may hold up
+    resent: list[tuple[int, float]] = []  # number and time of what no handler has taken yet
     ended = False
 
-    def was_resent() -> bool:
-        nonlocal resent
-        if resent == 0:
-            return False
-        resent -= 1
-        return True
+    def was_resent(number: int) -> bool:
+        # Another handler may have taken one: it must not stand for the user's next interrupt.
+        now = time.monotonic()
+        resent[:] = [sent for sent in resent if now - sent[1] < ARRIVAL_SECONDS]
+        own = next((sent for sent in resent if sent[0] == number), None)
+        if own is not None:
+            resent.remove(own)
+        return own is not None
 
     def resend() -> None:
-        nonlocal unsent, resent
+        nonlocal unsent
         time.sleep(RESEND_SECONDS)
         with lock:
             # Not always SIGINT, which `nohup … &` ignores.
@@ -84,7 +88,7 @@ def dropped_interrupts_resent() -> Iterator[Callable[[], bool]]:
             if ended or not handled or main is None:
                 return
             unsent -= 1
-            resent += 1
+            resent.append((handled[0], time.monotonic()))
             signal.pthread_kill(main, handled[0])
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:

@@ -36,9 +36,9 @@ def handle_interrupts(how_to_resume: str) -> Iterator[None]:
     try:
         with dropped_interrupts_resent() as was_resent:
 
-            def stop(_number: int, _frame: FrameType | None) -> None:
+            def stop(number: int, _frame: FrameType | None) -> None:
                 nonlocal signals
-                if was_resent():  # it has been counted, and the user has been told
+                if was_resent(number):  # it has been counted, and the user has been told
                     raise KeyboardInterrupt
                 signals += 1
                 if signals > 1:

@@ -194,22 +194,23 @@ class MlpFold(GradientFold[ShownClips]):
     def state(self) -> dict[str, Any]:
         """Return the state; its components are combinations of the training clips.
 
-        There are far fewer clips than features: a checkpoint would otherwise be 20 times as large.
+        There are mostly far fewer clips than features, so that a checkpoint with the components
+        themselves would be up to 20 times as large.
         """
-        state = super().state()
-        if self.component_weights is None:
-            return state
+        state, own = super().state(), self.network.components
+        if own is None or (self.component_weights is None and own.any()):
+            return state  # those of an older checkpoint
         for name in state.keys() & {"network", "trained"}:
             state[name] = {k: v for k, v in state[name].items() if k != COMPONENTS}
         return {**state, "component_weights": self.component_weights}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`, which must come from the same config and fold."""
-        weights = state.get("component_weights")
-        if weights is not None:  # older checkpoints hold the components themselves
-            shared = {COMPONENTS: self._directions(weights)}
+        weights, own = state.get("component_weights"), self.network.components
+        if own is not None and COMPONENTS not in state["network"]:  # older checkpoints hold them
+            components = torch.zeros_like(own) if weights is None else self._directions(weights)
             state = {
-                name: {**value, **shared} if name in ("network", "trained") else value
+                name: {**value, COMPONENTS: components} if name in ("network", "trained") else value
                 for name, value in state.items()
             }
         super().load_state(state)
@@ -257,9 +258,9 @@ class MlpFold(GradientFold[ShownClips]):
 
 
 def _component_weights(matrix: TrainingMatrix, features: PooledClips, count: int) -> torch.Tensor:
-    """Return what `matrix.directions` makes `count` principal components of, float32.
+    """Return the weights of the clips from which `matrix.directions` makes principal components.
 
-    `[clips, count]`. They are scaled by one factor, by which the mean variance of the components
+    Float32 `[clips, count]`. The components are scaled by one factor, by which their mean variance
     becomes 1. Where the clips span fewer dimensions, the rest is 0.
     """
     clips, weights = matrix.principal(features, count)

@@ -90,7 +90,7 @@ class TrainingMatrix:
         return self._gram
 
     def directions(self, features: PooledClips, weights: torch.Tensor) -> torch.Tensor:
-        """Return `Xᵀ · weights`, float32 `[features, k]`, for float64 weights `[clips, k]`."""
+        """Return `Xᵀ · weights`, float32 `[features, k]`, for weights `[clips, k]`."""
         return self.standardised(features).T @ weights.float()
 
     def principal(self, features: PooledClips, count: int) -> tuple[torch.Tensor, torch.Tensor]:
