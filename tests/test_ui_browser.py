@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +119,9 @@ class Served:
     links: dict[str, str]
 
 
-@pytest.fixture(scope="module")
-def served(store: Store) -> Iterator[Served]:
+@contextmanager
+def serving(store: Store) -> Iterator[Served]:
+    """Run the command `ui` until the end of the block, if it runs as long."""
     process = ui(["first", "--storage", str(store.folder), "--port", str(free_port())])
     try:
         assert process.stdout is not None
@@ -134,6 +136,12 @@ def served(store: Store) -> Iterator[Served]:
     finally:
         process.terminate()  # not killed: it ends the server with it
         process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def served(store: Store) -> Iterator[Served]:
+    with serving(store) as found:
+        yield found
 
 
 def test_the_store_is_not_in_the_list_of_processes(served: Served, store: Store) -> None:
@@ -270,13 +278,13 @@ def test_curves_of_the_metrics(served: Served, browser: webdriver.Chrome, store:
     assert "val_macro_f1" in text_of(browser)
 
 
-def test_ctrl_c_ends_the_server_as_well(served: Served) -> None:
-    """Last in this file: it ends what the others look at."""
-    port = re.search(r":(\d+)/", served.links[LINK_TEXTS["charts"]])
-    assert port is not None
-    assert server_processes(port[1])
-    served.process.send_signal(signal.SIGINT)
-    _, errors = served.process.communicate(timeout=60)
-    assert served.process.returncode == 0, errors
-    assert "Traceback" not in errors
-    assert server_processes(port[1]) == []
+def test_ctrl_c_ends_the_server_as_well(store: Store) -> None:
+    with serving(store) as served:
+        port = re.search(r":(\d+)/", served.links[LINK_TEXTS["charts"]])
+        assert port is not None
+        assert server_processes(port[1])
+        served.process.send_signal(signal.SIGINT)
+        _, errors = served.process.communicate(timeout=60)
+        assert served.process.returncode == 0, errors
+        assert "Traceback" not in errors
+        assert server_processes(port[1]) == []
