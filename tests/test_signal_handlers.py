@@ -19,7 +19,12 @@ import pytest
 from resp_tune import search
 from resp_tune.cli import run
 from resp_tune.cluster.ray_thread import run_in_thread
-from resp_tune.common.signal_handlers import INTERRUPTS, dropped_interrupts_resent
+from resp_tune.common.signal_handlers import (
+    ARRIVAL_SECONDS,
+    INTERRUPTS,
+    DroppedInterrupts,
+    dropped_interrupts_resent,
+)
 from resp_tune.errors import INTERRUPTED
 from resp_tune.harness.signals import handle_interrupts
 
@@ -164,6 +169,17 @@ def test_an_interrupt_that_is_dropped_again_is_sent_again(passed_on: list[Any]) 
     assert run(body) == INTERRUPTED
     assert time.monotonic() - begun < 5
     assert passed_on == []
+
+
+def test_one_that_another_handler_took_is_not_the_next_one() -> None:
+    """Else the user's second interrupt would not stop the search at once."""
+    dropped = DroppedInterrupts()
+    dropped.resent += [(signal.SIGINT, time.monotonic() - ARRIVAL_SECONDS)]
+    assert not dropped.was_resent(signal.SIGINT)
+    dropped.resent += [(signal.SIGTERM, time.monotonic())]
+    assert not dropped.was_resent(signal.SIGINT)
+    assert dropped.was_resent(signal.SIGTERM)
+    assert not dropped.was_resent(signal.SIGTERM)
 
 
 def test_an_interrupt_dropped_just_before_the_end_is_not_lost() -> None:

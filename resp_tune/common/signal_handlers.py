@@ -51,68 +51,79 @@ def interrupts_noted() -> Iterator[list[int]]:
             set_handler(number, handler)
 
 
+class DroppedInterrupts:
+    """Send interrupts again shortly after Python has dropped them.
+
+    Lists are changed by single operations, which no other thread can interrupt: code that the main
+    thread runs in a finalizer must not wait for a lock.
+    """
+
+    def __init__(self) -> None:
+        self.passed_on = sys.unraisablehook
+        self.unsent: list[None] = []  # one for each that was dropped and not yet sent again
+        self.resent: list[tuple[int, float]] = []  # number and time of what no handler has taken
+        self.sending = threading.Lock()
+        self.ended = False
+
+    def hook(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Note a `KeyboardInterrupt` of the main thread; pass anything else on."""
+        is_main = threading.get_ident() == threading.main_thread().ident
+        if not (is_main and issubclass(unraisable.exc_type, KeyboardInterrupt)):
+            self.passed_on(unraisable)
+            return
+        self.unsent.append(None)
+        with suppress(RuntimeError):  # no more threads: it is raised at the end
+            # Not a `threading.Timer`, whose start takes a lock that the code which the finalizer
+            # interrupted may hold.
+            _thread.start_new_thread(self._resend, ())
+
+    def _resend(self) -> None:
+        time.sleep(RESEND_SECONDS)
+        with self.sending:
+            # Not always SIGINT, which `nohup … &` ignores.
+            handled = [n for n in INTERRUPTS if callable(signal.getsignal(n))]
+            main = threading.main_thread().ident
+            if self.ended or not handled or main is None:
+                return
+            self.unsent.pop()
+            self.resent.append((handled[0], time.monotonic()))
+            signal.pthread_kill(main, handled[0])
+
+    def was_resent(self, number: int) -> bool:
+        """Return whether the signal that a handler gets was sent again, once for each that was."""
+        # Another handler may have taken one: it must not stand for the user's next interrupt.
+        oldest = time.monotonic() - ARRIVAL_SECONDS
+        for sent in [sent for sent in self.resent if sent[0] == number]:
+            self.resent.remove(sent)
+            if sent[1] > oldest:
+                return True
+        return False
+
+    def end(self) -> None:
+        """Send nothing from now on; what is being sent arrives before this returns."""
+        self.ended = True
+        with self.sending:
+            pass
+
+
 @contextmanager
-def dropped_interrupts_resent() -> Iterator[Callable[[int], bool]]:
+def dropped_interrupts_resent() -> Iterator[DroppedInterrupts]:
     """Send an interrupt again shortly after Python has dropped it inside, and print nothing.
 
     Python passes what a handler raises in `__del__` or in the callback of a weak reference to
     `sys.unraisablehook`, which prints it, and goes on as if there had been no interrupt. If the
     block ends without an error before one was sent again, `KeyboardInterrupt` is raised there. In
     any thread but the main one, do nothing.
-
-    Yields a function with which a handler finds out whether its signal, by number, was sent again:
-    it returns True once for each that was.
     """
-    before = sys.unraisablehook
-    lock = threading.Lock()
-    unsent = 0  # changed by the main thread in the hook, which no lock may hold up
-    resent: list[tuple[int, float]] = []  # number and time of what no handler has taken yet
-    ended = False
-
-    def was_resent(number: int) -> bool:
-        # Another handler may have taken one: it must not stand for the user's next interrupt.
-        now = time.monotonic()
-        resent[:] = [sent for sent in resent if now - sent[1] < ARRIVAL_SECONDS]
-        own = next((sent for sent in resent if sent[0] == number), None)
-        if own is not None:
-            resent.remove(own)
-        return own is not None
-
-    def resend() -> None:
-        nonlocal unsent
-        time.sleep(RESEND_SECONDS)
-        with lock:
-            # Not always SIGINT, which `nohup … &` ignores.
-            handled = [n for n in INTERRUPTS if callable(signal.getsignal(n))]
-            main = threading.main_thread().ident
-            if ended or not handled or main is None:
-                return
-            unsent -= 1
-            resent.append((handled[0], time.monotonic()))
-            signal.pthread_kill(main, handled[0])
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        nonlocal unsent
-        is_main = threading.get_ident() == threading.main_thread().ident
-        if not (is_main and issubclass(unraisable.exc_type, KeyboardInterrupt)):
-            before(unraisable)
-            return
-        unsent += 1
-        with suppress(RuntimeError):  # no more threads: it is raised at the end
-            # Not a `threading.Timer`, whose start takes a lock that the code which the finalizer
-            # interrupted may hold.
-            _thread.start_new_thread(resend, ())
-
+    dropped = DroppedInterrupts()
     if threading.current_thread() is not threading.main_thread():
-        yield was_resent
+        yield dropped
         return
-    sys.unraisablehook = hook
+    sys.unraisablehook = dropped.hook
     try:
-        yield was_resent
-        if unsent:
+        yield dropped
+        if dropped.unsent:
             raise KeyboardInterrupt
     finally:
-        sys.unraisablehook = before
-        ended = True
-        with lock:  # what is being sent now arrives before the handlers change
-            pass
+        sys.unraisablehook = dropped.passed_on
+        dropped.end()

@@ -34,11 +34,11 @@ def handle_interrupts(how_to_resume: str) -> Iterator[None]:
 
     before = {number: signal.getsignal(number) for number in INTERRUPTS}
     try:
-        with dropped_interrupts_resent() as was_resent:
+        with dropped_interrupts_resent() as dropped:
 
             def stop(number: int, _frame: FrameType | None) -> None:
                 nonlocal signals
-                if was_resent(number):  # it has been counted, and the user has been told
+                if dropped.was_resent(number):  # it has been counted, and the user has been told
                     raise KeyboardInterrupt
                 signals += 1
                 if signals > 1:
